@@ -1,0 +1,148 @@
+"""Photometric redshifts: this zoo beside FlexZBoost, PZFlow and a regression forest, in one run.
+
+    pip install -e ".[bench]"
+    python -m benchmarks.zephyr --data <folder of zcosmos_*.hdf5> --out benchmarks/zephyr.csv
+
+One environment holds zoo and peers. The DC2 catalogue comes inside pz-rail-base; the zCOSMOS files
+are needed for that set alone. `--sets`, `--methods` and `--seeds` choose a part: the rows of that part
+are renewed in the table and the others stay, so that it can be filled bit by bit.
+
+Every method trains on the same rows, answers on the same grid and is scored by the same function
+(`benchmarks.photoz_metrics`). Times are CPU seconds of this process and its children on one thread;
+`objects_per_second` is the best of five passes over 1,000 objects. `matmul_ms` is the time of a
+1024^3 float32 matrix product in the same run, to compare machines by.
+"""
+
+import os
+
+# One thread for everything: read by numpy, torch, XGBoost, joblib and JAX when they are imported.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    OPENBLAS_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    LOKY_MAX_CPU_COUNT="1",
+    JAX_PLATFORMS="cpu",
+)
+
+import argparse
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.photoz_data import SETS, Array, PhotozSet, load
+from benchmarks.photoz_metrics import photoz_metrics
+from benchmarks.photoz_peers import Predict, flexzboost, forest, pzflow
+
+TIMED_OBJECTS, PASSES = 1000, 5
+KEY = ("set", "method", "seed")
+
+
+def main() -> None:
+    """Run the chosen methods on the chosen sets, and renew their rows of the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("data/photoz"), help="zCOSMOS files")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/zephyr.csv"))
+    parser.add_argument("--scratch", type=Path, default=Path("outputs/benchmarks/zephyr"))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    options = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):  # JAX sizes its thread pool by the cores that it may use
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+    for name in options.sets:
+        data = load(name, options.data)
+        for method in options.methods:
+            for seed in options.seeds:
+                row = run(method, data, seed, options.scratch)
+                update(options.out, row)
+                print(*(f"{key}={value}" for key, value in row.items()), flush=True)
+
+
+def run(method: str, data: PhotozSet, seed: int, scratch: Path) -> dict[str, str]:
+    """Train one method on one set, score it on the test rows: one row of the table."""
+    start = cpu_seconds()
+    if method == "zephyr":
+        predict, speed = zephyr(data, seed, scratch)
+    else:
+        predict, speed = PEERS[method](data, seed), None
+    train_seconds = cpu_seconds() - start
+    # The first pass compiles what a method compiles, so the timed ones follow it.
+    scores = photoz_metrics(predict(data.test), data.grid, data.test["redshift"])
+    numbers = {
+        **scores,
+        "train_seconds": train_seconds,
+        "objects_per_second": speed or objects_per_second(predict, data.test),
+        "matmul_ms": matmul_ms(),
+    }
+    counts = {"n_train": len(data.train["redshift"]), "n": len(data.test["redshift"])}
+    text = {key: str(value) for key, value in counts.items()}
+    text |= {key: f"{value:.4g}" for key, value in numbers.items()}
+    return {"set": data.name, "method": method, "seed": str(seed), **text}
+
+
+def zephyr(data: PhotozSet, seed: int, scratch: Path) -> tuple[Predict, float]:
+    """This zoo, through its two commands, as a user would run it."""
+    raise NotImplementedError
+
+
+PEERS: dict[str, Callable[[PhotozSet, int], Predict]] = {
+    "rf": forest,
+    "flexzboost": flexzboost,
+    "pzflow": pzflow,
+}
+METHODS = (*PEERS, "zephyr")
+
+
+def objects_per_second(predict: Predict, test: dict[str, Array]) -> float:
+    """Objects per CPU second, best of five passes."""
+    few = {name: column[:TIMED_OBJECTS] for name, column in test.items()}
+    predict(few)  # JAX compiles anew for each batch size
+    return len(few["redshift"]) / best_seconds(lambda: predict(few))
+
+
+def matmul_ms() -> float:
+    """CPU milliseconds of a 1024^3 float32 matrix product, best of five."""
+    matrix = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    return 1e3 * best_seconds(lambda: matrix @ matrix)
+
+
+def best_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of the quickest of five calls."""
+    times = []
+    for _ in range(PASSES):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def cpu_seconds() -> float:
+    """CPU seconds so far of this process and of the children that have ended."""
+    return sum(os.times()[:4])
+
+
+def update(path: Path, row: dict[str, str]) -> None:
+    """Put a row into the CSV table, in the place of the one with its set, method and seed."""
+    rows = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = {tuple(old[key] for key in KEY): old for old in csv.DictReader(file)}
+    rows[tuple(row[key] for key in KEY)] = row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        names = [*SETS, *METHODS]
+        writer.writerows(
+            rows[key] for key in sorted(rows, key=lambda k: (*map(names.index, k[:2]), int(k[2])))
+        )
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    main()

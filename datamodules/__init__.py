@@ -1,0 +1,1 @@
+"""One LightningDataModule per component, and the tables they read and write."""

@@ -1,0 +1,332 @@
+"""Rows of a catalogue as batches: splits, the seeded epoch sampler, streaming for predictions."""
+
+import hashlib
+import operator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from datamodules.catalogue import Catalogue, convert, open_catalogue, read_table, resolve
+
+Rows = dict[str, Tensor]
+
+
+class CatalogueData(L.LightningDataModule):
+    """A catalogue, or an embedded simulation when ``path`` is null, as batches of tensors.
+
+    A component says which columns it needs (`roles`), how they become physical tensors
+    (`to_batch`), how a training batch is augmented (`augment`) and what to simulate (`simulate`).
+
+    Training rows are held in memory and split by a seeded permutation. Predictions stream: every
+    rank reads its own contiguous share of the rows, in order and in constant memory.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        group: str | None = None,
+        columns: Mapping[str, Any] | None = None,
+        keep: Sequence[str] = (),
+        train_where: str | None = None,
+        split: str = "test",
+        seed: int = 0,
+        batch_size: int = 256,
+        predict_batch_size: int = 4096,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        num_workers: int = 0,
+        origin: str = "",
+    ) -> None:
+        super().__init__()
+        if split not in ("test", "all"):
+            raise ValueError(f"data.split is '{split}'; it is 'test' or 'all'")
+        self.path, self.group, self.keep = path, group, list(keep)
+        self.columns = {k: v for k, v in (columns or {}).items() if v is not None}
+        self.train_where, self.split, self.seed = train_where, split, seed
+        self.batch_size, self.predict_batch_size = batch_size, predict_batch_size
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.num_workers, self.origin = num_workers, origin
+        self.rows: dict[str, Rows] = {}
+        self._simulated: dict[str, dict[str, np.ndarray]] = {}
+        self.table: Any = None  # an in-memory table, from Python, in place of the path
+
+    # --- what a component defines -----------------------------------------------------------
+
+    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
+        """Role -> (column of the catalogue, unit it is wanted in or None), of the columns to read.
+
+        Truth columns are wanted in training, and taken in prediction where they exist.
+        """
+        raise NotImplementedError
+
+    def to_batch(self, columns: Mapping[str, np.ndarray]) -> Rows:
+        """Physical tensors from columns named by role; raises ``ValueError`` for bad values."""
+        raise NotImplementedError
+
+    def simulate(self, split: str) -> dict[str, np.ndarray]:
+        """The embedded simulation as a table; ``split`` is ``"fit"`` or ``"test"``."""
+        raise NotImplementedError
+
+    def augment(self, batch: Rows, generator: torch.Generator) -> Rows:
+        """A training batch with the random changes of this step."""
+        return batch
+
+    def schema(self) -> dict[str, Any]:
+        """Constructor arguments of the model, and of this module, that the data decide."""
+        return {}
+
+    # --- training -----------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage != "fit" or self.rows:
+            return
+        with self.open("fit") as catalogue:
+            roles = self.roles(catalogue, training=True)
+            chosen = self._chosen_rows(catalogue)
+            parts = [
+                self.to_batch(columns)
+                for _, columns in self._read(catalogue, roles, 0, len(catalogue), chosen)
+            ]
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for name, index in self._splits(len(next(iter(whole.values())))).items():
+            self.rows[name] = {key: values[index] for key, values in whole.items()}
+            self.rows[name]["row"] = torch.arange(len(index))
+        for name in ("train", "val"):
+            if not len(next(iter(self.rows[name].values()))):
+                raise ValueError(f"no rows are left for the '{name}' split; the catalogue is small")
+
+    def training_batch(self) -> Rows:
+        """All training rows at once, without augmentation."""
+        return self.rows["train"]
+
+    def validation_batch(self) -> Rows:
+        return self.rows["val"]
+
+    def train_dataloader(self) -> DataLoader:
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        if self.batch_size % world:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} counts all processes together, and cannot be "
+                f"shared evenly by {world}; take a multiple of {world}"
+            )
+        n = len(next(iter(self.rows["train"].values())))
+        batches = GlobalBatches(n, self.batch_size, self.seed, multiple_of=world)
+        shares = BatchShares(self, rank, world)
+        return DataLoader(shares, sampler=batches, batch_size=None, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        share = {name: values[rank::world] for name, values in self.rows["val"].items()}
+        n = len(next(iter(share.values())))
+        slices = [
+            slice(i, i + self.predict_batch_size) for i in range(0, n, self.predict_batch_size)
+        ]
+        batches = [{name: values[part] for name, values in share.items()} for part in slices]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+    # --- prediction ---------------------------------------------------------------------------
+
+    def predict_dataloader(self) -> DataLoader:
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        return DataLoader(PredictionStream(self, rank, world), batch_size=None)
+
+    def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """This rank's contiguous share of the rows, in order.
+
+        Besides the tensors of `to_batch`, a batch holds ``row`` (int64, the row in the catalogue)
+        and ``keep``, the pass-through columns as numpy arrays.
+        """
+        with self.open("test") as catalogue:
+            if not len(catalogue):
+                raise ValueError(f"{self.name} has no rows")
+            roles = self.roles(catalogue, training=False)
+            chosen = self._predicted_rows(catalogue)
+            n = len(catalogue)
+            start, stop = n * rank // world, n * (rank + 1) // world
+            for row, columns in self._read(catalogue, roles, start, stop, chosen):
+                batch: dict[str, Any] = dict(self.to_batch(columns))
+                batch["row"] = torch.from_numpy(row)
+                batch["keep"] = {name: columns[f"keep:{name}"] for name in self.keep}
+                yield batch
+
+    def n_predicted(self) -> int:
+        """How many rows `prediction_batches` gives in all."""
+        with self.open("test") as catalogue:
+            chosen = self._predicted_rows(catalogue)
+            return len(catalogue) if chosen is None else int(chosen.sum())
+
+    def keep_units(self) -> dict[str, str]:
+        """Units of the pass-through columns, for the file of predictions."""
+        with self.open("test") as catalogue:
+            return {n: str(catalogue.units[n]) for n in self.keep if n in catalogue.units}
+
+    # --- what they share ----------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What to call these data in messages."""
+        return self.path or ("the table" if self.table is not None else "the simulation")
+
+    def open(self, which: str) -> Catalogue:
+        if self.table is not None:
+            return read_table(self.table)
+        if self.path is not None:
+            return open_catalogue(self.path, self.group)
+        if which not in self._simulated:
+            self._simulated[which] = self.simulate(which)
+        return read_table(self._simulated[which])
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the data come from, for the checkpoint's record."""
+        if self.path is None:
+            return {"simulation": type(self).__name__, "seed": self.seed}
+        with open(self.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with self.open("fit") as catalogue:
+            rows = len(catalogue)
+        return {"path": str(self.path), "sha256": digest, "rows": rows}
+
+    def _read(
+        self,
+        catalogue: Catalogue,
+        roles: Mapping[str, tuple[str, str | None]],
+        start: int,
+        stop: int,
+        chosen: np.ndarray | None,
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """(row numbers, columns by role in the wanted units), chunk by chunk."""
+        wanted = {role: column for role, (column, _) in roles.items()}
+        wanted |= {f"keep:{name}": name for name in self.keep}
+        resolve(catalogue.names, wanted, self.name)
+        names = list(dict.fromkeys(wanted.values()))
+        row = start
+        for chunk in catalogue.chunks(names, self.predict_batch_size, start, stop):
+            n = len(next(iter(chunk.values())))
+            rows = np.arange(row, row + n)
+            row += n
+            pick = slice(None) if chosen is None else chosen[rows]
+            columns = {}
+            for role, column in wanted.items():
+                values = chunk[column][pick]
+                unit = roles[role][1] if role in roles else None
+                if unit is not None:
+                    values = convert(values, catalogue.units.get(column), unit, column)
+                columns[role] = values
+            if len(rows[pick]):
+                yield rows[pick], columns
+
+    def _chosen_rows(self, catalogue: Catalogue) -> np.ndarray | None:
+        """Mask of the rows that ``train_where`` keeps, or None for all of them."""
+        if not len(catalogue):
+            raise ValueError(f"{self.name} has no rows")
+        if not self.train_where:
+            return None
+        return where(catalogue, self.train_where)
+
+    def _predicted_rows(self, catalogue: Catalogue) -> np.ndarray | None:
+        """Mask of the test split of a training file; None where all rows are predicted."""
+        if self.split == "all" or self.path is None:
+            return None
+        chosen = self._chosen_rows(catalogue)
+        rows = np.arange(len(catalogue)) if chosen is None else np.flatnonzero(chosen)
+        mask = np.zeros(len(catalogue), bool)
+        mask[rows[self._splits(len(rows))["test"].numpy()]] = True
+        return mask
+
+    def _splits(self, n: int) -> dict[str, Tensor]:
+        """Row numbers of train, val and test; a simulation draws its test rows apart."""
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+        n_test = round(n * self.test_fraction) if self.path is not None else 0
+        n_val = round(n * self.val_fraction)
+        train = order[n_test + n_val :]
+        # a component that holds out folds of its own validates on its training rows
+        val = order[n_test : n_test + n_val] if self.val_fraction else train
+        return {"test": order[:n_test], "val": val, "train": train}
+
+
+class GlobalBatches(Sampler):
+    """Each epoch's global batches: (row numbers, seed of the step), from seed and epoch alone.
+
+    A resumed run therefore meets the batches that the uninterrupted one would have met, and
+    every process the same ones, of which `BatchShares` takes its share.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, multiple_of: int = 1) -> None:
+        self.n, self.seed, self.epoch = n, seed, 0
+        self.batch_size = min(batch_size, n // multiple_of * multiple_of)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        order = torch.randperm(self.n, generator=generator)
+        seeds = torch.randint(2**62, (len(self),), generator=generator).tolist()
+        for i, seed in enumerate(seeds):
+            yield order[i * self.batch_size : (i + 1) * self.batch_size], seed
+
+
+class BatchShares(Dataset):
+    """This process's rows of a global batch.
+
+    The whole batch is augmented before it is shared out, so that any number of processes sees
+    the same random numbers, and their mean gradient is that of one process.
+    """
+
+    def __init__(self, data: CatalogueData, rank: int, world: int) -> None:
+        self.data, self.rank, self.world = data, rank, world
+
+    def __getitem__(self, request: tuple[Tensor, int]) -> Rows:
+        index, seed = request
+        batch = {name: values[index] for name, values in self.data.rows["train"].items()}
+        batch = self.data.augment(batch, torch.Generator().manual_seed(seed))
+        return {name: values[self.rank :: self.world] for name, values in batch.items()}
+
+
+class PredictionStream(IterableDataset):
+    """`CatalogueData.prediction_batches` for a DataLoader."""
+
+    def __init__(self, data: CatalogueData, rank: int, world: int) -> None:
+        self.data, self.rank, self.world = data, rank, world
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.data.prediction_batches(self.rank, self.world)
+
+
+COMPARE = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def where(catalogue: Catalogue, condition: str) -> np.ndarray:
+    """Mask of the rows that meet e.g. ``"secure == 1 and mag_i < 22.5"``."""
+    mask = np.ones(len(catalogue), bool)
+    for clause in re.split(r"\s+and\s+", condition.strip()):
+        match = re.fullmatch(r"(\S+?)\s*(==|!=|<=|>=|<|>)\s*(\S+)", clause)
+        if not match:
+            raise ValueError(
+                f"data.train_where: '{clause}' is not '<column> <comparison> <value>', such as "
+                f"'secure == 1'; join several with ' and '"
+            )
+        column, comparison, value = match.groups()
+        resolve(catalogue.names, {"train_where": column}, catalogue.path)
+        values = np.concatenate([chunk[column] for chunk in catalogue.chunks([column])])
+        other = float(value) if values.dtype.kind in "iufb" else value.strip("'\"")
+        mask &= COMPARE[comparison](values, other)
+    if not mask.any():
+        raise ValueError(f"{catalogue.path}: no row meets data.train_where='{condition}'")
+    return mask

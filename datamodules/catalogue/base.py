@@ -1,0 +1,132 @@
+"""What every catalogue shares: the streaming interface and the treatment of blanks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from astropy import units as u
+
+from .columns import resolve
+
+# Integers beyond 2**53 are not exact in float64.
+_EXACT = 2**53
+
+
+class Catalogue:
+    """A table that is read in chunks; a context manager.
+
+    `names` are the columns in file order, `units` holds only columns that have one, and
+    `len(catalogue)` is the number of rows. Formats subclass it with `_blocks`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        names: Sequence[str],
+        units: Mapping[str, u.UnitBase | None],
+        length: int,
+    ) -> None:
+        self.path = path
+        # astropy serialises a masked column `x` (HDF5, Parquet) as the pair `x`, `x.mask`.
+        self._masks = {n: f"{n}.mask" for n in names if f"{n}.mask" in names}
+        self.names = [n for n in names if n not in self._masks.values()]
+        self.units = {n: unit for n in self.names if (unit := units.get(n)) is not None}
+        self._length = length
+        # Whether a column has blanks anywhere; columns not listed are scanned when asked for.
+        self._blank: dict[str, bool] = {}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+
+    def chunks(
+        self,
+        columns: Sequence[str],
+        rows: int = 65_536,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Stream `columns` over rows start..stop, in order, `rows` at a time (the last is shorter).
+
+        Arrays are (rows,) or (rows, ...) in native byte order. Blank numbers become NaN: an
+        integer or boolean column with a blank anywhere in the file is float64 in every chunk.
+        Blank strings are "". Raises ValueError for missing columns, and for blanks in an integer
+        column whose numbers float64 cannot hold exactly.
+        """
+        resolve(self.names, {c: c for c in columns}, self.path)
+        if rows < 1 or start < 0:
+            raise ValueError(f"chunks need rows >= 1 and start >= 0, got {rows=} and {start=}")
+        stop = len(self) if stop is None else min(stop, len(self))
+        return self._filled(list(dict.fromkeys(columns)), rows, start, stop)
+
+    def _filled(
+        self, columns: list[str], rows: int, start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        if unknown := [c for c in columns if c not in self._blank]:
+            found = dict.fromkeys(unknown, False)
+            for block in self._masked_blocks(unknown, rows, 0, len(self)):
+                for column, values in block.items():
+                    found[column] |= bool(np.ma.is_masked(values))
+            self._blank.update(found)
+        for block in self._masked_blocks(columns, rows, start, stop):
+            yield {c: self._fill(c, block[c]) for c in columns}
+
+    def _masked_blocks(
+        self, columns: list[str], rows: int, start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        masks = [self._masks[c] for c in columns if c in self._masks]
+        for block in self._blocks(columns + masks, rows, start, stop):
+            for column in columns:
+                if column in self._masks:
+                    mask = block[self._masks[column]]
+                    block[column] = np.ma.array(block[column], mask=mask)
+            yield {c: block[c] for c in columns}
+
+    def _fill(self, column: str, values: np.ndarray) -> np.ndarray:
+        if self._blank[column] and values.dtype.kind in "biu":
+            if values.dtype.itemsize == 8 and np.any((values > _EXACT) | (values < -_EXACT)):
+                raise ValueError(
+                    f"{self.path}: integer column {column!r} has blank entries and numbers above "
+                    "2**53, which a float with NaN cannot hold; fill the blanks or drop those rows"
+                )
+            values = values.astype(np.float64)
+        if isinstance(values, np.ma.MaskedArray):
+            text = values.dtype.kind in "UO"
+            return values.filled("" if text else np.nan) if values.mask.any() else values.data
+        return values
+
+    def _blocks(
+        self, columns: list[str], rows: int, start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the same as `chunks`, but with masked arrays where there may be blanks."""
+        raise NotImplementedError
+
+
+def spans(rows: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Cut start..stop into pieces of `rows`."""
+    for first in range(start, stop, rows):
+        yield first, min(first + rows, stop)
+
+
+def plain(values: np.ndarray, where: str) -> np.ndarray:
+    """Native byte order, and bytes decoded to str; `where` names the column in errors."""
+    if values.dtype.kind == "S":
+        try:
+            return np.char.decode(values, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: text that is not UTF-8 ({error})") from error
+    return values.astype(values.dtype.newbyteorder("="), copy=False)

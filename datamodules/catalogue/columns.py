@@ -1,0 +1,71 @@
+"""The user's column map and the units of columns."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from astropy import units as u
+
+_SHOWN = 20
+
+
+def resolve(names: Sequence[str], wanted: Mapping[str, str], path: str | os.PathLike[str]) -> None:
+    """Check that every wanted column is there.
+
+    `wanted` maps a role ("redshift") to a column name ("ZSPEC"). Raises one ValueError naming
+    every missing column, its role, near matches and how to map it.
+    """
+    missing = {role: column for role, column in wanted.items() if column not in names}
+    if not missing:
+        return
+    lines = [f"{path}: {len(missing)} column(s) not found"]
+    for role, column in missing.items():
+        near = _near(names, column) or _near(names, role)
+        hint = f"near matches: {', '.join(near)}; " if near else ""
+        choice = near[0] if near else "<column>"
+        lines.append(f"  {role}: no column {column!r}; {hint}map it: data.columns.{role}={choice}")
+    more = f" ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    lines.append(f"  columns in the file: {', '.join(names[:_SHOWN])}{more}")
+    raise ValueError("\n".join(lines))
+
+
+def _near(names: Sequence[str], word: str) -> list[str]:
+    lowered: dict[str, str] = {}
+    for name in names:
+        lowered.setdefault(name.lower(), name)
+    return [lowered[m] for m in difflib.get_close_matches(word.lower(), lowered, n=3)]
+
+
+def convert(
+    values: np.ndarray, unit_in: u.UnitBase | None, unit_out: u.UnitBase | str, column: str
+) -> np.ndarray:
+    """Convert a column to the unit the model expects.
+
+    `unit_in` None means that the values are taken to be in `unit_out` already. Plain "mag" and
+    "mag(AB)" stand for each other; other magnitude systems must be convertible by astropy.
+    Raises ValueError naming the column, the unit found and the unit expected.
+    """
+    wanted = u.Unit(unit_out)
+    if unit_in is None or unit_in == wanted or {unit_in, wanted} == {u.mag, u.ABmag}:
+        return np.asarray(values)
+    try:
+        return np.asarray(unit_in.to(wanted, values))
+    except (u.UnitsError, ValueError) as error:
+        raise ValueError(
+            f"column {column!r} is in {str(unit_in)!r}, which does not convert to the expected "
+            f"{str(wanted)!r}; convert the column, or mend its unit in the file"
+        ) from error
+
+
+def parse_unit(text: object) -> u.UnitBase | None:
+    """Read a unit as catalogues spell it; an unknown one is kept by name, a blank one is None."""
+    text = text.decode() if isinstance(text, bytes) else str(text or "")
+    if not text.strip():
+        return None
+    for style in (None, "fits", "cds", "vounit"):
+        try:
+            return u.Unit(text, format=style, parse_strict="raise")
+        except (ValueError, TypeError):
+            continue
+    return u.Unit(text, parse_strict="silent")

@@ -1,0 +1,238 @@
+"""FITS binary tables, read and written row block by row block."""
+
+import gzip
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import IO
+
+import numpy as np
+from astropy.io import fits
+
+from .base import Catalogue, plain, spans
+from .columns import parse_unit
+from .sink import About, Sink
+
+# FITS binary table codes by numpy type (FITS standard 4.0, table 18).
+_CODES = {"b1": "L", "u1": "B", "i2": "I", "i4": "J", "i8": "K", "f4": "E", "f8": "D"}
+_BLOCK = 2880
+
+
+def open_fits(path: str, group: str | None) -> Catalogue:
+    """Open the first binary table, or the one whose EXTNAME is `group`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # truncation is checked below, as an error
+            with fits.open(path) as hdus:
+                tables = [h for h in hdus if isinstance(h, fits.BinTableHDU)]
+                if group is not None:
+                    named = [h for h in tables if h.name.lower() == group.lower()]
+                    if not named:
+                        known = ", ".join(h.name or "(unnamed)" for h in tables) or "none"
+                        raise ValueError(f"{path}: no table data.group={group}; it has {known}")
+                    tables = named
+                if not tables:
+                    raise ValueError(
+                        f"{path}: no complete binary table in this FITS file; it holds an image or "
+                        "an ASCII table, or looks truncated"
+                    )
+                if tables[0].header.get("ZTABLE"):
+                    raise ValueError(f"{path}: a compressed table; run funpack on it first")
+                return FitsCatalogue(path, tables[0].columns, tables[0])
+    except (OSError, EOFError, gzip.BadGzipFile) as error:
+        raise OSError(f"{path}: not a readable FITS file, or it looks truncated ({error})") from (
+            error
+        )
+
+
+class FitsCatalogue(Catalogue):
+    """One binary table; each pass opens the file anew and reads whole rows."""
+
+    def __init__(self, path: str, columns: fits.ColDefs, hdu: fits.BinTableHDU) -> None:
+        units = {c.name: parse_unit(c.unit) for c in columns}
+        super().__init__(path, columns.names, units, int(hdu.header["NAXIS2"]))
+        self._columns = {c.name: c for c in columns}
+        self._rows = columns.dtype.newbyteorder(">")
+        self._offset = hdu.fileinfo()["datLoc"]
+        self._blank.update({c.name: False for c in columns if c.null is None})
+        needed = self._offset + len(self) * self._rows.itemsize
+        if not path.lower().endswith(".gz") and os.path.getsize(path) < needed:
+            raise OSError(
+                f"{path}: looks truncated: its table of {len(self)} rows needs {needed} bytes, the "
+                f"file has {os.path.getsize(path)}; copy or download it again"
+            )
+
+    def _blocks(
+        self, columns: list[str], rows: int, start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        for name in columns:
+            if self._columns[name].format.format in "PQX":
+                raise ValueError(
+                    f"{self.path}: column {name!r} has variable-length or bit entries (format "
+                    f"{self._columns[name].format}), which cannot be read as a plain array"
+                )
+        width = self._rows.itemsize
+        with self._open() as file:
+            file.seek(self._offset + start * width)
+            for first, last in spans(rows, start, stop):
+                raw = file.read((last - first) * width)
+                if len(raw) < (last - first) * width:
+                    raise OSError(f"{self.path}: looks truncated: it ends before row {last}")
+                table = np.frombuffer(raw, self._rows)
+                yield {name: self._decode(table[name], name) for name in columns}
+
+    def _open(self) -> IO[bytes]:
+        return gzip.open(self.path) if self.path.lower().endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
+
+    def _decode(self, raw: np.ndarray, name: str) -> np.ndarray:
+        """Physical values: text, TNULL, unsigned integers and TSCAL/TZERO (standard, 7.3.2)."""
+        column = self._columns[name]
+        values = plain(raw, f"{self.path}: column {name!r}")
+        if values.dtype.kind == "U":
+            return np.char.rstrip(values)
+        if column.format.format == "L":
+            return values == ord("T")
+        blank = None if column.null is None else values == column.null
+        scale, zero = column.bscale or 1, column.bzero or 0
+        bits = 8 * values.dtype.itemsize
+        if values.dtype.kind == "i" and scale == 1 and zero == 2 ** (bits - 1):
+            values = values.view(f"u{bits // 8}") ^ np.array(zero, f"u{bits // 8}")
+        elif (scale, zero) != (1, 0):
+            values = values * float(scale) + float(zero)
+        return values if blank is None else np.ma.array(values, mask=blank)
+
+
+class FitsSink(Sink):
+    """Rows go straight to disk; NAXIS2 is patched at the end."""
+
+    def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
+        super().__init__(path, first, about)
+        self._encoded_types = {name: _encode(name, v).dtype for name, v in first.items()}
+        self._count = 0
+        self._file: IO[bytes] = open(path, "w+b")
+        self._start()
+
+    def write(self, chunk: Mapping[str, np.ndarray]) -> None:
+        encoded = {name: _encode(name, values) for name, values in chunk.items()}
+        wider = {n: v.dtype for n, v in encoded.items() if v.dtype.kind == "S"}
+        wider = {n: t for n, t in wider.items() if t.itemsize > self._encoded_types[n].itemsize}
+        if wider:
+            self._widen(wider)
+        table = np.empty(len(next(iter(encoded.values()))), self._dtype)
+        for name, values in encoded.items():
+            table[name] = values
+        self._file.write(table.tobytes())
+        self._count += len(table)
+
+    def close(self) -> None:
+        size = self._count * self._dtype.itemsize
+        self._file.write(b"\0" * (-size % _BLOCK))
+        self._header["NAXIS2"] = self._count
+        self._file.seek(_BLOCK)
+        self._file.write(self._header.tostring().encode("ascii"))
+        self._file.close()
+        if self.about.constants:
+            with fits.open(self.path, mode="append") as hdus:
+                for place, values in self.about.constants.items():
+                    name = place.rsplit("/", 1)[-1]
+                    values = np.atleast_1d(values)
+                    rows = np.zeros(len(values), [(name, values.dtype, values.shape[1:])])
+                    rows[name] = values
+                    hdus.append(fits.BinTableHDU(rows, name=name))
+
+    def abort(self) -> None:
+        self._file.close()
+
+    def _start(self) -> None:
+        """Write the headers for the present column widths."""
+        self._dtype = np.dtype(
+            [(n, self._encoded_types[n], v.shape[1:]) for n, v in self.first.items()]
+        ).newbyteorder(">")
+        self._header = self._make_header()
+        primary = fits.PrimaryHDU().header
+        primary["EXTEND"] = True
+        self._file.write(primary.tostring().encode("ascii"))
+        self._file.write(self._header.tostring().encode("ascii"))
+        self._data = self._file.tell()
+
+    def _make_header(self) -> fits.Header:
+        columns = []
+        for name, values in self.first.items():
+            kind, shape = self._encoded_types[name], values.shape[1:]
+            text = kind.kind == "S"
+            code = "A" if text else "L" if values.dtype.kind == "b" else _CODES[kind.str[1:]]
+            count = kind.itemsize if text else int(np.prod(shape))
+            unsigned = values.dtype.kind == "u" and values.dtype.itemsize > 1
+            columns.append(
+                fits.Column(
+                    name,
+                    f"{count}{code}",
+                    unit=self.about.units.get(name),
+                    dim=str(shape[::-1]).replace(" ", "") if len(shape) > 1 else None,
+                    bzero=2 ** (8 * kind.itemsize - 1) if unsigned else None,
+                )
+            )
+        header = fits.BinTableHDU.from_columns(columns, nrows=0).header
+        for number, name in enumerate(self.first, start=1):
+            used = max(len(str(header.cards[f"TTYPE{number}"]).rstrip()), 30) + len(" / ")
+            description = _ascii(self.about.descriptions.get(name, ""))
+            header.comments[f"TTYPE{number}"] = description[: max(80 - used, 0)]
+        for key, entry in self.about.meta.items():
+            _add_card(header, _ascii(key), _ascii(entry))
+        return header
+
+    def _widen(self, wider: Mapping[str, np.dtype]) -> None:
+        """Lay the rows out anew, for text longer than any before."""
+        old_dtype, old_data, old = self._dtype, self._data, self._file
+        self._encoded_types.update(
+            {
+                n: np.dtype(f"S{max(t.itemsize, 2 * old_dtype[n].itemsize)}")
+                for n, t in wider.items()
+            }
+        )
+        os.unlink(self.path)  # the open handle `old` still reads it
+        self._file = open(self.path, "w+b")
+        self._start()
+        old.seek(old_data)
+        with old:
+            for first, last in spans(65_536, 0, self._count):
+                rows = np.frombuffer(old.read((last - first) * old_dtype.itemsize), old_dtype)
+                self._file.write(rows.astype(self._dtype).tobytes())
+
+
+def _encode(name: str, values: np.ndarray) -> np.ndarray:
+    """The FITS storage of a column: text as ASCII, booleans as T/F, unsigned with TZERO."""
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    if kind in "UO":
+        if values.ndim > 1:
+            raise ValueError(f"column {name!r}: FITS output of text must be one string per row")
+        try:
+            text = np.char.encode(values.astype(str), "ascii")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"column {name!r}: FITS holds ASCII text only ({error}); write .hdf5 or .parquet"
+            ) from error
+        return text.astype(f"S{max(text.dtype.itemsize, 1)}")
+    if kind == "b":
+        return np.where(values, ord("T"), ord("F")).astype(np.int8)
+    if kind == "u" and size > 1:
+        return (values ^ np.array(2 ** (8 * size - 1), values.dtype)).view(f"i{size}")
+    if (kind, size) in (("i", 1), ("f", 2)):  # FITS has no such types
+        return values.astype(f"{kind}{2 * size}")
+    return values
+
+
+def _ascii(text: object) -> str:
+    return " ".join(str(text).split()).encode("ascii", "backslashreplace").decode()
+
+
+def _add_card(header: fits.Header, key: str, text: str) -> None:
+    """A keyword where it fits on a card (HIERARCH for long names), otherwise HISTORY."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            card = fits.Card(key if len(key) <= 8 else f"HIERARCH {key}", text)
+            str(card)
+            header.append(card, end=True)
+        except ValueError:
+            header.add_history(f"{key} = {text}")

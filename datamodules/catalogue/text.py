@@ -1,0 +1,258 @@
+"""CSV and ECSV, read by Arrow in blocks after one pass that counts rows and settles types."""
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from astropy.table import Table
+from astropy.table.meta import get_header_from_yaml
+from pyarrow import csv as arrow_csv
+
+from .arrow import from_numpy, regroup, to_numpy
+from .base import Catalogue
+from .columns import parse_unit
+from .parquet import constants_as_json
+from .sink import About, Sink
+
+_GUESSES = (pa.int64(), pa.uint64(), pa.float64(), pa.bool_())
+# How blanks are spelt in number columns; text columns keep these words.
+_BLANKS = ["", "nan", "NaN", "NAN", "null", "NULL", "NA", "N/A", "n/a", "None", "--"]
+_VECTOR = re.compile(r"(\w+)\[([\d,]+)\]")
+
+
+def open_csv(path: str, group: str | None) -> Catalogue:
+    """Open comma-separated values: a header line after optional # lines; no units."""
+    comments, header, skip = _head(path)
+    names = [name.strip() for name in next(csv.reader([header]))]
+    if len(names) == 1 and re.search(r"[;\t|]", header):
+        raise ValueError(f"{path}: the header line has no commas; .csv must be comma-separated")
+    if all(re.fullmatch(r"[-+]?\d[\d.eE+-]*", name) for name in names):
+        raise ValueError(f"{path}: the first line is numbers; .csv must begin with column names")
+    return TextCatalogue(path, names, ",", skip, {}, {}, {})
+
+
+def open_ecsv(path: str, group: str | None) -> Catalogue:
+    """Open an ECSV table (astropy's enhanced CSV), with its units and vector columns."""
+    comments, header, skip = _head(path)
+    try:
+        about = get_header_from_yaml([line[2:] for line in comments])
+        columns = about["datatype"]
+    except Exception as error:  # the YAML parser has its own family of errors
+        raise ValueError(f"{path}: its '# %ECSV' header cannot be read ({error})") from error
+    delimiter = about.get("delimiter", " ")
+    names = [column["name"] for column in columns]
+    if next(csv.reader([header], delimiter=delimiter)) != names:
+        raise ValueError(f"{path}: the column line differs from the ECSV header: {header!r}")
+    types: dict[str, pa.DataType] = {}
+    vectors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for column in columns:
+        if match := _VECTOR.fullmatch(column.get("subtype", "")):
+            shape = tuple(int(n) for n in match[2].split(","))
+            vectors[column["name"]] = (match[1], shape)
+        known = column["datatype"].replace("float128", "float64").replace("float16", "float32")
+        try:
+            types[column["name"]] = pa.type_for_alias(known)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: column {column['name']!r} has type {known!r}, which cannot be read"
+            ) from error
+    units = {column["name"]: column.get("unit") for column in columns}
+    return TextCatalogue(path, names, delimiter, skip, types, vectors, units)
+
+
+def _open(path: str) -> IO[bytes]:
+    return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+
+
+def _head(path: str) -> tuple[list[str], str, int]:
+    """The leading # lines, the line of column names, and the number of lines up to it."""
+    comments: list[str] = []
+    try:
+        with _open(path) as file:
+            if b"\0" in file.read(65_536):
+                raise ValueError(f"{path}: binary data, not text; is its file ending right?")
+            file.seek(0)
+            for skip, raw in enumerate(file, start=1):
+                line = raw.decode("utf-8-sig" if skip == 1 else "utf-8").rstrip("\r\n")
+                if line.strip() and not line.startswith("#"):
+                    return comments, line, skip
+                comments.append(line)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error}); convert it with iconv") from error
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise OSError(f"{path}: not a gzip file, or it looks truncated ({error})") from error
+    raise ValueError(f"{path}: has no line of column names")
+
+
+class TextCatalogue(Catalogue):
+    """Columns without a type in `types` get the narrowest that fits the whole file."""
+
+    def __init__(
+        self,
+        path: str,
+        names: Sequence[str],
+        delimiter: str,
+        skip: int,
+        types: Mapping[str, pa.DataType],
+        vectors: Mapping[str, tuple[str, tuple[int, ...]]],
+        units: Mapping[str, Any],
+    ) -> None:
+        if len(set(names)) < len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise ValueError(f"{path}: column names occur twice: {', '.join(map(repr, twice))}")
+        super().__init__(path, names, {n: parse_unit(t) for n, t in units.items()}, 0)
+        self._all, self._delimiter, self._skip = list(names), delimiter, skip
+        self._types, self._vectors = dict(types), vectors
+        self._survey()
+
+    def _survey(self) -> None:
+        """Count the rows, and find each column's type and whether it has blanks."""
+        left = {n: [self._types[n]] if n in self._types else list(_GUESSES) for n in self._all}
+        blank = dict.fromkeys(self._all, False)
+        for batch in self._batches(self._all):
+            self._length += batch.num_rows
+            for name in self._all:
+                left[name] = [t for t in left[name] if _cast(batch[name], t) is not None]
+                if left[name] and left[name][0] != pa.string():
+                    blank[name] |= bool(_cast(batch[name], left[name][0]).null_count)
+        for name, kinds in left.items():
+            if not kinds and name in self._types:
+                raise ValueError(
+                    f"{self.path}: column {name!r} is declared {self._types[name]}, but some of "
+                    "its entries are not"
+                )
+            self._types[name] = kinds[0] if kinds else pa.string()
+        self._blank.update(blank)
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """All rows as text."""
+        with _open(self.path) as file:
+            for _ in range(self._skip):
+                file.readline()
+            if not file.read(1):  # a header without rows, which Arrow refuses
+                return
+            file.seek(-1, io.SEEK_CUR)
+            try:
+                yield from arrow_csv.open_csv(
+                    file,
+                    arrow_csv.ReadOptions(
+                        use_threads=False, block_size=2**22, column_names=self._all
+                    ),
+                    arrow_csv.ParseOptions(
+                        delimiter=self._delimiter,
+                        newlines_in_values=True,
+                        ignore_empty_lines=len(self._all) > 1,
+                    ),
+                    arrow_csv.ConvertOptions(
+                        column_types=dict.fromkeys(self._all, pa.string()),
+                        include_columns=columns,
+                        strings_can_be_null=False,
+                    ),
+                )
+            except pa.ArrowInvalid as error:
+                raise ValueError(
+                    f"{self.path}: not a well-formed table of UTF-8 text: {error}"
+                ) from error
+            except (EOFError, gzip.BadGzipFile, OSError) as error:
+                raise OSError(f"{self.path}: looks truncated or damaged ({error})") from error
+
+    def _blocks(
+        self, columns: list[str], rows: int, start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        for table in regroup(self._batches(columns), rows, start, stop):
+            yield {c: self._values(c, table[c]) for c in columns}
+
+    def _values(self, name: str, texts: pa.ChunkedArray) -> np.ndarray:
+        if name not in self._vectors:
+            return to_numpy(_cast(texts, self._types[name]), name)
+        kind, shape = self._vectors[name]
+        rows = [json.loads(text) if text else np.nan for text in texts.to_pylist()]
+        if any(row is np.nan for row in rows):
+            raise ValueError(f"{self.path}: vector column {name!r} has blank rows")
+        return np.array(rows, kind).reshape(len(rows), *shape)
+
+
+def _cast(texts: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> Any:
+    """The texts as `kind`, blanks as null; None when they do not fit."""
+    if kind == pa.string():
+        return texts
+    texts = pc.utf8_trim_whitespace(texts)
+    blank = pc.is_in(texts, value_set=pa.array(_BLANKS))
+    try:
+        return pc.if_else(blank, None, texts).cast(kind)
+    except pa.ArrowInvalid:
+        return None
+
+
+class CsvSink(Sink):
+    """Comma-separated rows under a line of names."""
+
+    delimiter = ","
+
+    def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
+        super().__init__(path, first, about)
+        self._refuse_vectors()
+        self._file = open(path, "wb")
+        self._file.write(self._head().encode())
+
+    def write(self, chunk: Mapping[str, np.ndarray]) -> None:
+        table = pa.table({name: self._column(values) for name, values in chunk.items()})
+        options = arrow_csv.WriteOptions(include_header=False, delimiter=self.delimiter)
+        arrow_csv.write_csv(table, self._file, options)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def abort(self) -> None:
+        self._file.close()
+
+    def _head(self) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(self.first)
+        return text.getvalue()
+
+    def _column(self, values: np.ndarray) -> pa.Array:
+        return from_numpy(values)
+
+    def _refuse_vectors(self) -> None:
+        for name, values in self.first.items():
+            if values.ndim > 1:
+                raise ValueError(
+                    f"column {name!r} has a vector of shape {values.shape[1:]} per row, which CSV "
+                    "cannot hold; write .hdf5, .fits or .parquet instead"
+                )
+
+
+class EcsvSink(CsvSink):
+    """ECSV: astropy's header over the same rows, separated by spaces; vectors as JSON."""
+
+    delimiter = " "
+
+    def _head(self) -> str:
+        table = Table()
+        for name, values in self.first.items():
+            kind = str if values.dtype.kind in "UO" else values.dtype
+            table[name] = np.zeros((1, *values.shape[1:]), kind)
+            table[name].unit = self.about.units.get(name)
+            table[name].description = self.about.descriptions.get(name)
+        table.meta.update(dict(self.about.meta) | constants_as_json(self.about.constants))
+        text = io.StringIO()
+        table.write(text, format="ascii.ecsv")
+        return text.getvalue().rsplit("\n", 2)[0] + "\n"
+
+    def _column(self, values: np.ndarray) -> pa.Array:
+        if values.ndim > 1:
+            return pa.array([json.dumps(row.tolist()) for row in values])
+        if values.dtype.kind == "b":
+            return pa.array(np.where(values, "True", "False"))
+        return from_numpy(values)
+
+    def _refuse_vectors(self) -> None:
+        """ECSV holds vectors."""

@@ -1,0 +1,128 @@
+"""Predicted rows on their way to a file and to the metrics, in constant memory."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from datamodules.catalogue import Writer, open_catalogue
+
+SCORED_ROWS = 1_000_000  # a longer catalogue is scored on every k-th row
+EXAMPLES = 256  # rows whose arrays (densities) are kept for the figures
+
+
+class Predictions(L.Callback):
+    """Writes predicted rows to ``path`` in row order, and keeps what metrics and figures need.
+
+    With several processes each writes its contiguous share to a part file; the first one joins
+    them. The final name appears only when the file is whole.
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        path: str | Path | None,
+        columns: Sequence[str] | None,
+        units: Mapping[str, str],
+        meta: Mapping[str, str],
+    ) -> None:
+        self.path = Path(path) if path is not None else None
+        self.columns, self.units, self.meta = columns, dict(units), dict(meta)
+        self.stride = -(-n_rows // SCORED_ROWS)
+        self.scalars: dict[str, list[np.ndarray]] = {}
+        self.examples: dict[str, np.ndarray] = {}
+        self.writer: Writer | None = None
+
+    # --- Lightning's hooks ----------------------------------------------------------------------
+
+    def on_predict_start(self, trainer: L.Trainer, model: Any) -> None:
+        self.world, self.rank = trainer.world_size, trainer.global_rank
+        if self.path is None:
+            return
+        known = list(model.outputs)
+        for name in self.columns or ():
+            if name not in known:
+                raise ValueError(f"columns: there is no output '{name}'; there are {known}")
+        path = self.path if self.world == 1 else self._part(self.rank)
+        self.writer = self._new_writer(path, model).__enter__()
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        rows = to_numpy(outputs)
+        if batch_idx == 0:
+            first = {k: v[:EXAMPLES] for k, v in batch.items() if k != "keep"}
+            self.examples = {k: v[:EXAMPLES] for k, v in rows.items() if v.ndim > 1}
+            self.examples |= to_numpy(model.examples(first))
+        number = batch["row"].cpu().numpy()
+        scored = number % self.stride == 0
+        for name, values in rows.items():
+            if values.ndim == 1:
+                self.scalars.setdefault(name, []).append(values[scored])
+        if self.writer is not None:
+            chosen = {k: v for k, v in rows.items() if not self.columns or k in self.columns}
+            self.writer.write({**batch["keep"], **chosen})
+
+    def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
+        if self.writer is not None:
+            self.writer.__exit__(None, None, None)
+            self.writer = None
+            if self.world > 1:
+                trainer.strategy.barrier()
+                if self.rank == 0:
+                    self._join(model)
+                trainer.strategy.barrier()
+
+    def on_exception(self, trainer: L.Trainer, model: Any, exception: BaseException) -> None:
+        if self.writer is not None:
+            self.writer.__exit__(type(exception), exception, exception.__traceback__)
+            self.writer = None
+
+    # --- results --------------------------------------------------------------------------------
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Scalars of the scored rows in row order, of every process."""
+        mine = {name: np.concatenate(parts) for name, parts in self.scalars.items()}
+        if self.world == 1:
+            return mine
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, mine)
+        return {name: np.concatenate([part[name] for part in parts if part]) for name in parts[0]}
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def _new_writer(self, path: Path, model: Any) -> Writer:
+        outputs = model.outputs
+        return Writer(
+            path,
+            units={**self.units, **{name: o.unit for name, o in outputs.items() if o.unit}},
+            descriptions={name: o.description for name, o in outputs.items()},
+            locations={name: o.location for name, o in outputs.items() if o.location},
+            constants=model.constants,
+            meta=self.meta,
+        )
+
+    def _part(self, rank: int) -> Path:
+        assert self.path is not None
+        return self.path.with_name(f".{self.path.name}.rank{rank}.parquet")
+
+    def _join(self, model: Any) -> None:
+        assert self.path is not None
+        parts = [self._part(rank) for rank in range(self.world)]
+        try:
+            with self._new_writer(self.path, model) as writer:
+                for part in parts:
+                    with open_catalogue(part) as catalogue:
+                        for chunk in catalogue.chunks(catalogue.names):
+                            writer.write(chunk)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
+
+
+def to_numpy(rows: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: values.detach().cpu().numpy() for name, values in rows.items()}

@@ -1,0 +1,108 @@
+"""Score a checkpoint, or apply it to a catalogue: ``python evaluate.py checkpoint=zephyr``."""
+
+import json
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+import zoo
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+@zoo.user_errors
+def main(config: DictConfig) -> None:
+    import lightning as L
+    from hydra.utils import instantiate
+
+    from models.checkpoint import read_checkpoint
+
+    zoo.quiet()
+    path = zoo.find(config.checkpoint)
+    checkpoint = read_checkpoint(path)
+    asked: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    L.seed_everything(asked["seed"], workers=True, verbose=False)
+    data = zoo.data_for(checkpoint["orrery"], asked.get("data") or {})
+    model = zoo.restore(checkpoint, asked.get("model") or {})
+    trainer = instantiate(
+        asked["trainer"],
+        callbacks=[L.pytorch.callbacks.RichProgressBar()],
+        logger=False,
+        default_root_dir=asked["run_dir"],
+    )
+    title = f"{path.stem} on {data.name}"
+    run_dir = Path(asked["run_dir"])
+    evaluate(model, data, trainer, run_dir, title, asked["output"], asked["columns"])
+
+
+def evaluate(
+    model: Any,
+    data: Any,
+    trainer: Any,
+    run_dir: Path,
+    title: str,
+    output: str | None = None,
+    columns: list[str] | None = None,
+) -> dict[str, float]:
+    """Predict every row; write them to ``output``; score, plot and report where truth is known."""
+    from rich import print
+
+    from benchmarks.speed import objects_per_second
+    from datamodules.predictions import Predictions
+    from figures.report import metrics_table, write_report
+    from figures.style import save
+
+    record = model.record
+    meta = {"model": title, "zoo": json.dumps({k: record[k] for k in ("versions", "git_commit")})}
+    predictions = Predictions(data.n_predicted(), output, columns, data.keep_units(), meta)
+    trainer.callbacks.append(predictions)
+    trainer.predict(model, datamodule=data, return_predictions=False)
+    trainer.callbacks.remove(predictions)
+    rows = predictions.rows()
+    metrics = model.metrics(rows)
+    if not trainer.is_global_zero:
+        return metrics
+    if output:
+        print(f"predictions of {data.n_predicted():,} objects: {output}")
+    if not metrics:
+        if not output:
+            raise ValueError(
+                f"{data.name} has no truth to score against, and no file was asked for: say output=<file>"
+            )
+        return metrics
+
+    metrics |= objects_per_second(model, next(data.prediction_batches()))
+    true_rows = model.true_model(data)
+    beside = {"true model": model.metrics(true_rows)} if true_rows else {}
+    run_dir.mkdir(parents=True, exist_ok=True)
+    flat = metrics | {f"{k}_true_model": v for k, v in beside.get("true model", {}).items()}
+    (run_dir / "metrics.json").write_text(json.dumps(flat, indent=2) + "\n")
+
+    component = type(model).__module__.split(".")[1]
+    figures = []
+    if find_spec(f"figures.{component}"):
+        drawn = import_module(f"figures.{component}").draw(rows | predictions.examples, metrics)
+        for name, figure in drawn.items():
+            figures.append((save(figure, run_dir / f"{name}.png"), figure.get_label()))
+    write_report(
+        run_dir / "report.html",
+        title,
+        metrics,
+        beside,
+        figures,
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(record["config"])),
+        provenance={k: str(v) for k, v in record.items() if k not in ("config", "metrics")},
+        notes=[" ".join((model.__doc__ or "").split("\n\n")[0].split())],
+        smaller_is_better=model.smaller_is_better,
+    )
+    print(metrics_table(metrics, beside, model.smaller_is_better))
+    print(f"metrics, figures and report.html: {run_dir}")
+    return metrics
+
+
+if __name__ == "__main__":
+    zoo.open_groups("data", "model")
+    main()

@@ -1,0 +1,363 @@
+"""Figures of `zephyr`: how good photometric redshifts are, how honest, and which source says so.
+
+A row is an object. The residual is dz = (z_phot - z_spec) / (1 + z_spec), z_phot the median of
+p(z); an outlier has |dz| > 0.15; NMAD = 1.4826 median|dz - median(dz)| (Brammer et al. 2008).
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from figures import style
+from figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
+
+Rows = Mapping[str, np.ndarray]
+
+OUTLIER = 0.15  # |dz| beyond which a redshift is an outlier (Hildebrandt et al. 2010)
+SPECTROSCOPIC = "spectroscopic redshift"
+MAGNITUDE = "reference magnitude (AB)"
+RESIDUAL = r"$\Delta z\,/\,(1+z)$"
+
+ALWAYS = ("z_median", "z_q16", "z_q84", "mag_ref", "pz", "z_grid")
+WITH_TRUTH = ("pit", "crps", "nll")
+
+
+def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+    """Every figure that the rows and metrics allow, by name, in the order to show them.
+
+    rows: one array per column. Of shape (n,): `z_median`, `z_q16`, `z_q84`, `mag_ref` (AB) and
+        `responsibility_<source>` (sums to one over sources); where spectroscopic redshifts are
+        known also `z_true` (NaN for objects without one), `pit`, `crps` and `nll`. For the first
+        m objects `pz` and `pz_<source>` (its weighted part of `pz`), shape (m, n_grid), on
+        `z_grid`, shape (n_grid,).
+    metrics: `label_sigma_<source>` and `label_catastrophic_<source>`, each beside the same key
+        with `_true`, add the figure of label noise.
+
+    Without a finite `z_true` only the figures that need no truth are drawn. Each figure's caption
+    is `figure.get_label()`.
+    """
+    sources = _sources(rows)
+    _check(rows, sources)
+    truth = _with_truth(rows)
+    figures = {}
+    if len(truth["z_median"]):
+        figures["redshifts"] = redshifts(truth)
+        figures["calibration"] = calibration(truth)
+    figures["examples"] = examples(rows)
+    figures["responsibilities"] = responsibilities(rows)
+    if len(truth["z_median"]):
+        figures["binned"] = binned(truth)
+    if any(f"label_sigma_{source}_true" in metrics for source in sources):
+        figures["label_noise"] = label_noise(metrics, sources)
+    return figures
+
+
+@style.figure
+def redshifts(rows: Rows) -> Figure:
+    """Photometric against spectroscopic redshift; dashed: |dz| = 0.15, beyond it outliers."""
+    z, z_phot = rows["z_true"], rows["z_median"]
+    dz = _residual(rows)
+    # A handful of wild objects must not shrink the plot; those left out are counted in it.
+    top = 1.05 * max(np.quantile(z, 0.999), np.quantile(z_phot, 0.999), 0.05)
+    hidden = int(np.sum((z > top) | (z_phot > top)))
+
+    fig, axes = style.new(1, 2, size=(9.5, 10.5), sharex=True, height_ratios=(3, 1))
+    main, below = axes[:, 0]
+    shown = style.density(main, z, z_phot, (0, top, 0, top), (70, 40))
+    residuals = style.density(below, z, dz, (0, top, -0.25, 0.25), (70, 13))
+    if shown is not None and residuals is not None:
+        residuals.set_clim(shown.get_clim())
+        fig.colorbar(shown, ax=axes, label="objects per cell", shrink=0.6, pad=0.02, format="%g")
+
+    line = np.array([0.0, top])
+    main.plot(line, line, color=style.TRUTH)
+    for sign in (-1, 1):
+        main.plot(line, line + sign * OUTLIER * (1 + line), "--", color=style.TRUTH, lw=1.6)
+        below.axhline(sign * OUTLIER, ls="--", color=style.TRUTH, lw=1.6)
+    below.axhline(0, color=style.TRUTH)
+    main.set(xlim=(0, top), ylim=(0, top), ylabel="photometric redshift (median)")
+    below.set(ylim=(-0.25, 0.25), xlabel=SPECTROSCOPIC, ylabel=RESIDUAL)
+
+    lines = [
+        f"{len(z):,} objects" if len(z) != 1 else "1 object",
+        rf"$\sigma_\mathrm{{NMAD}}$ = {_nmad(dz):.4f}",
+        f"bias = {np.median(dz):+.4f}".replace("-", "\N{MINUS SIGN}"),
+        f"outliers = {_outliers(dz):.2%}",
+    ]
+    if hidden:
+        lines.append(f"({hidden} off the plot)")
+    box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 6}
+    main.text(0.03, 0.97, "\n".join(lines), transform=main.transAxes, va="top", bbox=box)
+    return fig
+
+
+@style.figure
+def calibration(rows: Rows) -> Figure:
+    """Is p(z) honest? PIT and central intervals; grey is where 95% of honest samples would lie."""
+    pit = rows["pit"]
+    n = len(pit)
+    fig, axes = style.new(2, 2, height_ratios=(2.2, 1), sharex="col")
+
+    bins = int(np.clip(n // 50, 5, 20))
+    counts, edges = np.histogram(pit, bins, (0, 1))
+    low, high = binomial_band(n, 1 / bins)
+    histogram = axes[0, 0]
+    histogram.axhspan(bins * low / n, bins * high / n, color=style.BAND, label="honest p(z), 95%")
+    histogram.stairs(bins * counts / n, edges, baseline=None, color=style.PALETTE[0], lw=2.5)
+    histogram.axhline(1, color=style.TRUTH, lw=1.6, label="uniform")
+    histogram.set(xlim=(0, 1), ylabel="objects / uniform expectation")
+    histogram.set_ylim(0, 1.15 * bins * max(high, counts.max()) / n)
+    histogram.legend(loc="lower center", ncols=2, frameon=True, edgecolor="none")
+
+    levels = np.linspace(0, 1, 41)
+    coverage = np.array([np.mean(2 * np.abs(pit - 0.5) <= level) for level in levels])
+    cumulative = np.array([np.mean(pit <= level) for level in levels])
+    inner = [binomial_band(n, level) for level in levels[1:-1]]
+    band = np.array([(0, 0), *inner, (n, n)]).T / n
+    curve = axes[0, 1]
+    curve.fill_between(levels, *band, color=style.BAND)
+    curve.plot(levels, levels, color=style.TRUTH, lw=1.6)
+    curve.plot(levels, coverage, color=style.PALETTE[0])
+    curve.set(xlim=(0, 1), ylim=(0, 1), ylabel="empirical coverage")
+    for level in (0.68, 0.95):
+        covered = np.mean(2 * np.abs(pit - 0.5) <= level)
+        text = f"{level:.0%} interval holds {covered:.1%}"
+        curve.text(0.97, 0.18 - 0.1 * (level > 0.8), text, ha="right", transform=curve.transAxes)
+
+    for axis, found in ((axes[1, 0], cumulative), (axes[1, 1], coverage)):
+        axis.fill_between(levels, *(band - levels), color=style.BAND)
+        axis.axhline(0, color=style.TRUTH, lw=1.6)
+        axis.plot(levels, found - levels, color=style.PALETTE[0])
+        axis.yaxis.set_major_locator(_ticks(4))
+    axes[1, 0].set(xlabel="PIT", ylabel="cumulative\n$-$ uniform")
+    axes[1, 1].set(
+        xlabel="nominal coverage of the central interval", ylabel="empirical\n$-$ nominal"
+    )
+    fig.align_ylabels()
+    return fig
+
+
+@style.figure
+def examples(rows: Rows) -> Figure:
+    """Examples of p(z) from bright to faint, stacked by the source of redshifts behind them."""
+    sources = _sources(rows)
+    colour = style.colours(sources)
+    chosen = _choose_examples(rows)
+    fig, axes = style.new(min(4, len(chosen)), -(-len(chosen) // 4))
+    grid = rows["z_grid"]
+    for axis in axes.flat[len(chosen) :]:
+        axis.remove()
+    for axis, (i, remark) in zip(axes.flat, chosen.items(), strict=False):
+        peak = rows["pz"][i].max()
+        parts = [rows[f"pz_{source}"][i] / peak for source in sources]
+        axis.stackplot(grid, parts, colors=colour.values(), lw=0)
+        axis.plot(grid, rows["pz"][i] / peak, color=style.INK, lw=1.2)
+        inside = grid[rows["pz"][i] > 0.004 * peak]
+        ends = [inside[0], inside[-1]]
+        if _has_truth(rows, i):
+            z = rows["z_true"][i]
+            axis.axvline(z, color=style.INK, ls=(0, (4, 2)), lw=1.8)
+            ends.append(z)
+        pad = 0.06 * (max(ends) - min(ends)) + 0.01
+        axis.set(xlim=(max(0, min(ends) - pad), max(ends) + pad), ylim=(0, 1.08), yticks=[])
+        axis.grid(False)
+        axis.xaxis.set_major_locator(_ticks(4))
+        axis.set_title(f"{rows['mag_ref'][i]:.1f} mag{remark}", fontsize=14)
+    fig.supxlabel("redshift", fontsize=16)
+    fig.supylabel("p(z), scaled to its peak", fontsize=16)
+    handles: list[Patch | Line2D] = [
+        Patch(color=colour[source], label=style.label(source)) for source in sources
+    ]
+    if any(_has_truth(rows, i) for i in chosen):
+        handles.append(Line2D([], [], color=style.INK, ls=(0, (4, 2)), lw=1.8, label=SPECTROSCOPIC))
+    fig.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)))
+    return fig
+
+
+@style.figure
+def responsibilities(rows: Rows) -> Figure:
+    """Share of each source of redshifts in p(z) against magnitude: running mean, stacked."""
+    sources = _sources(rows)
+    seen = np.isfinite(rows["mag_ref"])
+    order = np.argsort(rows["mag_ref"][seen])
+    mag = rows["mag_ref"][seen][order]
+    shares = np.array([rows[f"responsibility_{source}"][seen][order] for source in sources])
+
+    fig, axes = style.new(1, 2, sharex=True, height_ratios=(1, 4))
+    above, main = axes[:, 0]
+    middle, mean = running_mean(mag, shares)
+    low, high = middle[0] - 0.01, middle[-1] + 0.01  # with one object, still a range
+    above.hist(mag, np.linspace(low, high, 41), color=style.BAND)
+    above.set(ylabel="objects")
+    above.yaxis.set_major_locator(_ticks(2))
+
+    middle = np.r_[low, middle, high]
+    mean = np.c_[mean[:, :1], mean, mean[:, -1:]]
+    colour = style.colours(sources)
+    names = [style.label(source) for source in sources]
+    main.stackplot(middle, mean, labels=names, colors=colour.values(), edgecolor="white", lw=0.8)
+    main.set(xlim=(low, high), ylim=(0, 1), xlabel=MAGNITUDE, ylabel="mean responsibility")
+    main.grid(False)
+    fig.legend(loc="outside upper center", ncols=min(6, len(sources)))
+    fig.align_ylabels()
+    return fig
+
+
+@style.figure
+def binned(rows: Rows) -> Figure:
+    """Bias, scatter, outliers and CRPS in equal-number bins, bootstrap errors; dashed: overall."""
+    dz = _residual(rows)
+    measures: list[tuple[str, np.ndarray, Callable[[np.ndarray], float]]] = [
+        (f"bias: median {RESIDUAL}", dz, lambda values: float(np.median(values))),
+        (r"scatter $\sigma_\mathrm{NMAD}$", dz, _nmad),
+        ("outlier fraction", dz, _outliers),
+        ("mean CRPS (redshift)", rows["crps"], lambda values: float(np.mean(values))),
+    ]
+    against = ((SPECTROSCOPIC, rows["z_true"]), (MAGNITUDE, rows["mag_ref"]))
+    fig, axes = style.new(len(measures), len(against), size=(16, 9), sharey="col")
+    for row, (xlabel, x) in zip(axes, against, strict=True):
+        groups = equal_groups(x)
+        middle = np.array([np.median(x[group]) for group in groups])
+        reach = np.array([(x[group].min(), x[group].max()) for group in groups]).T
+        bars = np.abs(reach - middle)
+        for axis, (ylabel, values, measure) in zip(row, measures, strict=True):
+            found = np.array([measure(values[group]) for group in groups])
+            errors = [bootstrap_error(measure, values[group]) for group in groups]
+            points = axis.errorbar(
+                middle, found, errors, bars, fmt="o", color=style.PALETTE[0], lw=1.6
+            )
+            overall = axis.axhline(measure(values), color=style.TRUTH, ls="--", lw=1.6)
+            axis.set(xlabel=xlabel, ylabel=ylabel)
+            axis.xaxis.set_major_locator(_ticks(4))
+            axis.yaxis.set_major_locator(_ticks(5))
+    for axis in axes[:, 2]:
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+    names = ["in bins of equal number (bootstrap errors)", "all objects"]
+    fig.legend([points, overall], names, loc="outside upper center", ncols=2)
+    return fig
+
+
+@style.figure
+def label_noise(metrics: Mapping[str, float], sources: list[str]) -> Figure:
+    """Label noise of each source of redshifts: as the model recovered it, and the truth."""
+    panels = (
+        ("label_sigma", r"scatter of the labels, $\sigma_z\,/\,(1+z)$"),
+        ("label_catastrophic", "fraction of catastrophic labels"),
+    )
+    size = (style.SLIDE[0], min(2.5 + 0.9 * len(sources), style.SLIDE[1]))
+    fig, axes = style.new(len(panels), 1, size=size, sharey=True)
+    colour = style.colours(sources)
+    for axis, (name, xlabel) in zip(axes[0], panels, strict=True):
+        values = []
+        for y, source in enumerate(sources):
+            if not {f"{name}_{source}", f"{name}_{source}_true"} <= metrics.keys():
+                continue
+            found, true = metrics[f"{name}_{source}"], metrics[f"{name}_{source}_true"]
+            axis.plot(true, y, "|", ms=26, mew=3, color=style.INK)
+            axis.plot(found, y, "o", ms=13, color=colour[source])
+            text = f"{found:.2g} (true {true:.2g})"
+            axis.text(1.02, y, text, va="center", transform=axis.get_yaxis_transform())
+            values += [found, true]
+        axis.margins(x=0.12)
+        if name == "label_sigma" and min(values, default=0) > 0:
+            axis.set_xscale("log")
+        else:
+            axis.set_xlim(left=0)
+        axis.set(xlabel=xlabel, ylim=(len(sources) - 0.5, -0.5))
+    axes[0, 0].set_yticks(range(len(sources)), [style.label(source) for source in sources])
+    axes[0, 0].set(ylabel="source of redshifts")
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=13, color=style.INK, label="recovered"),
+        Line2D([], [], ls="", marker="|", ms=22, mew=3, color=style.INK, label="true"),
+    ]
+    fig.legend(handles=handles, loc="outside upper center", ncols=2)
+    return fig
+
+
+def _sources(rows: Rows) -> list[str]:
+    prefix = "responsibility_"
+    return [name.removeprefix(prefix) for name in rows if name.startswith(prefix)]
+
+
+def _check(rows: Rows, sources: list[str]) -> None:
+    if not sources:
+        raise ValueError("rows have no column responsibility_<source>: add one per source")
+    wanted = (*ALWAYS, *(f"pz_{source}" for source in sources))
+    wanted += WITH_TRUTH if "z_true" in rows else ()
+    if missing := [name for name in wanted if name not in rows]:
+        raise ValueError(f"rows lack {', '.join(missing)}; the columns given are {', '.join(rows)}")
+    n = len(rows["z_median"])
+    perrow = [name for name in rows if name != "z_grid" and not name.startswith("pz")]
+    if wrong := {name: len(rows[name]) for name in perrow if len(rows[name]) != n}:
+        raise ValueError(f"columns must be as long as z_median ({n}); these are not: {wrong}")
+    if not len(rows["pz"]) or not np.isfinite(rows["mag_ref"]).any():
+        raise ValueError("nothing to draw: rows need at least one pz and one finite mag_ref")
+
+
+def _with_truth(rows: Rows) -> dict[str, np.ndarray]:
+    """The scalar columns of the objects whose redshift is known."""
+    names = ("z_true", "z_median", "mag_ref", *WITH_TRUTH)
+    if "z_true" not in rows:
+        return {name: np.empty(0) for name in names}
+    known = np.isfinite(rows["z_true"])
+    return {name: np.asarray(rows[name])[known] for name in names}
+
+
+def _ticks(most: int) -> MaxNLocator:
+    """About `most` ticks at round steps: few, because they are read from afar."""
+    return MaxNLocator(most, steps=(1, 2, 5, 10), min_n_ticks=2)
+
+
+def _has_truth(rows: Rows, i: int) -> bool:
+    return "z_true" in rows and bool(np.isfinite(rows["z_true"][i]))
+
+
+def _residual(rows: Rows) -> np.ndarray:
+    return (rows["z_median"] - rows["z_true"]) / (1 + rows["z_true"])
+
+
+def _nmad(dz: np.ndarray) -> float:
+    return float(1.4826 * np.median(np.abs(dz - np.median(dz))))
+
+
+def _outliers(dz: np.ndarray) -> float:
+    return float(np.mean(np.abs(dz) > OUTLIER))
+
+
+def _choose_examples(rows: Rows, wanted: int = 12) -> dict[int, str]:
+    """Rows to show, bright to faint, with a remark: narrow and wide at each magnitude, two special.
+
+    The special ones are the most evenly double-peaked p(z) and the one poorest at its truth.
+    """
+    pz = rows["pz"]
+    if len(pz) <= wanted:
+        chosen = dict.fromkeys(range(len(pz)), "")
+    else:
+        width = (rows["z_q84"] - rows["z_q16"])[: len(pz)]
+        mag = rows["mag_ref"][: len(pz)]
+        double = np.array([_second_peak(row) for row in pz])
+        chosen = {int(np.argmax(double)): ", double-peaked"} if double.max() > 0.1 else {}
+        if "z_true" in rows:
+            nll = np.where(np.isfinite(rows["z_true"]), rows["nll"], -np.inf)[: len(pz)]
+            chosen.setdefault(int(np.argmax(nll)), ", largest NLL")
+        others = np.setdiff1d(np.argsort(mag), list(chosen), assume_unique=True)
+        each, more = divmod(wanted - len(chosen), 5)
+        for k, group in enumerate(np.array_split(others, 5)):
+            by_width = group[np.argsort(width[group])]
+            places = np.linspace(0.1, 0.9, each + (k < more)) * (len(group) - 1)
+            chosen |= dict.fromkeys(by_width[places.astype(int)].tolist(), "")
+    return dict(sorted(chosen.items(), key=lambda item: rows["mag_ref"][item[0]]))
+
+
+def _second_peak(pz: np.ndarray) -> float:
+    """Height of the second peak above the valley between it and the first, over the first."""
+    peaks = 1 + np.flatnonzero((pz[1:-1] > pz[:-2]) & (pz[1:-1] >= pz[2:]))
+    if len(peaks) < 2:
+        return 0.0
+    second, first = peaks[np.argsort(pz[peaks])[-2:]]
+    valley = pz[min(first, second) : max(first, second)].min()
+    return float((pz[second] - valley) / pz[first])

@@ -1,0 +1,1 @@
+"""One LightningModule per published method; see ``configs/model`` for the list."""

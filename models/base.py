@@ -1,0 +1,116 @@
+"""What every component of the zoo shares."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.checkpoint import RECORD
+
+Batch = Mapping[str, Any]
+
+
+class Output(NamedTuple):
+    """One predicted column: its unit (astropy's spelling), meaning, and place in an HDF5 file."""
+
+    unit: str
+    description: str
+    location: str = ""
+
+
+class Component(L.LightningModule):
+    """A LightningModule of the zoo. A component adds `loss` and `predict_step`.
+
+    ``__init__`` takes plain scalars, strings, lists and dicts only, so that a checkpoint can be
+    loaded with ``weights_only=True``. What the data decide (bands, sources...) are arguments too,
+    and come from the data module's ``schema()``.
+
+    `prepare` stands before the fit (scaling), `calibrate` after it (recalibration); what they
+    compute are buffers, so that a checkpoint takes and gives physical units.
+    """
+
+    record: dict[str, Any]
+    smaller_is_better: frozenset[str] = frozenset()
+    precisions: tuple[str, ...] = ("32-true", "64-true", "bf16-mixed")
+
+    def __init__(self, lr: float, weight_decay: float, epochs: int) -> None:
+        super().__init__()
+        self.lr, self.weight_decay, self.epochs = lr, weight_decay, epochs
+        self.record = {}
+
+    # --- what a component defines -----------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch, scalar. Deterministic: augmentation belongs to the data module."""
+        raise NotImplementedError
+
+    def prepare(self, data: Any) -> None:
+        """Before the fit, on every rank: set buffers from ``data.training_batch()``."""
+
+    def calibrate(self, data: Any) -> None:
+        """After the fit, on every rank: set buffers from ``data.validation_batch()``."""
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        """The columns that `predict_step` gives, in the order in which they are written."""
+        raise NotImplementedError
+
+    @property
+    def constants(self) -> dict[str, np.ndarray]:
+        """Arrays written once with the predictions, such as the grid of a density."""
+        return {}
+
+    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The field's own figures of merit from predicted rows; empty when they hold no truth."""
+        return {}
+
+    def examples(self, batch: Batch) -> dict[str, Tensor]:
+        """Further arrays of a few objects for the figures, not written to files."""
+        return {}
+
+    def true_model(self, data: Any) -> dict[str, np.ndarray]:
+        """Rows which the true model of a simulation gives for test objects; empty if unknown."""
+        return {}
+
+    # --- what they share ----------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train/loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        size = len(next(iter(batch.values())))
+        self.log("val/loss", self.loss(batch), prog_bar=True, sync_dist=True, batch_size=size)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW whose rate rises over 5% of the run and falls to zero along a cosine."""
+        decay = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        steps_per_epoch = self.trainer.num_training_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _warm_cosine(step / (self.epochs * steps_per_epoch))
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[RECORD] = self.record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.record = checkpoint[RECORD]
+
+
+def _warm_cosine(done: float, warm: float = 0.05) -> float:
+    """Learning rate as a share of its peak when a share ``done`` of the run is over."""
+    if done < warm:
+        return max(done, 1e-3 * warm) / warm
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warm) / (1 - warm))))

@@ -1,0 +1,102 @@
+"""Checkpoints: written whole or not at all, read without running anything they contain.
+
+A checkpoint of the zoo is Lightning's, with one more entry, the *record*: plain strings, numbers,
+lists and dicts which say how to build the model again and where it came from.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+RECORD = "orrery"
+LIBRARIES = ("orrery", "torch", "lightning", "zuko", "nflows", "numpy", "astropy", "torchdiffeq")
+# what only a continued run needs, and what holds absolute paths
+TRAINING_STATE = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
+
+
+def new_record(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts a checkpoint carries besides its weights.
+
+    ``config`` is the run's plain config (dicts, lists, scalars); ``provenance`` says which data
+    were learned from (path, hash and row count, or the simulation's parameters and seed).
+    """
+    return {
+        "config": dict(config),
+        "data": dict(provenance),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "git_commit": _git_commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "metrics": {},
+    }
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write so that ``path`` is always a whole file: the old one or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the same folder, because a rename is atomic only within one file system
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as file:
+        torch.save(dict(checkpoint), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint of this zoo; tensors and plain containers only (``weights_only``).
+
+    Raises ``FileNotFoundError``, or ``ValueError`` for a file that is cut short, that asks to run
+    code when unpickled, or that is not a checkpoint of this zoo.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors and plain values, and loading it could "
+            f"run code ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint; was it cut short?") from error
+    if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of this zoo: it has no '{RECORD}' record")
+    return checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files through `write_checkpoint` and `read_checkpoint`.
+
+    Lightning's own writer goes through a temporary file in the system's temporary folder, which
+    on most clusters is another file system, so that a killed job may leave half a file.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        write_checkpoint(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return "unknown"
+    return found.stdout.strip() or "unknown"

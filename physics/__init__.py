@@ -1,0 +1,1 @@
+"""Forward physics: pure functions on tensors, each with its source."""

@@ -10,23 +10,24 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 import zoo
+from configs import command_line
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
-@zoo.user_errors
+@command_line.user_errors
 def main(config: DictConfig) -> None:
     import lightning as L
     from hydra.utils import instantiate
 
-    from models.checkpoint import read_checkpoint
+    from models.checkpoint import read_checkpoint, restore
 
-    zoo.quiet()
+    command_line.quiet()
     path = zoo.find(config.checkpoint)
     checkpoint = read_checkpoint(path)
     asked: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     L.seed_everything(asked["seed"], workers=True, verbose=False)
-    data = zoo.data_for(checkpoint["orrery"], asked.get("data") or {})
-    model = zoo.restore(checkpoint, asked.get("model") or {})
+    data = command_line.data_for(checkpoint["orrery"], asked.get("data") or {})
+    model = restore(checkpoint, asked.get("model") or {})
     trainer = instantiate(
         asked["trainer"],
         callbacks=[L.pytorch.callbacks.RichProgressBar()],
@@ -70,7 +71,7 @@ def evaluate(
     if not metrics:
         if not output:
             raise ValueError(
-                f"{data.name} has no truth to score against, and no file was asked for: say output=<file>"
+                f"{data.name} has no truth to score against; ask for predictions: output=<file>"
             )
         return metrics
 
@@ -104,5 +105,5 @@ def evaluate(
 
 
 if __name__ == "__main__":
-    zoo.open_groups("data", "model")
+    command_line.open_groups("data", "model")
     main()

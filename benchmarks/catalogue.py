@@ -60,7 +60,11 @@ def simulate(first: int, rows: int) -> dict[str, np.ndarray]:
     """Rows first..first+rows of a made-up photometric catalogue."""
     rng = np.random.default_rng(first)
     ids = np.arange(first, first + rows)
-    table = {"id": ids, "ra": rng.uniform(0, 360, rows), "dec": rng.uniform(-90, 90, rows)}
+    table: dict[str, np.ndarray] = {
+        "id": ids,
+        "ra": rng.uniform(0, 360, rows),
+        "dec": rng.uniform(-90, 90, rows),
+    }
     table |= {f"mag_{band}": rng.normal(22, 2, rows).astype(np.float32) for band in "ugrizy"}
     table["name"] = np.char.add("J", ids.astype(str))
     return table

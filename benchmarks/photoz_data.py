@@ -12,8 +12,8 @@ Array = NDArray[np.float64]
 NOT_DETECTED = 99.0
 
 
-# What RAIL puts in the place of an undetected LSST magnitude (its default `mag_limits`, the depth of
-# ten years); every peer that needs a number there gets this one.
+# What RAIL puts in the place of an undetected LSST magnitude (its default `mag_limits`, the depth
+# of ten years); every peer that needs a number there gets this one.
 LSST_LIMITS = {"u": 27.79, "g": 29.04, "r": 29.06, "i": 28.62, "z": 27.98, "y": 27.05}
 SETS = ("dc2", "zcosmos", "stress", "stress_clean")
 
@@ -39,22 +39,23 @@ class PhotozSet:
 def load(name: str, data: Path) -> PhotozSet:
     """Read one of `SETS`; `data` is the folder of the zCOSMOS files.
 
-    `dc2` are the 10,225 + 20,449 simulated LSST galaxies inside pz-rail-base. `stress` is DC2 with
-    spoilt training redshifts (`spoil`), `stress_clean` its good third alone. `zcosmos` trains on the
-    secure redshifts.
+    `dc2` are the 10,225 + 20,449 simulated LSST galaxies inside pz-rail-base. `stress` is DC2
+    with spoilt training redshifts (`spoil`), `stress_clean` its good third alone. `zcosmos` trains
+    on the secure redshifts.
     """
     if name == "zcosmos":
-        suffix, grid = "", np.arange(641) * 0.0025
+        suffix, step, points = "", 0.0025, 641
         train, test = _read(data / "zcosmos_train.hdf5"), _read(data / "zcosmos_test.hdf5")
         train = _rows(train, train["secure"] == 1)
-        bands = list("ubvgrizjk")
+        bands = list("ubgvrizjk")
     elif name in SETS:
-        suffix, grid = "_lsst", np.arange(621) * 0.005
+        suffix, step, points = "_lsst", 0.005, 621
         train = _read(_rail_examples() / "test_dc2_training_9816.hdf5")
         test = _read(_rail_examples() / "test_dc2_validation_9816.hdf5")
         bands = list(LSST_LIMITS)
     else:
         raise ValueError(f"unknown set {name!r}: expected one of {', '.join(SETS)}")
+    grid = step * np.arange(points, dtype=float)
     if name.startswith("stress"):
         train = spoil(train, grid)
     if name == "stress_clean":

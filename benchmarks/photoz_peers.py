@@ -76,6 +76,7 @@ def _rail(
     settings = {
         "hdf5_groupname": "",
         "output_mode": "return",  # nothing is written to disk
+        "chunk_size": 1000,  # PZFlow holds chunk x grid rows of its network in memory
         "zmin": float(data.grid[0]),
         "zmax": float(data.grid[-1]),
         "nzbins": len(data.grid),
@@ -112,12 +113,14 @@ def _features(data: PhotozSet, rows: dict[str, Array]) -> Array:
     return np.column_stack([magnitude, magnitude[:, first] - magnitude[:, second], error])
 
 
-def _leaf_histograms(features: Array, redshift: Array, grid: Array, seed: int) -> Predict:
+def _leaf_histograms(
+    features: Array, redshift: Array, grid: Array, seed: int
+) -> Callable[[Array], Array]:
     """Grow a forest; return the function from features (n, f) to mean leaf histograms (n, g)."""
     from scipy.sparse import csr_matrix
     from sklearn.ensemble import RandomForestRegressor
 
-    # Half of the features per split and leaves of three did best on a fifth of the training set.
+    # Half of the features per split and leaves of three: chosen on a fifth of the training sets.
     trees = RandomForestRegressor(
         100, min_samples_leaf=3, max_features=0.5, random_state=seed, n_jobs=1
     ).fit(features, redshift)
@@ -128,7 +131,7 @@ def _leaf_histograms(features: Array, redshift: Array, grid: Array, seed: int) -
         shape = (len(count), len(grid))
         tables.append(csr_matrix((1 / count[leaf], (leaf, where)), shape=shape))
 
-    def predict(asked: Any) -> Array:
+    def predict(asked: Array) -> Array:
         total = np.zeros((len(asked), len(grid)))
         for table, leaf in zip(tables, trees.apply(asked).T, strict=True):
             total += table[leaf].toarray()

@@ -4,8 +4,8 @@
     python -m benchmarks.zephyr --data <folder of zcosmos_*.hdf5> --out benchmarks/zephyr.csv
 
 One environment holds zoo and peers. The DC2 catalogue comes inside pz-rail-base; the zCOSMOS files
-are needed for that set alone. `--sets`, `--methods` and `--seeds` choose a part: the rows of that part
-are renewed in the table and the others stay, so that it can be filled bit by bit.
+are needed for that set alone. `--sets`, `--methods` and `--seeds` choose a part: its rows are
+renewed in the table and the others stay, so that the table can be filled bit by bit.
 
 Every method trains on the same rows, answers on the same grid and is scored by the same function
 (`benchmarks.photoz_metrics`). Times are CPU seconds of this process and its children on one thread;
@@ -26,13 +26,16 @@ os.environ.update(
 
 import argparse
 import csv
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.photoz_data import SETS, Array, PhotozSet, load
+from benchmarks.photoz_data import SETS, Array, PhotozSet, load, write_files
 from benchmarks.photoz_metrics import photoz_metrics
 from benchmarks.photoz_peers import Predict, flexzboost, forest, pzflow
 
@@ -64,18 +67,17 @@ def main() -> None:
 
 def run(method: str, data: PhotozSet, seed: int, scratch: Path) -> dict[str, str]:
     """Train one method on one set, score it on the test rows: one row of the table."""
+    folder = scratch.resolve() / f"{data.name}_{seed}"
     start = cpu_seconds()
-    if method == "zephyr":
-        predict, speed = zephyr(data, seed, scratch)
-    else:
-        predict, speed = PEERS[method](data, seed), None
+    predict = zephyr(data, seed, folder) if method == "zephyr" else PEERS[method](data, seed)
     train_seconds = cpu_seconds() - start
-    # The first pass compiles what a method compiles, so the timed ones follow it.
+    # This pass also compiles what a method compiles, so the timed ones follow it.
     scores = photoz_metrics(predict(data.test), data.grid, data.test["redshift"])
+    ours = method == "zephyr"
     numbers = {
         **scores,
         "train_seconds": train_seconds,
-        "objects_per_second": speed or objects_per_second(predict, data.test),
+        "objects_per_second": zephyr_speed(folder) if ours else objects_per_second(predict, data),
         "matmul_ms": matmul_ms(),
     }
     counts = {"n_train": len(data.train["redshift"]), "n": len(data.test["redshift"])}
@@ -84,10 +86,45 @@ def run(method: str, data: PhotozSet, seed: int, scratch: Path) -> dict[str, str
     return {"set": data.name, "method": method, "seed": str(seed), **text}
 
 
-def zephyr(data: PhotozSet, seed: int, scratch: Path) -> tuple[Predict, float]:
+def zephyr(data: PhotozSet, seed: int, folder: Path) -> Predict:
     """This zoo, through its two commands, as a user would run it."""
-    raise NotImplementedError
+    import qp
 
+    train_file, test_file = (path.resolve() for path in write_files(data, folder))
+    command(
+        "train.py", "model=zephyr", f"data.path={train_file}", f"seed={seed}",
+        f"hydra.run.dir={folder}", "data.test_fraction=0", *OVERRIDES[data.name],
+    )  # fmt: skip
+
+    def predict(test: dict[str, Array]) -> Array:
+        del test  # the command reads the same rows from the file
+        command(
+            "evaluate.py", f"checkpoint={folder / 'best.ckpt'}", f"data.path={test_file}",
+            f"hydra.run.dir={folder / 'test'}", f"output={folder / 'pz.hdf5'}",
+        )  # fmt: skip
+        return np.asarray(qp.read(str(folder / "pz.hdf5")).pdf(data.grid), float).clip(min=0)
+
+    return predict
+
+
+def zephyr_speed(folder: Path) -> float:
+    """Objects per second as `evaluate.py` measures them: by the same rule, without its start."""
+    return float(json.loads((folder / "test" / "metrics.json").read_text())["objects_per_second"])
+
+
+def command(script: str, *overrides: str) -> None:
+    """Run a command of this repository, whose folder holds `benchmarks`."""
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run([sys.executable, script, *overrides], cwd=root, check=True)
+
+
+LSST = ("data.columns.mag='mag_{band}_lsst'", "data.columns.mag_err='mag_err_{band}_lsst'")
+OVERRIDES: dict[str, tuple[str, ...]] = {
+    "zcosmos": (),
+    "dc2": LSST,
+    "stress": (*LSST, "data.columns.source=source", "data.clean_source=0"),
+    "stress_clean": LSST,
+}
 
 PEERS: dict[str, Callable[[PhotozSet, int], Predict]] = {
     "rf": forest,
@@ -97,9 +134,9 @@ PEERS: dict[str, Callable[[PhotozSet, int], Predict]] = {
 METHODS = (*PEERS, "zephyr")
 
 
-def objects_per_second(predict: Predict, test: dict[str, Array]) -> float:
+def objects_per_second(predict: Predict, data: PhotozSet) -> float:
     """Objects per CPU second, best of five passes."""
-    few = {name: column[:TIMED_OBJECTS] for name, column in test.items()}
+    few = {name: column[:TIMED_OBJECTS] for name, column in data.test.items()}
     predict(few)  # JAX compiles anew for each batch size
     return len(few["redshift"]) / best_seconds(lambda: predict(few))
 

@@ -56,7 +56,7 @@ class CatalogueData(L.LightningDataModule):
         self._simulated: dict[str, dict[str, np.ndarray]] = {}
         self.table: Any = None  # an in-memory table, from Python, in place of the path
 
-    # --- what a component defines -----------------------------------------------------------
+    # --- what a component defines -------------------------------------------------------------
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
         """Role -> (column of the catalogue, unit it is wanted in or None), of the columns to read.

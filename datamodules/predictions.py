@@ -37,7 +37,7 @@ class Predictions(L.Callback):
         self.examples: dict[str, np.ndarray] = {}
         self.writer: Writer | None = None
 
-    # --- Lightning's hooks ----------------------------------------------------------------------
+    # --- Lightning's hooks --------------------------------------------------------------------
 
     def on_predict_start(self, trainer: L.Trainer, model: Any) -> None:
         self.world, self.rank = trainer.world_size, trainer.global_rank
@@ -54,12 +54,12 @@ class Predictions(L.Callback):
         self, trainer: L.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         rows = to_numpy(outputs)
-        if batch_idx == 0:
-            first = {k: v[:EXAMPLES] for k, v in batch.items() if k != "keep"}
-            self.examples = {k: v[:EXAMPLES] for k, v in rows.items() if v.ndim > 1}
-            self.examples |= to_numpy(model.examples(first))
         number = batch["row"].cpu().numpy()
         scored = number % self.stride == 0
+        if batch_idx == 0:
+            shown = np.flatnonzero(scored)[:EXAMPLES]
+            self.examples = {k: v[shown] for k, v in rows.items() if v.ndim > 1}
+            self.examples |= to_numpy(model.examples(_select(batch, shown)))
         for name, values in rows.items():
             if values.ndim == 1:
                 self.scalars.setdefault(name, []).append(values[scored])
@@ -82,7 +82,7 @@ class Predictions(L.Callback):
             self.writer.__exit__(type(exception), exception, exception.__traceback__)
             self.writer = None
 
-    # --- results --------------------------------------------------------------------------------
+    # --- results ------------------------------------------------------------------------------
 
     def rows(self) -> dict[str, np.ndarray]:
         """Scalars of the scored rows in row order, of every process."""
@@ -93,7 +93,7 @@ class Predictions(L.Callback):
         dist.all_gather_object(parts, mine)
         return {name: np.concatenate([part[name] for part in parts if part]) for name in parts[0]}
 
-    # --- files ----------------------------------------------------------------------------------
+    # --- files --------------------------------------------------------------------------------
 
     def _new_writer(self, path: Path, model: Any) -> Writer:
         outputs = model.outputs
@@ -122,6 +122,11 @@ class Predictions(L.Callback):
         finally:
             for part in parts:
                 part.unlink(missing_ok=True)
+
+
+def _select(batch: Mapping[str, Any], rows: np.ndarray) -> dict[str, torch.Tensor]:
+    index = torch.from_numpy(rows)
+    return {k: v[index.to(v.device)] for k, v in batch.items() if isinstance(v, torch.Tensor)}
 
 
 def to_numpy(rows: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue
 from physics import galaxies
+from physics.galaxy_colours import Z_MAX
 from physics.photometry import (
     EXTINCTION_LSST,
     EXTINCTION_SDSS,
@@ -75,9 +76,11 @@ class ZephyrData(CatalogueData):
         self.noise, self.noise_share, self.drop_share = noise, noise_share, drop_share
         self.z_max = z_max
         self.n_train, self.n_test = n_train, n_test
-        self.truth: dict[str, tuple[float, float]] = {}
+        if self.path is None:  # the simulation names its own
+            self.columns["source"] = "source"
+            self.clean_source = self.clean_source or SOURCES[0]
 
-    # --- columns ----------------------------------------------------------------------------------
+    # --- columns ------------------------------------------------------------------------------
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
         names = catalogue.names
@@ -162,7 +165,7 @@ class ZephyrData(CatalogueData):
             stacklevel=2,
         )
 
-    # --- values -----------------------------------------------------------------------------------
+    # --- values -------------------------------------------------------------------------------
 
     def to_batch(self, columns: Mapping[str, np.ndarray]) -> Rows:
         n = len(next(iter(columns.values())))
@@ -255,8 +258,8 @@ class ZephyrData(CatalogueData):
         unknown = [band for band, r in found.items() if r is None]
         if unknown:
             raise ValueError(
-                f"data.columns.ebv is set, and A_b/E(B-V) of the bands {unknown} is not known; give "
-                f"it for every band: data.extinction={{{', '.join(f'{b}: ...' for b in self.bands)}}}"
+                f"data.columns.ebv is set, and A_b/E(B-V) of the bands {unknown} is not known; "
+                f"give it: data.extinction={{{', '.join(f'{b}: ...' for b in self.bands)}}}"
             )
         r = {band: float(value) for band, value in found.items() if value is not None}
         return [deredden_flux(values[:, i], ebv, r[band]) for i, band in enumerate(self.bands)]
@@ -268,12 +271,12 @@ class ZephyrData(CatalogueData):
         unknown = sorted(set(names) - set(self.sources))
         if unknown:
             raise ValueError(
-                f"the source column '{self.columns['source']}' holds {unknown}, which are not among "
-                f"data.sources={self.sources}"
+                f"the source column '{self.columns['source']}' holds {unknown}, which are not "
+                f"among data.sources={self.sources}"
             )
         return np.searchsorted(self.sources, names).astype(np.int64)
 
-    # --- training -----------------------------------------------------------------------------------
+    # --- training -----------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
         if stage == "fit" and not self.rows:
@@ -281,11 +284,9 @@ class ZephyrData(CatalogueData):
                 self._find_sources(catalogue)
             super().setup(stage)
             z = torch.cat([rows["redshift"] for rows in self.rows.values()])
-            self.z_max = self.z_max or round(float(z.max()) * 1.02 + 0.05, 2)
-            if float(z.max()) > self.z_max:
-                raise ValueError(
-                    f"redshifts reach {float(z.max()):.3f}, beyond data.z_max={self.z_max}"
-                )
+            if self.z_max is None:
+                simulated = self.path is None and self.table is None
+                self.z_max = Z_MAX if simulated else round(float(z.max()) * 1.02 + 0.05, 2)
 
     def _find_sources(self, catalogue: Catalogue) -> None:
         column = self.columns.get("source")
@@ -299,8 +300,9 @@ class ZephyrData(CatalogueData):
             self.sources = sorted(found)
         if len(self.sources) > 1 and self.clean_source not in self.sources:
             raise ValueError(
-                f"labels come from the sources {self.sources}; say which of them is right to within "
-                f"its own errors, so that the noise of the others can be learned: data.clean_source="
+                f"labels come from the sources {self.sources}; say which of them is right to "
+                f"within its own errors, so that the noise of the others can be learned: "
+                f"data.clean_source={self.sources[0]}"
             )
 
     def schema(self) -> dict[str, Any]:
@@ -326,7 +328,7 @@ class ZephyrData(CatalogueData):
         detected = batch["detected"].masked_fill(gone, 0.0)
         return {**batch, "flux": flux, "flux_err": error, "detected": detected}
 
-    # --- the embedded simulation ----------------------------------------------------------------------
+    # --- the embedded simulation --------------------------------------------------------------
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         """LSST-like galaxies; in training with labels of three sources of known quality."""

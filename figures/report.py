@@ -45,7 +45,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: 1rem; background: var(--tint); border-radius: 6px;
   font-size: .85rem; }
 summary { cursor: pointer; }
-@media (max-width: 36rem) { th, td { padding: .3rem .5rem .3rem .25rem; } dl { display: block; } dd { margin-bottom: .6rem; } }
+@media (max-width: 36rem) { th, td { padding: .3rem .5rem .3rem .25rem; }
+  dl { display: block; } dd { margin-bottom: .6rem; } }
 """
 
 

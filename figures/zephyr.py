@@ -22,8 +22,8 @@ SPECTROSCOPIC = "spectroscopic redshift"
 MAGNITUDE = "reference magnitude (AB)"
 RESIDUAL = r"$\Delta z\,/\,(1+z)$"
 
-ALWAYS = ("z_median", "z_q16", "z_q84", "mag_ref", "pz", "z_grid")
-WITH_TRUTH = ("pit", "crps", "nll")
+ALWAYS = ("z_median", "z_q16", "z_q84", "mag_ref")
+WITH_TRUTH = ("z_true", "pit", "crps", "nll")
 
 
 def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
@@ -286,21 +286,29 @@ def _sources(rows: Rows) -> list[str]:
 def _check(rows: Rows, sources: list[str]) -> None:
     if not sources:
         raise ValueError("rows have no column responsibility_<source>: add one per source")
-    wanted = (*ALWAYS, *(f"pz_{source}" for source in sources))
-    wanted += WITH_TRUTH if "z_true" in rows else ()
-    if missing := [name for name in wanted if name not in rows]:
+    scalars = [*ALWAYS, *(f"responsibility_{source}" for source in sources)]
+    scalars += WITH_TRUTH if "z_true" in rows else ()
+    densities = ["pz", *(f"pz_{source}" for source in sources)]
+    if missing := [name for name in (*scalars, *densities, "z_grid") if name not in rows]:
         raise ValueError(f"rows lack {', '.join(missing)}; the columns given are {', '.join(rows)}")
     n = len(rows["z_median"])
-    perrow = [name for name in rows if name != "z_grid" and not name.startswith("pz")]
-    if wrong := {name: len(rows[name]) for name in perrow if len(rows[name]) != n}:
+    if wrong := {name: len(rows[name]) for name in scalars if len(rows[name]) != n}:
         raise ValueError(f"columns must be as long as z_median ({n}); these are not: {wrong}")
+    shape = (len(rows["pz"]), len(rows["z_grid"]))
+    for name in densities:
+        if np.shape(rows[name]) != shape:
+            raise ValueError(f"{name} has shape {np.shape(rows[name])}, expected {shape}")
     if not len(rows["pz"]) or not np.isfinite(rows["mag_ref"]).any():
         raise ValueError("nothing to draw: rows need at least one pz and one finite mag_ref")
+    if (off := np.flatnonzero(~(rows["pz"].max(axis=1) > 0))).size:
+        raise ValueError(
+            f"pz must be finite and positive somewhere on z_grid; not so in rows {off}"
+        )
 
 
 def _with_truth(rows: Rows) -> dict[str, np.ndarray]:
     """The scalar columns of the objects whose redshift is known."""
-    names = ("z_true", "z_median", "mag_ref", *WITH_TRUTH)
+    names = (*ALWAYS, *WITH_TRUTH)
     if "z_true" not in rows:
         return {name: np.empty(0) for name in names}
     known = np.isfinite(rows["z_true"])

@@ -42,7 +42,7 @@ class Component(L.LightningModule):
         self.lr, self.weight_decay, self.epochs = lr, weight_decay, epochs
         self.record = {}
 
-    # --- what a component defines -----------------------------------------------------------
+    # --- what a component defines -------------------------------------------------------------
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch, scalar. Deterministic: augmentation belongs to the data module."""

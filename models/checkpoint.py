@@ -4,23 +4,26 @@ A checkpoint of the zoo is Lightning's, with one more entry, the *record*: plain
 lists and dicts which say how to build the model again and where it came from.
 """
 
+import inspect
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningDataModule, LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
 
 RECORD = "orrery"
 LIBRARIES = ("orrery", "torch", "lightning", "zuko", "nflows", "numpy", "astropy", "torchdiffeq")
-# what only a continued run needs, and what holds absolute paths
-TRAINING_STATE = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
 
 
 def new_record(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,6 +76,67 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this zoo: it has no '{RECORD}' record")
     return checkpoint
+
+
+def build(node: Mapping[str, Any], **more: Any) -> Any:
+    """Make the component or data module that ``node["_target_"]`` names, and nothing else.
+
+    A checkpoint's config is untrusted input: only classes that are defined in ``models`` or
+    ``datamodules`` and are components or data modules are ever called.
+    """
+    target = str(node.get("_target_"))
+    if not re.fullmatch(r"(models|datamodules)(\.[a-z]\w*)+\.[A-Z]\w*", target):
+        raise ValueError(f"refused to build '{target}': it is not a class of models or datamodules")
+    module, _, name = target.rpartition(".")
+    try:
+        made = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"there is no '{target}' in this version of the zoo: {error}") from error
+    ours = inspect.isclass(made) and made.__module__.split(".")[0] in ("models", "datamodules")
+    if not ours or not issubclass(made, LightningModule | LightningDataModule):
+        raise ValueError(f"refused to build '{target}': it is not a component of the zoo")
+    arguments = {k: v for k, v in {**node, **more}.items() if k != "_target_"}
+    known = [p for c in made.__mro__ for p in inspect.signature(c.__init__).parameters]
+    for key in arguments:
+        if key not in known:
+            near = get_close_matches(key, known, 3) or sorted(set(known) - {"self"})
+            raise ValueError(f"{target} has no setting '{key}'; near: {', '.join(near)}")
+    return made(**arguments)
+
+
+def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:
+    """The trained model of a checkpoint, in evaluation mode; ``changes``: settings of the model."""
+    model = build({**checkpoint[RECORD]["config"]["model"], **(changes or {})})
+    model.load_state_dict(checkpoint["state_dict"])
+    model.record = checkpoint[RECORD]
+    return model.eval()
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Start ``model`` from the weights of another checkpoint of the same component.
+
+    Buffers (scaling, softening...) must agree in shape; parameters that do not, such as the
+    head of another set of sources, keep their fresh values, and are named.
+    """
+    checkpoint = read_checkpoint(path)
+    theirs = checkpoint[RECORD]["config"]["model"]["_target_"]
+    ours = f"{type(model).__module__}.{type(model).__name__}"
+    if theirs != ours:
+        raise ValueError(f"init_from: {path} holds {theirs}, and the model is {ours}")
+    state, buffers = model.state_dict(), dict(model.named_buffers())
+    fresh = []
+    for name, values in checkpoint["state_dict"].items():
+        if name in state and state[name].shape == values.shape:
+            state[name] = values
+        elif name in buffers:
+            raise ValueError(
+                f"init_from: {path} has {name} of shape {tuple(values.shape)}, yours needs "
+                f"{tuple(buffers[name].shape)}: the two do not take the same inputs"
+            )
+        else:
+            fresh.append(name)
+    model.load_state_dict(state)
+    print(f"weights of {path}" + (f"; started afresh: {', '.join(fresh)}" if fresh else ""))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -35,7 +35,7 @@ class Zephyr(Component):
     Each source s of training redshifts has its own conditional spline flow p_s on a shared encoder,
     a gate pi_s(x) that says which source labels objects like x, and a kernel of label noise: a
     Gaussian of width sigma_s (1 + z) plus a share f_s of catastrophic labels. The likelihood of a
-    label is the flow convolved with the kernel of its source, so that p_s is a density of the *true*
+    label is the flow convolved with the kernel of its source, so that p_s is a density of the true
     redshift. The kernel of ``clean_source`` is given (``clean_sigma``), the others are learned.
     The flow of a source is a common one plus a deviation that is penalised by ``shrinkage``, so
     that few labels borrow from many.
@@ -111,7 +111,7 @@ class Zephyr(Component):
         self.register_buffer("pit_map", identity_map())
         self.support = Support(2 * n_bands)
 
-    # --- before and after the fit -----------------------------------------------------------------
+    # --- before and after the fit -------------------------------------------------------------
 
     def prepare(self, data: Any) -> None:
         batch = data.training_batch()
@@ -131,7 +131,7 @@ class Zephyr(Component):
         self.support.fit(self._support_features(batch))
 
     def calibrate(self, data: Any) -> None:
-        """Recalibrate by the PIT of clean labels, each as seen by the members that were not shown it."""
+        """Recalibrate by the PIT of clean labels, each from the members that were not shown it."""
         batch = data.validation_batch()
         pit = []
         for part in _slices(batch, 4096):
@@ -140,7 +140,7 @@ class Zephyr(Component):
             pit.append(grid.scores(cdf, self.edges, part["redshift"])["pit"])
         self.pit_map = fit_pit_map(torch.cat(pit))
 
-    # --- likelihood -------------------------------------------------------------------------------
+    # --- likelihood ---------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> Tensor:
         """Minus the mean log likelihood of the labels, and of their sources given x.
@@ -151,15 +151,15 @@ class Zephyr(Component):
         own = self._own_fold(batch)
         weight = ~own * self.folds / (self.folds - 1) if self.training else own * self.folds
         h = self.encoder(self._inputs(batch)).float()
-        parameters = self.head(h)
+        parameters = self.head(h).float()
         if len(self.sources) == 1:
             log_label = self._log_density(parameters, z)
             return -(log_label * weight).mean()
-        deviation = self.deviation(h).unflatten(-1, (len(self.sources), -1))
+        deviation = self.deviation(h).float().unflatten(-1, (len(self.sources), -1))
         index = source.view(1, -1, 1, 1).expand(len(h), -1, 1, parameters.shape[-1])
         deviation = deviation.gather(2, index).squeeze(2)
         log_label = self._log_label(parameters + deviation, z, source, batch["label_error"])
-        log_gate = F.log_softmax(self.gate(h.detach()), -1)
+        log_gate = F.log_softmax(self.gate(h.detach()).float(), -1)
         log_source = log_gate.gather(-1, source.view(1, -1, 1).expand(len(h), -1, 1)).squeeze(-1)
         penalty = self.shrinkage * deviation.square().mean() if self.training else 0.0
         return -((log_label + log_source) * weight).mean() + penalty
@@ -208,7 +208,7 @@ class Zephyr(Component):
         member = torch.arange(self.members, device=batch["row"].device)
         return batch["row"] % self.folds == member[:, None] % self.folds
 
-    # --- features ---------------------------------------------------------------------------------
+    # --- features -----------------------------------------------------------------------------
 
     def _features(self, batch: Batch) -> Tensor:
         """Luptitudes, neighbouring colours, log errors of luptitudes; NaN where not observed."""
@@ -227,7 +227,7 @@ class Zephyr(Component):
         x = (self._features(batch) - self.feature_mean) / self.feature_std
         return torch.cat([x[:, :n], x[:, -n:]], 1)
 
-    # --- prediction -------------------------------------------------------------------------------
+    # --- prediction ---------------------------------------------------------------------------
 
     def _mixture(self, batch: Batch, held_out: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Cumulative p(z) at the edges (batch, n_grid + 1), the responsibilities (batch, sources)
@@ -235,14 +235,14 @@ class Zephyr(Component):
 
         ``held_out``: each object by those members alone that did not learn from it.
         """
-        h = self.encoder(self._inputs(batch)).float()
+        h = self.encoder(self._inputs(batch))
         common = self.head(h)
         share = torch.ones(len(h), len(common[0]), device=h.device)
         if held_out:
             share = self._own_fold(batch).float()
         share = share / share.sum(0)
         mean, std = self.y_scale
-        y = ((torch.log1p(self.edges) - mean) / std)[:, None, None]
+        y = (torch.log1p(self.edges) - mean) / std
         if len(self.sources) == 1:
             deviations = torch.zeros_like(common)[:, :, None]
             gate = torch.ones_like(share)[..., None]
@@ -251,12 +251,15 @@ class Zephyr(Component):
             gate = F.softmax(self.gate(h), -1)
         responsibility = (gate * share[..., None]).sum(0)
         if self.target is not None:
-            gate = F.one_hot(torch.tensor(self.target), len(self.sources)).to(gate).expand_as(gate)
+            gate = torch.ones_like(gate)
         parts = []
         for s in range(len(self.sources)):
-            cdf = self.flow.cdf(common + deviations[:, :, s], y)  # (edges, members, batch)
-            cdf = (cdf - cdf[:1]) / (cdf[-1:] - cdf[:1]).clamp_min(1e-12)
-            parts.append((cdf * (gate[..., s] * share)).sum(1).T)
+            if self.target not in (None, s):
+                continue
+            cdf = self.flow.cdf_on_grid(common + deviations[:, :, s], y)  # (members, batch, edges)
+            first, last = cdf[..., :1], cdf[..., -1:]
+            weight = (gate[..., s] * share)[..., None] / (last - first).clamp_min(1e-12)
+            parts.append(((cdf - first) * weight).sum(0))
         stacked = torch.stack(parts)
         return stacked.sum(0).clamp(0, 1), responsibility, stacked
 
@@ -274,7 +277,7 @@ class Zephyr(Component):
         )
         return sum(bit.short() * 2**i for i, bit in enumerate(bits))  # type: ignore[return-value]
 
-    # --- what the rows are --------------------------------------------------------------------------
+    # --- what the rows are --------------------------------------------------------------------
 
     @property
     def outputs(self) -> dict[str, Output]:
@@ -314,7 +317,8 @@ class Zephyr(Component):
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
-        parts = [self._predict(part) for part in _slices(tensors, 512)]
+        with torch.autocast(self.device.type, enabled=False):  # a cdf needs float32
+            parts = [self._predict(part) for part in _slices(tensors, 256)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -346,10 +350,12 @@ class Zephyr(Component):
     def examples(self, batch: Batch) -> dict[str, Tensor]:
         """What each source adds to p(z), on ``z_grid``, for the figures."""
         tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
-        mixed, _, parts = self._mixture(tensors)
+        with torch.autocast(self.device.type, enabled=False):
+            mixed, _, parts = self._mixture(tensors)
         whole = grid.density(grid.with_floor(apply_pit_map(self.pit_map, mixed), FLOOR), self.edges)
         share = (parts.diff(dim=-1) / mixed.diff(dim=-1).clamp_min(1e-12)).clamp(0, 1)
-        shown = {f"pz_{s}": share[i] * whole for i, s in enumerate(self.sources)}
+        shown_sources = self.sources if self.target is None else [self.sources[self.target]]
+        shown = {f"pz_{s}": share[i] * whole for i, s in enumerate(shown_sources)}
         return shown | {"z_grid": grid.centres(self.edges)}
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -87,7 +87,7 @@ def _draw(n: int, generator: torch.Generator, years: float) -> dict[str, Tensor]
     population = (uniform().unsqueeze(-1) > fractions(m).cumsum(-1)[:, :2]).sum(-1)
     z = _draw_redshift(m, population, uniform())
     centre, width = torch.tensor(TYPE_CENTRE).double(), torch.tensor(TYPE_WIDTH).double()
-    low, high = _normal_cdf(-centre / width), _normal_cdf((1 - centre) / width)
+    low, high = torch.special.ndtr(-centre / width), torch.special.ndtr((1 - centre) / width)
     quantile = low[population] + uniform() * (high - low)[population]
     t = centre[population] + width[population] * torch.special.ndtri(quantile)
     t = t.clamp(0.0, 1.0)  # rounding only
@@ -154,7 +154,7 @@ def redshift_density(z: Tensor, m: Tensor) -> Tensor:
 def type_density(t: Tensor) -> Tensor:
     """p(t | T), (..., 3), on [0, 1]."""
     centre, width = torch.tensor(TYPE_CENTRE).double(), torch.tensor(TYPE_WIDTH).double()
-    mass = _normal_cdf((1 - centre) / width) - _normal_cdf(-centre / width)
+    mass = torch.special.ndtr((1 - centre) / width) - torch.special.ndtr(-centre / width)
     deviation = (t.unsqueeze(-1) - centre) / width
     return torch.exp(-0.5 * deviation**2) / (math.sqrt(2 * math.pi) * width * mass)
 
@@ -248,7 +248,7 @@ def _posterior_chunk(
     # Survey all cells with the variance at the observed flux: quadratic in the amplitude.
     inverse = seen / _variance(flux, flux5)
     cross, square = (flux * inverse) @ cells.T, inverse @ (cells**2).T
-    best = (cross / square).clamp(_amplitude(torch.tensor(M_FAINT)), _FLUX_BRIGHT)
+    best = (cross / square).clamp(_FLUX_FAINT, _FLUX_BRIGHT)
     nearest = ((_magnitude(best) - M_BRIGHT) / _PRIOR_STEP).round().long()
     score = best * cross - 0.5 * best**2 * square + torch.gather(log_prior, 0, nearest)
     row, cell = (score > score.amax(1, keepdim=True) - drop).nonzero(as_tuple=True)
@@ -347,7 +347,3 @@ def _gamma() -> Tensor:
 
 def _shape(alpha: float) -> Tensor:
     return torch.tensor(1 + 1 / alpha, dtype=torch.float64)
-
-
-def _normal_cdf(x: Tensor) -> Tensor:
-    return torch.special.ndtr(x)

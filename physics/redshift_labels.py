@@ -1,4 +1,4 @@
-"""Redshift labels of known quality for simulated galaxies: three sources, as in a real training set.
+"""Redshift labels of known quality for simulated galaxies, from three sources as in real training.
 
 Every galaxy is the target of one survey, drawn at random, and gets a label if it passes that
 survey's selection. So one source's selection never leaks into another's, and the labelled galaxies

@@ -27,7 +27,7 @@ def normal(z, mean, sigma):
 
 
 def make_rows(n: int, sources: tuple[str, ...] = SOURCES, seed: int = 0) -> dict[str, np.ndarray]:
-    """A survey to i ~ 25 with honest p(z), as z_true is drawn from it: wide if faint, some double."""
+    """A survey to i ~ 25 with honest p(z), as z_true is drawn from it; faint objects are wide."""
     random = np.random.default_rng(seed)
     mag = 25.2 - random.exponential(1.3, n).clip(0, 7)
     grid = np.linspace(0, 4, 401)
@@ -132,6 +132,11 @@ def test_figures_bear_any_number_of_sources():
         assert len(set(style.colours(sources).values())) == len(sources)
 
 
+def test_columns_that_no_figure_needs_may_have_any_shape():
+    rows = make_rows(300) | {"z_samples": np.zeros((256, 10)), "name": np.array(["a"] * 300)}
+    assert "examples" in zephyr.draw(rows, {})
+
+
 def test_label_noise_is_drawn_only_where_the_truth_is_known():
     assert "label_noise" not in zephyr.draw(make_rows(30), {"label_sigma_grism": 0.01})
 
@@ -170,6 +175,17 @@ def test_a_missing_column_is_named():
     rows = make_rows(5)
     rows["pit"] = rows["pit"][:3]
     with pytest.raises(ValueError, match="pit"):
+        zephyr.draw(rows, {})
+
+
+def test_a_density_off_its_grid_is_refused():
+    rows = make_rows(5)
+    rows["pz"][3] = 0
+    with pytest.raises(ValueError, match=r"z_grid.*\[3\]"):
+        zephyr.draw(rows, {})
+    rows = make_rows(5)
+    rows["pz_grism"] = rows["pz_grism"][:, :100]
+    with pytest.raises(ValueError, match="pz_grism"):
         zephyr.draw(rows, {})
 
 

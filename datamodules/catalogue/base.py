@@ -1,5 +1,7 @@
 """What every catalogue shares: the streaming interface and the treatment of blanks."""
 
+import gzip
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -114,6 +116,11 @@ class Catalogue:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yield the same as `chunks`, but with masked arrays where there may be blanks."""
         raise NotImplementedError
+
+
+def open_binary(path: str) -> gzip.GzipFile | io.BufferedReader:
+    """Open for reading, unpacking gzip."""
+    return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")
 
 
 def spans(rows: int, start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 from astropy.io import fits
 
-from .base import Catalogue, plain, spans
+from .base import Catalogue, open_binary, plain, spans
 from .columns import parse_unit
 from .sink import About, Sink
 
@@ -54,7 +54,9 @@ class FitsCatalogue(Catalogue):
         self._columns = {c.name: c for c in columns}
         self._rows = columns.dtype.newbyteorder(">")
         self._offset = hdu.fileinfo()["datLoc"]
-        self._blank.update({c.name: False for c in columns if c.null is None})
+        self._blank.update(
+            {c.name: False for c in columns if c.null is None and c.format.format != "L"}
+        )
         needed = self._offset + len(self) * self._rows.itemsize
         if not path.lower().endswith(".gz") and os.path.getsize(path) < needed:
             raise OSError(
@@ -72,7 +74,7 @@ class FitsCatalogue(Catalogue):
                     f"{self._columns[name].format}), which cannot be read as a plain array"
                 )
         width = self._rows.itemsize
-        with self._open() as file:
+        with open_binary(self.path) as file:
             file.seek(self._offset + start * width)
             for first, last in spans(rows, start, stop):
                 raw = file.read((last - first) * width)
@@ -81,9 +83,6 @@ class FitsCatalogue(Catalogue):
                 table = np.frombuffer(raw, self._rows)
                 yield {name: self._decode(table[name], name) for name in columns}
 
-    def _open(self) -> IO[bytes]:
-        return gzip.open(self.path) if self.path.lower().endswith(".gz") else open(self.path, "rb")  # type: ignore[return-value]
-
     def _decode(self, raw: np.ndarray, name: str) -> np.ndarray:
         """Physical values: text, TNULL, unsigned integers and TSCAL/TZERO (standard, 7.3.2)."""
         column = self._columns[name]
@@ -91,7 +90,7 @@ class FitsCatalogue(Catalogue):
         if values.dtype.kind == "U":
             return np.char.rstrip(values)
         if column.format.format == "L":
-            return values == ord("T")
+            return np.ma.array(values == ord("T"), mask=values == 0)
         blank = None if column.null is None else values == column.null
         scale, zero = column.bscale or 1, column.bzero or 0
         bits = 8 * values.dtype.itemsize

@@ -26,7 +26,7 @@ class ParquetCatalogue(Catalogue):
     """Units come from the field metadata `unit`, or from astropy's `table_meta_yaml`."""
 
     def __init__(self, path: str) -> None:
-        self._file = pq.ParquetFile(path, buffer_size=2**20)
+        self._file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
         schema = self._file.schema_arrow
         units = {field.name: (field.metadata or {}).get(b"unit") for field in schema}
         if astropy_header := (schema.metadata or {}).get(b"table_meta_yaml"):
@@ -69,8 +69,13 @@ class ParquetCatalogue(Catalogue):
                     offset = start - before
                 groups.append(number)
             before += count
-        batches = self._file.iter_batches(
-            batch_size=rows, row_groups=groups, columns=columns, use_threads=False
+        # One row group at a time: iter_batches over several keeps all of them in memory.
+        batches = (
+            batch
+            for number in groups
+            for batch in self._file.iter_batches(
+                batch_size=rows, row_groups=[number], columns=columns, use_threads=False
+            )
         )
         try:
             for table in regroup(batches, rows, offset, offset + stop - start):
@@ -92,7 +97,8 @@ class ParquetSink(Sink):
         meta = dict(about.meta) | constants_as_json(about.constants)
         self._schema = pa.schema(fields, metadata=meta)
         self._file = open(path, "wb")
-        self._writer = pq.ParquetWriter(self._file, self._schema)
+        text = [name for name, values in first.items() if values.dtype.kind in "UO"]
+        self._writer = pq.ParquetWriter(self._file, self._schema, use_dictionary=text or False)
 
     def write(self, chunk: Mapping[str, np.ndarray]) -> None:
         arrays = [from_numpy(chunk[name]) for name in self._schema.names]

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from astropy.table.meta import get_header_from_yaml
 from pyarrow import csv as arrow_csv
 
 from .arrow import from_numpy, regroup, to_numpy
-from .base import Catalogue
+from .base import Catalogue, open_binary
 from .columns import parse_unit
 from .parquet import constants_as_json
 from .sink import About, Sink
@@ -29,7 +29,7 @@ _VECTOR = re.compile(r"(\w+)\[([\d,]+)\]")
 
 def open_csv(path: str, group: str | None) -> Catalogue:
     """Open comma-separated values: a header line after optional # lines; no units."""
-    comments, header, skip = _head(path)
+    _, header, skip = _head(path)
     names = [name.strip() for name in next(csv.reader([header]))]
     if len(names) == 1 and re.search(r"[;\t|]", header):
         raise ValueError(f"{path}: the header line has no commas; .csv must be comma-separated")
@@ -67,15 +67,11 @@ def open_ecsv(path: str, group: str | None) -> Catalogue:
     return TextCatalogue(path, names, delimiter, skip, types, vectors, units)
 
 
-def _open(path: str) -> IO[bytes]:
-    return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
-
-
 def _head(path: str) -> tuple[list[str], str, int]:
     """The leading # lines, the line of column names, and the number of lines up to it."""
     comments: list[str] = []
     try:
-        with _open(path) as file:
+        with open_binary(path) as file:
             if b"\0" in file.read(65_536):
                 raise ValueError(f"{path}: binary data, not text; is its file ending right?")
             file.seek(0)
@@ -119,9 +115,10 @@ class TextCatalogue(Catalogue):
         for batch in self._batches(self._all):
             self._length += batch.num_rows
             for name in self._all:
-                left[name] = [t for t in left[name] if _cast(batch[name], t) is not None]
-                if left[name] and left[name][0] != pa.string():
-                    blank[name] |= bool(_cast(batch[name], left[name][0]).null_count)
+                casts = {t: _cast(batch[name], t) for t in left[name]}
+                left[name] = [t for t, values in casts.items() if values is not None]
+                if left[name]:
+                    blank[name] |= casts[left[name][0]].null_count > 0
         for name, kinds in left.items():
             if not kinds and name in self._types:
                 raise ValueError(
@@ -133,12 +130,11 @@ class TextCatalogue(Catalogue):
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """All rows as text."""
-        with _open(self.path) as file:
+        with open_binary(self.path) as file:
             for _ in range(self._skip):
                 file.readline()
-            if not file.read(1):  # a header without rows, which Arrow refuses
+            if not file.peek(1):  # a header without rows, which Arrow refuses
                 return
-            file.seek(-1, io.SEEK_CUR)
             try:
                 yield from arrow_csv.open_csv(
                     file,

@@ -1,5 +1,6 @@
 """Write a table chunk by chunk; the final name appears only when the file is whole."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Mapping
@@ -129,10 +130,9 @@ class Writer:
     def _discard(self) -> None:
         """Remove the hidden file, if it is still there."""
         if self._sink is not None:
-            try:
+            # A full disk also refuses the last flush; the file goes anyway.
+            with contextlib.suppress(OSError, RuntimeError, pa.ArrowException):
                 self._sink.abort()
-            except (OSError, RuntimeError, pa.ArrowException):
-                pass  # a full disk also refuses the last flush; the file goes anyway
             self._sink = None
         self._hidden.unlink(missing_ok=True)
 

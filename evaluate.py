@@ -75,6 +75,7 @@ def evaluate(
             )
         return metrics
 
+    metrics |= model.learned() | data.truth()
     metrics |= objects_per_second(model, next(data.prediction_batches()))
     true_rows = model.true_model(data)
     beside = {"true model": model.metrics(true_rows)} if true_rows else {}

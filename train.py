@@ -27,6 +27,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     from hydra.utils import instantiate
 
     from evaluate import evaluate
+    from models.card import model_card
     from models.checkpoint import (
         RECORD,
         AtomicCheckpointIO,
@@ -36,6 +37,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         read_checkpoint,
         write_checkpoint,
     )
+    from models.tracking import track
 
     command_line.quiet()
     if config.checkpoint:
@@ -87,6 +89,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     model.record["metrics"] = metrics
     if trainer.is_global_zero:
         write_checkpoint(final, run_dir / "best.ckpt")
+        (run_dir / "model_card.md").write_text(model_card(component, model))
+        track(trainer, run_dir, component, model.record)
     return metrics
 
 

@@ -114,5 +114,10 @@ def quiet() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.setLevel(logging.WARNING)
-    for known in ("Checkpoint directory .* exists", ".*LeafSpec", "The number of training batches", ".*does not have many workers"):
+    for known in (
+        "Checkpoint directory .* exists",
+        ".*LeafSpec",
+        "The number of training batches",
+        ".*does not have many workers",
+    ):
         warnings.filterwarnings("ignore", known)

@@ -182,6 +182,10 @@ class CatalogueData(L.LightningDataModule):
             self._simulated[which] = self.simulate(which)
         return read_table(self._simulated[which])
 
+    def truth(self) -> dict[str, float]:
+        """What a simulation knows of the parameters that a model reports as `learned`."""
+        return {}
+
     def provenance(self) -> dict[str, Any]:
         """Where the data come from, for the checkpoint's record."""
         if self.path is None:

@@ -20,7 +20,7 @@ from physics.photometry import (
     deredden_flux,
     mag_to_flux,
 )
-from physics.redshift_labels import SOURCES, label_sources
+from physics.redshift_labels import CATASTROPHIC, SIGMA, SOURCES, label_sources
 
 NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # BPZ's convention, which RAIL follows
 SANE_MAGNITUDES = (-5.0, 45.0)
@@ -354,6 +354,15 @@ class ZephyrData(CatalogueData):
         generator = torch.Generator().manual_seed(2 * self.seed + 1)
         drawn = {k: v[:2000] for k, v in galaxies.simulate(self.n_test, generator).items()}
         return drawn["z"], galaxies.posterior(drawn["flux"], drawn["flux_err"], z)
+
+    def truth(self) -> dict[str, float]:
+        if self.path is not None or self.table is not None:
+            return {}
+        sigma = {f"label_sigma_{s}_true": v for s, v in zip(SOURCES, SIGMA, strict=True)}
+        fraction = {
+            f"label_catastrophic_{s}_true": v for s, v in zip(SOURCES, CATASTROPHIC, strict=True)
+        }
+        return sigma | fraction
 
     def provenance(self) -> dict[str, Any]:
         if self.path is not None:

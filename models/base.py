@@ -68,6 +68,14 @@ class Component(L.LightningModule):
         """The field's own figures of merit from predicted rows; empty when they hold no truth."""
         return {}
 
+    def learned(self) -> dict[str, float]:
+        """Parameters of the fit that mean something, reported with the metrics."""
+        return {}
+
+    def scope(self) -> list[str]:
+        """For which objects the model holds, a sentence each, for the model card."""
+        return []
+
     def examples(self, batch: Batch) -> dict[str, Tensor]:
         """Further arrays of a few objects for the figures, not written to files."""
         return {}

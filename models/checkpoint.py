@@ -38,7 +38,7 @@ def new_record(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict
         "versions": {name: version(name) for name in LIBRARIES},
         "git_commit": _git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *_words_that_matter(sys.argv[1:])]),
         "metrics": {},
     }
 
@@ -71,7 +71,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is refused: it holds more than tensors and plain values, and loading it could "
             f"run code ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
+    except PermissionError:
+        raise
+    except (RuntimeError, EOFError, KeyError, OSError) as error:
         raise ValueError(f"{path} is not a whole checkpoint; was it cut short?") from error
     if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this zoo: it has no '{RECORD}' record")
@@ -155,6 +157,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return read_checkpoint(path)
+
+
+def _words_that_matter(words: list[str]) -> list[str]:
+    """The command line without where the run was written and tracked."""
+    return [word for word in words if not word.startswith(("hydra.", "logger=", "+hydra."))]
 
 
 def _git_commit() -> str:

@@ -88,7 +88,7 @@ class Zephyr(Component):
         n_bands, n_sources = len(self.bands), len(self.sources)
         n_features = 3 * n_bands - 1
         self.flow = SplineFlow(bins, components, backend=flow)
-        self.encoder = Encoder(members, n_features + 2 * n_bands, width, depth)
+        self.encoder = Encoder(members, n_features, 2 * n_bands, width, depth)
         self.head = Linear(members, width, self.flow.n_parameters, gain=0.3)
         self.head.bias.data += self.flow.initial_bias()
         if n_sources > 1:
@@ -103,6 +103,7 @@ class Zephyr(Component):
         self.register_buffer("softening", torch.ones(n_bands))  # uJy
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_std", torch.ones(n_features))
+        self.register_buffer("mag_range", torch.zeros(2, n_bands))  # of 98% of the training objects
         self.register_buffer("error_limit", torch.zeros(n_bands))  # in units of feature_std
         self.register_buffer("y_scale", torch.tensor([0.0, 1.0]))  # of log(1 + z)
         self.register_buffer("n_z", torch.full((CATASTROPHIC_CELLS,), 1.0 / z_max))
@@ -123,6 +124,8 @@ class Zephyr(Component):
         self.feature_std = spread.clamp_min(1e-3)
         scaled = (features - self.feature_mean) / self.feature_std
         self.error_limit = scaled[:, -len(self.bands) :].nan_to_num(-torch.inf).amax(0)
+        ends = torch.tensor([0.01, 0.99])
+        self.mag_range = torch.nanquantile(features[:100_000, : len(self.bands)], ends, 0)
         y = torch.log1p(batch["redshift"])
         self.y_scale = torch.stack([y.mean(), y.std()])
         counts = torch.histc(batch["redshift"], CATASTROPHIC_CELLS, 0, self.z_max) + 1
@@ -150,7 +153,7 @@ class Zephyr(Component):
         z, source = batch["redshift"], batch["source"]
         own = self._own_fold(batch)
         weight = ~own * self.folds / (self.folds - 1) if self.training else own * self.folds
-        h = self.encoder(self._inputs(batch)).float()
+        h = self.encoder(*self._inputs(batch)).float()
         parameters = self.head(h).float()
         if len(self.sources) == 1:
             log_label = self._log_density(parameters, z)
@@ -217,10 +220,11 @@ class Zephyr(Component):
         mag_err = luptitude_err(flux, error, self.softening)
         return torch.cat([mag, mag[:, :-1] - mag[:, 1:], mag_err.log()], 1)
 
-    def _inputs(self, batch: Batch) -> Tensor:
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Standardised numbers, 0 where not observed, and flags (observed, detected)."""
         x = (self._features(batch) - self.feature_mean) / self.feature_std
-        observed = batch["flux"].isfinite()
-        return torch.cat([x.nan_to_num(0.0).clamp(-6, 6), observed, batch["detected"]], 1)
+        flags = torch.cat([batch["flux"].isfinite(), batch["detected"]], 1)
+        return x.nan_to_num(0.0).clamp(-6, 6), flags
 
     def _support_features(self, batch: Batch) -> Tensor:
         n = len(self.bands)
@@ -235,7 +239,7 @@ class Zephyr(Component):
 
         ``held_out``: each object by those members alone that did not learn from it.
         """
-        h = self.encoder(self._inputs(batch))
+        h = self.encoder(*self._inputs(batch))
         common = self.head(h)
         share = torch.ones(len(h), len(common[0]), device=h.device)
         if held_out:
@@ -346,6 +350,30 @@ class Zephyr(Component):
             rows |= {"z_true": z, **grid.scores(cdf, self.edges, z)}
             rows["pit_raw"] = grid.scores(raw, self.edges, z)["pit"]
         return rows
+
+    def learned(self) -> dict[str, float]:
+        """Label noise of each source but the clean one: sigma in units of 1 + z, and fraction."""
+        if len(self.sources) == 1:
+            return {}
+        sigma, catastrophic = (values.mean(0).tolist() for values in self._label_noise())
+        found = {}
+        for i, source in enumerate(self.sources):
+            if i != self.clean:
+                found[f"label_sigma_{source}"] = sigma[i]
+                found[f"label_catastrophic_{source}"] = catastrophic[i]
+        return found
+
+    def scope(self) -> list[str]:
+        ranges = [
+            f"{band} {low:.1f} to {high:.1f}"
+            for band, (low, high) in zip(self.bands, self.mag_range.T.tolist(), strict=True)
+        ]
+        return [
+            f"AB magnitudes (1% to 99% of the training objects): {', '.join(ranges)}",
+            f"redshifts 0 to {self.z_max:g}, for objects selected as the training set is",
+            "other objects are answered too; `ood` and `flags` say so",
+            f"labels from: {', '.join(self.sources)}; clean: {self.sources[self.clean]}",
+        ]
 
     def examples(self, batch: Batch) -> dict[str, Tensor]:
         """What each source adds to p(z), on ``z_grid``, for the figures."""

@@ -30,7 +30,9 @@ def parts(component, tmp_path):
 
 def test_a_run_leaves_a_checkpoint_a_report_and_metrics(component, runs):
     run = runs(component)
-    assert {"best.ckpt", "last.ckpt", "report.html", "metrics.json"} <= {p.name for p in run.iterdir()}
+    assert {"best.ckpt", "last.ckpt", "report.html", "metrics.json"} <= {
+        p.name for p in run.iterdir()
+    }
     metrics = json.loads((run / "metrics.json").read_text())
     assert all(np.isfinite(value) for value in metrics.values())
     record = read_checkpoint(run / "best.ckpt")[RECORD]

@@ -28,9 +28,10 @@ def at_truth(density: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     cdf = torch.cumulative_trapezoid(density, Z_GRID, dim=1)
     cdf = torch.cat([torch.zeros(len(z), 1), cdf], 1)
     right = torch.searchsorted(Z_GRID, z).clamp(1, len(Z_GRID) - 1)
-    share = (z - Z_GRID[right - 1]) / (Z_GRID[right] - Z_GRID[right - 1])
-    row = torch.arange(len(z))
-    return cdf[row, right - 1] * (1 - share) + cdf[row, right] * share
+    row, step = torch.arange(len(z)), z - Z_GRID[right - 1]
+    slope = (density[row, right] - density[row, right - 1]) / (Z_GRID[right] - Z_GRID[right - 1])
+    # The density is linear between nodes. A linear cdf would pull narrow posteriors' PIT to 0.5.
+    return cdf[row, right - 1] + density[row, right - 1] * step + 0.5 * slope * step**2
 
 
 def ks_statistic(pit: torch.Tensor) -> float:

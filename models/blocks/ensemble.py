@@ -46,15 +46,50 @@ class Residual(nn.Module):
         return x + self.outer(F.gelu(self.inner(self.norm(x))))
 
 
-class Encoder(nn.Module):
-    """Residual MLP: (batch, n_in) -> (members, batch, width), a separate network per member."""
+class Periodic(nn.Module):
+    """Each number x as ReLU(A [cos 2 pi c x, sin 2 pi c x] + b) with its own learned c, A and b.
 
-    def __init__(self, members: int, n_in: int, width: int, depth: int) -> None:
+    Gorishniy, Rubachev & Babenko (2022), "PLR". (members, batch, n) -> (members, batch, n * size).
+    Low frequencies (a small ``scale``) keep the function smooth where data are few.
+    """
+
+    def __init__(self, members: int, n: int, frequencies: int, size: int, scale: float) -> None:
+        super().__init__()
+        self.frequency = nn.Parameter(torch.randn(members, 1, n, frequencies) * scale)
+        gain = 1 / math.sqrt(2 * frequencies)
+        self.weight = nn.Parameter(torch.randn(members, n, 2 * frequencies, size) * gain)
+        self.bias = nn.Parameter(torch.zeros(members, n, 1, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        phase = 2 * math.pi * x[..., None] * self.frequency
+        waves = torch.cat([phase.cos(), phase.sin()], -1).transpose(1, 2)
+        return F.relu(waves @ self.weight + self.bias).transpose(1, 2).flatten(2)
+
+
+class Encoder(nn.Module):
+    """Numbers and flags to ``width`` features, by a separate residual MLP per member.
+
+    numbers (batch, n_numbers), standardised, and flags (batch, n_flags) -> (members, batch, width).
+    """
+
+    def __init__(
+        self,
+        members: int,
+        n_numbers: int,
+        n_flags: int,
+        width: int,
+        depth: int,
+        frequencies: int = 8,
+        embedding: int = 4,
+        frequency_scale: float = 0.1,
+    ) -> None:
         super().__init__()
         self.members = members
-        self.first = Linear(members, n_in, width)
+        self.periodic = Periodic(members, n_numbers, frequencies, embedding, frequency_scale)
+        self.first = Linear(members, n_numbers * (1 + embedding) + n_flags, width)
         self.blocks = nn.Sequential(*(Residual(members, width) for _ in range(depth)))
         self.norm = LayerNorm(members, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.blocks(self.first(x.expand(self.members, *x.shape))))
+    def forward(self, numbers: Tensor, flags: Tensor) -> Tensor:
+        x, flags = (v.expand(self.members, *v.shape) for v in (numbers, flags))
+        return self.norm(self.blocks(self.first(torch.cat([x, flags, self.periodic(x)], -1))))

@@ -1,0 +1,21 @@
+"""What an experiment tracker gets besides the metrics of each step."""
+
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+
+def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> None:
+    """Give wandb the test metrics, the figures and the checkpoint with the facts of its card."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            run = logger.experiment
+            run.summary.update({f"test/{key}": value for key, value in record["metrics"].items()})
+            run.log({path.stem: wandb.Image(str(path)) for path in sorted(run_dir.glob("*.png"))})
+            artifact = wandb.Artifact(name, type="model", metadata=record)
+            for file in ("best.ckpt", "model_card.md", "metrics.json"):
+                artifact.add_file(str(run_dir / file))
+            run.log_artifact(artifact)
+            run.finish()

@@ -1,0 +1,154 @@
+"""The doors as a person meets them: what they print, when they refuse, and how they say so."""
+
+import json
+import sys
+
+import pytest
+from conftest import COMPONENTS, ROOT, command
+
+QUICK = ["model=zephyr", "experiment=zephyr_quick"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]])
+@pytest.mark.parametrize("door", ["train.py", "evaluate.py"])
+def test_help_does_not_wait_for_torch(door, words):
+    program = (
+        f"import runpy, sys; sys.argv = {[door, *words]!r}\n"
+        f"try: runpy.run_path({door!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('heavy', {'torch', 'lightning', 'astropy', 'numpy'} & set(sys.modules))"
+    )
+    done = command("-c", program)
+    assert done.stdout.strip().endswith("heavy set()"), done.stdout[-300:]
+
+
+def refused(*words: str) -> str:
+    done = command(*words)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+def test_an_unknown_model_lists_the_zoo():
+    message = refused("train.py", "model=zephir")
+    assert all(name in message for name in COMPONENTS)
+
+
+def test_an_unknown_checkpoint_lists_the_pretrained():
+    message = refused("evaluate.py", "checkpoint=zefyr")
+    assert "there is no checkpoint 'zefyr' (pretrained models:" in message
+    assert "say which checkpoint" in refused("evaluate.py")
+
+
+def test_a_mistyped_setting_is_named(runs):
+    best = runs("zephyr") / "best.ckpt"
+    message = refused("evaluate.py", f"checkpoint={best}", "data.pth=x.fits")
+    assert "no setting 'pth'; near: path" in message
+    assert "lerning_rate" in refused("train.py", "model.lerning_rate=1")
+
+
+def test_an_unreadable_path_is_named():
+    assert "nowhere.fits: there is no such file" in refused("train.py", "data.path=nowhere.fits")
+
+
+def test_a_sweep_of_ddp_runs_is_refused():
+    message = refused("train.py", "-m", *QUICK, "trainer=ddp", "seed=0,1")
+    assert "would start the whole sweep once per process" in message
+
+
+def test_data_of_the_checkpoint_can_be_replaced_or_changed(runs, tmp_path):
+    best = runs("zephyr") / "best.ckpt"
+    run = f"hydra.run.dir={tmp_path}"
+    done = command("evaluate.py", f"checkpoint={best}", "data.n_test=50", run)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 50
+    # data=<name> brings that section whole, without what the checkpoint said
+    message = refused("evaluate.py", f"checkpoint={best}", "data=zephyr", "data.path=gone.fits", run)
+    assert "gone.fits" in message
+
+
+def test_metrics_stand_beside_those_of_the_true_model(runs):
+    metrics = json.loads((runs("zephyr") / "metrics.json").read_text())
+    keys = """n bias nmad outlier_fraction crps nll cde_loss pit_ks coverage_68 coverage_95
+    objects_per_second matmul_1024_ms label_sigma_manyband label_sigma_manyband_true
+    label_catastrophic_grism label_catastrophic_grism_true crps_true_model"""
+    assert set(keys.split()) <= metrics.keys()
+    assert metrics["crps_true_model"] < metrics["crps"], "nothing beats the true model"
+
+
+def test_an_offline_wandb_run_holds_config_metrics_figures_and_model(tmp_path):
+    done = command(
+        "train.py", *QUICK, "logger=wandb", f"hydra.run.dir={tmp_path}", WANDB_API_KEY=""
+    )
+    assert done.returncode == 0, done.stderr
+    stored = read_wandb(next(tmp_path.glob("wandb/offline-run-*/run-*.wandb")))
+    assert json.loads(stored["config"]["model"])["members"] == 2
+    assert {"train/loss_step", "train/loss_epoch", "val/loss", "redshifts"} <= stored["history"]
+    assert 0 < json.loads(stored["summary"]["test/crps"]) < 1
+    (artifact,) = stored["artifacts"]
+    assert artifact.name == "zephyr" and "versions" in json.loads(artifact.metadata)
+    assert "best.ckpt" in {entry.path for entry in artifact.manifest.contents}
+
+
+def read_wandb(path):
+    """What a .wandb file holds: a log of protobuf records in the framing of LevelDB."""
+    from wandb.proto import wandb_internal_pb2
+
+    found = {"config": {}, "summary": {}, "history": set(), "artifacts": []}
+    for data in log_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record.FromString(data)
+        for item in (*record.run.config.update, *record.config.update):
+            found["config"][item.key] = item.value_json
+        for item in record.summary.update:
+            found["summary"][item.key or "/".join(item.nested_key)] = item.value_json
+        for item in record.history.item:
+            found["history"].add(item.key or "/".join(item.nested_key))
+        for artifact in (record.artifact, record.request.log_artifact.artifact):
+            if artifact.name:
+                found["artifacts"].append(artifact)
+    return found
+
+
+def log_records(data, block=32_768, header=7):
+    """Blocks of 32 kB; a record is cut into fragments: crc (4), length (2), kind (1), bytes."""
+    whole, last, at = 1, 4, header  # the file begins with seven bytes of its own
+    parts = b""
+    while at + header <= len(data):
+        if block - at % block < header:
+            at += block - at % block
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts += data[at + header : at + header + length]
+        at += header + length
+        if kind in (whole, last):
+            yield parts
+            parts = b""
+
+
+def test_a_sweep_runs_on_a_local_submitit_executor(tmp_path):
+    done = command(
+        "train.py",
+        "-m",
+        *QUICK,
+        "hydra/launcher=submitit_local",
+        "model.epochs=1",
+        "model.width=16,32",
+        "hydra.launcher.timeout_min=5",
+        f"hydra.sweep.dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    for job in "01":
+        assert (tmp_path / job / "metrics.json").exists()
+
+
+def test_every_yaml_of_the_zoo_composes(tmp_path):
+    from conftest import config
+
+    for folder, words in {
+        "trainer": "trainer={}",
+        "logger": "logger={}",
+        "experiment": "experiment={}",
+    }.items():
+        for path in sorted((ROOT / "configs" / folder).glob("*.yaml")):
+            assert config("zephyr", tmp_path, words.format(path.stem))
+    assert sys.version_info >= (3, 11)

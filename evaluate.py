@@ -58,7 +58,9 @@ def evaluate(
 
     record = model.record
     meta = {"model": title, "zoo": json.dumps({k: record[k] for k in ("versions", "git_commit")})}
-    predictions = Predictions(data.n_predicted(), output, columns, data.keep_units(), meta)
+    predictions = Predictions(
+        data.n_predicted(), output, columns, data.keep, data.keep_units(), meta
+    )
     trainer.callbacks.append(predictions)
     trainer.predict(model, datamodule=data, return_predictions=False)
     trainer.callbacks.remove(predictions)

@@ -1,6 +1,5 @@
 """Train a component of the zoo, then score and plot it: ``python train.py model=zephyr``."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     from hydra.utils import instantiate
 
     from evaluate import evaluate
+    from models import tracking
     from models.card import model_card
     from models.checkpoint import (
         RECORD,
@@ -37,7 +37,6 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         read_checkpoint,
         write_checkpoint,
     )
-    from models.tracking import track
 
     command_line.quiet()
     if config.checkpoint:
@@ -63,8 +62,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     elif not plain["checkpoint"]:
         model.prepare(data)
 
-    if "WANDB_API_KEY" not in os.environ:
-        os.environ.setdefault("WANDB_MODE", "offline")
+    if plain["logger"]["_target_"].endswith("WandbLogger"):
+        tracking.offline_unless_asked()
     trainer = instantiate(
         plain["trainer"],
         callbacks=[instantiate(node) for node in plain["callbacks"].values()],
@@ -90,7 +89,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     if trainer.is_global_zero:
         write_checkpoint(final, run_dir / "best.ckpt")
         (run_dir / "model_card.md").write_text(model_card(component, model))
-        track(trainer, run_dir, component, model.record)
+        tracking.track(trainer, run_dir, component, model.record)
     return metrics
 
 

@@ -27,11 +27,13 @@ class Predictions(L.Callback):
         n_rows: int,
         path: str | Path | None,
         columns: Sequence[str] | None,
+        keep: Sequence[str],
         units: Mapping[str, str],
         meta: Mapping[str, str],
     ) -> None:
         self.path = Path(path) if path is not None else None
-        self.columns, self.units, self.meta = columns, dict(units), dict(meta)
+        self.columns, self.keep = columns, list(keep)
+        self.units, self.meta = dict(units), dict(meta)
         self.stride = -(-n_rows // SCORED_ROWS)
         self.scalars: dict[str, list[np.ndarray]] = {}
         self.examples: dict[str, np.ndarray] = {}
@@ -97,11 +99,12 @@ class Predictions(L.Callback):
 
     def _new_writer(self, path: Path, model: Any) -> Writer:
         outputs = model.outputs
+        kept = {name: model.keep_location.format(name=name) for name in self.keep}
         return Writer(
             path,
             units={**self.units, **{name: o.unit for name, o in outputs.items() if o.unit}},
             descriptions={name: o.description for name, o in outputs.items()},
-            locations={name: o.location for name, o in outputs.items() if o.location},
+            locations={**kept, **{n: o.location for n, o in outputs.items() if o.location}},
             constants=model.constants,
             meta=self.meta,
         )

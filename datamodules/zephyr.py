@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,14 @@ from torch import Tensor
 
 from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue
+from datamodules.photometry import (
+    BandColumns,
+    band_columns,
+    flux_from_flux,
+    flux_from_mag,
+    near_column,
+    refuse,
+)
 from physics import galaxies
 from physics.galaxy_colours import Z_MAX
 from physics.photometry import (
@@ -18,12 +25,8 @@ from physics.photometry import (
     EXTINCTION_SDSS,
     LSST_BANDS,
     deredden_flux,
-    mag_to_flux,
 )
 from physics.redshift_labels import CATASTROPHIC, SIGMA, SOURCES, label_sources
-
-NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # BPZ's convention, which RAIL follows
-SANE_MAGNITUDES = (-5.0, 45.0)
 
 
 class ZephyrData(CatalogueData):
@@ -36,11 +39,8 @@ class ZephyrData(CatalogueData):
 
     Columns are found by the patterns ``mag`` and ``mag_err`` (or ``flux``, ``flux_err``) in
     ``columns``, in which ``{band}`` stands for a band; ``columns.mag_u=UMAG`` names a single one.
-    Magnitudes are AB once ``zero_points`` (band -> mag to add) is applied. In a magnitude column:
-
-    - NaN or -99: not observed. 99 with an error of 90 or more: not observed.
-    - 99 or inf with a smaller "error": observed, not detected, and the error is the limiting
-      magnitude (1 sigma). ``limits`` (band -> mag) gives the limit where the catalogue has none.
+    `datamodules.photometry` says what NaN, 99 and -99 mean. ``zero_points`` (band -> mag) are added
+    to reach AB; ``limits`` (band -> limiting mag, 1 sigma) serve non-detections that give none.
 
     ``ebv``, a column of E(B-V) in mag, corrects for Galactic extinction by ``extinction`` (band ->
     A_b/E(B-V)), by default the LSST's or, for ugriz alone, SDSS's of Schlafly & Finkbeiner (2011).
@@ -58,7 +58,6 @@ class ZephyrData(CatalogueData):
         zero_points: Mapping[str, float] | None = None,
         limits: Mapping[str, float] | None = None,
         extinction: Mapping[str, float] | None = None,
-        flux_unit: str = "uJy",
         noise: float = 1.0,
         noise_share: float = 1.0,
         drop_share: float = 0.1,
@@ -72,7 +71,8 @@ class ZephyrData(CatalogueData):
         self.sources = [str(source) for source in sources or []]
         self.clean_source = None if clean_source is None else str(clean_source)
         self.zero_points, self.limits = dict(zero_points or {}), dict(limits or {})
-        self.extinction, self.flux_unit = dict(extinction or {}), flux_unit
+        self.extinction = dict(extinction or {})
+        self.found: dict[str, BandColumns] = {}
         self.noise, self.noise_share, self.drop_share = noise, noise_share, drop_share
         self.z_max = z_max
         self.n_train, self.n_test = n_train, n_test
@@ -84,19 +84,19 @@ class ZephyrData(CatalogueData):
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
         names = catalogue.names
-        pairs = self._pairs(names)
+        self.found = band_columns(names, self.columns, self.bands)
         if training and not self.bands:
-            self.bands = list(pairs)
-        if not pairs:
+            self.bands = list(self.found)
+        if not self.found:
             raise ValueError(self._no_photometry(names))
         roles: dict[str, tuple[str, str | None]] = {}
         for band in self.bands:
-            if band not in pairs:
-                self._missing(band, names, pairs)
+            if band not in self.found:
+                self._say_missing(band, names)
                 continue
-            kind, value, error = pairs[band]
-            unit = "mag" if kind == "mag" else self.flux_unit
-            roles[f"{kind}_{band}"], roles[f"{kind}_err_{band}"] = (value, unit), (error, unit)
+            kind, value, error = self.found[band]
+            unit = "mag" if kind == "mag" else "uJy"
+            roles[f"value_{band}"], roles[f"error_{band}"] = (value, unit), (error, unit)
         redshift = self.columns.get("redshift", "redshift")
         if training or redshift in names:
             roles["redshift"] = (redshift, None)
@@ -107,57 +107,27 @@ class ZephyrData(CatalogueData):
             roles["ebv"] = (self.columns["ebv"], None)
         return roles
 
-    def _pairs(self, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-        """band -> ("mag" or "flux", value column, error column), of the bands that are there."""
-        for kind in ("mag", "flux"):
-            value, error = (
-                self.columns.get(kind, kind + "_{band}"),
-                self.columns.get(kind + "_err", kind + "_err_{band}"),
-            )
-            own = {
-                key.removeprefix(f"{kind}_")
-                for key in self.columns
-                if key.startswith(f"{kind}_") and not key.startswith(f"{kind}_err")
-            }
-            bands = self.bands or [
-                band
-                for band in (_band(name, value) for name in names)
-                if band and error.replace("{band}", band) in names
-            ] + sorted(own)
-            pairs = {}
-            for band in dict.fromkeys(bands):
-                v = self.columns.get(f"{kind}_{band}", value.replace("{band}", band))
-                e = self.columns.get(f"{kind}_err_{band}", error.replace("{band}", band))
-                # a named column that is not there is an error of its own, with near matches
-                named = f"{kind}_{band}" in self.columns or f"{kind}_err_{band}" in self.columns
-                if v in names or e in names or named:
-                    pairs[band] = (kind, v, e)
-            if pairs:
-                return pairs
-        return {}
-
     def _no_photometry(self, names: Sequence[str]) -> str:
-        wanted = f"of the bands {self.bands}" if self.bands else "in any band"
+        wanted = f"of the bands {', '.join(self.bands)}" if self.bands else "in any band"
         return (
             f"{self.name} has no photometry {wanted} under the names "
             f"'{self.columns.get('mag', 'mag_{band}')}' and "
             f"'{self.columns.get('mag_err', 'mag_err_{band}')}'. Its columns: {', '.join(names)}. "
             f"Name yours, for example data.columns.mag='{{band}}_mag' "
-            f"data.columns.mag_err='{{band}}_magerr', or band by band data.columns.mag_u=UMAG; "
-            f"for fluxes data.columns.flux and data.columns.flux_err"
+            f"data.columns.mag_err='{{band}}_magerr', or band by band data.columns.mag_u=UMAG "
+            f"data.columns.mag_err_u=UERR; for fluxes data.columns.flux and data.columns.flux_err"
         )
 
-    def _missing(self, band: str, names: Sequence[str], pairs: Mapping[str, tuple]) -> None:
+    def _say_missing(self, band: str, names: Sequence[str]) -> None:
         """A band of the model that the catalogue lacks: an error if it seems only misnamed."""
-        used = {column for _, value, error in pairs.values() for column in (value, error)}
-        free = {name.lower(): name for name in names if name not in used}
-        column = self.columns.get("mag", "mag_{band}").replace("{band}", band)
-        near = get_close_matches(column.lower(), free, 1, 0.8)
+        kind = next(iter(self.found.values())).kind
+        column = self.columns.get(kind, kind + "_{band}").replace("{band}", band)
+        taken = [name for _, value, error in self.found.values() for name in (value, error)]
+        near = near_column(column, names, taken)
         if near:
             raise ValueError(
-                f"{self.name} has no column '{column}' for the band {band}; is it "
-                f"'{free[near[0]]}'? Then say data.columns.mag_{band}={free[near[0]]} and "
-                f"data.columns.mag_err_{band}=<its error>"
+                f"{self.name} has no column '{column}' for the band {band}; is it '{near}'? Then "
+                f"say data.columns.{kind}_{band}={near} data.columns.{kind}_err_{band}=<its error>"
             )
         warnings.warn(
             f"{self.name} has no band {band} (column '{column}'): it is taken as not observed, and "
@@ -165,92 +135,49 @@ class ZephyrData(CatalogueData):
             stacklevel=2,
         )
 
-    # --- values -------------------------------------------------------------------------------
+    # --- values ---------------------------------------------------------------------------------
 
     def to_batch(self, columns: Mapping[str, np.ndarray]) -> Rows:
         n = len(next(iter(columns.values())))
-        parts = [self._band_flux(band, columns, n) for band in self.bands]
-        flux, flux_err, detected = (np.stack(part, 1) for part in zip(*parts, strict=True))
-        batch = {
-            "flux": torch.from_numpy(flux),
-            "flux_err": torch.from_numpy(flux_err),
-            "detected": torch.from_numpy(detected),
-        }
+        parts = [self._band(band, columns, n) for band in self.bands]
+        flux, flux_err, detected = (
+            torch.from_numpy(np.stack(part, 1)) for part in zip(*parts, strict=True)
+        )
         if "ebv" in columns:
-            ebv = torch.from_numpy(_finite(columns["ebv"], self.columns["ebv"], "E(B-V) in mag"))
-            for key in ("flux", "flux_err"):
-                batch[key] = torch.stack(self._dereddened(batch[key], ebv), 1)
-        batch = {name: values.float() for name, values in batch.items()}
+            values = _finite(columns["ebv"], self.columns["ebv"], "E(B-V) in mag")
+            ebv = torch.from_numpy(values)
+            flux, flux_err = (deredden_flux(v, ebv, self._extinction()) for v in (flux, flux_err))
+        batch = {
+            "flux": flux.float(),
+            "flux_err": flux_err.float(),
+            "detected": detected.float(),
+        }
         if "redshift" in columns:
             name = self.columns.get("redshift", "redshift")
             z = _finite(columns["redshift"], name, "redshifts")
-            _refuse(z < 0, name, z, "is negative", "a redshift of at least 0", "drop those rows")
+            refuse(z < 0, name, z, "is negative", "redshifts of at least 0", "drop those rows")
             batch["redshift"] = torch.from_numpy(z).float()
             batch["source"] = torch.from_numpy(self._source_index(columns, n))
-            error = columns.get("label_error", np.zeros(n))
-            batch["label_error"] = torch.from_numpy(np.asarray(error, float)).float()
+            error = np.zeros(n)
+            if "label_error" in columns:
+                error = _finite(columns["label_error"], self.columns["label_error"], "errors")
+            batch["label_error"] = torch.from_numpy(error).float()
         return batch
 
-    def _band_flux(
+    def _band(
         self, band: str, columns: Mapping[str, np.ndarray], n: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Flux and error, uJy, and whether it is detected; NaN where not observed; each (n,)."""
-        if f"flux_{band}" in columns:
-            flux = np.asarray(columns[f"flux_{band}"], float)
-            error = np.asarray(columns[f"flux_err_{band}"], float)
-            observed = np.isfinite(flux)
-            self._check_errors(f"flux_err_{band}", error, observed)
-            scale = 10 ** (-0.4 * self.zero_points.get(band, 0.0))
-            flux, error = flux * scale, error * scale
-            return (
-                flux,
-                np.where(observed, error, np.nan),
-                (observed & (flux > error)).astype(float),
-            )
-        if f"mag_{band}" not in columns:
+        if band not in self.found:
             return np.full(n, np.nan), np.full(n, np.nan), np.zeros(n)
-        mag = np.asarray(columns[f"mag_{band}"], float)
-        error = np.asarray(columns[f"mag_err_{band}"], float)
-        limit = np.where(error < 90, error, self.limits.get(band, np.nan))
-        undetected = (mag == NOT_DETECTED) | (mag == np.inf)
-        observed = ~np.isnan(mag) & (mag != NOT_OBSERVED) & ~(undetected & np.isnan(limit))
-        measured = observed & ~undetected
-        low, high = SANE_MAGNITUDES
-        _refuse(
-            measured & ~((mag > low) & (mag < high)),
-            self._column("mag", band),
-            mag,
-            "is no magnitude",
-            f"{low:g} to {high:g}, 99 where not detected, NaN or -99 where not observed",
-            "replace other sentinels by these",
-        )
-        self._check_errors(f"mag_err_{band}", error, measured)
-        zero_point = self.zero_points.get(band, 0.0)
-        tensors = (
-            torch.from_numpy(np.where(measured, v, np.nan)) for v in (mag + zero_point, error)
-        )
-        flux, flux_err = (v.numpy() for v in mag_to_flux(*tensors))
-        limit_flux = mag_to_flux(torch.from_numpy(limit + zero_point), torch.tensor(1.0))[0].numpy()
-        flux = np.where(observed & undetected, 0.0, flux)
-        flux_err = np.where(observed & undetected, limit_flux, flux_err)
-        return flux, flux_err, measured.astype(float)
+        found, zero_point = self.found[band], self.zero_points.get(band, 0.0)
+        value, error = (np.asarray(columns[f"{k}_{band}"], float) for k in ("value", "error"))
+        if found.kind == "flux":
+            return flux_from_flux(found, value, error, zero_point)
+        return flux_from_mag(found, value, error, zero_point, self.limits.get(band, np.nan))
 
-    def _check_errors(self, role: str, error: np.ndarray, measured: np.ndarray) -> None:
-        kind, band = role.split("_err_")
-        _refuse(
-            measured & ~((error > 0) & np.isfinite(error)),
-            self._column(f"{kind}_err", band),
-            error,
-            "is no error of a measured value",
-            "finite numbers above 0",
-            f"set the {kind} of those rows to NaN (not observed), or give the error a floor",
-        )
-
-    def _column(self, kind: str, band: str) -> str:
-        pattern = self.columns.get(kind, kind + "_{band}")
-        return self.columns.get(f"{kind}_{band}", pattern.replace("{band}", band))
-
-    def _dereddened(self, values: Tensor, ebv: Tensor) -> list[Tensor]:
+    def _extinction(self) -> dict[str, float]:
+        """A_b / E(B-V) of each band, by its name or the part of it before an underscore."""
         known = self.extinction or (
             EXTINCTION_SDSS if set(self.bands) == set(EXTINCTION_SDSS) else EXTINCTION_LSST
         )
@@ -261,8 +188,7 @@ class ZephyrData(CatalogueData):
                 f"data.columns.ebv is set, and A_b/E(B-V) of the bands {unknown} is not known; "
                 f"give it: data.extinction={{{', '.join(f'{b}: ...' for b in self.bands)}}}"
             )
-        r = {band: float(value) for band, value in found.items() if value is not None}
-        return [deredden_flux(values[:, i], ebv, r[band]) for i, band in enumerate(self.bands)]
+        return {band: float(r) for band, r in found.items() if r is not None}
 
     def _source_index(self, columns: Mapping[str, np.ndarray], n: int) -> np.ndarray:
         if "source" not in columns:
@@ -371,14 +297,6 @@ class ZephyrData(CatalogueData):
         return super().provenance() | sizes
 
 
-def _band(name: str, pattern: str) -> str | None:
-    """The band in a column name that fits ``pattern``, such as 'u' of 'mag_u' by 'mag_{band}'."""
-    before, _, after = pattern.partition("{band}")
-    if not (name.startswith(before) and name.endswith(after)):
-        return None
-    return name[len(before) : len(name) - len(after)] or None
-
-
 def _source_name(value: Any) -> str:
     """'3' for 3 and 3.0, so that a source has one name in every file format."""
     if isinstance(value, bytes):
@@ -390,18 +308,7 @@ def _source_name(value: Any) -> str:
 
 def _finite(values: np.ndarray, column: str, meaning: str) -> np.ndarray:
     values = np.asarray(values, float)
-    _refuse(
+    refuse(
         ~np.isfinite(values), column, values, "is not finite", meaning, "drop or mend those rows"
     )
     return values
-
-
-def _refuse(
-    bad: np.ndarray, column: str, values: np.ndarray, what: str, expected: str, mend: str
-) -> None:
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        raise ValueError(
-            f"column '{column}': {values[first]} {what} ({int(bad.sum()):,} rows, the first is row "
-            f"{first} of its chunk); expected {expected}: {mend}"
-        )

@@ -35,6 +35,7 @@ class Component(L.LightningModule):
 
     record: dict[str, Any]
     smaller_is_better: frozenset[str] = frozenset()
+    keep_location: str = "{name}"  # of pass-through columns in an HDF5 file
     precisions: tuple[str, ...] = ("32-true", "64-true", "bf16-mixed")
 
     def __init__(self, lr: float, weight_decay: float, epochs: int) -> None:

@@ -1,10 +1,19 @@
 """What an experiment tracker gets besides the metrics of each step."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+
+
+def offline_unless_asked() -> None:
+    """wandb goes online only if WANDB_MODE says so or there is a key (variable or `wandb login`)."""
+    netrc = Path.home() / ".netrc"
+    logged_in = netrc.is_file() and "wandb" in netrc.read_text()
+    if not os.environ.get("WANDB_API_KEY") and not logged_in:
+        os.environ.setdefault("WANDB_MODE", "offline")
 
 
 def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> None:

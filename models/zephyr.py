@@ -48,6 +48,7 @@ class Zephyr(Component):
     source alone, in place of the mixture.
     """
 
+    keep_location = "ancil/{name}"  # where qp looks for columns
     smaller_is_better = frozenset(
         ("nmad", "outlier_fraction", "crps", "nll", "cde_loss", "pit_ks", "pit_ks_raw")
     )

@@ -1,0 +1,149 @@
+"""Broad-band photometry of a catalogue: which columns hold it, and what their values mean."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from physics.photometry import mag_to_flux
+
+NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # the convention of BPZ, which RAIL follows
+NO_LIMIT = 90.0  # an "error" of a non-detection from here on is a sentinel, not a limit
+SANE_MAGNITUDES = (-5.0, 45.0)
+
+
+class BandColumns(NamedTuple):
+    """The two columns of a band; ``kind`` is "mag" or "flux"."""
+
+    kind: str
+    value: str
+    error: str
+
+
+def band_columns(
+    names: Sequence[str], patterns: Mapping[str, Any], bands: Sequence[str]
+) -> dict[str, BandColumns]:
+    """Band -> its columns, of the ``bands`` (or, where none are asked for, all) that are there.
+
+    ``patterns`` holds ``mag`` and ``mag_err`` (or ``flux`` and ``flux_err``), column names in which
+    "{band}" stands for a band, and names of single columns such as ``mag_u``. Magnitudes are
+    preferred to fluxes.
+    """
+    for kind in ("mag", "flux"):
+        value = patterns.get(kind, kind + "_{band}")
+        error = patterns.get(f"{kind}_err", kind + "_err_{band}")
+        found = {}
+        for band in bands or _discovered(names, patterns, kind, value, error):
+            v = patterns.get(f"{kind}_{band}", value.replace("{band}", band))
+            e = patterns.get(f"{kind}_err_{band}", error.replace("{band}", band))
+            # a column named by hand that is not there is an error later, with near matches
+            by_hand = f"{kind}_{band}" in patterns or f"{kind}_err_{band}" in patterns
+            if v in names or e in names or by_hand:
+                found[band] = BandColumns(kind, v, e)
+        if found:
+            return found
+    return {}
+
+
+def _discovered(
+    names: Sequence[str], patterns: Mapping[str, Any], kind: str, value: str, error: str
+) -> list[str]:
+    before, _, after = value.partition("{band}")
+    bands = []
+    for name in names:
+        if name.startswith(before) and name.endswith(after):
+            band = name[len(before) : len(name) - len(after)]
+            if band and error.replace("{band}", band) in names:
+                bands.append(band)
+    by_hand = (key.removeprefix(f"{kind}_") for key in patterns if key.startswith(f"{kind}_"))
+    return [*dict.fromkeys([*bands, *(b for b in by_hand if not b.startswith("err"))])]
+
+
+def near_column(column: str, names: Sequence[str], taken: Sequence[str]) -> str | None:
+    """A column that no band uses and whose name is nearly ``column``: likely a misnamed one."""
+    free = {name.lower(): name for name in names if name not in taken}
+    near = get_close_matches(column.lower(), free, 1, 0.8)
+    return free[near[0]] if near else None
+
+
+def flux_from_mag(
+    columns: BandColumns, mag: np.ndarray, error: np.ndarray, zero_point: float, limit: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flux and error (uJy) and whether it is detected, each (n,), from AB magnitudes.
+
+    - NaN or -99, and 99 without a limit: not observed, flux and error are NaN.
+    - 99 or inf: observed, not detected; flux 0, and as error the flux of the limiting magnitude
+      (1 sigma), which is the error column's value where that is below `NO_LIMIT`, else ``limit``.
+
+    ``zero_point`` is added to the magnitudes. Raises ``ValueError`` for impossible values.
+    """
+    undetected = (mag == NOT_DETECTED) | (mag == np.inf)
+    limits = np.where((error > 0) & (error < NO_LIMIT), error, limit)
+    absent = np.isnan(mag) | (mag == NOT_OBSERVED) | (undetected & ~np.isfinite(limits))
+    measured = ~absent & ~undetected
+    low, high = SANE_MAGNITUDES
+    refuse(
+        measured & ~((mag > low) & (mag < high)),
+        columns.value,
+        mag,
+        "is no magnitude",
+        f"{low:g} to {high:g}, 99 where not detected, NaN or -99 where not observed",
+        "replace other sentinels by these",
+    )
+    _check_errors(columns, error, measured)
+    nan = np.nan
+    flux, flux_err = mag_to_flux(
+        torch.from_numpy(np.where(measured, mag + zero_point, nan)),
+        torch.from_numpy(np.where(measured, error, nan)),
+    )
+    limit_flux, _ = mag_to_flux(torch.from_numpy(limits + zero_point), torch.tensor(1.0))
+    limited = undetected & ~absent
+    return (
+        np.where(limited, 0.0, flux.numpy()),
+        np.where(limited, limit_flux.numpy(), flux_err.numpy()),
+        measured.astype(float),
+    )
+
+
+def flux_from_flux(
+    columns: BandColumns, flux: np.ndarray, error: np.ndarray, zero_point: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same from fluxes in uJy, negative ones too; NaN: not observed, S/N < 1: not detected."""
+    observed = ~np.isnan(flux)
+    refuse(
+        np.isinf(flux),
+        columns.value,
+        flux,
+        "is no flux",
+        "finite numbers or NaN",
+        "mend those rows",
+    )
+    _check_errors(columns, error, observed)
+    scale = 10 ** (-0.4 * zero_point)
+    error = np.where(observed, error * scale, np.nan)
+    return flux * scale, error, (observed & (flux * scale > error)).astype(float)
+
+
+def _check_errors(columns: BandColumns, error: np.ndarray, measured: np.ndarray) -> None:
+    refuse(
+        measured & ~((error > 0) & np.isfinite(error)),
+        columns.error,
+        error,
+        f"is no error of a measured {columns.kind}",
+        "finite numbers above 0",
+        f"set '{columns.value}' of those rows to NaN (not observed), or give the error a floor",
+    )
+
+
+def refuse(
+    bad: np.ndarray, column: str, values: np.ndarray, what: str, expected: str, mend: str
+) -> None:
+    """Raise a ``ValueError`` about the values of ``column`` that are ``bad``, if any are."""
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"column '{column}': {values[first]} {what} ({int(bad.sum()):,} such rows, from row "
+            f"{first} on); expected {expected}: {mend}"
+        )

@@ -1,0 +1,284 @@
+"""Bad catalogues and good ones in other clothes, through the doors and from Python."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import warnings
+
+import astropy.units as u
+import h5py
+import numpy as np
+import pytest
+from astropy.table import Table
+from conftest import ROOT, command
+
+import zoo
+
+BANDS = "ugrizy"
+
+
+@pytest.fixture(scope="session")
+def model(runs):
+    return zoo.load(runs("zephyr") / "best.ckpt")
+
+
+@pytest.fixture
+def galaxies():
+    """A catalogue of 60 galaxies in AB magnitudes."""
+    random = np.random.default_rng(0)
+    table = Table({"id": np.arange(60) + 10**15})
+    for i, band in enumerate(BANDS):
+        table[f"mag_{band}"] = 25.5 - 0.4 * i + random.normal(0, 0.7, 60)
+        table[f"mag_err_{band}"] = random.uniform(0.02, 0.2, 60)
+    table["redshift"] = random.uniform(0.1, 2, 60)
+    return table
+
+
+def test_magnitudes_and_fluxes_give_the_same_answer(model, galaxies):
+    fluxes = Table()
+    for band in BANDS:
+        flux = 10 ** (-0.4 * (galaxies[f"mag_{band}"] - 23.9)) * u.uJy
+        fluxes[f"flux_{band}"] = flux.to(u.nJy)
+        fluxes[f"flux_err_{band}"] = flux.to(u.Jy) * galaxies[f"mag_err_{band}"] * np.log(10) / 2.5
+    ours, theirs = model.predict(galaxies), model.predict(fluxes)
+    np.testing.assert_allclose(ours["z_median"], theirs["z_median"], rtol=1e-4)
+
+
+def test_other_column_names_are_mapped(model, galaxies):
+    renamed = galaxies.copy()
+    for band in BANDS[1:]:
+        renamed.rename_columns([f"mag_{band}", f"mag_err_{band}"], [f"{band}MAG", f"{band}ERR"])
+    renamed.rename_columns(["mag_u", "mag_err_u", "redshift"], ["CFHT_U", "CFHT_DU", "ZSPEC"])
+    columns = {"mag": "{band}MAG", "mag_err": "{band}ERR", "mag_u": "CFHT_U"}
+    columns |= {"mag_err_u": "CFHT_DU", "redshift": "ZSPEC"}
+    theirs = model.predict(renamed, columns=columns, keep=["id"])
+    ours = model.predict(galaxies)
+    np.testing.assert_array_equal(ours["z_median"], theirs["z_median"])
+    np.testing.assert_array_equal(theirs["id"], galaxies["id"])
+    assert "crps" in theirs.colnames, "the truth is found under its own name"
+
+
+def test_a_misnamed_band_is_an_error_and_an_absent_one_a_warning(model, galaxies):
+    misnamed = galaxies.copy()
+    misnamed.rename_columns(["mag_u", "mag_err_u"], ["mag_U_", "mag_err_U_"])
+    with pytest.raises(ValueError, match=r"is it 'mag_U_'\? Then say data\.columns\.mag_u=mag_U_"):
+        model.predict(misnamed)
+    galaxies.remove_columns(["mag_u", "mag_err_u"])
+    with pytest.warns(UserWarning, match="no band u"):
+        without = model.predict(galaxies)
+    assert np.all(without["flags"] & 1)
+    assert np.all(np.isfinite(without["z_median"]))
+
+
+def test_one_of_two_columns_is_an_error_with_near_matches(model, galaxies):
+    galaxies.rename_column("mag_err_g", "magerr_g")
+    with pytest.raises(ValueError, match="magerr_g"):
+        model.predict(galaxies)
+
+
+def test_no_photometry_at_all_says_how_to_name_it(model):
+    with pytest.raises(ValueError, match=r"no photometry.*data\.columns\.mag="):
+        model.predict({"RA": np.zeros(3), "DEC": np.zeros(3)})
+
+
+def test_a_wrong_unit_is_named(model, galaxies):
+    galaxies["mag_r"].unit = u.km / u.s
+    with pytest.raises(ValueError, match=r"mag_r.*km / s.*mag"):
+        model.predict(galaxies)
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, np.nan, np.inf])
+def test_an_impossible_error_is_refused(model, galaxies, bad):
+    galaxies["mag_err_i"][7] = bad
+    with pytest.raises(ValueError, match=r"'mag_err_i'.*1 such rows, from row 7 on.*set 'mag_i'"):
+        model.predict(galaxies)
+
+
+@pytest.mark.parametrize("bad", [-np.inf, 999.0, -999.0])
+def test_a_foreign_sentinel_is_refused(model, galaxies, bad):
+    galaxies["mag_i"][7] = bad
+    with pytest.raises(ValueError, match=r"'mag_i'.*is no magnitude.*NaN or -99 where not observed"):
+        model.predict(galaxies)
+
+
+def test_not_observed_and_not_detected_are_different(model, galaxies):
+    answers = {}
+    for name, mag, error in (
+        ("seen", None, None),
+        ("not observed", np.nan, 0.1),
+        ("not observed, -99", -99.0, -99.0),
+        ("not observed, 99 without limit", 99.0, 99.0),
+        ("not detected", 99.0, 27.5),
+        ("not detected, inf", np.inf, 27.5),
+    ):
+        table = galaxies.copy()
+        if mag is not None:
+            table["mag_u"][:], table["mag_err_u"][:] = mag, error
+        answers[name] = model.predict(table)
+        assert all(np.isfinite(answers[name][c]).all() for c in ("z_median", "pz", "ood"))
+    none = answers["not observed"]
+    assert np.all(none["flags"] & 1) and not np.any(answers["not detected"]["flags"] & 1)
+    np.testing.assert_array_equal(none["pz"], answers["not observed, -99"]["pz"])
+    np.testing.assert_array_equal(none["pz"], answers["not observed, 99 without limit"]["pz"])
+    np.testing.assert_array_equal(
+        answers["not detected"]["pz"], answers["not detected, inf"]["pz"]
+    )
+    assert np.abs(none["pz"] - answers["not detected"]["pz"]).max() > 1e-3
+    assert np.abs(none["pz"] - answers["seen"]["pz"]).max() > 1e-3
+
+
+def test_a_limit_from_the_config_serves_non_detections(model, galaxies):
+    galaxies["mag_u"][:], galaxies["mag_err_u"][:] = 99.0, 99.0
+    ours = model.predict(galaxies, limits={"u": 27.5})
+    galaxies["mag_err_u"][:] = 27.5
+    np.testing.assert_array_equal(ours["pz"], model.predict(galaxies)["pz"])
+
+
+def test_nothing_observed_still_gets_the_population(model, galaxies):
+    for band in BANDS:
+        galaxies[f"mag_{band}"][:] = np.nan
+    rows = model.predict(galaxies)
+    assert np.isfinite(rows["z_std"]).all() and np.all(rows["pz"] > 0)
+
+
+def test_zero_points_and_galactic_extinction_shift_magnitudes(model, galaxies):
+    ours = model.predict(galaxies)
+    galaxies["mag_u"] -= 0.3
+    np.testing.assert_allclose(
+        ours["z_mean"], model.predict(galaxies, zero_points={"u": 0.3})["z_mean"], rtol=1e-4
+    )
+    galaxies["mag_u"] += 0.3
+    galaxies["EBV"] = 0.2
+    r = {"u": 4.145, "g": 3.237, "r": 2.273, "i": 1.684, "z": 1.323, "y": 1.088}
+    for band in BANDS:
+        galaxies[f"mag_{band}"] += 0.2 * r[band]
+    columns = {"ebv": "EBV"}
+    np.testing.assert_allclose(
+        ours["z_mean"], model.predict(galaxies, columns=columns)["z_mean"], rtol=1e-3
+    )
+
+
+def test_one_row_and_no_row(model, galaxies):
+    assert len(model.predict(galaxies[:1])) == 1
+    with pytest.raises(ValueError, match="has no rows"):
+        model.predict(galaxies[:0])
+
+
+# --- through the doors ------------------------------------------------------------------------
+
+
+def door(runs, tmp_path, *words, door="evaluate.py"):
+    start = ["model=zephyr", "experiment=zephyr_quick"]
+    if door == "evaluate.py":
+        start = [f"checkpoint={runs('zephyr')}/best.ckpt"]
+    return command(door, *start, *words, f"hydra.run.dir={tmp_path}/run")
+
+
+def refusal(done) -> str:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+def test_a_truth_column_is_needed_in_training_alone(runs, galaxies, tmp_path):
+    galaxies.remove_column("redshift")
+    galaxies.write(tmp_path / "cat.fits")
+    path = f"data.path={tmp_path}/cat.fits"
+    message = refusal(door(runs, tmp_path, path, door="train.py"))
+    assert "'redshift'" in message and "data.columns.redshift=" in message
+    done = door(runs, tmp_path, path, f"output={tmp_path}/pz.fits", "data.keep=[id]")
+    assert done.returncode == 0, done.stderr
+    out = Table.read(tmp_path / "pz.fits", hdu=1)
+    np.testing.assert_array_equal(out["id"], galaxies["id"])
+    assert "ask for predictions: output=" in refusal(door(runs, tmp_path, path))
+
+
+@pytest.mark.parametrize("ending", ["fits", "ecsv", "csv", "parquet", "hdf5"])
+def test_predictions_in_every_format(runs, galaxies, tmp_path, ending):
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", f"output={tmp_path}/pz.{ending}"]
+    done = door(runs, tmp_path, *words, "columns=[z_median,z_std,flags]")
+    assert done.returncode == 0, done.stderr
+    from datamodules.catalogue import open_catalogue
+
+    with open_catalogue(tmp_path / f"pz.{ending}") as catalogue:
+        assert sorted(catalogue.names) == ["flags", "z_median", "z_std"] and len(catalogue) == 60
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["n"] == 60, "a catalogue with redshifts is scored, too"
+
+
+def test_a_column_that_is_no_output_is_refused(runs, galaxies, tmp_path):
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", f"output={tmp_path}/pz.csv", "columns=[zmed]"]
+    assert "no output 'zmed'" in refusal(door(runs, tmp_path, *words))
+
+
+@pytest.mark.parametrize("ending", ["fits", "hdf5"])
+def test_a_truncated_file_is_said_to_be(runs, galaxies, tmp_path, ending):
+    path = tmp_path / f"cat.{ending}"
+    if ending == "fits":
+        galaxies.write(path)
+    else:
+        with h5py.File(path, "w") as file:
+            for name in galaxies.colnames:
+                file[f"photometry/{name}"] = galaxies[name]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    message = refusal(door(runs, tmp_path, f"data.path={path}", f"output={tmp_path}/pz.csv"))
+    assert "truncated" in message and path.name in message
+
+
+def test_a_full_disk_leaves_no_half_file(runs, galaxies, tmp_path):
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = ["evaluate.py", f"checkpoint={runs('zephyr')}/best.ckpt"]
+    words += [f"data.path={tmp_path}/cat.ecsv", f"output={tmp_path}/out/pz.hdf5"]
+    (tmp_path / "out").mkdir()
+    done = subprocess.run(
+        [sys.executable, *words, f"hydra.run.dir={tmp_path}/run"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert "pz.hdf5" in refusal(done)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_qp_reads_the_densities(runs, galaxies, tmp_path):
+    qp = pytest.importorskip("qp")
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", f"output={tmp_path}/pz.hdf5", "data.keep=[id]"]
+    done = door(runs, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    ensemble = qp.read(str(tmp_path / "pz.hdf5"))
+    assert ensemble.npdf == 60
+    np.testing.assert_allclose(
+        np.ravel(ensemble.ppf(0.5)), ensemble.ancil["z_median"], atol=0.02
+    )
+    np.testing.assert_array_equal(ensemble.ancil["id"], galaxies["id"])
+    grid = np.linspace(0, 3, 3001)
+    np.testing.assert_allclose(np.trapezoid(ensemble.pdf(grid), grid, axis=1), 1, atol=0.02)
+
+
+def test_several_sources_need_a_clean_one(tmp_path, galaxies, runs):
+    galaxies["survey"] = ["a", "b"] * 30
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", "data.columns.source=survey"]
+    message = refusal(door(runs, tmp_path, *words, door="train.py"))
+    assert "data.clean_source=a" in message
+
+
+def test_training_takes_the_rows_that_meet_a_condition(runs, galaxies, tmp_path):
+    from datamodules.base import where
+    from datamodules.catalogue import read_table
+
+    galaxies["survey"] = ["a", "b"] * 30
+    mask = where(read_table(galaxies), "survey == a and redshift < 1.0")
+    expected = (galaxies["survey"] == "a") & (galaxies["redshift"] < 1)
+    np.testing.assert_array_equal(mask, expected)
+    for wrong, said in (("redshift", "not '<column>"), ("zz > 1", "zz"), ("redshift > 9", "no row")):
+        with pytest.raises(ValueError, match=said), warnings.catch_warnings():
+            where(read_table(galaxies), wrong)

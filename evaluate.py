@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
         logger=False,
         default_root_dir=asked["run_dir"],
     )
-    title = f"{path.stem} on {data.name}"
+    title = f"{path.stem} on {data.label}"
     run_dir = Path(asked["run_dir"])
     evaluate(model, data, trainer, run_dir, title, asked["output"], asked["columns"])
 
@@ -52,6 +52,7 @@ def evaluate(
     from rich import print
 
     from benchmarks.speed import objects_per_second
+    from datamodules.catalogue import Writer
     from datamodules.predictions import Predictions
     from figures.report import metrics_table, write_report
     from figures.style import save
@@ -65,15 +66,20 @@ def evaluate(
     trainer.predict(model, datamodule=data, return_predictions=False)
     trainer.callbacks.remove(predictions)
     rows = predictions.rows()
-    metrics = model.metrics(rows)
+    metrics, stacked = model.metrics(rows), predictions.stacked()
     if not trainer.is_global_zero:
         return metrics
     if output:
         print(f"predictions of {data.n_predicted():,} objects: {output}")
+    if stacked:
+        path = run_dir / "stacked.ecsv"
+        with Writer(path, meta=meta) as writer:
+            writer.write(model.stack_table(stacked))
+        print(f"stacked densities by {data.group_by}: {path}")
     if not metrics:
-        if not output:
+        if not (output or stacked):
             raise ValueError(
-                f"{data.name} has no truth to score against; ask for predictions: output=<file>"
+                f"{data.label} has no truth to score against; ask for predictions: output=<file>"
             )
         return metrics
 

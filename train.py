@@ -83,7 +83,9 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     final = {key: best[key] for key in ("epoch", "global_step", "pytorch-lightning_version")}
     final |= {"state_dict": model.state_dict(), RECORD: model.record}
     component = plain["model"]["_target_"].split(".")[1]
-    metrics = evaluate(model, data, trainer, run_dir, f"{component} on {data.name}")
+    metrics: dict[str, float] = {}
+    if data.n_predicted():  # data.test_fraction=0 leaves no test rows
+        metrics = evaluate(model, data, trainer, run_dir, f"{component} on {data.label}")
     metrics["val_loss"] = float(trainer.checkpoint_callback.best_model_score)
     model.record["metrics"] = metrics
     if trainer.is_global_zero:

@@ -15,7 +15,7 @@ NOT_DETECTED = 99.0
 # What RAIL puts in the place of an undetected LSST magnitude (its default `mag_limits`, the depth
 # of ten years); every peer that needs a number there gets this one.
 LSST_LIMITS = {"u": 27.79, "g": 29.04, "r": 29.06, "i": 28.62, "z": 27.98, "y": 27.05}
-SETS = ("dc2", "zcosmos", "stress", "stress_clean")
+SETS = ("dc2", "zcosmos", "zcosmos_all", "stress", "stress_clean")
 
 
 @dataclass
@@ -41,12 +41,13 @@ def load(name: str, data: Path) -> PhotozSet:
 
     `dc2` are the 10,225 + 20,449 simulated LSST galaxies inside pz-rail-base. `stress` is DC2
     with spoilt training redshifts (`spoil`), `stress_clean` its good third alone. `zcosmos` trains
-    on the secure redshifts.
+    on the secure redshifts, `zcosmos_all` on all of them.
     """
-    if name == "zcosmos":
+    if name.startswith("zcosmos"):
         suffix, step, points = "", 0.0025, 641
         train, test = _read(data / "zcosmos_train.hdf5"), _read(data / "zcosmos_test.hdf5")
-        train = _rows(train, train["secure"] == 1)
+        if name == "zcosmos":
+            train = _rows(train, train["secure"] == 1)
         bands = list("ubgvrizjk")
     elif name in SETS:
         suffix, step, points = "_lsst", 0.005, 621

@@ -118,12 +118,13 @@ def command(script: str, *overrides: str) -> None:
     subprocess.run([sys.executable, script, *overrides], cwd=root, check=True)
 
 
-LSST = ("data.columns.mag='mag_{band}_lsst'", "data.columns.mag_err='mag_err_{band}_lsst'")
+# Which column holds the source of a redshift, and which source is clean; the rest is the default.
 OVERRIDES: dict[str, tuple[str, ...]] = {
+    "dc2": (),
     "zcosmos": (),
-    "dc2": LSST,
-    "stress": (*LSST, "data.columns.source=source", "data.clean_source=0"),
-    "stress_clean": LSST,
+    "zcosmos_all": ("data.columns.source=secure", "data.clean_source=1"),
+    "stress": ("data.columns.source=source", "data.clean_source=0"),
+    "stress_clean": (),
 }
 
 PEERS: dict[str, Callable[[PhotozSet, int], Predict]] = {

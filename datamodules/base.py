@@ -33,6 +33,7 @@ class CatalogueData(L.LightningDataModule):
         group: str | None = None,
         columns: Mapping[str, Any] | None = None,
         keep: Sequence[str] = (),
+        group_by: str | None = None,
         train_where: str | None = None,
         split: str = "test",
         seed: int = 0,
@@ -47,6 +48,7 @@ class CatalogueData(L.LightningDataModule):
         if split not in ("test", "all"):
             raise ValueError(f"data.split is '{split}'; it is 'test' or 'all'")
         self.path, self.group, self.keep = path, group, list(keep)
+        self.group_by = group_by
         self.columns = {k: v for k, v in (columns or {}).items() if v is not None}
         self.train_where, self.split, self.seed = train_where, split, seed
         self.batch_size, self.predict_batch_size = batch_size, predict_batch_size
@@ -109,7 +111,7 @@ class CatalogueData(L.LightningDataModule):
         return self.rows["val"]
 
     def train_dataloader(self) -> DataLoader:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
+        world, rank = self._ranks()
         if self.batch_size % world:
             raise ValueError(
                 f"data.batch_size={self.batch_size} counts all processes together, and cannot be "
@@ -121,7 +123,7 @@ class CatalogueData(L.LightningDataModule):
         return DataLoader(shares, sampler=batches, batch_size=None, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
+        world, rank = self._ranks()
         share = {name: values[rank::world] for name, values in self.rows["val"].items()}
         n = len(next(iter(share.values())))
         slices = [
@@ -133,18 +135,18 @@ class CatalogueData(L.LightningDataModule):
     # --- prediction ---------------------------------------------------------------------------
 
     def predict_dataloader(self) -> DataLoader:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
+        world, rank = self._ranks()
         return DataLoader(PredictionStream(self, rank, world), batch_size=None)
 
     def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """This rank's contiguous share of the rows, in order.
 
         Besides the tensors of `to_batch`, a batch holds ``row`` (int64, the row in the catalogue)
-        and ``keep``, the pass-through columns as numpy arrays.
+        and numpy arrays: ``keep``, the pass-through columns, and ``group``, that of ``group_by``.
         """
         with self.open("test") as catalogue:
             if not len(catalogue):
-                raise ValueError(f"{self.name} has no rows")
+                raise ValueError(f"{self.label} has no rows")
             roles = self.roles(catalogue, training=False)
             chosen = self._predicted_rows(catalogue)
             n = len(catalogue)
@@ -153,6 +155,8 @@ class CatalogueData(L.LightningDataModule):
                 batch: dict[str, Any] = dict(self.to_batch(columns))
                 batch["row"] = torch.from_numpy(row)
                 batch["keep"] = {name: columns[f"keep:{name}"] for name in self.keep}
+                if self.group_by:
+                    batch["group"] = columns[f"keep:{self.group_by}"]
                 yield batch
 
     def n_predicted(self) -> int:
@@ -169,7 +173,7 @@ class CatalogueData(L.LightningDataModule):
     # --- what they share ----------------------------------------------------------------------
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         """What to call these data in messages."""
         return self.path or ("the table" if self.table is not None else "the simulation")
 
@@ -196,6 +200,11 @@ class CatalogueData(L.LightningDataModule):
             rows = len(catalogue)
         return {"path": str(self.path), "sha256": digest, "rows": rows}
 
+    def _ranks(self) -> tuple[int, int]:
+        """How many processes there are, and which of them this is."""
+        trainer = self.trainer
+        return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+
     def _read(
         self,
         catalogue: Catalogue,
@@ -206,8 +215,9 @@ class CatalogueData(L.LightningDataModule):
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """(row numbers, columns by role in the wanted units), chunk by chunk."""
         wanted = {role: column for role, (column, _) in roles.items()}
-        wanted |= {f"keep:{name}": name for name in self.keep}
-        resolve(catalogue.names, wanted, self.name)
+        passed = [*self.keep, *([self.group_by] if self.group_by else [])]
+        wanted |= {f"keep:{name}": name for name in passed}
+        resolve(catalogue.names, wanted, self.label)
         names = list(dict.fromkeys(wanted.values()))
         row = start
         for chunk in catalogue.chunks(names, self.predict_batch_size, start, stop):
@@ -228,7 +238,7 @@ class CatalogueData(L.LightningDataModule):
     def _chosen_rows(self, catalogue: Catalogue) -> np.ndarray | None:
         """Mask of the rows that ``train_where`` keeps, or None for all of them."""
         if not len(catalogue):
-            raise ValueError(f"{self.name} has no rows")
+            raise ValueError(f"{self.label} has no rows")
         if not self.train_where:
             return None
         return where(catalogue, self.train_where)

@@ -37,12 +37,14 @@ class Predictions(L.Callback):
         self.stride = -(-n_rows // SCORED_ROWS)
         self.scalars: dict[str, list[np.ndarray]] = {}
         self.examples: dict[str, np.ndarray] = {}
+        self.stack: Any = None
         self.writer: Writer | None = None
 
     # --- Lightning's hooks --------------------------------------------------------------------
 
     def on_predict_start(self, trainer: L.Trainer, model: Any) -> None:
         self.world, self.rank = trainer.world_size, trainer.global_rank
+        self.stack = model.new_stack()
         if self.path is None:
             return
         known = list(model.outputs)
@@ -65,6 +67,8 @@ class Predictions(L.Callback):
         for name, values in rows.items():
             if values.ndim == 1:
                 self.scalars.setdefault(name, []).append(values[scored])
+        if self.stack is not None and "group" in batch:
+            self.stack.add(batch["group"], batch["row"], outputs[model.stacked_column])
         if self.writer is not None:
             chosen = {k: v for k, v in rows.items() if not self.columns or k in self.columns}
             self.writer.write({**batch["keep"], **chosen})
@@ -94,6 +98,14 @@ class Predictions(L.Callback):
         parts: list[Any] = [None] * self.world
         dist.all_gather_object(parts, mine)
         return {name: np.concatenate([part[name] for part in parts if part]) for name in parts[0]}
+
+    def stacked(self) -> Any:
+        """What all processes have stacked by group; None if nothing was."""
+        stacks: list[Any] = [self.stack] * self.world
+        if self.world > 1:
+            dist.all_gather_object(stacks, self.stack)
+            self.stack.merge(stack for i, stack in enumerate(stacks) if i != self.rank)
+        return self.stack if self.stack is not None and self.stack.counts else None
 
     # --- files --------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ class ZephyrData(CatalogueData):
     def _no_photometry(self, names: Sequence[str]) -> str:
         wanted = f"of the bands {', '.join(self.bands)}" if self.bands else "in any band"
         return (
-            f"{self.name} has no photometry {wanted} under the names "
+            f"{self.label} has no photometry {wanted} under the names "
             f"'{self.columns.get('mag', 'mag_{band}')}' and "
             f"'{self.columns.get('mag_err', 'mag_err_{band}')}'. Its columns: {', '.join(names)}. "
             f"Name yours, for example data.columns.mag='{{band}}_mag' "
@@ -126,12 +126,12 @@ class ZephyrData(CatalogueData):
         near = near_column(column, names, taken)
         if near:
             raise ValueError(
-                f"{self.name} has no column '{column}' for the band {band}; is it '{near}'? Then "
+                f"{self.label} has no column '{column}' for the band {band}; is it '{near}'? Then "
                 f"say data.columns.{kind}_{band}={near} data.columns.{kind}_err_{band}=<its error>"
             )
         warnings.warn(
-            f"{self.name} has no band {band} (column '{column}'): it is taken as not observed, and "
-            f"the predictions are wider for it",
+            f"{self.label} has no band {band} (column '{column}'): it is taken as not observed, "
+            f"and the predictions are wider for it",
             stacklevel=2,
         )
 
@@ -208,11 +208,27 @@ class ZephyrData(CatalogueData):
         if stage == "fit" and not self.rows:
             with self.open("fit") as catalogue:
                 self._find_sources(catalogue)
+            discovered = not self.bands
             super().setup(stage)
+            if discovered:
+                self._order_bands()
             z = torch.cat([rows["redshift"] for rows in self.rows.values()])
             if self.z_max is None:
                 simulated = self.path is None and self.table is None
                 self.z_max = Z_MAX if simulated else round(float(z.max()) * 1.02 + 0.05, 2)
+
+    def _order_bands(self) -> None:
+        """Put the bands in the order of their median flux, so that neighbours make useful colours.
+
+        Galaxies are fainter in the blue: for any set of broad bands this is nearly their order in
+        wavelength, which their names do not tell.
+        """
+        flux = torch.cat([rows["flux"] for rows in self.rows.values()])
+        order = flux.nanmedian(0).values.argsort()
+        self.bands = [self.bands[i] for i in order]
+        for rows in self.rows.values():
+            for name in ("flux", "flux_err", "detected"):
+                rows[name] = rows[name][:, order]
 
     def _find_sources(self, catalogue: Catalogue) -> None:
         column = self.columns.get("source")

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 
 def offline_unless_asked() -> None:
-    """wandb goes online only if WANDB_MODE says so or there is a key (variable or `wandb login`)."""
+    """wandb goes online if WANDB_MODE says so, or a key is there (variable or `wandb login`)."""
     netrc = Path.home() / ".netrc"
     logged_in = netrc.is_file() and "wandb" in netrc.read_text()
     if not os.environ.get("WANDB_API_KEY") and not logged_in:

@@ -14,6 +14,7 @@ from models.blocks import grid
 from models.blocks.ensemble import Encoder, Linear
 from models.blocks.flows import SplineFlow
 from models.blocks.recalibration import apply_pit_map, fit_pit_map, identity_map
+from models.blocks.stack import Stack
 from models.blocks.support import Support
 from physics.photometry import luptitude, luptitude_err
 
@@ -49,6 +50,8 @@ class Zephyr(Component):
     """
 
     keep_location = "ancil/{name}"  # where qp looks for columns
+    stacked_column = "pz"
+    fast = frozenset(("log_sigma", "logit_catastrophic", "logit_uniform"))
     smaller_is_better = frozenset(
         ("nmad", "outlier_fraction", "crps", "nll", "cde_loss", "pit_ks", "pit_ks_raw")
     )
@@ -101,6 +104,8 @@ class Zephyr(Component):
             self.logit_uniform = nn.Parameter(torch.zeros(members, n_sources))
 
         self.softening: Tensor
+        self.y_scale: Tensor
+        self.edges: Tensor
         self.register_buffer("softening", torch.ones(n_bands))  # uJy
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_std", torch.ones(n_features))
@@ -386,6 +391,12 @@ class Zephyr(Component):
         shown_sources = self.sources if self.target is None else [self.sources[self.target]]
         shown = {f"pz_{s}": share[i] * whole for i, s in enumerate(shown_sources)}
         return shown | {"z_grid": grid.centres(self.edges)}
+
+    def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
+        """n(z) of each group with its bootstrap error, from the stacked p(z)."""
+        table = stacked.table(grid.centres(self.edges).cpu().double().numpy())
+        names = {"x": "z", "density": "n_z", "density_std": "n_z_std"}
+        return {names.get(key, key): values for key, values in table.items()}
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         if "z_true" not in rows:

@@ -49,6 +49,15 @@ def test_a_unit_of_training_changes_the_loss(component, tmp_path, runs):
     assert losses[-1] < losses[0]
 
 
+def test_the_learning_rate_falls_to_nothing(component, runs):
+    last = read_checkpoint(runs(component) / "last.ckpt")
+    for schedule in last["lr_schedulers"]:
+        assert all(
+            rate < 1e-2 * base
+            for rate, base in zip(schedule["_last_lr"], schedule["base_lrs"], strict=True)
+        )
+
+
 def test_same_seed_gives_the_same_weights(component, runs, tmp_path):
     train(component, tmp_path)
     ours, theirs = (read_checkpoint(run / "best.ckpt") for run in (tmp_path, runs(component)))

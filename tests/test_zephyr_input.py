@@ -99,7 +99,9 @@ def test_an_impossible_error_is_refused(model, galaxies, bad):
 @pytest.mark.parametrize("bad", [-np.inf, 999.0, -999.0])
 def test_a_foreign_sentinel_is_refused(model, galaxies, bad):
     galaxies["mag_i"][7] = bad
-    with pytest.raises(ValueError, match=r"'mag_i'.*is no magnitude.*NaN or -99 where not observed"):
+    with pytest.raises(
+        ValueError, match=r"'mag_i'.*is no magnitude.*NaN or -99 where not observed"
+    ):
         model.predict(galaxies)
 
 
@@ -122,9 +124,7 @@ def test_not_observed_and_not_detected_are_different(model, galaxies):
     assert np.all(none["flags"] & 1) and not np.any(answers["not detected"]["flags"] & 1)
     np.testing.assert_array_equal(none["pz"], answers["not observed, -99"]["pz"])
     np.testing.assert_array_equal(none["pz"], answers["not observed, 99 without limit"]["pz"])
-    np.testing.assert_array_equal(
-        answers["not detected"]["pz"], answers["not detected, inf"]["pz"]
-    )
+    np.testing.assert_array_equal(answers["not detected"]["pz"], answers["not detected, inf"]["pz"])
     assert np.abs(none["pz"] - answers["not detected"]["pz"]).max() > 1e-3
     assert np.abs(none["pz"] - answers["seen"]["pz"]).max() > 1e-3
 
@@ -255,12 +255,28 @@ def test_qp_reads_the_densities(runs, galaxies, tmp_path):
     assert done.returncode == 0, done.stderr
     ensemble = qp.read(str(tmp_path / "pz.hdf5"))
     assert ensemble.npdf == 60
-    np.testing.assert_allclose(
-        np.ravel(ensemble.ppf(0.5)), ensemble.ancil["z_median"], atol=0.02
-    )
+    np.testing.assert_allclose(np.ravel(ensemble.ppf(0.5)), ensemble.ancil["z_median"], atol=0.02)
     np.testing.assert_array_equal(ensemble.ancil["id"], galaxies["id"])
     grid = np.linspace(0, 3, 3001)
     np.testing.assert_allclose(np.trapezoid(ensemble.pdf(grid), grid, axis=1), 1, atol=0.02)
+
+
+def test_n_of_z_is_stacked_by_group_with_its_error(runs, galaxies, tmp_path):
+    galaxies["bin"] = ["near"] * 20 + ["far"] * 40
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", "data.group_by=bin", f"output={tmp_path}/pz.hdf5"]
+    done = door(runs, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    stacked = Table.read(tmp_path / "run/stacked.ecsv")
+    with h5py.File(tmp_path / "pz.hdf5") as file:
+        pz = file["data/yvals"][:]
+    for name, rows in (("near", slice(0, 20)), ("far", slice(20, 60))):
+        mine = stacked[stacked["group"] == name]
+        assert np.all(mine["n_objects"] == len(pz[rows]))
+        np.testing.assert_allclose(mine["n_z"], pz[rows].mean(0), rtol=1e-3)
+        error = pz[rows].std(0) / np.sqrt(len(pz[rows]))
+        wide = error > 0.3 * error.max()
+        np.testing.assert_allclose(mine["n_z_std"][wide], error[wide], rtol=0.4)
 
 
 def test_several_sources_need_a_clean_one(tmp_path, galaxies, runs):
@@ -279,6 +295,10 @@ def test_training_takes_the_rows_that_meet_a_condition(runs, galaxies, tmp_path)
     mask = where(read_table(galaxies), "survey == a and redshift < 1.0")
     expected = (galaxies["survey"] == "a") & (galaxies["redshift"] < 1)
     np.testing.assert_array_equal(mask, expected)
-    for wrong, said in (("redshift", "not '<column>"), ("zz > 1", "zz"), ("redshift > 9", "no row")):
+    for wrong, said in (
+        ("redshift", "not '<column>"),
+        ("zz > 1", "zz"),
+        ("redshift > 9", "no row"),
+    ):
         with pytest.raises(ValueError, match=said), warnings.catch_warnings():
             where(read_table(galaxies), wrong)

@@ -94,7 +94,8 @@ def evaluate(
     component = type(model).__module__.split(".")[1]
     figures = []
     if find_spec(f"figures.{component}"):
-        drawn = import_module(f"figures.{component}").draw(rows | predictions.examples, metrics)
+        constants = {name: c.values.squeeze() for name, c in model.constants.items()}
+        drawn = import_module(f"figures.{component}").draw(rows | constants, metrics)
         for name, figure in drawn.items():
             figures.append((save(figure, run_dir / f"{name}.png"), figure.get_label()))
     write_report(

@@ -50,7 +50,7 @@ class Predictor:
             if name in predictions.colnames:
                 predictions[name].unit = output.unit or None
                 predictions[name].description = output.description
-        predictions.meta.update(self.model.constants)
+        predictions.meta.update({k: c.values.squeeze() for k, c in self.model.constants.items()})
         return predictions
 
 

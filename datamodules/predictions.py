@@ -12,7 +12,7 @@ import torch.distributed as dist
 from datamodules.catalogue import Writer, open_catalogue
 
 SCORED_ROWS = 1_000_000  # a longer catalogue is scored on every k-th row
-EXAMPLES = 256  # rows whose arrays (densities) are kept for the figures
+EXAMPLES = 256  # rows, evenly spread, whose arrays (densities) are kept for the figures
 
 
 class Predictions(L.Callback):
@@ -35,8 +35,9 @@ class Predictions(L.Callback):
         self.columns, self.keep = columns, list(keep)
         self.units, self.meta = dict(units), dict(meta)
         self.stride = -(-n_rows // SCORED_ROWS)
+        self.example_stride = self.stride * -(-n_rows // (EXAMPLES * self.stride))
         self.scalars: dict[str, list[np.ndarray]] = {}
-        self.examples: dict[str, np.ndarray] = {}
+        self.examples: dict[str, list[np.ndarray]] = {}
         self.stack: Any = None
         self.writer: Writer | None = None
 
@@ -60,13 +61,15 @@ class Predictions(L.Callback):
         rows = to_numpy(outputs)
         number = batch["row"].cpu().numpy()
         scored = number % self.stride == 0
-        if batch_idx == 0:
-            shown = np.flatnonzero(scored)[:EXAMPLES]
-            self.examples = {k: v[shown] for k, v in rows.items() if v.ndim > 1}
-            self.examples |= to_numpy(model.examples(_select(batch, shown)))
-        for name, values in rows.items():
+        shown = number % self.example_stride == 0
+        for name, values in (rows | {"is_example": shown}).items():
             if values.ndim == 1:
                 self.scalars.setdefault(name, []).append(values[scored])
+        if shown.any():
+            chosen = {k: v[shown] for k, v in rows.items() if v.ndim > 1}
+            chosen |= to_numpy(model.examples(_select(batch, np.flatnonzero(shown))))
+            for name, values in chosen.items():
+                self.examples.setdefault(name, []).append(values)
         if self.stack is not None and "group" in batch:
             self.stack.add(batch["group"], batch["row"], outputs[model.stacked_column])
         if self.writer is not None:
@@ -91,13 +94,16 @@ class Predictions(L.Callback):
     # --- results ------------------------------------------------------------------------------
 
     def rows(self) -> dict[str, np.ndarray]:
-        """Scalars of the scored rows in row order, of every process."""
-        mine = {name: np.concatenate(parts) for name, parts in self.scalars.items()}
-        if self.world == 1:
-            return mine
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, mine)
-        return {name: np.concatenate([part[name] for part in parts if part]) for name in parts[0]}
+        """Scalars of the scored rows and arrays of the examples, of every process.
+
+        The examples come first, so that row i of an array belongs to row i of the scalars.
+        """
+        parts: list[Any] = [(self.scalars, self.examples)] * self.world
+        if self.world > 1:
+            dist.all_gather_object(parts, (self.scalars, self.examples))
+        scalars, examples = (_joined([part[i] for part in parts]) for i in (0, 1))
+        first = np.argsort(~scalars.pop("is_example"), kind="stable")
+        return {name: values[first] for name, values in scalars.items()} | examples
 
     def stacked(self) -> Any:
         """What all processes have stacked by group; None if nothing was."""
@@ -117,7 +123,7 @@ class Predictions(L.Callback):
             units={**self.units, **{name: o.unit for name, o in outputs.items() if o.unit}},
             descriptions={name: o.description for name, o in outputs.items()},
             locations={**kept, **{n: o.location for n, o in outputs.items() if o.location}},
-            constants=model.constants,
+            constants={c.location: c.values for c in model.constants.values()},
             meta=self.meta,
         )
 
@@ -137,6 +143,14 @@ class Predictions(L.Callback):
         finally:
             for part in parts:
                 part.unlink(missing_ok=True)
+
+
+def _joined(parts: Sequence[Mapping[str, list[np.ndarray]]]) -> dict[str, np.ndarray]:
+    """The pieces of each name end to end."""
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    return {
+        name: np.concatenate([v for part in parts for v in part.get(name, [])]) for name in names
+    }
 
 
 def _select(batch: Mapping[str, Any], rows: np.ndarray) -> dict[str, torch.Tensor]:

@@ -24,6 +24,13 @@ class Output(NamedTuple):
     location: str = ""
 
 
+class Constant(NamedTuple):
+    """An array written once with the predictions, and its place in an HDF5 file."""
+
+    values: np.ndarray
+    location: str
+
+
 class Component(L.LightningModule):
     """A LightningModule of the zoo. A component adds `loss` and `predict_step`.
 
@@ -65,8 +72,8 @@ class Component(L.LightningModule):
         raise NotImplementedError
 
     @property
-    def constants(self) -> dict[str, np.ndarray]:
-        """Arrays written once with the predictions, such as the grid of a density."""
+    def constants(self) -> dict[str, Constant]:
+        """Arrays that belong to all rows together, such as the grid of a density."""
         return {}
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -90,7 +97,7 @@ class Component(L.LightningModule):
         return []
 
     def examples(self, batch: Batch) -> dict[str, Tensor]:
-        """Further arrays of a few objects for the figures, not written to files."""
+        """Further arrays of a few objects, (batch, ...), for the figures; not written to files."""
         return {}
 
     def true_model(self, data: Any) -> dict[str, np.ndarray]:

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Batch, Component, Output
+from models.base import Batch, Component, Constant, Output
 from models.blocks import grid
 from models.blocks.ensemble import Encoder, Linear
 from models.blocks.flows import SplineFlow
-from models.blocks.recalibration import apply_pit_map, fit_pit_map, identity_map
+from models.blocks.recalibration import (
+    CELLS,
+    apply_pit_map,
+    for_ensemble,
+    pit_map,
+    pit_moments,
+)
 from models.blocks.stack import Stack
 from models.blocks.support import Support
 from physics.photometry import luptitude, luptitude_err
@@ -115,7 +121,7 @@ class Zephyr(Component):
         self.register_buffer("n_z", torch.full((CATASTROPHIC_CELLS,), 1.0 / z_max))
         self.register_buffer("reference", torch.zeros((), dtype=torch.long))
         self.register_buffer("edges", torch.linspace(0, z_max, n_grid + 1), persistent=False)
-        self.register_buffer("pit_map", identity_map())
+        self.register_buffer("pit_map", torch.linspace(0, 1, CELLS + 1))
         self.support = Support(2 * n_bands)
 
     # --- before and after the fit -------------------------------------------------------------
@@ -141,13 +147,22 @@ class Zephyr(Component):
 
     def calibrate(self, data: Any) -> None:
         """Recalibrate by the PIT of clean labels, each from the members that were not shown it."""
-        batch = data.validation_batch()
-        pit = []
-        for part in _slices(batch, 4096):
+        several = self.members // self.folds
+        pits: dict[str, list[Tensor]] = {"single": [], "several": []}
+        for part in _slices(data.validation_batch(), 1024):
             part = {k: v[part["source"] == self.clean] for k, v in part.items()}
-            cdf = self._mixture(part, held_out=True)[0]
-            pit.append(grid.scores(cdf, self.edges, part["redshift"])["pit"])
-        self.pit_map = fit_pit_map(torch.cat(pit))
+            own = self._own_fold(part)
+            for i in range(several):
+                pits["single"].append(self._pit(part, own & (own.cumsum(0) == i + 1)))
+            pits["several"].append(self._pit(part, own))
+        single, together = (pit_moments(torch.cat(pits[name])) for name in ("single", "several"))
+        moments = for_ensemble(single, together, several, self.members)
+        self.pit_map = pit_map(moments, n=sum(map(len, pits["several"]))).to(self.device)
+
+    def _pit(self, batch: Batch, members: Tensor) -> Tensor:
+        """PIT before recalibration, of the ``members`` (members, batch) chosen for each object."""
+        cdf, *_ = self._mixture(batch, members)
+        return grid.scores(cdf, self.edges, batch["redshift"])["pit"]
 
     # --- likelihood ---------------------------------------------------------------------------
 
@@ -239,17 +254,15 @@ class Zephyr(Component):
 
     # --- prediction ---------------------------------------------------------------------------
 
-    def _mixture(self, batch: Batch, held_out: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def _mixture(self, batch: Batch, chosen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Cumulative p(z) at the edges (batch, n_grid + 1), the responsibilities (batch, sources)
         and the weighted parts that sum to the first (sources, batch, n_grid + 1).
 
-        ``held_out``: each object by those members alone that did not learn from it.
+        ``chosen`` (members, batch), bool: the members that speak for each object; None: all.
         """
         h = self.encoder(*self._inputs(batch))
         common = self.head(h)
-        share = torch.ones(len(h), len(common[0]), device=h.device)
-        if held_out:
-            share = self._own_fold(batch).float()
+        share = torch.ones(common.shape[:2], device=h.device) if chosen is None else chosen.float()
         share = share / share.sum(0)
         mean, std = self.y_scale
         y = (torch.log1p(self.edges) - mean) / std
@@ -317,12 +330,13 @@ class Zephyr(Component):
         return found
 
     @property
-    def constants(self) -> dict[str, np.ndarray]:
-        """What qp needs to read the HDF5 file of predictions: ``qp.read(path)``."""
+    def constants(self) -> dict[str, Constant]:
+        """The grid of ``pz``, and what else qp needs to read the HDF5 file: ``qp.read(path)``."""
+        z = grid.centres(self.edges).cpu().numpy()[None]
         return {
-            "meta/pdf_name": np.array([b"interp"]),
-            "meta/pdf_version": np.array([0]),
-            "meta/xvals": grid.centres(self.edges).cpu().numpy()[None],
+            "z_grid": Constant(z, "meta/xvals"),
+            "pdf_name": Constant(np.array([b"interp"]), "meta/pdf_name"),
+            "pdf_version": Constant(np.array([0]), "meta/pdf_version"),
         }
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
@@ -382,7 +396,7 @@ class Zephyr(Component):
         ]
 
     def examples(self, batch: Batch) -> dict[str, Tensor]:
-        """What each source adds to p(z), on ``z_grid``, for the figures."""
+        """What each source adds to p(z), for the figures."""
         tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
         with torch.autocast(self.device.type, enabled=False):
             mixed, _, parts = self._mixture(tensors)
@@ -390,7 +404,7 @@ class Zephyr(Component):
         share = (parts.diff(dim=-1) / mixed.diff(dim=-1).clamp_min(1e-12)).clamp(0, 1)
         shown_sources = self.sources if self.target is None else [self.sources[self.target]]
         shown = {f"pz_{s}": share[i] * whole for i, s in enumerate(shown_sources)}
-        return shown | {"z_grid": grid.centres(self.edges)}
+        return shown
 
     def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
         """n(z) of each group with its bootstrap error, from the stacked p(z)."""

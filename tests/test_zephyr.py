@@ -11,7 +11,7 @@ from scipy import integrate
 from models.blocks import grid
 from models.blocks.ensemble import Encoder
 from models.blocks.flows import SPLINES, SplineFlow
-from models.blocks.recalibration import apply_pit_map, fit_pit_map, identity_map
+from models.blocks.recalibration import apply_pit_map, for_ensemble, pit_map, pit_moments
 from models.blocks.support import Support
 from models.checkpoint import RECORD, build, read_checkpoint, restore
 
@@ -149,16 +149,33 @@ def test_samples_follow_the_density_and_the_row(normals):
 def test_recalibration_makes_the_pit_uniform():
     generator = torch.Generator().manual_seed(0)
     pit = torch.special.ndtr(1.4 * torch.randn(20_000, generator=generator) + 0.2)
-    table = fit_pit_map(pit[:10_000])
+    table = pit_map(pit_moments(pit[:10_000]), 10_000)
     before, after = (_ks(values) for values in (pit[10_000:], apply_pit_map(table, pit[10_000:])))
     assert before > 0.1 and after < 0.03
     assert torch.all(table.diff() > 0) and float(table[-1]) == pytest.approx(1, abs=1e-5)
 
 
 def test_recalibration_leaves_the_calibrated_alone():
+    identity = torch.linspace(0, 1, 513)
     pit = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
-    assert float((fit_pit_map(pit) - identity_map()).abs().max()) < 0.015
-    assert float((fit_pit_map(pit[:3] ** 4, ridge=100.0) - identity_map()).abs().max()) < 0.02
+    assert float((pit_map(pit_moments(pit), 10_000) - identity).abs().max()) < 0.015
+    few = pit_map(pit_moments(pit[:3] ** 4), 3, ridge=100.0)
+    assert float((few - identity).abs().max()) < 0.02
+
+
+def test_recalibration_of_an_ensemble_is_that_of_its_size():
+    """Members scatter about the truth; two of them foretell the calibration of ten."""
+    generator = torch.Generator().manual_seed(0)
+    n = 40_000
+    offset = 0.6 * torch.randn(10, n, generator=generator)  # of each member, from the true mean
+    truth = torch.randn(n, generator=generator)
+
+    def moments(m):
+        return pit_moments(torch.special.ndtr(truth - offset[:m]).mean(0))
+
+    found = for_ensemble(moments(1), moments(2), 2, 10)
+    assert float((moments(2) - moments(10)).norm()) > 0.03
+    assert float((found - moments(10)).norm()) < 0.005
 
 
 def test_support_is_a_quantile_of_the_training_set():

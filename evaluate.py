@@ -1,8 +1,6 @@
 """Score a checkpoint, or apply it to a catalogue: ``python evaluate.py checkpoint=zephyr``."""
 
 import json
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +52,11 @@ def evaluate(
     from benchmarks.speed import objects_per_second
     from datamodules.catalogue import Writer
     from datamodules.predictions import Predictions
-    from figures.report import metrics_table, write_report
-    from figures.style import save
+    from figures.report import metrics_table
+    from figures.results import write_results
 
-    record = model.record
-    meta = {"model": title, "zoo": json.dumps({k: record[k] for k in ("versions", "git_commit")})}
+    facts = {key: model.record[key] for key in ("versions", "git_commit")}
+    meta = {"model": title, "zoo": json.dumps(facts)}
     predictions = Predictions(
         data.n_predicted(), output, columns, data.keep, data.keep_units(), meta
     )
@@ -87,26 +85,16 @@ def evaluate(
     metrics |= objects_per_second(model, next(data.prediction_batches()))
     true_rows = model.true_model(data)
     beside = {"true model": model.metrics(true_rows)} if true_rows else {}
-    run_dir.mkdir(parents=True, exist_ok=True)
-    flat = metrics | {f"{k}_true_model": v for k, v in beside.get("true model", {}).items()}
-    (run_dir / "metrics.json").write_text(json.dumps(flat, indent=2) + "\n")
-
-    component = type(model).__module__.split(".")[1]
-    figures = []
-    if find_spec(f"figures.{component}"):
-        constants = {name: c.values.squeeze() for name, c in model.constants.items()}
-        drawn = import_module(f"figures.{component}").draw(rows | constants, metrics)
-        for name, figure in drawn.items():
-            figures.append((save(figure, run_dir / f"{name}.png"), figure.get_label()))
-    write_report(
-        run_dir / "report.html",
-        title,
-        metrics,
-        beside,
-        figures,
-        config_yaml=OmegaConf.to_yaml(OmegaConf.create(record["config"])),
-        provenance={k: str(v) for k, v in record.items() if k not in ("config", "metrics")},
-        notes=[" ".join((model.__doc__ or "").split("\n\n")[0].split())],
+    write_results(
+        run_dir,
+        component=type(model).__module__.split(".")[1],
+        title=title,
+        summary=" ".join((model.__doc__ or "").split("\n\n")[0].split()),
+        rows=rows | {name: c.values.squeeze() for name, c in model.constants.items()},
+        metrics=metrics,
+        beside=beside,
+        record=model.record,
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(model.record["config"])),
         smaller_is_better=model.smaller_is_better,
     )
     print(metrics_table(metrics, beside, model.smaller_is_better))

@@ -16,6 +16,10 @@ from datamodules.catalogue import Catalogue, convert, open_catalogue, read_table
 
 Rows = dict[str, Tensor]
 
+# Rows that choose the best epoch. Their loss is compared with itself, so that few are enough;
+# `calibrate` takes all of them.
+VALIDATED_ROWS = 2048
+
 
 class CatalogueData(L.LightningDataModule):
     """A catalogue, or an embedded simulation when ``path`` is null, as batches of tensors.
@@ -124,13 +128,9 @@ class CatalogueData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         world, rank = self._ranks()
-        share = {name: values[rank::world] for name, values in self.rows["val"].items()}
-        n = len(next(iter(share.values())))
-        slices = [
-            slice(i, i + self.predict_batch_size) for i in range(0, n, self.predict_batch_size)
-        ]
-        batches = [{name: values[part] for name, values in share.items()} for part in slices]
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        few = {name: values[:VALIDATED_ROWS] for name, values in self.rows["val"].items()}
+        share = {name: values[rank::world] for name, values in few.items()}
+        return DataLoader([share], batch_size=None)  # type: ignore[arg-type]
 
     # --- prediction ---------------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""README's commands and its Python run as they stand, on small data."""
+
+import re
+import shlex
+import warnings
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from conftest import ROOT, command
+
+import zoo
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("python ") and "pip install" not in line
+]
+SMALL = {
+    "train.py": ["experiment=zephyr_quick", "model.epochs=1"],
+    "evaluate.py": ["data.n_test=100"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the files that README speaks of."""
+    folder = tmp_path_factory.mktemp("readme")
+    random = np.random.default_rng(0)
+    table = Table({"id": np.arange(300), "ra": random.uniform(0, 360, 300), "dec": np.zeros(300)})
+    for i, band in enumerate("ugrizy"):
+        table[f"mag_{band}"] = 25 - 0.4 * i + random.normal(0, 1, 300)
+        table[f"mag_err_{band}"] = random.uniform(0.02, 0.1, 300)
+        table[f"MAG_{band}"], table[f"ERR_{band}"] = table[f"mag_{band}"], table[f"mag_err_{band}"]
+    table["redshift"] = table["ZSPEC"] = random.uniform(0.1, 2, 300)
+    table["survey"] = random.choice(["spec", "grism"], 300)
+    table["tomographic_bin"] = random.integers(0, 3, 300)
+    for name in ("cat.fits", "train.fits", "cat.parquet"):
+        if name.endswith("fits"):
+            table.write(folder / name)
+        else:
+            from datamodules.catalogue import Writer
+
+            with Writer(folder / name) as writer:
+                writer.write({column: np.asarray(table[column]) for column in table.colnames})
+    table[["id", *(c for c in table.colnames if c.startswith("mag_"))]].write(folder / "table.ecsv")
+    return folder
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_readme_runs(line, folder, runs):
+    words = shlex.split(line)[1:]
+    if "gpu" in line or "submitit" in line or "devices=8" in line:  # not on this machine: compose
+        words = [w for w in words if w != "-m" and not w.startswith("hydra")] + ["--cfg", "job"]
+    elif words[0] in SMALL and "--help" not in words and "--cfg" not in words:
+        words += SMALL[words[0]]
+    if "zephyr/<run>/last.ckpt" in line:
+        last = runs("zephyr") / "last.ckpt"
+        words = [re.sub(r"outputs/zephyr/<run>/last\.ckpt", str(last), word) for word in words]
+        words = [word for word in words if word != "model.epochs=1"]
+    if words[:1] == ["-m"]:  # the benchmark needs its own extra; its arguments are parsed
+        return
+    words[0] = str(ROOT / words[0])
+    done = command(*words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for output in re.findall(r"output=(\S+)", line):
+        if "--cfg" not in words:
+            assert (folder / output).stat().st_size > 0
+
+
+def test_the_python_of_readme_runs(folder):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {"table": Table.read(folder / "table.ecsv")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        exec(code, names)  # README is ours
+    assert len(names["pz"]) == 300
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 150
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://arxiv.org/") or (ROOT / target).exists(), target
+    assert set(zoo.names()) == set(re.findall(r"^\| `(\w+)` \| [^|]* \| \[card\]", README, re.M))

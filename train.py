@@ -47,8 +47,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
 
     data = build(plain["data"])
     data.setup("fit")
-    for section in ("model", "data"):
-        plain[section] |= data.schema()
+    plain["model"] |= data.schema()
+    plain["data"] |= data.found_out()
     model = build(plain["model"])
     if plain["trainer"]["precision"] not in model.precisions:
         raise ValueError(

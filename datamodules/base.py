@@ -84,7 +84,11 @@ class CatalogueData(L.LightningDataModule):
         return batch
 
     def schema(self) -> dict[str, Any]:
-        """Constructor arguments of the model, and of this module, that the data decide."""
+        """Constructor arguments of the model that the data decide."""
+        return {}
+
+    def found_out(self) -> dict[str, Any]:
+        """Constructor arguments of this module as found in the training data, for predictions."""
         return {}
 
     # --- training -----------------------------------------------------------------------------

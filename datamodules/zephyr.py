@@ -60,7 +60,7 @@ class ZephyrData(CatalogueData):
         extinction: Mapping[str, float] | None = None,
         noise: float = 1.0,
         noise_share: float = 1.0,
-        drop_share: float = 0.1,
+        drop_share: float = 0.05,
         z_max: float | None = None,
         n_train: int = 20_000,
         n_test: int = 5_000,
@@ -247,13 +247,16 @@ class ZephyrData(CatalogueData):
                 f"data.clean_source={self.sources[0]}"
             )
 
-    def schema(self) -> dict[str, Any]:
+    def found_out(self) -> dict[str, Any]:
         return {
             "bands": self.bands,
             "sources": self.sources,
             "clean_source": self.clean_source or self.sources[0],
             "z_max": self.z_max,
         }
+
+    def schema(self) -> dict[str, Any]:
+        return {**self.found_out(), "label_errors": "label_error" in self.columns}
 
     def augment(self, batch: Rows, generator: torch.Generator) -> Rows:
         flux, error = batch["flux"], batch["flux_err"]

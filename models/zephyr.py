@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.base import Batch, Component, Constant, Output
 from models.blocks import grid
 from models.blocks.ensemble import Encoder, Linear
 from models.blocks.flows import SplineFlow
+from models.blocks.label_noise import LabelNoise
+from models.blocks.photometry import FLAGS, Photometry
 from models.blocks.recalibration import (
     CELLS,
     apply_pit_map,
@@ -21,17 +23,9 @@ from models.blocks.recalibration import (
     pit_moments,
 )
 from models.blocks.stack import Stack
-from models.blocks.support import Support
-from physics.photometry import luptitude, luptitude_err
 
 FLOOR = 1e-4  # share of p(z) that is uniform: no redshift is ever impossible
-NODES = 33  # of the quadrature over the label noise, within 4 sigma
-FLAGS = (
-    "bits: 1 a band was not observed; 2 nothing was detected; 4 unlike 99.9% of the training "
-    "objects; 8 an error larger than in training; 16 the central 68% is wider than 0.3 (1 + z)"
-)
 QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_q975": 0.975}
-CATASTROPHIC_CELLS = 64  # of the n(z) from which catastrophic labels may be drawn
 TRAIN_FLOOR = 1e-3  # the same in training, where it tempers outliers
 OUTLIER = 0.15  # |dz|/(1 + z) of an outlier: Hildebrandt et al. (2010)
 
@@ -57,7 +51,7 @@ class Zephyr(Component):
 
     keep_location = "ancil/{name}"  # where qp looks for columns
     stacked_column = "pz"
-    fast = frozenset(("log_sigma", "logit_catastrophic", "logit_uniform"))
+    fast = frozenset(("noise.log_sigma", "noise.logit_catastrophic", "noise.logit_uniform"))
     smaller_is_better = frozenset(
         ("nmad", "outlier_fraction", "crps", "nll", "cde_loss", "pit_ks", "pit_ks_raw")
     )
@@ -69,10 +63,11 @@ class Zephyr(Component):
         clean_source: str,
         z_max: float,
         target_source: str | None = None,
+        label_errors: bool = False,
         clean_sigma: float = 0.0,
         flow: str = "zuko",
         bins: int = 16,
-        components: int = 8,
+        components: int = 1,
         members: int = 10,
         folds: int = 5,
         width: int = 128,
@@ -82,11 +77,11 @@ class Zephyr(Component):
         n_samples: int = 0,
         lr: float = 2e-3,
         weight_decay: float = 1e-2,
-        epochs: int = 60,
+        epochs: int = 80,
     ) -> None:
         super().__init__(lr, weight_decay, epochs)
         self.bands, self.sources = list(bands), list(sources)
-        self.clean, self.clean_sigma = self.sources.index(clean_source), clean_sigma
+        self.clean = self.sources.index(clean_source)
         if target_source is not None and target_source not in self.sources:
             raise ValueError(f"target_source '{target_source}' is not one of {self.sources}")
         self.target = None if target_source is None else self.sources.index(target_source)
@@ -95,55 +90,35 @@ class Zephyr(Component):
         self.members, self.folds, self.shrinkage = members, folds, shrinkage
         self.z_max, self.n_grid, self.n_samples = z_max, n_grid, n_samples
 
-        n_bands, n_sources = len(self.bands), len(self.sources)
-        n_features = 3 * n_bands - 1
+        n_sources = len(self.sources)
         self.flow = SplineFlow(bins, components, backend=flow)
-        self.encoder = Encoder(members, n_features, 2 * n_bands, width, depth)
+        self.photometry = Photometry(self.bands)
+        n_numbers, n_flags = self.photometry.n_numbers, self.photometry.n_flags
+        self.encoder = Encoder(members, n_numbers, n_flags, width, depth)
         self.head = Linear(members, width, self.flow.n_parameters, gain=0.3)
         self.head.bias.data += self.flow.initial_bias()
         if n_sources > 1:
             self.deviation = Linear(members, width, n_sources * self.flow.n_parameters, gain=0.0)
             self.gate = Linear(members, width, n_sources, gain=0.1)
-            # label noise of each source, as each member learns it
-            self.log_sigma = nn.Parameter(torch.full((members, n_sources), math.log(0.02)))
-            self.logit_catastrophic = nn.Parameter(torch.full((members, n_sources), -2.5))
-            self.logit_uniform = nn.Parameter(torch.zeros(members, n_sources))
+        self.noise: LabelNoise | None = None  # of labels that are exact
+        if n_sources > 1 or clean_sigma > 0 or label_errors:
+            self.noise = LabelNoise(members, n_sources, self.clean, clean_sigma, z_max)
 
-        self.softening: Tensor
         self.y_scale: Tensor
         self.edges: Tensor
-        self.register_buffer("softening", torch.ones(n_bands))  # uJy
-        self.register_buffer("feature_mean", torch.zeros(n_features))
-        self.register_buffer("feature_std", torch.ones(n_features))
-        self.register_buffer("mag_range", torch.zeros(2, n_bands))  # of 98% of the training objects
-        self.register_buffer("error_limit", torch.zeros(n_bands))  # in units of feature_std
-        self.register_buffer("y_scale", torch.tensor([0.0, 1.0]))  # of log(1 + z)
-        self.register_buffer("n_z", torch.full((CATASTROPHIC_CELLS,), 1.0 / z_max))
-        self.register_buffer("reference", torch.zeros((), dtype=torch.long))
+        self.register_buffer("y_scale", torch.tensor([0.0, 1.0]))  # mean and std of log(1 + z)
         self.register_buffer("edges", torch.linspace(0, z_max, n_grid + 1), persistent=False)
         self.register_buffer("pit_map", torch.linspace(0, 1, CELLS + 1))
-        self.support = Support(2 * n_bands)
 
     # --- before and after the fit -------------------------------------------------------------
 
     def prepare(self, data: Any) -> None:
         batch = data.training_batch()
-        flux, error = batch["flux"], batch["flux_err"]
-        self.softening = error.nanmedian(0).values
-        features = self._features(batch)
-        self.feature_mean = features.nanmean(0)
-        spread = (features - self.feature_mean).square().nanmean(0).sqrt()
-        self.feature_std = spread.clamp_min(1e-3)
-        scaled = (features - self.feature_mean) / self.feature_std
-        self.error_limit = scaled[:, -len(self.bands) :].nan_to_num(-torch.inf).amax(0)
-        ends = torch.tensor([0.01, 0.99])
-        self.mag_range = torch.nanquantile(features[:100_000, : len(self.bands)], ends, 0)
+        self.photometry.fit(batch)
+        if self.noise is not None:
+            self.noise.fit(batch["redshift"])
         y = torch.log1p(batch["redshift"])
         self.y_scale = torch.stack([y.mean(), y.std()])
-        counts = torch.histc(batch["redshift"], CATASTROPHIC_CELLS, 0, self.z_max) + 1
-        self.n_z = counts / counts.sum() * CATASTROPHIC_CELLS / self.z_max
-        self.reference = (flux / error).nanmedian(0).values.nan_to_num(0).argmax()
-        self.support.fit(self._support_features(batch))
 
     def calibrate(self, data: Any) -> None:
         """Recalibrate by the PIT of clean labels, each from the members that were not shown it."""
@@ -169,88 +144,58 @@ class Zephyr(Component):
     def loss(self, batch: Batch) -> Tensor:
         """Minus the mean log likelihood of the labels, and of their sources given x.
 
-        In training a member learns from all folds but its own, in validation it is scored on that.
+        In training a member learns from all folds but its own. In validation a row is scored on
+        the mixture of the members that did not learn it, for a mixture is what predicts.
         """
-        z, source = batch["redshift"], batch["source"]
-        own = self._own_fold(batch)
-        weight = ~own * self.folds / (self.folds - 1) if self.training else own * self.folds
-        h = self.encoder(*self._inputs(batch)).float()
+        source, own = batch["source"], self._own_fold(batch)
+        h = self.encoder(*self.photometry(batch))
         parameters = self.head(h).float()
+        penalty: Tensor | float = 0.0
         if len(self.sources) == 1:
-            log_label = self._log_density(parameters, z)
-            return -(log_label * weight).mean()
-        deviation = self.deviation(h).float().unflatten(-1, (len(self.sources), -1))
-        index = source.view(1, -1, 1, 1).expand(len(h), -1, 1, parameters.shape[-1])
-        deviation = deviation.gather(2, index).squeeze(2)
-        log_label = self._log_label(parameters + deviation, z, source, batch["label_error"])
-        log_gate = F.log_softmax(self.gate(h.detach()).float(), -1)
-        log_source = log_gate.gather(-1, source.view(1, -1, 1).expand(len(h), -1, 1)).squeeze(-1)
-        penalty = self.shrinkage * deviation.square().mean() if self.training else 0.0
-        return -((log_label + log_source) * weight).mean() + penalty
+            log_p = self._log_label(parameters, batch)
+        else:
+            index = source.view(1, -1, 1, 1).expand(len(h), -1, 1, parameters.shape[-1])
+            deviation = self.deviation(h).float().unflatten(-1, (len(self.sources), -1))
+            deviation = deviation.gather(2, index).squeeze(2)
+            log_gate = F.log_softmax(self.gate(h.detach()).float(), -1)
+            log_source = log_gate.gather(-1, index[..., 0]).squeeze(-1)
+            log_p = self._log_label(parameters + deviation, batch) + log_source
+            penalty = self.shrinkage * deviation.square().mean()
+        if self.training:
+            return -(log_p * ~own).mean() * self.folds / (self.folds - 1) + penalty
+        mixture = torch.logsumexp(log_p.masked_fill(~own, -torch.inf), 0)
+        return -(mixture - math.log(self.members / self.folds)).mean()
+
+    def _log_label(self, parameters: Tensor, batch: Batch) -> Tensor:
+        """log p(label | x) of the source of each label, (members, batch)."""
+        z = batch["redshift"]
+
+        def log_p(z: Tensor) -> Tensor:
+            return self._log_density(parameters, z)
+
+        if self.noise is None:
+            return log_p(z)
+
+        def cdf(z: Tensor) -> Tensor:
+            return self.flow.cdf(parameters, self._scaled(z))
+
+        return self.noise.log_likelihood(log_p, cdf, z, batch["source"], batch["label_error"])
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        mean, std = self.y_scale
+        return (torch.log1p(z) - mean) / std
 
     def _log_density(self, parameters: Tensor, z: Tensor) -> Tensor:
         """log p(z) of a source's flow with the uniform floor, (members, batch)."""
-        mean, std = self.y_scale
-        log_p = self.flow.log_prob(parameters, (torch.log1p(z) - mean) / std)
-        log_p = log_p - torch.log1p(z) - std.log()
+        log_p = self.flow.log_prob(parameters, self._scaled(z))
+        log_p = log_p - torch.log1p(z) - self.y_scale[1].log()
         floor = torch.full_like(log_p, math.log(TRAIN_FLOOR / self.z_max))
         return torch.logaddexp(log_p + math.log1p(-TRAIN_FLOOR), floor)
-
-    def _log_label(
-        self, parameters: Tensor, z: Tensor, source: Tensor, label_error: Tensor
-    ) -> Tensor:
-        """log (1 - f) int p(z') N(z; z', sigma (1 + z')) dz' + f p_cat(z), (members, batch).
-
-        The integral is a sum over cells of z' within 4 sigma of the label: the flow's own mass in a
-        cell times the kernel at its centre, so that a density narrower than a cell is not missed.
-        """
-        sigma, catastrophic = self._label_noise()
-        sigma = (sigma[:, source].square() + (label_error / (1 + z)).square()).sqrt()
-        f = catastrophic[:, source]
-        t = torch.linspace(-4, 4, NODES, device=z.device).view(-1, 1, 1)
-        true_z = ((1 + z) / (1 + sigma * t).clamp_min(0.05) - 1).clamp_min(-0.5)  # falls with t
-        mean, std = self.y_scale
-        cdf = self.flow.cdf(parameters, (torch.log1p(true_z) - mean) / std)
-        mass = (cdf[:-1] - cdf[1:]).clamp_min(0)
-        mid = 0.5 * (t[1:] + t[:-1])
-        kernel = torch.exp(-0.5 * mid.square()) / math.sqrt(2 * math.pi)
-        kernel = kernel * (1 + sigma * mid) / (sigma.clamp_min(1e-6) * (1 + z))
-        uniform = torch.sigmoid(self.logit_uniform)[:, source]
-        cell = (z / self.z_max * CATASTROPHIC_CELLS).long().clamp(0, CATASTROPHIC_CELLS - 1)
-        p_cat = uniform / self.z_max + (1 - uniform) * self.n_z[cell]
-        noisy = torch.log((1 - f) * (mass * kernel).sum(0) + f * p_cat + 1e-12)
-        return torch.where(sigma > 0, noisy, self._log_density(parameters, z))
-
-    def _label_noise(self) -> tuple[Tensor, Tensor]:
-        """sigma_s and f_s of each member, (members, sources); given for the clean source."""
-        clean = torch.arange(len(self.sources), device=self.log_sigma.device) == self.clean
-        sigma = torch.where(clean, self.clean_sigma, self.log_sigma.exp())
-        return sigma, torch.where(clean, 0.0, torch.sigmoid(self.logit_catastrophic))
 
     def _own_fold(self, batch: Batch) -> Tensor:
         """(members, batch), bool: whether the row is in the fold that the member never learns."""
         member = torch.arange(self.members, device=batch["row"].device)
         return batch["row"] % self.folds == member[:, None] % self.folds
-
-    # --- features -----------------------------------------------------------------------------
-
-    def _features(self, batch: Batch) -> Tensor:
-        """Luptitudes, neighbouring colours, log errors of luptitudes; NaN where not observed."""
-        flux, error = batch["flux"], batch["flux_err"]
-        mag = luptitude(flux, self.softening)
-        mag_err = luptitude_err(flux, error, self.softening)
-        return torch.cat([mag, mag[:, :-1] - mag[:, 1:], mag_err.log()], 1)
-
-    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Standardised numbers, 0 where not observed, and flags (observed, detected)."""
-        x = (self._features(batch) - self.feature_mean) / self.feature_std
-        flags = torch.cat([batch["flux"].isfinite(), batch["detected"]], 1)
-        return x.nan_to_num(0.0).clamp(-6, 6), flags
-
-    def _support_features(self, batch: Batch) -> Tensor:
-        n = len(self.bands)
-        x = (self._features(batch) - self.feature_mean) / self.feature_std
-        return torch.cat([x[:, :n], x[:, -n:]], 1)
 
     # --- prediction ---------------------------------------------------------------------------
 
@@ -260,12 +205,11 @@ class Zephyr(Component):
 
         ``chosen`` (members, batch), bool: the members that speak for each object; None: all.
         """
-        h = self.encoder(*self._inputs(batch))
+        h = self.encoder(*self.photometry(batch))
         common = self.head(h)
         share = torch.ones(common.shape[:2], device=h.device) if chosen is None else chosen.float()
         share = share / share.sum(0)
-        mean, std = self.y_scale
-        y = (torch.log1p(self.edges) - mean) / std
+        y = self._scaled(self.edges)
         if len(self.sources) == 1:
             deviations = torch.zeros_like(common)[:, :, None]
             gate = torch.ones_like(share)[..., None]
@@ -286,20 +230,6 @@ class Zephyr(Component):
         stacked = torch.stack(parts)
         return stacked.sum(0).clamp(0, 1), responsibility, stacked
 
-    def _flags(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
-        """Bits, int16: see `FLAGS`."""
-        n = len(self.bands)
-        observed = batch["flux"].isfinite()
-        x = (self._features(batch) - self.feature_mean) / self.feature_std
-        bits = (
-            ~observed.all(1),
-            ~(batch["detected"] > 0).any(1),
-            rows["ood"] > 0.999,
-            (x[:, -n:].nan_to_num(0.0) > self.error_limit).any(1),
-            rows["z_q84"] - rows["z_q16"] > 2 * OUTLIER * (1 + rows["z_median"]),
-        )
-        return sum(bit.short() * 2**i for i, bit in enumerate(bits))  # type: ignore[return-value]
-
     # --- what the rows are --------------------------------------------------------------------
 
     @property
@@ -312,7 +242,7 @@ class Zephyr(Component):
             "mag_ref": "asinh magnitude in the reference band, AB",
             **{f"responsibility_{s}": f"share of source {s} in p(z)" for s in self.sources},
             "ood": "share of training objects that are less unusual than this one",
-            "flags": FLAGS,
+            "flags": f"{FLAGS}; 16 the central 68% is wider than 0.3 (1 + z)",
             "pz": "p(z) in the cells of the grid z_grid",
             "z_samples": "independent draws from p(z)",
             "z_true": "redshift of the catalogue",
@@ -351,18 +281,19 @@ class Zephyr(Component):
         mean, std = grid.moments(cdf, self.edges)
         levels = torch.tensor([list(QUANTILES.values())], device=cdf.device)
         quantiles = grid.quantile(cdf, self.edges, levels)
-        mag = luptitude(batch["flux"], self.softening).nan_to_num(torch.nan)
+        unusual, flags = self.photometry.quality(batch)
+        wide = quantiles[:, 3] - quantiles[:, 1] > 2 * OUTLIER * (1 + quantiles[:, 2])
         rows = {
             "z_mode": grid.mode(cdf, self.edges),
             "z_mean": mean,
             "z_std": std,
             **dict(zip(QUANTILES, quantiles.unbind(1), strict=True)),
-            "mag_ref": mag.index_select(1, self.reference[None])[:, 0],
+            "mag_ref": self.photometry.reference_magnitude(batch),
             **{f"responsibility_{s}": responsibility[:, i] for i, s in enumerate(self.sources)},
-            "ood": self.support(self._support_features(batch)),
+            "ood": unusual,
+            "flags": flags + 16 * wide.short(),
             "pz": grid.density(cdf, self.edges),
         }
-        rows["flags"] = self._flags(batch, rows)
         if self.n_samples:
             rows["z_samples"] = grid.sample(cdf, self.edges, batch["row"], self.n_samples)
         if "redshift" in batch:
@@ -373,9 +304,9 @@ class Zephyr(Component):
 
     def learned(self) -> dict[str, float]:
         """Label noise of each source but the clean one: sigma in units of 1 + z, and fraction."""
-        if len(self.sources) == 1:
+        if self.noise is None:
             return {}
-        sigma, catastrophic = (values.mean(0).tolist() for values in self._label_noise())
+        sigma, catastrophic = (values.mean(0).tolist() for values in self.noise.values())
         found = {}
         for i, source in enumerate(self.sources):
             if i != self.clean:
@@ -384,12 +315,8 @@ class Zephyr(Component):
         return found
 
     def scope(self) -> list[str]:
-        ranges = [
-            f"{band} {low:.1f} to {high:.1f}"
-            for band, (low, high) in zip(self.bands, self.mag_range.T.tolist(), strict=True)
-        ]
         return [
-            f"AB magnitudes (1% to 99% of the training objects): {', '.join(ranges)}",
+            self.photometry.describe(),
             f"redshifts 0 to {self.z_max:g}, for objects selected as the training set is",
             "other objects are answered too; `ood` and `flags` say so",
             f"labels from: {', '.join(self.sources)}; clean: {self.sources[self.clean]}",

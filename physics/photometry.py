@@ -51,11 +51,6 @@ def luptitude(flux: Tensor, softening: Tensor | float, zero_point: float = AB_ZE
     flux >> b, linear in flux around zero, defined for negative flux.
     """
     b = torch.as_tensor(softening, dtype=flux.dtype, device=flux.device)
-    if not bool((b > 0).all()):
-        raise ValueError(
-            f"luptitude: softening must be positive (uJy), got a minimum of {float(b.min()):g}; "
-            "use about the 1-sigma flux error of a faint source in each band"
-        )
     return zero_point - POGSON * (torch.asinh(flux / (2 * b)) + torch.log(b))
 
 

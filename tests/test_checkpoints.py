@@ -138,7 +138,9 @@ def test_a_finished_model_does_not_resume_but_fine_tunes(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     ours, theirs = (read_checkpoint(p)["state_dict"] for p in (tmp_path / "best.ckpt", best))
     assert torch.equal(ours["head.weight"], theirs["head.weight"])
-    assert torch.equal(ours["feature_mean"], theirs["feature_mean"]), "the scaling comes along"
+    assert torch.equal(ours["photometry.mean"], theirs["photometry.mean"]), (
+        "the scaling comes along"
+    )
 
 
 def test_the_record_says_where_the_model_comes_from(checkpoint):

@@ -50,11 +50,6 @@ def test_luptitude_error_is_the_derivative():
     torch.testing.assert_close(err, 0.2 * slope.abs())
 
 
-def test_luptitude_refuses_a_softening_of_zero():
-    with pytest.raises(ValueError, match="softening must be positive"):
-        ph.luptitude(torch.ones(3), 0.0)
-
-
 def test_source_at_the_depth_has_a_signal_to_noise_of_five():
     m5, gamma = ph.lsst_depth(10.0), torch.tensor(ph.LSST_GAMMA).double()
     torch.testing.assert_close(ph.lsst_error(m5, m5, gamma, 0.0), torch.full((6,), 0.2).double())

@@ -224,8 +224,9 @@ def test_the_label_likelihood_is_the_convolution(runs):
     common = model.head(torch.randn(model.members, 5, 32) * 2)
     label, source = torch.tensor([0.2, 0.7, 1.1, 1.9, 2.5]), torch.full((5,), 1)
     with torch.inference_mode():
-        found = model._log_label(common, label, source, torch.zeros(5))
-        sigma, share = (values[:, 1] for values in model._label_noise())
+        labels = {"redshift": label, "source": source, "label_error": torch.zeros(5)}
+        found = model._log_label(common, labels)
+        sigma, share = (values[:, 1] for values in model.noise.values())
         z = torch.linspace(1e-4, 5, 50_001)
         mean, std = model.y_scale
         log_p = model.flow.log_prob(common[..., None, :], (torch.log1p(z) - mean) / std)
@@ -235,9 +236,9 @@ def test_the_label_likelihood_is_the_convolution(runs):
             width * math.sqrt(2 * math.pi)
         )
         inside = torch.trapezoid(p * kernel, z, dim=-1)
-        uniform = torch.sigmoid(model.logit_uniform[:, 1])[:, None]
+        uniform = torch.sigmoid(model.noise.logit_uniform[:, 1])[:, None]
         cell = (label / model.z_max * 64).long()
-        p_cat = uniform / model.z_max + (1 - uniform) * model.n_z[cell]
+        p_cat = uniform / model.z_max + (1 - uniform) * model.noise.n_z[cell]
         expected = ((1 - share[:, None]) * inside + share[:, None] * p_cat).log()
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
 

@@ -1,0 +1,77 @@
+"""Noise of redshift labels from several sources, learned and taken out."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+NODES = 33  # of the quadrature, within 4 sigma of a label
+CELLS = 64  # of the n(z) from which catastrophic labels may be drawn
+
+
+class LabelNoise(nn.Module):
+    """Per member and source: a Gaussian of width sigma_s (1 + z), and a share f_s of catastrophes.
+
+    The source ``clean`` has the given width ``clean_sigma`` and no catastrophes; the others are
+    learned. Catastrophic labels follow a learned mixture of uniform in [0, z_max] and n(z).
+    """
+
+    def __init__(
+        self, members: int, n_sources: int, clean: int, clean_sigma: float, z_max: float
+    ) -> None:
+        super().__init__()
+        self.clean, self.clean_sigma, self.z_max = clean, clean_sigma, z_max
+        self.log_sigma = nn.Parameter(torch.full((members, n_sources), math.log(0.02)))
+        self.logit_catastrophic = nn.Parameter(torch.full((members, n_sources), -2.5))
+        self.logit_uniform = nn.Parameter(torch.zeros(members, n_sources))
+        self.n_z: Tensor
+        self.register_buffer("n_z", torch.full((CELLS,), 1.0 / z_max))
+
+    def fit(self, z: Tensor) -> None:
+        """Take n(z) from the labels ``z`` (n,)."""
+        counts = torch.histc(z, CELLS, 0, self.z_max) + 1
+        self.n_z = counts / counts.sum() * CELLS / self.z_max
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """sigma_s, in units of 1 + z, and f_s; each (members, sources)."""
+        sources = torch.arange(self.log_sigma.shape[1], device=self.log_sigma.device)
+        is_clean = sources == self.clean
+        sigma = torch.where(is_clean, self.clean_sigma, self.log_sigma.exp())
+        return sigma, torch.where(is_clean, 0.0, torch.sigmoid(self.logit_catastrophic))
+
+    def log_likelihood(
+        self,
+        log_p: Callable[[Tensor], Tensor],
+        cdf: Callable[[Tensor], Tensor],
+        z: Tensor,
+        source: Tensor,
+        label_error: Tensor,
+    ) -> Tensor:
+        """log (1 - f) int p(z') N(z; z', sigma (1 + z')) dz' + f p_cat(z), (members, batch).
+
+        ``log_p`` and ``cdf`` give the density of the true redshift, (..., members, batch), at
+        redshifts of that shape; ``z``, ``source`` and ``label_error`` (batch,) describe the labels.
+        The integral is a sum over cells of z' within 4 sigma of the label: the mass of the density
+        in a cell times the kernel at its centre, so that a density narrower than a cell is not
+        missed. A label without any noise has its density itself.
+        """
+        sigma, catastrophic = self.values()
+        exact = (source == self.clean) & (self.clean_sigma == 0) & (label_error == 0)
+        variance = sigma[:, source].square() + (label_error / (1 + z)).square()
+        sigma = torch.where(exact, 1.0, variance).sqrt()  # of the exact ones not used
+        t = torch.linspace(-4, 4, NODES, device=z.device).view(-1, 1, 1)
+        true_z = ((1 + z) / (1 + sigma * t).clamp_min(0.05) - 1).clamp_min(-0.5)  # falls with t
+        at_edges = cdf(true_z)
+        mass = (at_edges[:-1] - at_edges[1:]).clamp_min(0)
+        mid = 0.5 * (t[1:] + t[:-1])
+        normal = torch.exp(-0.5 * mid.square()) / math.sqrt(2 * math.pi)
+        kernel = normal * (1 + sigma * mid) / (sigma * (1 + z))
+        f = catastrophic[:, source]
+        noisy = torch.log((1 - f) * (mass * kernel).sum(0) + f * self._p_cat(z, source) + 1e-12)
+        return torch.where(exact, log_p(z), noisy)
+
+    def _p_cat(self, z: Tensor, source: Tensor) -> Tensor:
+        uniform = torch.sigmoid(self.logit_uniform)[:, source]
+        cell = (z / self.z_max * CELLS).long().clamp(0, CELLS - 1)
+        return uniform / self.z_max + (1 - uniform) * self.n_z[cell]

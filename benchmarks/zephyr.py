@@ -52,7 +52,11 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--summary", action="store_true", help="print the table as it is, no run")
     options = parser.parse_args()
+    if options.summary:
+        print(summary(options.out))
+        return
     if hasattr(os, "sched_setaffinity"):  # JAX sizes its thread pool by the cores that it may use
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
@@ -133,6 +137,31 @@ PEERS: dict[str, Callable[[PhotozSet, int], Predict]] = {
     "pzflow": pzflow,
 }
 METHODS = (*PEERS, "zephyr")
+
+
+def summary(path: Path) -> str:
+    """The table in Markdown, for README: means over the seeds, the best of each set in bold."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = ("crps", "nmad", "outlier_fraction", "nll", "pit_ks", "objects_per_second")
+    lines = ["| set | method | seeds | CRPS | NMAD | outliers | NLL | PIT KS | objects/s |"]
+    lines.append("|" + "---|" * 9)
+    for name in dict.fromkeys(row["set"] for row in rows):
+        of_set = [row for row in rows if row["set"] == name]
+        means = {}
+        for method in dict.fromkeys(row["method"] for row in of_set):
+            mine = [row for row in of_set if row["method"] == method]
+            values = [float(np.mean([float(row[c]) for row in mine])) for c in columns]
+            means[method] = len(mine), values
+        best = [min(values[i] for _, values in means.values()) for i in range(5)]
+        for method, (seeds, values) in means.items():
+            cells = [f"{v:.4f}" if i != 3 else f"{v:.2f}" for i, v in enumerate(values[:5])]
+            cells = [
+                f"**{c}**" if v == b else c for c, v, b in zip(cells, values, best, strict=False)
+            ]
+            cells.append(f"{values[5]:,.0f}")
+            lines.append(f"| {name} | {method} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def objects_per_second(predict: Predict, data: PhotozSet) -> float:

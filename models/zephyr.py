@@ -177,7 +177,7 @@ class Zephyr(Component):
             return log_p(z)
 
         def cdf(z: Tensor) -> Tensor:
-            return self.flow.cdf(parameters, self._scaled(z))
+            return self.flow.cdf_at_nodes(parameters, self._scaled(z))
 
         return self.noise.log_likelihood(log_p, cdf, z, batch["source"], batch["label_error"])
 

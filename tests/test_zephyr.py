@@ -46,6 +46,9 @@ def test_cdf_on_a_grid_is_the_cdf(backend):
     slow = flow.cdf(p, y[:, None]).T
     torch.testing.assert_close(flow.cdf_on_grid(p, y), slow, rtol=0, atol=2e-6)
     assert torch.all(slow.diff(dim=-1) >= -1e-6)
+    nodes = torch.randn(len(p), 9) * 4
+    slow = torch.stack([flow.cdf(p, column) for column in nodes.T], -1)
+    torch.testing.assert_close(flow.cdf_at_nodes(p, nodes), slow, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(

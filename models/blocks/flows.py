@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from zuko.transforms import MonotonicRQSTransform
 
 MIN_SLOPE = 1e-3  # of the spline; written here because zuko's own default has changed once
 MIN_WIDTH = 3e-3  # of a base component, in units of the standardised variable
@@ -68,32 +69,26 @@ class SplineFlow:
         """
         if self.spline is not zuko_spline or not self.bins:
             return self.cdf(parameters, y.view(-1, *[1] * (parameters.ndim - 1))).movedim(0, -1)
-        from zuko.transforms import MonotonicRQSTransform
-
-        widths, heights, slopes = parameters.split(self.sizes, -1)[:3]
-        knots = MonotonicRQSTransform(widths, heights, slopes, bound=self.bound, slope=MIN_SLOPE)
-        x, v, d = knots.horizontal, knots.vertical, knots.derivatives
-        above = torch.searchsorted(y, x.contiguous())  # of each knot, the first grid point
-        shape = (*x.shape[:-1], len(y) + 1)
-        cell = torch.zeros(shape, dtype=torch.long, device=y.device)
+        knots = self._knots(parameters)
+        above = torch.searchsorted(y, knots.horizontal.contiguous())  # first grid point of each
+        cell = torch.zeros(*above.shape[:-1], len(y) + 1, dtype=torch.long, device=y.device)
         cell = cell.scatter_add_(-1, above, torch.ones_like(above)).cumsum(-1)[..., :-1]
+        return self._base_cdf(parameters, spline_in_cells(knots, cell, y))
 
-        def of_cell(values: Tensor) -> Tensor:
-            return values.gather(-1, cell)
+    def cdf_at_nodes(self, parameters: Tensor, y: Tensor) -> Tensor:
+        """`cdf` at n points of each object, ``y`` (..., n): (..., n)."""
+        if self.spline is not zuko_spline or not self.bins:
+            return self.cdf(parameters, y.movedim(-1, 0)).movedim(0, -1)
+        knots = self._knots(parameters)
+        cell = torch.searchsorted(knots.horizontal.detach().contiguous(), y.detach().contiguous())
+        return self._base_cdf(parameters, spline_in_cells(knots, cell, y))
 
-        # beyond the outer knots the spline is the identity: one more cell of slope one on each side
-        one = torch.ones_like(x[..., :1])
-        inverse_width = torch.cat([one, 1 / x.diff(dim=-1), one], -1)
-        height = torch.cat([one, v.diff(dim=-1), one], -1)
-        left_x, left_v = (torch.cat([k[..., :1] - 1, k], -1) for k in (x, v))
-        left_d, right_d = torch.cat([one, d], -1), torch.cat([d, one], -1)
-        slope = height * inverse_width
-        # eq. 4 of Durkan et al. (2019)
-        xi = (y - of_cell(left_x)).mul_(of_cell(inverse_width))
-        product, s = xi * (1 - xi), of_cell(slope)
-        above_line = xi.square_().mul_(s).addcmul_(of_cell(left_d), product).mul_(of_cell(height))
-        below_line = of_cell(left_d + right_d - 2 * slope).mul_(product).add_(s)
-        u = above_line.div_(below_line).add_(of_cell(left_v))
+    def _knots(self, parameters: Tensor) -> MonotonicRQSTransform:
+        widths, heights, slopes = parameters.split(self.sizes, -1)[:3]
+        return MonotonicRQSTransform(widths, heights, slopes, bound=self.bound, slope=MIN_SLOPE)
+
+    def _base_cdf(self, parameters: Tensor, u: Tensor) -> Tensor:
+        """Cumulative base distribution of each object at ``u`` (..., n)."""
         log_weight, mean, width = (p.unsqueeze(-2) for p in self._base(parameters))
         if self.components == 1:
             return torch.special.ndtr((u - mean[..., 0]) / width[..., 0])
@@ -111,14 +106,37 @@ class SplineFlow:
         return F.log_softmax(logits, -1), mean, F.softplus(width + 0.5) + MIN_WIDTH
 
 
+def spline_in_cells(knots: MonotonicRQSTransform, cell: Tensor, y: Tensor) -> Tensor:
+    """The spline at ``y`` (..., n), whose points lie in the cells ``cell``: (..., n).
+
+    Cell k is left of knot k; beyond the outer knots the spline is the identity, which is one more
+    cell of slope one on each side. Equation 4 of Durkan et al. (2019).
+    """
+    x, v, d = knots.horizontal, knots.vertical, knots.derivatives
+    one = torch.ones_like(x[..., :1])
+    inverse_width = torch.cat([one, 1 / x.diff(dim=-1), one], -1)
+    height = torch.cat([one, v.diff(dim=-1), one], -1)
+    left_x, left_v = (torch.cat([k[..., :1] - 1, k], -1) for k in (x, v))
+    left_d, right_d = torch.cat([one, d], -1), torch.cat([d, one], -1)
+    slope = height * inverse_width
+    bend = left_d + right_d - 2 * slope
+
+    def of_cell(values: Tensor) -> Tensor:
+        return values.gather(-1, cell)
+
+    s = of_cell(slope)
+    xi = (y - of_cell(left_x)) * of_cell(inverse_width)
+    rest = xi * (1 - xi)
+    rise = of_cell(height) * (s * xi.square() + of_cell(left_d) * rest)
+    return of_cell(left_v) + rise / (s + of_cell(bend) * rest)
+
+
 Spline = Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def zuko_spline(
     y: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, bound: float
 ) -> tuple[Tensor, Tensor]:
-    from zuko.transforms import MonotonicRQSTransform
-
     transform = MonotonicRQSTransform(widths, heights, slopes, bound=bound, slope=MIN_SLOPE)
     return transform.call_and_ladj(y)
 

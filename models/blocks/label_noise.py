@@ -50,8 +50,9 @@ class LabelNoise(nn.Module):
     ) -> Tensor:
         """log (1 - f) int p(z') N(z; z', sigma (1 + z')) dz' + f p_cat(z), (members, batch).
 
-        ``log_p`` and ``cdf`` give the density of the true redshift, (..., members, batch), at
-        redshifts of that shape; ``z``, ``source`` and ``label_error`` (batch,) describe the labels.
+        The density of the true redshift is given by ``log_p``, at redshifts (batch,), and ``cdf``,
+        at redshifts (members, batch, n); ``z``, ``source`` and ``label_error`` (batch,) describe
+        the labels.
         The integral is a sum over cells of z' within 4 sigma of the label: the mass of the density
         in a cell times the kernel at its centre, so that a density narrower than a cell is not
         missed. A label without any noise has its density itself.
@@ -60,15 +61,15 @@ class LabelNoise(nn.Module):
         exact = (source == self.clean) & (self.clean_sigma == 0) & (label_error == 0)
         variance = sigma[:, source].square() + (label_error / (1 + z)).square()
         sigma = torch.where(exact, 1.0, variance).sqrt()  # of the exact ones not used
-        t = torch.linspace(-4, 4, NODES, device=z.device).view(-1, 1, 1)
-        true_z = ((1 + z) / (1 + sigma * t).clamp_min(0.05) - 1).clamp_min(-0.5)  # falls with t
-        at_edges = cdf(true_z)
-        mass = (at_edges[:-1] - at_edges[1:]).clamp_min(0)
+        t = torch.linspace(-4, 4, NODES, device=z.device)
+        width = sigma[..., None]
+        true_z = ((1 + z)[:, None] / (1 + width * t).clamp_min(0.05) - 1).clamp_min(-0.5)
+        mass = -cdf(true_z).diff(dim=-1).clamp_max(0)  # true_z falls with t
         mid = 0.5 * (t[1:] + t[:-1])
         normal = torch.exp(-0.5 * mid.square()) / math.sqrt(2 * math.pi)
-        kernel = normal * (1 + sigma * mid) / (sigma * (1 + z))
+        kernel = normal * (1 + width * mid) / (width * (1 + z)[:, None])
         f = catastrophic[:, source]
-        noisy = torch.log((1 - f) * (mass * kernel).sum(0) + f * self._p_cat(z, source) + 1e-12)
+        noisy = torch.log((1 - f) * (mass * kernel).sum(-1) + f * self._p_cat(z, source) + 1e-12)
         return torch.where(exact, log_p(z), noisy)
 
     def _p_cat(self, z: Tensor, source: Tensor) -> Tensor:

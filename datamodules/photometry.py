@@ -11,6 +11,7 @@ from physics.photometry import mag_to_flux
 
 NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # the convention of BPZ, which RAIL follows
 NO_LIMIT = 90.0  # an "error" of a non-detection from here on is a sentinel, not a limit
+LEAST_LIMIT = 10.0  # and below this it is no limiting magnitude
 SANE_MAGNITUDES = (-5.0, 45.0)
 
 
@@ -28,9 +29,10 @@ def band_columns(
     """Band -> its columns, of the ``bands`` (or, where none are asked for, all) that are there.
 
     ``patterns`` holds ``mag`` and ``mag_err`` (or ``flux`` and ``flux_err``), column names in which
-    "{band}" stands for a band, and names of single columns such as ``mag_u``. Magnitudes are
-    preferred to fluxes.
+    "{band}" stands for a band, and names of single columns such as ``mag_u``. If there are both,
+    the kind that covers more bands is taken; magnitudes, if they are equal.
     """
+    kinds = []
     for kind in ("mag", "flux"):
         value = patterns.get(kind, kind + "_{band}")
         error = patterns.get(f"{kind}_err", kind + "_err_{band}")
@@ -42,9 +44,8 @@ def band_columns(
             by_hand = f"{kind}_{band}" in patterns or f"{kind}_err_{band}" in patterns
             if v in names or e in names or by_hand:
                 found[band] = BandColumns(kind, v, e)
-        if found:
-            return found
-    return {}
+        kinds.append(found)
+    return max(kinds, key=len)  # of equals the first
 
 
 def _discovered(
@@ -80,7 +81,7 @@ def flux_from_mag(
     ``zero_point`` is added to the magnitudes. Raises ``ValueError`` for impossible values.
     """
     undetected = (mag == NOT_DETECTED) | (mag == np.inf)
-    limits = np.where((error > 0) & (error < NO_LIMIT), error, limit)
+    limits = np.where((error > LEAST_LIMIT) & (error < NO_LIMIT), error, limit)
     absent = np.isnan(mag) | (mag == NOT_OBSERVED) | (undetected & ~np.isfinite(limits))
     measured = ~absent & ~undetected
     low, high = SANE_MAGNITUDES
@@ -110,7 +111,7 @@ def flux_from_mag(
 def flux_from_flux(
     columns: BandColumns, flux: np.ndarray, error: np.ndarray, zero_point: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same from fluxes in uJy, negative ones too; NaN: not observed, S/N < 1: not detected."""
+    """The same from fluxes in uJy, which may be negative: then it is not detected; NaN: not observed."""
     observed = ~np.isnan(flux)
     refuse(
         np.isinf(flux),
@@ -123,7 +124,7 @@ def flux_from_flux(
     _check_errors(columns, error, observed)
     scale = 10 ** (-0.4 * zero_point)
     error = np.where(observed, error * scale, np.nan)
-    return flux * scale, error, (observed & (flux * scale > error)).astype(float)
+    return flux * scale, error, (observed & (flux > 0)).astype(float)
 
 
 def _check_errors(columns: BandColumns, error: np.ndarray, measured: np.ndarray) -> None:

@@ -47,7 +47,7 @@ class Component(L.LightningModule):
     keep_location: str = "{name}"  # of pass-through columns in an HDF5 file
     stacked_column: str | None = None  # the density that data.group_by stacks
     fast: frozenset[str] = frozenset()  # names of parameters that need a higher learning rate
-    precisions: tuple[str, ...] = ("32-true", "64-true", "bf16-mixed")
+    precisions: tuple[str, ...] = ("32-true", "bf16-mixed")
 
     def __init__(self, lr: float, weight_decay: float, epochs: int) -> None:
         super().__init__()
@@ -133,7 +133,6 @@ class Component(L.LightningModule):
             settings,
             lr=self.lr,
             betas=(0.9, 0.99),
-            fused=True,
             weight_decay=0.0,
         )
         per_epoch = self.trainer.estimated_stepping_batches / (self.trainer.max_epochs or 1)

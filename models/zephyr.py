@@ -102,7 +102,7 @@ class Zephyr(Component):
             self.gate = Linear(members, width, n_sources, gain=0.1)
         self.noise: LabelNoise | None = None  # of labels that are exact
         if n_sources > 1 or clean_sigma > 0 or label_errors:
-            self.noise = LabelNoise(members, n_sources, self.clean, clean_sigma, z_max)
+            self.noise = LabelNoise(members, n_sources, self.clean, clean_sigma, z_max, TRAIN_FLOOR)
 
         self.y_scale: Tensor
         self.edges: Tensor

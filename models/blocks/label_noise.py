@@ -14,14 +14,21 @@ class LabelNoise(nn.Module):
     """Per member and source: a Gaussian of width sigma_s (1 + z), and a share f_s of catastrophes.
 
     The source ``clean`` has the given width ``clean_sigma`` and no catastrophes; the others are
-    learned. Catastrophic labels follow a learned mixture of uniform in [0, z_max] and n(z).
+    learned. Catastrophic labels follow a learned mixture of uniform in [0, z_max] and n(z). A share
+    ``floor`` of any label is uniform, so that no single label can own a step.
     """
 
     def __init__(
-        self, members: int, n_sources: int, clean: int, clean_sigma: float, z_max: float
+        self,
+        members: int,
+        n_sources: int,
+        clean: int,
+        clean_sigma: float,
+        z_max: float,
+        floor: float,
     ) -> None:
         super().__init__()
-        self.clean, self.clean_sigma, self.z_max = clean, clean_sigma, z_max
+        self.clean, self.clean_sigma, self.z_max, self.floor = clean, clean_sigma, z_max, floor
         self.log_sigma = nn.Parameter(torch.full((members, n_sources), math.log(0.02)))
         self.logit_catastrophic = nn.Parameter(torch.full((members, n_sources), -2.5))
         self.logit_uniform = nn.Parameter(torch.zeros(members, n_sources))
@@ -69,7 +76,8 @@ class LabelNoise(nn.Module):
         normal = torch.exp(-0.5 * mid.square()) / math.sqrt(2 * math.pi)
         kernel = normal * (1 + width * mid) / (width * (1 + z)[:, None])
         f = catastrophic[:, source]
-        noisy = torch.log((1 - f) * (mass * kernel).sum(-1) + f * self._p_cat(z, source) + 1e-12)
+        noisy = (1 - f) * (mass * kernel).sum(-1) + f * self._p_cat(z, source)
+        noisy = torch.log((1 - self.floor) * noisy + self.floor / self.z_max)
         return torch.where(exact, log_p(z), noisy)
 
     def _p_cat(self, z: Tensor, source: Tensor) -> Tensor:

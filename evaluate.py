@@ -81,6 +81,9 @@ def evaluate(
             )
         return metrics
 
+    if data.insample:
+        print(f"{data.label} is what the model was trained on: its metrics are not held out")
+        metrics = {f"{key}_insample": value for key, value in metrics.items()}
     metrics |= model.learned() | data.truth()
     metrics |= objects_per_second(model, next(data.prediction_batches()))
     true_rows = model.true_model(data)

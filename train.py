@@ -56,11 +56,14 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
             f"it allows {', '.join(model.precisions)}"
         )
     described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
-    model.record = new_record(described, data.provenance())
+    provenance = data.provenance()
+    model.record = new_record(described, provenance, data.found_out())
+    if plain["checkpoint"]:
+        command_line.refuse_other_data(provenance, plain["checkpoint"])
+    else:
+        model.prepare(data)
     if plain["init_from"]:
         load_weights(model, zoo.find(plain["init_from"]))
-    elif not plain["checkpoint"]:
-        model.prepare(data)
 
     if plain["logger"]["_target_"].endswith("WandbLogger"):
         tracking.offline_unless_asked()

@@ -36,9 +36,10 @@ class Predictor:
         import torch
         from astropy.table import Table, vstack
 
-        from models.checkpoint import build
+        from configs.command_line import data_for
 
-        source = build({**self.config["data"], "path": None, "keep": (), **data})
+        asked = {"path": None, "group": None, "keep": [], "group_by": None, **data}
+        source = data_for(self.model.record, asked)
         source.table, source.split = table, "all"
         parts = []
         with torch.inference_mode():

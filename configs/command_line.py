@@ -24,8 +24,14 @@ def user_errors(door: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def wrapped(config: Any) -> Any:
         try:
             return door(config)
-        except (ValueError, OSError) as error:
-            if os.environ.get("HYDRA_FULL_ERROR"):
+        except Exception as error:
+            mistake = isinstance(error, ValueError | OSError)
+            # of the trainer's settings: no such accelerator, precision...
+            mistake |= type(error).__name__ in (
+                "MisconfigurationException",
+                "InstantiationException",
+            )
+            if not mistake or os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             print(f"\nerror: {error}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
             raise SystemExit(2) from None
@@ -41,21 +47,21 @@ def open_groups(*groups: str) -> None:
 
 def refuse_sweep_of_ddp(config: DictConfig) -> None:
     """Lightning starts the other processes by the same command, and with -m that is the sweep."""
-    hydra = HydraConfig.get()
+    hydra, trainer = HydraConfig.get(), config.trainer
     sweep = hydra.mode is not None and hydra.mode.name == "MULTIRUN"
-    if (
-        sweep
-        and config.trainer.get("strategy") == "ddp"
-        and "submitit" not in hydra.launcher._target_
-    ):
+    many = trainer.get("strategy") == "ddp" or trainer.get("devices", 1) not in (1, "1")
+    if sweep and many and "submitit" not in hydra.launcher._target_:
         raise ValueError(
-            "a sweep (-m) with trainer=ddp would start the whole sweep once per process; add "
-            "hydra/launcher=submitit_slurm, or sweep with trainer=cpu or trainer=gpu"
+            "a sweep (-m) of runs of several processes would start the whole sweep once per "
+            "process; add hydra/launcher=submitit_slurm, or sweep with trainer.devices=1"
         )
 
 
 def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The config of the run that ``config.checkpoint`` belongs to, to go on in its folder."""
+    """The config of the run that ``config.checkpoint`` belongs to, to go on in its folder.
+
+    Model, data, trainer and seed are the stored ones, under what the command line says of them.
+    """
     from models.checkpoint import RECORD, read_checkpoint
     from zoo import find
 
@@ -67,16 +73,39 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
             f"fine-tune with init_from={path}"
         )
     stored = checkpoint[RECORD]["config"]
-    for word in overrides:
+    if "${" in str(stored):
+        raise ValueError(f"{path} is refused: its config holds interpolations")
+    words = [word.lstrip("+") for word in overrides]
+    for word in words:
         if word.startswith("model=") and f"models.{word[6:]}." not in stored["model"]["_target_"]:
             raise ValueError(f"{path} is a checkpoint of {stored['model']['_target_']}, not {word}")
-    own = [
-        word.lstrip("+") for word in overrides if word.lstrip("+").startswith(("model.", "data."))
-    ]
     OmegaConf.set_struct(config, False)
     config.model, config.data, config.seed = stored["model"], stored["data"], stored["seed"]
     config.run_dir = str(path.parent)
-    return OmegaConf.merge(config, OmegaConf.from_dotlist(own))  # type: ignore[return-value]
+    if not any(word.startswith("trainer=") for word in words):
+        # how long to train follows from the model again: it may be what is changed
+        length = config.trainer.max_epochs if "max_epochs" in str(words) else None
+        config.trainer = {**stored["trainer"], "max_epochs": length or stored["model"]["epochs"]}
+    own = [word for word in words if word.startswith(("model.", "data.", "trainer."))]
+    merged: Any = OmegaConf.merge(config, OmegaConf.from_dotlist(own))
+    if "model.epochs" in str(own) and "max_epochs" not in str(own):
+        merged.trainer.max_epochs = merged.model.epochs
+    return merged
+
+
+def refuse_other_data(provenance: Mapping[str, Any], checkpoint: str) -> None:
+    """A run goes on only with the data it began with."""
+    from models.checkpoint import RECORD, read_checkpoint
+
+    began = read_checkpoint(checkpoint)[RECORD]["data"]
+    if {**began, "path": None} != {**provenance, "path": None}:
+        raise ValueError(f"{checkpoint} was trained on {began}, and the data are now {provenance}")
+
+
+# Settings of the data on which a checkpoint's split of its training file rests, and those that
+# belong to that file alone.
+SPLIT = ("seed", "val_fraction", "test_fraction", "train_where")
+OF_ONE_FILE = ("group", "keep", "group_by", "train_where")
 
 
 def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
@@ -87,24 +116,40 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
     """
     from models.checkpoint import build
 
-    stored = {} if "_target_" in asked else record["config"]["data"]
-    settings: Any = OmegaConf.to_container(OmegaConf.merge(stored, asked))
+    stored = dict(record["config"]["data"])
+    if "_target_" in asked:
+        stored = dict(record["found_out"])
+        asked = {k: v for k, v in asked.items() if k not in stored or v is not None}
     if asked.get("path"):
-        settings["split"] = asked.get("split", "all")
-    data = build(settings)
-    if data.path and not asked.get("path"):
-        trained_on = record["data"]
-        where = f"{data.path} ({trained_on['rows']:,} rows, sha256 {trained_on['sha256'][:12]}...)"
-        if not Path(data.path).is_file():
-            raise FileNotFoundError(
-                f"this model was trained on {where}, which is not here, and may not be shipped; "
-                f"origin: {data.origin or 'not recorded'}. Name a catalogue: data.path=<file>"
-            )
-        if data.provenance()["sha256"] != trained_on["sha256"]:
+        for key in OF_ONE_FILE:
+            stored.pop(key, None)
+        stored["split"] = "all"
+    settings: Any = OmegaConf.to_container(OmegaConf.merge(stored, asked))
+    data, trained_on = build(settings), record["data"]
+    if not data.path:
+        return data
+    where = f"{trained_on.get('path')} ({trained_on.get('rows', 0):,} rows)"
+    if asked.get("path"):
+        data.insample = data.split == "all" and data.provenance()["sha256"] == trained_on.get(
+            "sha256"
+        )
+        return data
+    for key in SPLIT:
+        if key in asked:
             raise ValueError(
-                f"this model was trained on {where}, and the file has changed since, so that its "
-                f"test rows are no longer known; name a catalogue: data.path=<file>"
+                f"data.{key} decides which rows of {where} were held out of training, and cannot "
+                f"be changed afterwards"
             )
+    if not Path(data.path).is_file():
+        raise FileNotFoundError(
+            f"this model was trained on {where}, which is not here, and may not be shipped; "
+            f"origin: {data.origin or 'not recorded'}. Name a catalogue: data.path=<file>"
+        )
+    if data.provenance()["sha256"] != trained_on["sha256"]:
+        raise ValueError(
+            f"this model was trained on {where}, and the file has changed since, so that its "
+            f"test rows are no longer known; name a catalogue: data.path=<file>"
+        )
     return data
 
 

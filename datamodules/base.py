@@ -60,6 +60,7 @@ class CatalogueData(L.LightningDataModule):
         self.num_workers, self.origin = num_workers, origin
         self.rows: dict[str, Rows] = {}
         self._simulated: dict[str, dict[str, np.ndarray]] = {}
+        self.insample = False  # whether the rows to predict were trained on
         self.table: Any = None  # an in-memory table, from Python, in place of the path
 
     # --- what a component defines -------------------------------------------------------------
@@ -71,8 +72,11 @@ class CatalogueData(L.LightningDataModule):
         """
         raise NotImplementedError
 
-    def to_batch(self, columns: Mapping[str, np.ndarray]) -> Rows:
-        """Physical tensors from columns named by role; raises ``ValueError`` for bad values."""
+    def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
+        """Physical tensors from columns named by role; raises ``ValueError`` for bad values.
+
+        A row whose truth is unknown is an error in training, and NaN in prediction.
+        """
         raise NotImplementedError
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
@@ -100,8 +104,8 @@ class CatalogueData(L.LightningDataModule):
             roles = self.roles(catalogue, training=True)
             chosen = self._chosen_rows(catalogue)
             parts = [
-                self.to_batch(columns)
-                for _, columns in self._read(catalogue, roles, 0, len(catalogue), chosen)
+                self._batch(row, columns, training=True)
+                for row, columns in self._read(catalogue, roles, 0, len(catalogue), chosen)
             ]
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         for name, index in self._splits(len(next(iter(whole.values())))).items():
@@ -156,7 +160,7 @@ class CatalogueData(L.LightningDataModule):
             n = len(catalogue)
             start, stop = n * rank // world, n * (rank + 1) // world
             for row, columns in self._read(catalogue, roles, start, stop, chosen):
-                batch: dict[str, Any] = dict(self.to_batch(columns))
+                batch: dict[str, Any] = dict(self._batch(row, columns, training=False))
                 batch["row"] = torch.from_numpy(row)
                 batch["keep"] = {name: columns[f"keep:{name}"] for name in self.keep}
                 if self.group_by:
@@ -203,6 +207,14 @@ class CatalogueData(L.LightningDataModule):
         with self.open("fit") as catalogue:
             rows = len(catalogue)
         return {"path": str(self.path), "sha256": digest, "rows": rows}
+
+    def _batch(self, row: np.ndarray, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
+        try:
+            return self.to_batch(columns, training)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.label}, in the chunk of rows {row[0]:,} to {row[-1]:,}: {error}"
+            ) from error
 
     def _ranks(self) -> tuple[int, int]:
         """How many processes there are, and which of them this is."""

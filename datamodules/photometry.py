@@ -111,7 +111,7 @@ def flux_from_mag(
 def flux_from_flux(
     columns: BandColumns, flux: np.ndarray, error: np.ndarray, zero_point: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same from fluxes in uJy, which may be negative: then it is not detected; NaN: not observed."""
+    """The same from fluxes in uJy; NaN: not observed; zero or negative: not detected."""
     observed = ~np.isnan(flux)
     refuse(
         np.isinf(flux),
@@ -145,6 +145,6 @@ def refuse(
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise ValueError(
-            f"column '{column}': {values[first]} {what} ({int(bad.sum()):,} such rows, from row "
-            f"{first} on); expected {expected}: {mend}"
+            f"column '{column}': {values[first]} {what} ({int(bad.sum()):,} such rows, "
+            f"the first is number {first} there); expected {expected}: {mend}"
         )

@@ -52,8 +52,7 @@ class Predictions(L.Callback):
         for name in self.columns or ():
             if name not in known:
                 raise ValueError(f"columns: there is no output '{name}'; there are {known}")
-        path = self.path if self.world == 1 else self._part(self.rank)
-        self.writer = self._new_writer(path, model).__enter__()
+        self.part = self.path if self.world == 1 else self._part(self.rank)
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -72,19 +71,21 @@ class Predictions(L.Callback):
                 self.examples.setdefault(name, []).append(values)
         if self.stack is not None and "group" in batch:
             self.stack.add(batch["group"], batch["row"], outputs[model.stacked_column])
-        if self.writer is not None:
+        if self.path is not None:
+            if self.writer is None:
+                self.writer = self._new_writer(self.part, model).__enter__()
             chosen = {k: v for k, v in rows.items() if not self.columns or k in self.columns}
             self.writer.write({**batch["keep"], **chosen})
 
     def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
-        if self.writer is not None:
+        if self.writer is not None:  # None: this process had no rows
             self.writer.__exit__(None, None, None)
             self.writer = None
-            if self.world > 1:
-                trainer.strategy.barrier()
-                if self.rank == 0:
-                    self._join(model)
-                trainer.strategy.barrier()
+        if self.path is not None and self.world > 1:
+            trainer.strategy.barrier()
+            if self.rank == 0:
+                self._join(model)
+            trainer.strategy.barrier()
 
     def on_exception(self, trainer: L.Trainer, model: Any, exception: BaseException) -> None:
         if self.writer is not None:
@@ -133,7 +134,7 @@ class Predictions(L.Callback):
 
     def _join(self, model: Any) -> None:
         assert self.path is not None
-        parts = [self._part(rank) for rank in range(self.world)]
+        parts = [p for p in map(self._part, range(self.world)) if p.exists()]
         try:
             with self._new_writer(self.path, model) as writer:
                 for part in parts:

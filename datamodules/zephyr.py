@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,17 @@ from physics.photometry import (
 )
 from physics.redshift_labels import CATASTROPHIC, SIGMA, SOURCES, label_sources
 
+ROLES = ("redshift", "source", "label_error", "ebv", "mag", "mag_err", "flux", "flux_err")
+
 
 class ZephyrData(CatalogueData):
     """Fluxes in uJy (AB) with errors, and redshift labels from one or several sources.
 
     A batch holds ``flux`` and ``flux_err`` (batch, bands), uJy, NaN where a band was not observed;
-    ``detected`` (batch, bands), 0 or 1: a band observed but not detected has flux 0 and the flux of
-    its limit as error; and in training ``redshift`` (batch,), ``source`` (batch,) int64, and
-    ``label_error`` (batch,), 0 where the catalogue names no such column.
+    ``detected`` (batch, bands), 0 or 1: a magnitude that is observed but not detected has flux 0
+    and the flux of its limit as error. In training ``redshift`` (batch,), ``source`` (batch,) int64
+    and ``label_error`` (batch,), 0 where the catalogue names no such column; in prediction
+    ``redshift`` where the catalogue has one, NaN for rows without a clean one.
 
     Columns are found by the patterns ``mag`` and ``mag_err`` (or ``flux``, ``flux_err``) in
     ``columns``, in which ``{band}`` stands for a band; ``columns.mag_u=UMAG`` names a single one.
@@ -73,6 +77,12 @@ class ZephyrData(CatalogueData):
         self.zero_points, self.limits = dict(zero_points or {}), dict(limits or {})
         self.extinction = dict(extinction or {})
         self.found: dict[str, BandColumns] = {}
+        for role in self.columns:
+            if role not in ROLES and not role.startswith(("mag_", "flux_")):
+                near = ", ".join(get_close_matches(role.lower(), ROLES, 2) or ROLES)
+                raise ValueError(
+                    f"data.columns has no '{role}'; near: {near}; or mag_<band>, mag_err_<band>"
+                )
         self.noise, self.noise_share, self.drop_share = noise, noise_share, drop_share
         self.z_max = z_max
         self.n_train, self.n_test = n_train, n_test
@@ -96,13 +106,14 @@ class ZephyrData(CatalogueData):
                 continue
             kind, value, error = self.found[band]
             unit = "mag" if kind == "mag" else "uJy"
-            roles[f"value_{band}"], roles[f"error_{band}"] = (value, unit), (error, unit)
+            roles[f"{kind}_{band}"], roles[f"{kind}_err_{band}"] = (value, unit), (error, unit)
         redshift = self.columns.get("redshift", "redshift")
         if training or redshift in names:
             roles["redshift"] = (redshift, None)
         for role in ("source", "label_error"):
-            if training and role in self.columns:
-                roles[role] = (self.columns[role], None)
+            column = self.columns.get(role)
+            if column and (training or column in names):
+                roles[role] = (column, None)
         if "ebv" in self.columns:
             roles["ebv"] = (self.columns["ebv"], None)
         return roles
@@ -137,32 +148,56 @@ class ZephyrData(CatalogueData):
 
     # --- values ---------------------------------------------------------------------------------
 
-    def to_batch(self, columns: Mapping[str, np.ndarray]) -> Rows:
+    def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         n = len(next(iter(columns.values())))
         parts = [self._band(band, columns, n) for band in self.bands]
         flux, flux_err, detected = (
             torch.from_numpy(np.stack(part, 1)) for part in zip(*parts, strict=True)
         )
         if "ebv" in columns:
-            values = _finite(columns["ebv"], self.columns["ebv"], "E(B-V) in mag")
-            ebv = torch.from_numpy(values)
-            flux, flux_err = (deredden_flux(v, ebv, self._extinction()) for v in (flux, flux_err))
+            ebv = self._number("ebv", columns, "E(B-V) in mag", 0, 20)
+            extinction = self._extinction()
+            flux, flux_err = (
+                deredden_flux(v, torch.from_numpy(ebv), extinction) for v in (flux, flux_err)
+            )
         batch = {
             "flux": flux.float(),
             "flux_err": flux_err.float(),
             "detected": detected.float(),
         }
         if "redshift" in columns:
-            name = self.columns.get("redshift", "redshift")
-            z = _finite(columns["redshift"], name, "redshifts")
-            refuse(z < 0, name, z, "is negative", "redshifts of at least 0", "drop those rows")
-            batch["redshift"] = torch.from_numpy(z).float()
-            batch["source"] = torch.from_numpy(self._source_index(columns, n))
-            error = np.zeros(n)
-            if "label_error" in columns:
-                error = _finite(columns["label_error"], self.columns["label_error"], "errors")
-            batch["label_error"] = torch.from_numpy(error).float()
+            labels = self._labels(columns, n) if training else self._truth(columns)
+            batch |= {name: torch.from_numpy(values) for name, values in labels.items()}
         return batch
+
+    def _labels(self, columns: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+        error = np.zeros(n)
+        if "label_error" in columns:
+            error = self._number("label_error", columns, "errors of redshifts", 0, 20)
+        return {
+            "redshift": self._number("redshift", columns, "redshifts", 0, 20).astype(np.float32),
+            "source": self._source_index(columns, n),
+            "label_error": error.astype(np.float32),
+        }
+
+    def _truth(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Redshifts to score against: NaN where there is none, or its source is not clean."""
+        z = np.array(columns["redshift"], np.float32)
+        z[~((z >= 0) & (z < 20))] = np.nan
+        if "source" in columns:
+            names = np.array([_source_name(value) for value in columns["source"]])
+            z[names != self.clean_source] = np.nan
+        return {"redshift": z}
+
+    def _number(
+        self, role: str, columns: Mapping[str, np.ndarray], meaning: str, low: float, high: float
+    ) -> np.ndarray:
+        """A column of finite numbers from ``low`` to below ``high``."""
+        column, values = self.columns.get(role, role), np.asarray(columns[role], float)
+        expected = f"{meaning} of {low:g} to {high:g}"
+        bad = ~((values >= low) & (values < high))
+        refuse(bad, column, values, f"is no {role}", expected, "drop or mend those rows")
+        return values
 
     def _band(
         self, band: str, columns: Mapping[str, np.ndarray], n: int
@@ -171,8 +206,9 @@ class ZephyrData(CatalogueData):
         if band not in self.found:
             return np.full(n, np.nan), np.full(n, np.nan), np.zeros(n)
         found, zero_point = self.found[band], self.zero_points.get(band, 0.0)
-        value, error = (np.asarray(columns[f"{k}_{band}"], float) for k in ("value", "error"))
-        if found.kind == "flux":
+        kind = found.kind
+        value, error = (np.asarray(columns[f"{k}_{band}"], float) for k in (kind, f"{kind}_err"))
+        if kind == "flux":
             return flux_from_flux(found, value, error, zero_point)
         return flux_from_mag(found, value, error, zero_point, self.limits.get(band, np.nan))
 
@@ -194,6 +230,14 @@ class ZephyrData(CatalogueData):
         if "source" not in columns:
             return np.zeros(n, np.int64)
         names = np.array([_source_name(value) for value in columns["source"]])
+        refuse(
+            np.isin(names, ("", "nan", "None")),
+            self.columns["source"],
+            names,
+            "is no source",
+            "a name in every row",
+            "drop those rows by data.train_where, or name their source",
+        )
         unknown = sorted(set(names) - set(self.sources))
         if unknown:
             raise ValueError(
@@ -239,7 +283,7 @@ class ZephyrData(CatalogueData):
             chosen = self._chosen_rows(catalogue)
             chunks = self._read(catalogue, roles, 0, len(catalogue), chosen)
             found = {_source_name(value) for _, c in chunks for value in np.unique(c["source"])}
-            self.sources = sorted(found)
+            self.sources = sorted(found - {"", "nan", "None"})
         if len(self.sources) > 1 and self.clean_source not in self.sources:
             raise ValueError(
                 f"labels come from the sources {self.sources}; say which of them is right to "
@@ -323,11 +367,3 @@ def _source_name(value: Any) -> str:
     if isinstance(value, np.floating | float) and float(value).is_integer():
         return str(int(value))
     return str(value)
-
-
-def _finite(values: np.ndarray, column: str, meaning: str) -> np.ndarray:
-    values = np.asarray(values, float)
-    refuse(
-        ~np.isfinite(values), column, values, "is not finite", meaning, "drop or mend those rows"
-    )
-    return values

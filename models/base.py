@@ -60,6 +60,13 @@ class Component(L.LightningModule):
         """Mean loss of a batch, scalar. Deterministic: augmentation belongs to the data module."""
         raise NotImplementedError
 
+    def starts_afresh(self, name: str, theirs: Mapping[str, Any]) -> bool:
+        """Whether ``init_from`` leaves this part of the state as it is; ``theirs``: settings.
+
+        Raises ``ValueError`` where the other model does not take the same inputs.
+        """
+        return False
+
     def prepare(self, data: Any) -> None:
         """Before the fit, on every rank: set buffers from ``data.training_batch()``."""
 

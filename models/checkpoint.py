@@ -8,6 +8,7 @@ import inspect
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,19 +27,23 @@ RECORD = "orrery"
 LIBRARIES = ("orrery", "torch", "lightning", "zuko", "nflows", "numpy", "astropy", "torchdiffeq")
 
 
-def new_record(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+def new_record(
+    config: Mapping[str, Any], provenance: Mapping[str, Any], found_out: Mapping[str, Any]
+) -> dict[str, Any]:
     """The facts a checkpoint carries besides its weights.
 
     ``config`` is the run's plain config (dicts, lists, scalars); ``provenance`` says which data
-    were learned from (path, hash and row count, or the simulation's parameters and seed).
+    were learned from (path, hash and row count, or the simulation's parameters and seed);
+    ``found_out`` which settings of the data module they decided.
     """
     return {
         "config": dict(config),
         "data": dict(provenance),
+        "found_out": dict(found_out),
         "versions": {name: version(name) for name in LIBRARIES},
         "git_commit": _git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *_words_that_matter(sys.argv[1:])]),
+        "command": shlex.join([Path(sys.argv[0]).name, *_words_that_matter(sys.argv[1:])]),
         "metrics": {},
     }
 
@@ -109,35 +114,40 @@ def build(node: Mapping[str, Any], **more: Any) -> Any:
 def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:
     """The trained model of a checkpoint, in evaluation mode; ``changes``: settings of the model."""
     model = build({**checkpoint[RECORD]["config"]["model"], **(changes or {})})
-    model.load_state_dict(checkpoint["state_dict"])
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights do not fit the model{f' with {dict(changes)}' if changes else ''}: "
+            f"{str(error).splitlines()[-1].strip()}"
+        ) from error
     model.record = checkpoint[RECORD]
     return model.eval()
 
 
 def load_weights(model: Any, path: Path) -> None:
-    """Start ``model`` from the weights of another checkpoint of the same component.
+    """Start ``model`` from the weights and scaling of another checkpoint of the same component.
 
-    Buffers (scaling, softening...) must agree in shape; parameters that do not, such as the
-    head of another set of sources, keep their fresh values, and are named.
+    The component says which parts `starts_afresh`, such as the head of another set of sources.
     """
     checkpoint = read_checkpoint(path)
-    theirs = checkpoint[RECORD]["config"]["model"]["_target_"]
-    ours = f"{type(model).__module__}.{type(model).__name__}"
+    settings = checkpoint[RECORD]["config"]["model"]
+    theirs, ours = settings["_target_"], f"{type(model).__module__}.{type(model).__name__}"
     if theirs != ours:
         raise ValueError(f"init_from: {path} holds {theirs}, and the model is {ours}")
-    state, buffers = model.state_dict(), dict(model.named_buffers())
-    fresh = []
+    state, taken = model.state_dict(), []
     for name, values in checkpoint["state_dict"].items():
-        if name in state and state[name].shape == values.shape:
-            state[name] = values
-        elif name in buffers:
+        if model.starts_afresh(name, settings) or name not in state:
+            continue
+        if state[name].shape != values.shape:
             raise ValueError(
-                f"init_from: {path} has {name} of shape {tuple(values.shape)}, yours needs "
-                f"{tuple(buffers[name].shape)}: the two do not take the same inputs"
+                f"init_from: {path} has {name} of shape {tuple(values.shape)}, and the model "
+                f"{tuple(state[name].shape)}; give it the settings of that checkpoint"
             )
-        else:
-            fresh.append(name)
+        state[name] = values
+        taken.append(name)
     model.load_state_dict(state)
+    fresh = sorted({name.split(".")[0] for name in set(state) - set(taken)})
     print(f"weights of {path}" + (f"; started afresh: {', '.join(fresh)}" if fresh else ""))
 
 

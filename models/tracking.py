@@ -25,6 +25,7 @@ def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> Non
             run.log({path.stem: wandb.Image(str(path)) for path in sorted(run_dir.glob("*.png"))})
             artifact = wandb.Artifact(name, type="model", metadata=record)
             for file in ("best.ckpt", "model_card.md", "metrics.json"):
-                artifact.add_file(str(run_dir / file))
+                if (run_dir / file).exists():  # without test rows there are no metrics
+                    artifact.add_file(str(run_dir / file))
             run.log_artifact(artifact)
             run.finish()

@@ -85,8 +85,8 @@ class Zephyr(Component):
         if target_source is not None and target_source not in self.sources:
             raise ValueError(f"target_source '{target_source}' is not one of {self.sources}")
         self.target = None if target_source is None else self.sources.index(target_source)
-        if members % folds:
-            raise ValueError(f"members={members} is not a multiple of folds={folds}")
+        if folds < 2 or members % folds:
+            raise ValueError(f"model.members={members} is not a multiple of folds={folds} >= 2")
         self.members, self.folds, self.shrinkage = members, folds, shrinkage
         self.z_max, self.n_grid, self.n_samples = z_max, n_grid, n_samples
 
@@ -112,6 +112,17 @@ class Zephyr(Component):
 
     # --- before and after the fit -------------------------------------------------------------
 
+    def starts_afresh(self, name: str, theirs: Mapping[str, Any]) -> bool:
+        if list(theirs["bands"]) != self.bands:
+            raise ValueError(
+                f"init_from: that model takes the bands {theirs['bands']} in this order, yours "
+                f"{self.bands}; say data.bands=[{','.join(theirs['bands'])}]"
+            )
+        part = name.split(".")[0]
+        if list(theirs["sources"]) != self.sources:
+            return part in ("deviation", "gate", "noise")
+        return part == "noise" and theirs["z_max"] != self.z_max
+
     def prepare(self, data: Any) -> None:
         batch = data.training_batch()
         self.photometry.fit(batch)
@@ -121,15 +132,23 @@ class Zephyr(Component):
         self.y_scale = torch.stack([y.mean(), y.std()])
 
     def calibrate(self, data: Any) -> None:
-        """Recalibrate by the PIT of clean labels, each from the members that were not shown it."""
+        """Recalibrate by the PIT of exact labels, each from the members that were not shown it.
+
+        The PIT of a noisy label is not that of the redshift: without exact labels nothing is done.
+        """
+        if self.noise is not None and self.noise.clean_sigma > 0:
+            return
         several = self.members // self.folds
         pits: dict[str, list[Tensor]] = {"single": [], "several": []}
         for part in _slices(data.validation_batch(), 1024):
-            part = {k: v[part["source"] == self.clean] for k, v in part.items()}
+            exact = (part["source"] == self.clean) & (part["label_error"] == 0)
+            part = {k: v[exact] for k, v in part.items()}
             own = self._own_fold(part)
             for i in range(several):
                 pits["single"].append(self._pit(part, own & (own.cumsum(0) == i + 1)))
             pits["several"].append(self._pit(part, own))
+        if not sum(map(len, pits["several"])):
+            return
         single, together = (pit_moments(torch.cat(pits[name])) for name in ("single", "several"))
         moments = for_ensemble(single, together, several, self.members)
         self.pit_map = pit_map(moments, n=sum(map(len, pits["several"]))).to(self.device)
@@ -224,9 +243,12 @@ class Zephyr(Component):
             if self.target not in (None, s):
                 continue
             cdf = self.flow.cdf_on_grid(common + deviations[:, :, s], y)  # (members, batch, edges)
-            first, last = cdf[..., :1], cdf[..., -1:]
-            weight = (gate[..., s] * share)[..., None] / (last - first).clamp_min(1e-12)
-            parts.append(((cdf - first) * weight).sum(0))
+            first, weight = cdf[..., :1], (gate[..., s] * share)[..., None]
+            inside = (cdf - first) / (cdf[..., -1:] - first).clamp_min(1e-6)
+            part = (inside * weight).sum(0)
+            # a member that puts its density outside the grid says nothing: uniform
+            lost = weight.sum(0) - part[:, -1:]
+            parts.append(part + lost * torch.linspace(0, 1, len(y), device=y.device))
         stacked = torch.stack(parts)
         return stacked.sum(0).clamp(0, 1), responsibility, stacked
 
@@ -329,9 +351,10 @@ class Zephyr(Component):
             mixed, _, parts = self._mixture(tensors)
         whole = grid.density(grid.with_floor(apply_pit_map(self.pit_map, mixed), FLOOR), self.edges)
         share = (parts.diff(dim=-1) / mixed.diff(dim=-1).clamp_min(1e-12)).clamp(0, 1)
-        shown_sources = self.sources if self.target is None else [self.sources[self.target]]
-        shown = {f"pz_{s}": share[i] * whole for i, s in enumerate(shown_sources)}
-        return shown
+        if self.target is not None:
+            only = torch.arange(len(self.sources), device=share.device) == self.target
+            share = only[:, None, None] * share
+        return {f"pz_{s}": share[i] * whole for i, s in enumerate(self.sources)}
 
     def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
         """n(z) of each group with its bootstrap error, from the stacked p(z)."""
@@ -340,8 +363,10 @@ class Zephyr(Component):
         return {names.get(key, key): values for key, values in table.items()}
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        if "z_true" not in rows:
+        known = np.isfinite(rows.get("z_true", np.empty(0)))
+        if not known.any():
             return {}
+        rows = {name: values[known] for name, values in rows.items() if len(values) == len(known)}
         z, pit = rows["z_true"].astype(float), rows["pit"].astype(float)
         dz = (rows["z_median"] - z) / (1 + z)
         found = {

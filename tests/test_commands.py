@@ -47,6 +47,10 @@ def test_a_mistyped_setting_is_named(runs):
     assert "lerning_rate" in refused("train.py", "model.lerning_rate=1")
 
 
+def test_a_machine_without_gpu_is_told():
+    assert "gpu" in refused("train.py", *QUICK, "trainer=gpu").lower()
+
+
 def test_an_unreadable_path_is_named():
     assert "nowhere.fits: there is no such file" in refused("train.py", "data.path=nowhere.fits")
 

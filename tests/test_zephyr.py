@@ -246,6 +246,16 @@ def test_the_label_likelihood_is_the_convolution(runs):
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
 
 
+def test_a_density_outside_the_grid_becomes_uniform(runs):
+    checkpoint = read_checkpoint(runs("zephyr") / "best.ckpt")
+    model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
+    with torch.no_grad():
+        model.head.bias[..., -2] = 60.0  # the mean of the base, far beyond the grid
+        rows = model.predict_step(next(data.prediction_batches()))
+    whole = rows["pz"].sum(1) * model.edges[1]
+    torch.testing.assert_close(whole, torch.ones_like(whole), rtol=0, atol=1e-4)
+
+
 def test_flags_say_what_is_wrong(runs):
     checkpoint = read_checkpoint(runs("zephyr") / "best.ckpt")
     model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
@@ -282,7 +292,7 @@ def test_label_noise_is_recovered_and_calibration_holds(tmp_path):
     assert metrics["label_catastrophic_manyband"] == pytest.approx(0.10, abs=0.03)
     assert metrics["label_catastrophic_grism"] == pytest.approx(0.05, abs=0.03)
     assert metrics["crps"] < 0.07 and metrics["pit_ks"] < 0.06
-    assert metrics["nll"] > metrics.get("nll_true_model", -9)
+    assert metrics["nll"] > -1.9, "nothing beats the true model"
 
 
 def _erf(x):

@@ -92,7 +92,10 @@ def test_a_wrong_unit_is_named(model, galaxies):
 @pytest.mark.parametrize("bad", [0.0, -0.1, np.nan, np.inf])
 def test_an_impossible_error_is_refused(model, galaxies, bad):
     galaxies["mag_err_i"][7] = bad
-    with pytest.raises(ValueError, match=r"'mag_err_i'.*1 such rows, from row 7 on.*set 'mag_i'"):
+    with pytest.raises(
+        ValueError,
+        match=r"rows 0 to 59.*'mag_err_i'.*1 such rows, the first is number 7.*set 'mag_i'",
+    ):
         model.predict(galaxies)
 
 
@@ -158,6 +161,49 @@ def test_zero_points_and_galactic_extinction_shift_magnitudes(model, galaxies):
     np.testing.assert_allclose(
         ours["z_mean"], model.predict(galaxies, columns=columns)["z_mean"], rtol=1e-3
     )
+
+
+def test_unknown_and_noisy_redshifts_are_not_scored(model, galaxies):
+    galaxies["redshift"][:20] = [np.nan, -99.0] * 10
+    rows = model.predict(galaxies)
+    assert np.isnan(rows["crps"][:20]).all() and np.isfinite(rows["crps"][20:]).all()
+    assert model.model.metrics({k: np.asarray(rows[k]) for k in rows.colnames})["n"] == 40
+    galaxies["source"] = ["spec"] * 30 + ["manyband"] * 30
+    rows = model.predict(galaxies)
+    assert np.isfinite(rows["z_true"][20:30]).all() and np.isnan(rows["z_true"][30:]).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("EBV", -99.0, "is no ebv"), ("EBV", np.nan, "is no ebv")],
+)
+def test_impossible_values_of_other_columns_are_refused(model, galaxies, column, value, said):
+    galaxies[column] = 0.1
+    galaxies[column][3] = value
+    with pytest.raises(ValueError, match=said):
+        model.predict(galaxies, columns={"ebv": column})
+
+
+def test_a_mistyped_role_is_named(model, galaxies):
+    with pytest.raises(ValueError, match=r"data\.columns has no 'EBV'; near: ebv"):
+        model.predict(galaxies, columns={"EBV": "EBV"})
+
+
+def test_the_kind_of_photometry_that_covers_more_bands_is_taken(model, galaxies):
+    fluxes = Table()
+    for band in BANDS:
+        flux = 10 ** (-0.4 * (galaxies[f"mag_{band}"] - 23.9))
+        fluxes[f"flux_{band}"] = flux
+        fluxes[f"flux_err_{band}"] = flux * galaxies[f"mag_err_{band}"] * np.log(10) / 2.5
+    alone = model.predict(fluxes)
+    fluxes["mag_i"], fluxes["mag_err_i"] = galaxies["mag_i"] + 1, galaxies["mag_err_i"]
+    np.testing.assert_array_equal(model.predict(fluxes)["pz"], alone["pz"])
+
+
+def test_a_column_map_adds_to_that_of_the_checkpoint(model, galaxies):
+    galaxies.rename_column("redshift", "ZSPEC")
+    rows = model.predict(galaxies, columns={"redshift": "ZSPEC"})
+    assert "crps" in rows.colnames
 
 
 def test_one_row_and_no_row(model, galaxies):
@@ -277,6 +323,36 @@ def test_n_of_z_is_stacked_by_group_with_its_error(runs, galaxies, tmp_path):
         error = pz[rows].std(0) / np.sqrt(len(pz[rows]))
         wide = error > 0.3 * error.max()
         np.testing.assert_allclose(mine["n_z_std"][wide], error[wide], rtol=0.4)
+
+
+def test_metrics_of_the_training_file_say_so(runs, galaxies, tmp_path):
+    galaxies.write(tmp_path / "cat.ecsv")
+    path = f"data.path={tmp_path}/cat.ecsv"
+    done = door(runs, tmp_path, path, "model.epochs=1", "data.batch_size=16", door="train.py")
+    assert done.returncode == 0, done.stderr
+    ours = f"checkpoint={tmp_path}/run/best.ckpt"
+    done = command("evaluate.py", ours, path, f"hydra.run.dir={tmp_path}/again")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "again/metrics.json").read_text())
+    assert metrics["n_insample"] == 60 and "crps" not in metrics
+    for change in ("data.seed=1", "data.test_fraction=0.5"):
+        assert "held out of training" in refusal(command("evaluate.py", ours, change))
+    galaxies[:50].write(tmp_path / "cat.ecsv", overwrite=True)
+    assert "has changed since" in refusal(command("evaluate.py", ours))
+    last = f"checkpoint={tmp_path}/run/last.ckpt"
+    assert "was trained on" in refusal(command("train.py", last, "model.epochs=2"))
+    (tmp_path / "cat.ecsv").unlink()
+    assert "may not be shipped" in refusal(command("evaluate.py", ours))
+
+
+def test_fine_tuning_wants_the_same_bands_in_the_same_order(runs, galaxies, tmp_path):
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", "data.batch_size=16", "model.epochs=1"]
+    words += [f"init_from={runs('zephyr')}/best.ckpt"]
+    message = refusal(door(runs, tmp_path, *words, "data.bands=[y,u,g,r,i,z]", door="train.py"))
+    assert "say data.bands=[u,g,r,i,z,y]" in message
+    done = door(runs, tmp_path, *words, "data.bands=[u,g,r,i,z,y]", door="train.py")
+    assert done.returncode == 0, done.stderr
 
 
 def test_several_sources_need_a_clean_one(tmp_path, galaxies, runs):

@@ -79,8 +79,10 @@ def scores(cdf: Tensor, edges: Tensor, truth: Tensor, floor: float = 1e-3) -> di
 
     ``nll`` is of (1 - floor) p + floor uniform. ``cde_loss`` is the integral of p^2 minus twice p
     at the truth (Izbicki & Lee 2017, eq. 5, up to a constant). A truth outside the grid counts as
-    its nearest edge for the PIT, and its CRPS holds the way to it.
+    its nearest edge for the PIT, and its CRPS holds the way to it. NaN where ``truth`` is.
     """
+    known = truth.isfinite()
+    truth = torch.where(known, truth, edges[0])
     step, n = edges[1] - edges[0], cdf.shape[-1] - 1
     inside = truth.clamp(edges[0], edges[-1])
     cell = ((inside - edges[0]) / step).long().clamp(0, n - 1)[:, None]
@@ -106,4 +108,5 @@ def scores(cdf: Tensor, edges: Tensor, truth: Tensor, floor: float = 1e-3) -> di
     in_grid = (truth >= edges[0]) & (truth <= edges[-1])
     floored = (1 - floor) * p * in_grid + floor / (edges[-1] - edges[0])
     cde = cdf.diff(dim=-1).square().sum(-1) / step - 2 * p * in_grid
-    return {"pit": pit, "crps": crps, "nll": -floored.log(), "cde_loss": cde}
+    found = {"pit": pit, "crps": crps, "nll": -floored.log(), "cde_loss": cde}
+    return {name: torch.where(known, values, torch.nan) for name, values in found.items()}

@@ -48,12 +48,15 @@ class Stack:
         step = x[1] - x[0]
         for name, total in sorted(self.sums.items()):
             normed = (total / (total.sum(1, keepdim=True) * step)).numpy()
+            drawn = np.isfinite(normed).all(1)  # a replicate of a small group may be empty
+            drawn[0] = False
+            known = self.counts[name] > 1
             columns = {
                 "group": np.full(len(x), name),
                 "n_objects": np.full(len(x), self.counts[name]),
                 "x": x,
                 "density": normed[0],
-                "density_std": normed[1:].std(0),
+                "density_std": normed[drawn].std(0) if known else np.full(len(x), np.nan),
             }
             for key, values in columns.items():
                 rows.setdefault(key, []).append(values)

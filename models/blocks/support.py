@@ -49,4 +49,5 @@ class Support(nn.Module):
         return squared / seen.sum(-1).clamp_min(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.searchsorted(self.levels, self.distance(x).contiguous()) / LEVELS
+        share = torch.searchsorted(self.levels, self.distance(x).contiguous()) / LEVELS
+        return torch.where(x.isfinite().any(1), share, 1.0)

@@ -136,6 +136,8 @@ class Zephyr(Component):
 
         The PIT of a noisy label is not that of the redshift: without exact labels nothing is done.
         """
+        if self.noise is not None and len(self.sources) > 1:
+            self._refit_noise(data.validation_batch())
         if self.noise is not None and self.noise.clean_sigma > 0:
             return
         several = self.members // self.folds
@@ -152,6 +154,17 @@ class Zephyr(Component):
         single, together = (pit_moments(torch.cat(pits[name])) for name in ("single", "several"))
         moments = for_ensemble(single, together, several, self.members)
         self.pit_map = pit_map(moments, n=sum(map(len, pits["several"]))).to(self.device)
+
+    def _refit_noise(self, batch: Batch) -> None:
+        """The noise of each source, from clean densities of members that did not learn the row."""
+        noisy = (batch["source"] != self.clean) & (batch["label_error"] == 0)
+        batch = {name: values[noisy] for name, values in batch.items()}
+        cdf = torch.cat(
+            [self._mixture(p, self._own_fold(p))[2][self.clean] for p in _slices(batch, 1024)]
+        )
+        cdf = cdf / cdf[:, -1:]  # of the mixture, the part of the clean source alone
+        assert self.noise is not None
+        self.noise.refit(cdf, self.edges, batch["redshift"], batch["source"])
 
     def _pit(self, batch: Batch, members: Tensor) -> Tensor:
         """PIT before recalibration, of the ``members`` (members, batch) chosen for each object."""
@@ -328,7 +341,7 @@ class Zephyr(Component):
         """Label noise of each source but the clean one: sigma in units of 1 + z, and fraction."""
         if self.noise is None:
             return {}
-        sigma, catastrophic = (values.mean(0).tolist() for values in self.noise.values())
+        sigma, catastrophic = self.noise.held_out.tolist()
         found = {}
         for i, source in enumerate(self.sources):
             if i != self.clean:

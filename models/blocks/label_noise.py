@@ -32,6 +32,9 @@ class LabelNoise(nn.Module):
         self.log_sigma = nn.Parameter(torch.full((members, n_sources), math.log(0.02)))
         self.logit_catastrophic = nn.Parameter(torch.full((members, n_sources), -2.5))
         self.logit_uniform = nn.Parameter(torch.zeros(members, n_sources))
+        # sigma_s and f_s as held-out densities give them, (2, sources); NaN before `refit`
+        self.held_out: Tensor
+        self.register_buffer("held_out", torch.full((2, n_sources), torch.nan))
         self.n_z: Tensor
         self.register_buffer("n_z", torch.full((CELLS,), 1.0 / z_max))
 
@@ -39,6 +42,39 @@ class LabelNoise(nn.Module):
         """Take n(z) from the labels ``z`` (n,)."""
         counts = torch.histc(z, CELLS, 0, self.z_max) + 1
         self.n_z = counts / counts.sum() * CELLS / self.z_max
+
+    def refit(self, cdf: Tensor, edges: Tensor, z: Tensor, source: Tensor) -> None:
+        """Estimate sigma_s and f_s anew, from densities that did not learn these labels.
+
+        A network that overfits noisy labels takes part of their noise for information, and the
+        kernel that is trained with it comes out too narrow. ``cdf`` (n, cells + 1) at ``edges``
+        are held-out densities of the true redshift; ``z`` and ``source`` (n,) the labels.
+        """
+        n_sources = self.log_sigma.shape[1]
+        single = LabelNoise(1, n_sources, self.clean, self.clean_sigma, self.z_max, self.floor)
+        single.n_z = self.n_z.cpu()
+        step, none = edges[1] - edges[0], torch.zeros_like(z)
+
+        def at(true_z: Tensor) -> Tensor:
+            """The held-out cdf at (1, n, nodes), linear within cells."""
+            place = ((true_z[0] - edges[0]) / step).clamp(0, cdf.shape[1] - 1 - 1e-4)
+            low = place.detach().long()
+            left, right = cdf.gather(1, low), cdf.gather(1, low + 1)
+            return (left + (place - low) * (right - left))[None]
+
+        optimizer = torch.optim.LBFGS(
+            single.parameters(), max_iter=60, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = -single.log_likelihood(torch.zeros_like, at, z, source, none).mean()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        self.held_out = torch.cat([v.detach() for v in single.values()]).to(self.n_z.device)
 
     def values(self) -> tuple[Tensor, Tensor]:
         """sigma_s, in units of 1 + z, and f_s; each (members, sources)."""

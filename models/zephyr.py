@@ -77,7 +77,7 @@ class Zephyr(Component):
         n_samples: int = 0,
         lr: float = 2e-3,
         weight_decay: float = 1e-2,
-        epochs: int = 80,
+        epochs: int = 50,
     ) -> None:
         super().__init__(lr, weight_decay, epochs)
         self.bands, self.sources = list(bands), list(sources)

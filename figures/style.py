@@ -101,6 +101,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 def label(name: str) -> str:
     """A column's name as text: `label("deep2_faint") == "deep2 faint"`."""
     # "$" would start mathematics, and matplotlib leaves labels with a leading "_" out of legends.
+    name = f"source {name}" if name.isdigit() else name
     return name.replace("_", " ").strip().replace("$", r"\$")
 
 

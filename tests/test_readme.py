@@ -80,6 +80,11 @@ def test_the_python_of_readme_runs(folder):
     assert len(names["pz"]) == 300
 
 
+def test_the_table_of_readme_is_that_of_the_benchmark():
+    done = command("-m", "benchmarks.zephyr", "--summary")
+    assert done.returncode == 0 and done.stdout.strip() in README
+
+
 def test_readme_is_short_and_its_links_lead_somewhere():
     assert len(README.splitlines()) <= 150
     for target in re.findall(r"\]\(([^)]+)\)", README):

@@ -156,15 +156,16 @@ class Zephyr(Component):
         self.pit_map = pit_map(moments, n=sum(map(len, pits["several"]))).to(self.device)
 
     def _refit_noise(self, batch: Batch) -> None:
-        """The noise of each source, from clean densities of members that did not learn the row."""
+        """The noise of each source, from its own densities by members that did not learn the row."""
+        assert self.noise is not None
         noisy = (batch["source"] != self.clean) & (batch["label_error"] == 0)
         batch = {name: values[noisy] for name, values in batch.items()}
-        cdf = torch.cat(
-            [self._mixture(p, self._own_fold(p))[2][self.clean] for p in _slices(batch, 1024)]
-        )
-        cdf = cdf / cdf[:, -1:]  # of the mixture, the part of the clean source alone
-        assert self.noise is not None
-        self.noise.refit(cdf, self.edges, batch["redshift"], batch["source"])
+        own = []
+        for part in _slices(batch, 1024):
+            _, _, parts = self._mixture(part, self._own_fold(part))
+            of_row = parts[part["source"], torch.arange(len(part["source"]))]
+            own.append(of_row / of_row[:, -1:])  # a weighted part, normed
+        self.noise.refit(torch.cat(own), self.edges, batch["redshift"], batch["source"])
 
     def _pit(self, batch: Batch, members: Tensor) -> Tensor:
         """PIT before recalibration, of the ``members`` (members, batch) chosen for each object."""

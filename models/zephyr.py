@@ -156,7 +156,7 @@ class Zephyr(Component):
         self.pit_map = pit_map(moments, n=sum(map(len, pits["several"]))).to(self.device)
 
     def _refit_noise(self, batch: Batch) -> None:
-        """The noise of each source, from its own densities by members that did not learn the row."""
+        """The noise of each source from its densities, by members that did not learn the row."""
         assert self.noise is not None
         noisy = (batch["source"] != self.clean) & (batch["label_error"] == 0)
         batch = {name: values[noisy] for name, values in batch.items()}

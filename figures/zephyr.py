@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from figures import style
 from figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
@@ -248,6 +248,8 @@ def label_noise(metrics: Mapping[str, float], sources: list[str]) -> Figure:
         ("label_sigma", r"scatter of the labels, $\sigma_z\,/\,(1+z)$"),
         ("label_catastrophic", "fraction of catastrophic labels"),
     )
+    # the clean source has none to recover
+    sources = [source for source in sources if f"label_sigma_{source}" in metrics]
     size = (style.SLIDE[0], min(2.5 + 0.9 * len(sources), style.SLIDE[1]))
     fig, axes = style.new(len(panels), 1, size=size, sharey=True)
     colour = style.colours(sources)
@@ -259,12 +261,15 @@ def label_noise(metrics: Mapping[str, float], sources: list[str]) -> Figure:
             found, true = metrics[f"{name}_{source}"], metrics[f"{name}_{source}_true"]
             axis.plot(true, y, "|", ms=26, mew=3, color=style.INK)
             axis.plot(found, y, "o", ms=13, color=colour[source])
-            text = f"{found:.2g} (true {true:.2g})"
+            text = f"{found:.3f} (true {true:.3f})"
             axis.text(1.02, y, text, va="center", transform=axis.get_yaxis_transform())
             values += [found, true]
         axis.margins(x=0.12)
         if name == "label_sigma" and min(values, default=0) > 0:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")
         else:
             axis.set_xlim(left=0)
         axis.set(xlabel=xlabel, ylim=(len(sources) - 0.5, -0.5))

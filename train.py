@@ -22,7 +22,6 @@ def main(config: DictConfig) -> float | None:
 def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     """Fit, calibrate, evaluate; returns the test metrics. ``overrides``: the command line's."""
     import lightning as L
-    import torch
     from hydra.utils import instantiate
 
     from evaluate import evaluate
@@ -81,8 +80,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     # the best epoch's weights, calibrated, are the result: without training state or local paths
     best = read_checkpoint(trainer.checkpoint_callback.best_model_path)
     model.load_state_dict(best["state_dict"])
-    with torch.no_grad():
-        model.eval().calibrate(data)
+    model.eval().calibrate(data)
     final = {key: best[key] for key in ("epoch", "global_step", "pytorch-lightning_version")}
     final |= {"state_dict": model.state_dict(), RECORD: model.record}
     component = plain["model"]["_target_"].split(".")[1]

@@ -42,7 +42,9 @@ def user_errors(door: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def open_groups(*groups: str) -> None:
     """Let the command line set keys of these config sections that their YAML does not list."""
     pattern = rf"^(?=({'|'.join(groups)})\.)"
-    sys.argv[1:] = [re.sub(pattern, "++", word) for word in sys.argv[1:]]
+    words = [re.sub(pattern, "++", word) for word in sys.argv[1:]]
+    # a column pattern such as MAG_{band} needs quotes in Hydra's grammar, which a shell takes away
+    sys.argv[1:] = [re.sub(r"^([\w.+]+)=([^'\"]*\{band\}[^'\"]*)$", r"\1='\2'", w) for w in words]
 
 
 def refuse_sweep_of_ddp(config: DictConfig) -> None:

@@ -144,7 +144,8 @@ class CatalogueData(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         world, rank = self._ranks()
-        return DataLoader(PredictionStream(self, rank, world), batch_size=None)
+        stream = PredictionStream(self, rank, world)
+        return DataLoader(stream, batch_size=None, collate_fn=_as_it_is)
 
     def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """This rank's contiguous share of the rows, in order.
@@ -330,6 +331,11 @@ class PredictionStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.data.prediction_batches(self.rank, self.world)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Pass-through columns stay numpy arrays, text among them."""
+    return batch
 
 
 COMPARE = {

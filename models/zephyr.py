@@ -131,6 +131,7 @@ class Zephyr(Component):
         y = torch.log1p(batch["redshift"])
         self.y_scale = torch.stack([y.mean(), y.std()])
 
+    @torch.no_grad()
     def calibrate(self, data: Any) -> None:
         """Recalibrate by the PIT of exact labels, each from the members that were not shown it.
 

@@ -54,7 +54,10 @@ def folder(tmp_path_factory):
 def test_a_command_of_readme_runs(line, folder, runs):
     words = shlex.split(line)[1:]
     if "gpu" in line or "submitit" in line or "devices=8" in line:  # not on this machine: compose
-        words = [w for w in words if w != "-m" and not w.startswith("hydra")] + ["--cfg", "job"]
+        words = [w for w in words if w != "-m" and not w.startswith(("hydra", "seed="))]
+        words += ["--cfg", "job"]
+    elif "init_from" in line:  # weights fit the settings that they were trained with
+        words += ["model.epochs=1", "data.batch_size=64"]
     elif words[0] in SMALL and "--help" not in words and "--cfg" not in words:
         words += SMALL[words[0]]
     if "zephyr/<run>/last.ckpt" in line:

@@ -32,9 +32,9 @@ class LabelNoise(nn.Module):
         self.log_sigma = nn.Parameter(torch.full((members, n_sources), math.log(0.02)))
         self.logit_catastrophic = nn.Parameter(torch.full((members, n_sources), -2.5))
         self.logit_uniform = nn.Parameter(torch.zeros(members, n_sources))
-        # sigma_s and f_s as held-out densities give them, (2, sources); NaN before `refit`
+        # sigma_s and f_s as held-out densities give them, (2, sources); 0 before `refit`
         self.held_out: Tensor
-        self.register_buffer("held_out", torch.full((2, n_sources), torch.nan))
+        self.register_buffer("held_out", torch.zeros(2, n_sources))
         self.n_z: Tensor
         self.register_buffer("n_z", torch.full((CELLS,), 1.0 / z_max))
 

@@ -1,7 +1,6 @@
 """The doors as a person meets them: what they print, when they refuse, and how they say so."""
 
 import json
-import sys
 
 import pytest
 from conftest import COMPONENTS, ROOT, command
@@ -157,4 +156,3 @@ def test_every_yaml_of_the_zoo_composes(tmp_path):
     }.items():
         for path in sorted((ROOT / "configs" / folder).glob("*.yaml")):
             assert config("zephyr", tmp_path, words.format(path.stem))
-    assert sys.version_info >= (3, 11)

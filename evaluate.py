@@ -49,6 +49,7 @@ def evaluate(
     """Predict every row; write them to ``output``; score, plot and report where truth is known."""
     from rich import print
 
+    from benchmarks.published import peers
     from benchmarks.speed import objects_per_second
     from datamodules.catalogue import Writer
     from datamodules.predictions import Predictions
@@ -57,6 +58,7 @@ def evaluate(
 
     facts = {key: model.record[key] for key in ("versions", "git_commit")}
     meta = {"model": title, "zoo": json.dumps(facts)}
+    component = type(model).__module__.split(".")[1]
     predictions = Predictions(
         data.n_predicted(), output, columns, data.keep, data.keep_units(), meta
     )
@@ -88,9 +90,10 @@ def evaluate(
     metrics |= objects_per_second(model, next(data.prediction_batches()))
     true_rows = model.true_model(data)
     beside = {"true model": model.metrics(true_rows)} if true_rows else {}
+    beside |= peers(component, data.provenance().get("sha256"), metrics)
     write_results(
         run_dir,
-        component=type(model).__module__.split(".")[1],
+        component=component,
         title=title,
         summary=" ".join((model.__doc__ or "").split("\n\n")[0].split()),
         rows=rows | {name: c.values.squeeze() for name, c in model.constants.items()},

@@ -1,10 +1,13 @@
 """The score keeper of the photometric-redshift benchmark, against closed forms of a Gaussian."""
 
+import csv
+
 import numpy as np
 import pytest
 
 from benchmarks.photoz_data import spoil
 from benchmarks.photoz_metrics import photoz_metrics
+from benchmarks.published import peers
 
 GRID = np.arange(621) * 0.005
 SIGMA = 0.1
@@ -53,3 +56,14 @@ def test_spoilt_redshifts_keep_their_clean_third_and_are_repeatable():
     assert (spoilt["redshift"][clean] == train["redshift"][clean]).all()
     assert (spoilt["redshift"][~clean] != train["redshift"][~clean]).all()
     assert (spoilt["redshift"] == spoil(train, GRID)["redshift"]).all()
+
+
+def test_committed_rows_stand_beside_an_evaluation_of_the_same_file_alone():
+    with open("benchmarks/zephyr.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    forest = next(row for row in rows if row["set"] == "zcosmos" and row["method"] == "rf")
+    found = peers("zephyr", forest["test_sha256"], ["crps", "ood"])
+    assert found["rf"] == {"crps": float(forest["crps"])}
+    assert "zephyr" not in found
+    assert peers("zephyr", "0" * 64, ["crps"]) == {}
+    assert peers("zephyr", None, ["crps"]) == {}

@@ -1,0 +1,35 @@
+"""The committed tables of the benchmarks, and which of their rows an evaluation stands beside."""
+
+import csv
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def peers(
+    component: str, test_sha256: str | None, metrics: Collection[str]
+) -> dict[str, dict[str, float]]:
+    """These metrics of the other methods that were scored on the file with this hash, by method.
+
+    Means over the seeds in ``benchmarks/<component>.csv``; empty if that has no such file.
+    """
+    path = Path(__file__).parent / f"{component}.csv"
+    if not test_sha256 or not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["test_sha256"] == test_sha256]
+    found = {}
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != component):
+        mine = [row for row in rows if row["method"] == method]
+        columns = [name for name in metrics if mine[0].get(name)]
+        found[method] = {
+            name: float(np.mean([float(row[name]) for row in mine])) for name in columns
+        }
+    return found

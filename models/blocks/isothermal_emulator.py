@@ -1,0 +1,121 @@
+"""The emulator of isotropic lowered isothermal models: any (W0, g) of its domain, differentiable.
+
+phi(r; W0, g) is smooth in (W0, g / g_limit(W0), q) with q = ln(1 + r^2) / ln(1 + r_t^2), r in King
+radii, so that a tensor of its values at Chebyshev nodes gives it to 1e-9. All else follows from phi
+in closed form. float64 throughout: the density at the edge is a power of a small difference.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import chebyshev
+from physics.lowered_isothermal import G, W0_MAX, W0_MIN, g_limit, lowered_exponential
+
+SCALES = 4  # ln of r_t, m_t and r_h, in model units, and of E_gamma(g + 3/2, W0)
+INTERVALS = 128  # of q
+EXP_NODES, EXP_INTERVALS, EXP_MAX = (24, 40), 64, 16.0  # of the lowered exponential, over (g, x)
+G_TOP = 3.5
+SOFT = 5e-5  # of W0: the edge in energy, over which f falls to zero instead of stopping
+
+
+class Cluster(NamedTuple):
+    """Models of given parameters, each (clusters, 1) unless said otherwise; pc, km/s, Msun."""
+
+    W0: Tensor
+    g: Tensor
+    r0: Tensor  # King radius
+    rt: Tensor  # truncation radius
+    s: Tensor  # velocity scale
+    mt: Tensor  # mass in units of r0 s^2 / G
+    span: Tensor  # ln(1 + (r_t / r_0)^2)
+    log_f0: Tensor  # of f / M where E_gamma = 1, (pc km/s)^-3
+    phi: Tensor  # (clusters, INTERVALS, terms), over q
+    log_exp: Tensor  # (clusters, EXP_INTERVALS, terms), ln(x^-g E_gamma(g, x)) over x / EXP_MAX
+
+    def potential(self, r2: Tensor) -> Tensor:
+        """phi in units of s^2 at squared radii, pc^2, (clusters, n); Kepler's beyond r_t."""
+        x2 = r2 / self.r0**2
+        q = torch.log1p(x2) / self.span
+        inside = self.W0 * chebyshev.evaluate_pieces(self.phi, q.clamp_max(1.0))
+        kepler = self.mt * (x2.clamp_min(1e-6).rsqrt() - self.r0 / self.rt)
+        return torch.where(q > 1, kepler, inside)
+
+    def log_df(self, r2: Tensor, v2: Tensor) -> Tensor:
+        """ln f / M, (pc km/s)^-3, of stars at squared radii, pc^2, and speeds, (km/s)^2.
+
+        Integrates to 1 over phase space. Below E = 0 it falls steeply and smoothly, so that a
+        star that is not bound has a low probability with a gradient, and not none.
+        """
+        energy = self.potential(r2) - 0.5 * v2 / self.s**2
+        return self.log_f0 + self.log_lowered(energy)
+
+    def log_lowered(self, energy: Tensor) -> Tensor:
+        """ln E_gamma(g, energy), softly cut at zero energy."""
+        soft = SOFT * self.W0
+        ratio = energy / soft
+        above = F.softplus(ratio.clamp_min(-30.0))  # max(ratio, 0) with a round corner
+        below = (ratio + 30).clamp_max(0.0)  # ln(above) is ratio below -30: it must not underflow
+        smooth = chebyshev.evaluate_pieces(self.log_exp, soft * above / EXP_MAX)
+        # the last two terms are ln(sigmoid(ratio))
+        return self.g * (above.log() + below + soft.log()) + smooth + (ratio - above)
+
+
+class IsothermalEmulator(nn.Module):
+    """The tensors of node values, which a fit fills: see `at`."""
+
+    def __init__(self, n_W0: int, n_g: int, n_q: int) -> None:
+        super().__init__()
+        self.shape = (n_W0, n_g, n_q)
+        self.phi = nn.Parameter(torch.zeros(n_W0, n_g, n_q, dtype=torch.float64))  # phi / W0
+        self.scales = nn.Parameter(torch.zeros(n_W0, n_g, SCALES, dtype=torch.float64))
+        g, x = chebyshev.nodes(EXP_NODES[0], 0, G_TOP), chebyshev.nodes(EXP_NODES[1], 0, EXP_MAX)
+        log_exp = lowered_exponential(g[:, None], x).log() - g[:, None] * x.log()
+        series = [chebyshev.from_values(n) for n in (n_W0, n_g, *EXP_NODES)]
+        pieces = chebyshev.pieces_from_series(n_q, INTERVALS) @ chebyshev.from_values(n_q)
+        exp_pieces = chebyshev.pieces_from_series(EXP_NODES[1], EXP_INTERVALS)
+        constants = {
+            "from_W0": series[0],
+            "from_g": series[1],
+            "pieces": pieces,
+            "log_exp": torch.einsum(
+                "ag,gx,xb,ijb->aij", series[2], log_exp, series[3].T, exp_pieces
+            ),
+        }
+        for name, values in constants.items():
+            self.register_buffer(name, values, persistent=False)
+
+    def at(self, W0: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """phi / W0 at the nodes of q, (models, n_q), and its scales."""
+        n_W0, n_g, n_q = self.shape
+        by_W0 = chebyshev.basis((W0 - W0_MIN) / (W0_MAX - W0_MIN), n_W0) @ self.from_W0
+        by_g = chebyshev.basis(g / g_limit(W0), n_g) @ self.from_g
+        found = []
+        for table in (self.phi, self.scales):
+            rows = (by_W0 @ table.flatten(1)).unflatten(1, table.shape[1:])
+            found.append((by_g[:, None] @ rows).squeeze(1))
+        return found[0], found[1]
+
+    def cluster(self, W0: Tensor, g: Tensor, mass: Tensor, rh: Tensor) -> Cluster:
+        """Models of mass ``mass``, Msun, and half-mass radius ``rh``, pc; each (clusters,)."""
+        phi, scales = self.at(W0, g)
+        log_rt, log_mt, log_rh, log_norm = scales[:, :, None].unbind(1)
+        log_mass, log_r0 = mass.log()[:, None], rh.log()[:, None] - log_rh
+        log_s = 0.5 * (math.log(G) + log_mass - log_r0 - log_mt)
+        by_g = chebyshev.basis(g / G_TOP, EXP_NODES[0])
+        return Cluster(
+            W0=W0[:, None],
+            g=g[:, None],
+            r0=log_r0.exp(),
+            rt=(log_rt + log_r0).exp(),
+            s=log_s.exp(),
+            mt=log_mt.exp(),
+            span=F.softplus(2 * log_rt),
+            log_f0=math.log(9 / (4 * math.pi) / (2 * math.pi) ** 1.5)
+            - log_mt - 3 * log_r0 - 3 * log_s - log_norm,
+            phi=(phi @ self.pieces.flatten(0, 1).T).unflatten(1, self.pieces.shape[:2]),
+            log_exp=(by_g @ self.log_exp.flatten(1)).unflatten(1, self.log_exp.shape[1:]),
+        )  # fmt: skip

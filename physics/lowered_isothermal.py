@@ -88,7 +88,7 @@ def _series(x: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def suppression(b: Tensor, z: Tensor) -> Tensor:
-    """1F1(1; b; -z) for b > 1, z >= 0, by its M-fraction (McCabe 1974), good at small and large z."""
+    """1F1(1; b; -z) for b > 1, z >= 0, by its M-fraction (McCabe 1974), at any z."""
     tail = b + FRACTION - 1 + z
     for k in range(FRACTION - 1, -1, -1):
         tail = b + k - 1 + z - (k + 1) * z / tail

@@ -80,7 +80,7 @@ class _Pieces(torch.autograd.Function):
         by_pieces = by_x = None
         if ctx.needs_input_grad[0]:
             terms = [grad]
-            for _ in range(ctx.shape[-1] - 1):
+            for _power in range(1, ctx.shape[-1]):
                 terms.append(terms[-1] * t)
             rows = torch.stack(terms, -1).flatten(0, -2)
             by_pieces = grad.new_zeros(ctx.shape).reshape(-1, ctx.shape[-1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import chebyshev
-from physics.lowered_isothermal import G, W0_MAX, W0_MIN, g_limit, lowered_exponential
+from physics.lowered_isothermal import W0_MAX, W0_MIN, G, g_limit, lowered_exponential
 
 SCALES = 4  # ln of r_t, m_t and r_h, in model units, and of E_gamma(g + 3/2, W0)
 INTERVALS = 128  # of q
@@ -77,20 +77,19 @@ class IsothermalEmulator(nn.Module):
         series = [chebyshev.from_values(n) for n in (n_W0, n_g, *EXP_NODES)]
         pieces = chebyshev.pieces_from_series(n_q, INTERVALS) @ chebyshev.from_values(n_q)
         exp_pieces = chebyshev.pieces_from_series(EXP_NODES[1], EXP_INTERVALS)
-        constants = {
-            "from_W0": series[0],
-            "from_g": series[1],
-            "pieces": pieces,
-            "log_exp": torch.einsum(
-                "ag,gx,xb,ijb->aij", series[2], log_exp, series[3].T, exp_pieces
-            ),
-        }
-        for name, values in constants.items():
-            self.register_buffer(name, values, persistent=False)
+        self.from_W0: Tensor
+        self.from_g: Tensor
+        self.pieces: Tensor
+        self.log_exp: Tensor
+        self.register_buffer("from_W0", series[0], persistent=False)
+        self.register_buffer("from_g", series[1], persistent=False)
+        self.register_buffer("pieces", pieces, persistent=False)
+        log_exp = torch.einsum("ag,gx,bx,ijb->aij", series[2], log_exp, series[3], exp_pieces)
+        self.register_buffer("log_exp", log_exp, persistent=False)
 
     def at(self, W0: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """phi / W0 at the nodes of q, (models, n_q), and its scales."""
-        n_W0, n_g, n_q = self.shape
+        n_W0, n_g, _ = self.shape
         by_W0 = chebyshev.basis((W0 - W0_MIN) / (W0_MAX - W0_MIN), n_W0) @ self.from_W0
         by_g = chebyshev.basis(g / g_limit(W0), n_g) @ self.from_g
         found = []

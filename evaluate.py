@@ -50,7 +50,7 @@ def evaluate(
     from rich import print
 
     from benchmarks.published import peers
-    from benchmarks.speed import objects_per_second
+    from benchmarks.speed import speeds
     from datamodules.catalogue import Writer
     from datamodules.predictions import Predictions
     from figures.report import metrics_table
@@ -87,7 +87,7 @@ def evaluate(
         print(f"{data.label} is what the model was trained on: its metrics are not held out")
         metrics = {f"{key}_insample": value for key, value in metrics.items()}
     metrics |= model.learned() | data.truth()
-    metrics |= objects_per_second(model, next(data.prediction_batches()))
+    metrics |= speeds(model, next(data.prediction_batches()))
     true_rows = model.true_model(data)
     beside = {"true model": model.metrics(true_rows)} if true_rows else {}
     beside |= peers(component, data.provenance().get("sha256"), metrics)

@@ -108,11 +108,13 @@ class Predictions(L.Callback):
 
     def stacked(self) -> Any:
         """What all processes have stacked by group; None if nothing was."""
+        if self.stack is None:
+            return None
         stacks: list[Any] = [self.stack] * self.world
         if self.world > 1:
             dist.all_gather_object(stacks, self.stack)
             self.stack.merge(stack for i, stack in enumerate(stacks) if i != self.rank)
-        return self.stack if self.stack is not None and self.stack.counts else None
+        return self.stack if self.stack.counts else None
 
     # --- files --------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What every component of the zoo shares."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -106,6 +106,10 @@ class Component(L.LightningModule):
     def examples(self, batch: Batch) -> dict[str, Tensor]:
         """Further arrays of a few objects, (batch, ...), for the figures; not written to files."""
         return {}
+
+    def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
+        """What evaluation times, by metric: a function, and how many objects it serves."""
+        return {"objects_per_second": (lambda: self.predict_step(batch, 0), len(batch["row"]))}
 
     def true_model(self, data: Any) -> dict[str, np.ndarray]:
         """Rows which the true model of a simulation gives for test objects; empty if unknown."""

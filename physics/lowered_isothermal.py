@@ -173,7 +173,8 @@ def solve(W0: Tensor, g: Tensor, ra: Tensor | None = None, steps: int = 400) -> 
     r, m = log_r[:, -1].exp(), torch.exp(log_density[:, -1] + 3 * log_r[:, -1])
     rt = 1 / (1 / r - phi[:, -1] / m)
     found = Model(W0[:, 0], g[:, 0], ra, phi, log_r, log_density, rt, m, rt)
-    return found._replace(rh=_half_mass(found))
+    half = torch.full_like(rt[:, None], 0.5)
+    return found._replace(rh=radius_of_mass(found, half)[:, 0])
 
 
 def _combined(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor | float:
@@ -199,20 +200,36 @@ def _centre(W0: Tensor, g: Tensor, ra: Tensor | None, u: Tensor) -> tuple[Tensor
     return torch.log(r2 / u), math.log(3) - 0.6 * c * r2
 
 
-def _half_mass(model: Model) -> Tensor:
-    """Radius of half the mass, r_0, by Newton's method in ln r from the nearest knot."""
-    log_m = model.log_density + 3 * model.log_r
-    target = model.mt.log() - math.log(2)
-    index = torch.searchsorted(log_m.detach(), target.detach()[:, None]).squeeze(1)
-    index = index.clamp_max(log_m.shape[1] - 1)
-    log_r = model.log_r.detach().gather(1, index[:, None]).squeeze(1)
-    for _ in range(4):  # the last step carries the gradient
+def radius_of_mass(model: Model, fraction: Tensor) -> Tensor:
+    """Radius that holds the ``fraction`` (models, n) of the mass, r_0: the exact inverse of M(<r).
+
+    Newton's method in ln r from the nearest knot; the last step carries the gradient.
+    """
+    log_m = (model.log_density + 3 * model.log_r).contiguous()
+    target = (fraction * model.mt[:, None]).log()
+    index = torch.searchsorted(log_m.detach(), target.detach()).clamp(1, log_m.shape[1] - 1)
+    knots, masses = model.log_r.detach(), log_m.detach()
+    low, high = masses.gather(1, index - 1), masses.gather(1, index)
+    share = ((target.detach() - low) / (high - low)).clamp(0, 1)
+    log_r = torch.lerp(knots.gather(1, index - 1), knots.gather(1, index), share)
+    innermost = target < log_m[:, :1]  # uniform density
+    for _ in range(3):
         log_r = log_r.detach()
-        phi, w = at_radius(model, log_r[:, None].exp())
-        rho = 9 * density(model, phi, log_r[:, None].exp())
-        slope = (rho * torch.exp(-w)).squeeze(1)
-        log_r = log_r - (w.squeeze(1) + 3 * log_r - target) / slope
-    return log_r.exp()
+        phi, w = at_radius(model, log_r.exp())
+        slope = 9 * density(model, phi, log_r.exp()) * torch.exp(-w)
+        log_r = log_r - (w + 3 * log_r - target) / slope.clamp_min(1e-3)
+    centre = model.log_r[:, :1] + (target - log_m[:, :1]) / 3
+    return torch.where(innermost, centre, log_r).exp()
+
+
+def log_df(model: Model, energy: Tensor, r0: Tensor, s2: Tensor) -> Tensor:
+    """ln f / M of isotropic models, (pc km/s)^-3, at dimensionless energies > 0, (models, n).
+
+    r0 (models,), pc, and s2, (km/s)^2, are the scales. The integral over phase space is 1.
+    """
+    norm = 4 * math.pi / 9 * (2 * math.pi) ** 1.5 * r0**3 * s2**1.5 * model.mt
+    norm = norm * lowered_exponential(model.g + 1.5, model.W0)
+    return lowered_exponential(model.g[:, None], energy).log() - norm.log()[:, None]
 
 
 def density(model: Model, phi: Tensor, r: Tensor) -> Tensor:
@@ -261,11 +278,11 @@ def g_max(W0: Tensor) -> Tensor:
     model (g = 1) of the same ``W0``.
     """
     W0 = W0.double()
-    limit = 1e4 * solve(W0, torch.ones_like(W0)).rh
+    limit = 1e4 * solve(W0, torch.ones_like(W0), steps=200).rh
     low, high = torch.ones_like(W0), torch.full_like(W0, 3.5)
-    for _ in range(30):
+    for _ in range(20):
         middle = 0.5 * (low + high)
-        rt = solve(W0, middle).rt
+        rt = solve(W0, middle, steps=200).rt
         finite = (rt > 0) & (rt < limit)
         low, high = torch.where(finite, middle, low), torch.where(finite, high, middle)
     return 0.5 * (low + high)

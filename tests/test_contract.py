@@ -49,6 +49,11 @@ def test_a_unit_of_training_changes_the_loss(component, tmp_path, runs):
     assert losses[-1] < losses[0]
 
 
+def test_the_last_epoch_is_saved_even_if_it_is_not_the_best(component, runs):
+    last = read_checkpoint(runs(component) / "last.ckpt")
+    assert last["epoch"] == last[RECORD]["config"]["trainer"]["max_epochs"] - 1
+
+
 def test_the_learning_rate_falls_to_nothing(component, runs):
     last = read_checkpoint(runs(component) / "last.ckpt")
     for schedule in last["lr_schedulers"]:

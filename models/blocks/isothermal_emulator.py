@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import chebyshev
-from physics.lowered_isothermal import W0_MAX, W0_MIN, G, g_limit, lowered_exponential
+from physics.lowered_isothermal import (
+    W0_MAX,
+    W0_MIN,
+    G,
+    Model,
+    at_radius,
+    g_limit,
+    lowered_exponential,
+)
 
 SCALES = 4  # ln of r_t, m_t and r_h, in model units, and of E_gamma(g + 3/2, W0)
 INTERVALS = 128  # of q
@@ -32,6 +40,7 @@ class Cluster(NamedTuple):
     s: Tensor  # velocity scale
     mt: Tensor  # mass in units of r0 s^2 / G
     span: Tensor  # ln(1 + (r_t / r_0)^2)
+    log_norm: Tensor  # ln E_gamma(g + 3/2, W0)
     log_f0: Tensor  # of f / M where E_gamma = 1, (pc km/s)^-3
     phi: Tensor  # (clusters, INTERVALS, terms), over q
     log_exp: Tensor  # (clusters, EXP_INTERVALS, terms), ln(x^-g E_gamma(g, x)) over x / EXP_MAX
@@ -43,6 +52,18 @@ class Cluster(NamedTuple):
         inside = self.W0 * chebyshev.evaluate_pieces(self.phi, q.clamp_max(1.0))
         kepler = self.mt * (x2.clamp_min(1e-6).rsqrt() - self.r0 / self.rt)
         return torch.where(q > 1, kepler, inside)
+
+    def density(self, r2: Tensor) -> Tensor:
+        """Mass density, Msun / pc^3, at squared radii, pc^2; zero beyond r_t."""
+        rho_0 = 9 * self.s**2 / (4 * math.pi * G * self.r0**2)
+        phi = self.potential(r2).clamp_min(0)
+        return rho_0 * lowered_exponential(self.g + 1.5, phi) / self.log_norm.exp()
+
+    def dispersion(self, r2: Tensor) -> Tensor:
+        """One-dimensional velocity dispersion, km/s, at squared radii, pc^2; zero beyond r_t."""
+        phi = self.potential(r2).clamp_min(1e-300)
+        pressure, density = (lowered_exponential(self.g + a, phi) for a in (2.5, 1.5))
+        return self.s * (pressure / density.clamp_min(1e-300)).sqrt()
 
     def log_df(self, r2: Tensor, v2: Tensor) -> Tensor:
         """ln f / M, (pc km/s)^-3, of stars at squared radii, pc^2, and speeds, (km/s)^2.
@@ -98,6 +119,15 @@ class IsothermalEmulator(nn.Module):
             found.append((by_g[:, None] @ rows).squeeze(1))
         return found[0], found[1]
 
+    def targets(self, model: Model) -> tuple[Tensor, Tensor]:
+        """What `at` should give for solved models."""
+        q = chebyshev.nodes(self.shape[2]).to(model.W0)
+        r = torch.sqrt(torch.expm1(q * torch.log1p(model.rt**2)[:, None]))
+        phi, _ = at_radius(model, r)
+        norm = lowered_exponential(model.g + 1.5, model.W0)
+        scales = torch.stack([model.rt, model.mt, model.rh, norm], 1)
+        return phi / model.W0[:, None], scales.log()
+
     def cluster(self, W0: Tensor, g: Tensor, mass: Tensor, rh: Tensor) -> Cluster:
         """Models of mass ``mass``, Msun, and half-mass radius ``rh``, pc; each (clusters,)."""
         phi, scales = self.at(W0, g)
@@ -113,6 +143,7 @@ class IsothermalEmulator(nn.Module):
             s=log_s.exp(),
             mt=log_mt.exp(),
             span=F.softplus(2 * log_rt),
+            log_norm=log_norm,
             log_f0=math.log(9 / (4 * math.pi) / (2 * math.pi) ** 1.5)
             - log_mt - 3 * log_r0 - 3 * log_s - log_norm,
             phi=(phi @ self.pieces.flatten(0, 1).T).unflatten(1, self.pieces.shape[:2]),

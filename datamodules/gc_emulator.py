@@ -1,0 +1,59 @@
+"""Which cluster models the emulator learns from, and on which it is judged."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.base import CatalogueData, Rows
+from datamodules.catalogue import Catalogue
+from physics.lowered_isothermal import W0_MAX, W0_MIN, g_limit, g_max
+
+MARGIN = 0.3  # of the prior, from g_max
+
+
+class GCEmulatorData(CatalogueData):
+    """Models by their (W0, g). In training: Chebyshev nodes of the domain, each once an epoch.
+
+    Validated on ``n_val`` and tested on ``n_test`` draws from the prior of arXiv:2311.03704: W0
+    uniform in the domain, g uniform from 0 to 0.3 below g_max(W0). With ``path``: a table with
+    columns ``W0`` and ``g``, for which the predictions are asked.
+    """
+
+    def __init__(self, n_W0: int, n_g: int, n_val: int = 64, n_test: int = 70, **catalogue: Any):
+        super().__init__(val_fraction=0, **catalogue)
+        self.n_W0, self.n_g, self.n_val, self.n_test = n_W0, n_g, n_val, n_test
+        if n_W0 * n_g % self.batch_size:
+            raise ValueError(
+                f"each of the {n_W0} x {n_g} nodes is needed once an epoch: data.batch_size="
+                f"{self.batch_size} must divide their number"
+            )
+
+    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
+        return {name: (self.columns.get(name, name), None) for name in ("W0", "g")}
+
+    def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
+        return {n: torch.from_numpy(np.asarray(columns[n], float)) for n in ("W0", "g")}
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage == "fit" and not self.rows:
+            super().setup(stage)
+            self.rows["val"] = self.to_batch(self._prior(self.n_val, 2 * self.seed + 2), True)
+
+    def simulate(self, split: str) -> dict[str, np.ndarray]:
+        if split == "test":
+            return self._prior(self.n_test, 2 * self.seed + 1)
+        W0 = torch.cos(torch.pi * (torch.arange(self.n_W0, dtype=torch.float64) + 0.5) / self.n_W0)
+        share = torch.cos(torch.pi * (torch.arange(self.n_g, dtype=torch.float64) + 0.5) / self.n_g)
+        W0 = 0.5 * (W0_MIN + W0_MAX) + 0.5 * (W0_MAX - W0_MIN) * W0
+        g = g_limit(W0)[:, None] * (0.5 + 0.5 * share)
+        return {"W0": W0.repeat_interleave(self.n_g).numpy(), "g": g.flatten().numpy()}
+
+    def _prior(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        u = torch.rand(2, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        W0 = W0_MIN + (W0_MAX - W0_MIN) * u[0]
+        return {"W0": W0.numpy(), "g": (u[1] * (g_max(W0) - MARGIN)).numpy()}
+
+    def schema(self) -> dict[str, Any]:
+        return {"n_W0": self.n_W0, "n_g": self.n_g}

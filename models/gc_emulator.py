@@ -1,0 +1,183 @@
+"""gc_emulator: a differentiable globular cluster, and inference with it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.base import Batch, Component, Output
+from models.blocks.grid import counter_uniform
+from models.blocks.isothermal_emulator import IsothermalEmulator
+from physics import lowered_isothermal as limepy
+
+COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge
+MARGIN = 0.3  # from g_max, within which a model is flagged
+SLICE = 64  # models judged at once
+MASS, RH = 10**5.5, 5.0  # of the cluster that is judged and timed, Msun and pc
+
+
+class GCEmulator(Component):
+    """Lowered isothermal (LIMEPY) globular clusters as an emulator, after arXiv:2311.03704.
+
+    phi(r; W0, g), the scale radii and the masses are held as values at Chebyshev nodes and follow
+    by interpolation; the distribution function f(E), the density, the enclosed mass and the
+    dispersions are closed forms of phi. The fit is one pass: a gradient step of unit length on
+    the squared error at a node is the node's value. float64 throughout.
+
+    In: the batch of `datamodules.gc_emulator`: ``W0``, ``g`` (batch,). Out: a row per model, see
+    `outputs`; `infer` gives the posterior of a star list.
+    """
+
+    precisions = ("32-true", "64-true")  # the tables are float64 either way
+    smaller_is_better = frozenset(
+        ("f_max_rel_error", "phi_max_rel_error", "rho_max_rel_error", "dlogl_2000_max")
+    )
+
+    def __init__(
+        self,
+        n_W0: int,
+        n_g: int,
+        n_q: int = 40,
+        steps: int = 800,
+        n_stars: int = 2000,
+        epochs: int = 1,
+    ) -> None:
+        super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
+        self.steps, self.n_stars = steps, n_stars
+        self.emulator = IsothermalEmulator(n_W0, n_g, n_q)
+
+    # --- the fit ------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Half the squared error of phi / W0 at the nodes of q and of the scales, model mean."""
+        phi, scales = self.emulator.at(batch["W0"], batch["g"])
+        with torch.no_grad():
+            model = limepy.solve(batch["W0"], batch["g"], steps=self.steps)
+            true_phi, true_scales = self.emulator.targets(model)
+        return (
+            0.5 * ((phi - true_phi).square().sum(1) + (scales - true_scales).square().sum(1)).mean()
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
+        """A step of one batch's size: the loss is a mean over the batch, a node is in it once."""
+        return torch.optim.SGD(self.parameters(), lr=float(self.trainer.datamodule.batch_size))  # type: ignore[attr-defined]
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """None: the step is exact as it is."""
+
+    # --- what the rows are --------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        return {
+            "W0": Output("", "central potential in units of s^2"),
+            "g": Output("", "truncation index"),
+            "rt_rh": Output("", "truncation radius over half-mass radius"),
+            "rh_r0": Output("", "half-mass radius over King radius"),
+            "mass_model": Output("", "mass in units of r_0 s^2 / G"),
+            "sigma_0": Output("", "central one-dimensional velocity dispersion, in units of s"),
+            "flags": Output(
+                "", f"1 g is nearer than {MARGIN:g} to g_max, 2 outside the domain: no answer"
+            ),
+            "f_max_rel_error": Output("", f"worst error of f over {self.n_stars} stars"),
+            "phi_max_rel_error": Output("", "the same of the potential at the stars"),
+            "rho_max_rel_error": Output("", "the same of the density at the stars"),
+            "dlogl": Output("", "error of the log likelihood of all these stars"),
+        }
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
+        names = ("W0", "g", "row")
+        parts = [
+            self._judged(*(batch[name][i : i + SLICE] for name in names))
+            for i in range(0, len(batch["W0"]), SLICE)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _judged(self, W0: Tensor, g: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """Rows of `outputs`, by a solution of twice the training's steps for each model.
+
+        The stars lie at radii drawn from the mass profile, with kinetic energies uniform up to
+        escape: more of them near the edge of f than a cluster has, where it is hardest.
+        """
+        known = (W0 >= limepy.W0_MIN) & (W0 <= limepy.W0_MAX) & (g >= 0)
+        known &= g <= limepy.g_limit(W0)
+        W0_in, g_in = torch.where(known, W0, 7.0), torch.where(known, g, 1.0)
+        truth = limepy.solve(W0_in, g_in, steps=2 * self.steps)
+        mass, rh = torch.full_like(W0, MASS), torch.full_like(W0, RH)
+        cluster = self.emulator.cluster(W0_in, g_in, mass, rh)
+
+        u = counter_uniform(row, 2 * self.n_stars).double()
+        r = limepy.radius_of_mass(truth, u[:, : self.n_stars])
+        phi, _ = limepy.at_radius(truth, r)
+        energy = phi * u[:, self.n_stars :]
+        counted = energy > COUNTED * W0_in[:, None]
+        r0 = rh / truth.rh
+        s2 = limepy.G * mass / (r0 * truth.mt)
+        log_f = limepy.log_df(truth, energy.clamp_min(1e-300), r0, s2)
+        r2, v2 = (r * r0[:, None]).square(), 2 * (phi - energy) * s2[:, None]
+
+        def worst(error: Tensor) -> Tensor:
+            return torch.where(counted, error.abs(), 0.0).amax(1)
+
+        d_log_f = cluster.log_df(r2, v2) - log_f
+        rows = {
+            "rt_rh": cluster.rt[:, 0] / RH,
+            "rh_r0": RH / cluster.r0[:, 0],
+            "mass_model": cluster.mt[:, 0],
+            "sigma_0": cluster.dispersion(torch.zeros_like(W0)[:, None])[:, 0] / cluster.s[:, 0],
+            "f_max_rel_error": worst(torch.expm1(d_log_f)),
+            "phi_max_rel_error": worst(cluster.potential(r2) / phi - 1),
+            "rho_max_rel_error": worst(
+                cluster.density(r2) * (4 * torch.pi * r0**3 * truth.mt / 9 / mass)[:, None]
+                / limepy.density(truth, phi, r) - 1
+            ),
+            "dlogl": torch.where(counted, d_log_f, 0.0).sum(1).abs(),
+        }  # fmt: skip
+        flags = (g > limepy.g_max(W0_in) - MARGIN).short() + 2 * (~known).short()
+        return {
+            "W0": W0,
+            "g": g,
+            **{name: torch.where(known, values, torch.nan) for name, values in rows.items()},
+            "flags": flags,
+        }
+
+    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        known = rows["flags"] < 2
+        names = ("f_max_rel_error", "phi_max_rel_error", "rho_max_rel_error")
+        found: dict[str, float] = {"n": int(known.sum())}
+        found |= {name: float(rows[name][known].max()) for name in names}
+        return found | {"dlogl_2000_max": float(rows["dlogl"][known].max())}
+
+    def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
+        """Value and gradient of the likelihood of so many stars, and the solver."""
+        parameters = torch.tensor([[7.0, 1.3, MASS, RH]], dtype=torch.float64)
+        W0 = torch.linspace(2, 12, 512, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+
+        def gradient(n: int) -> Callable[[], object]:
+            x, v = 3 * torch.randn(2, 1, n, 3, dtype=torch.float64, generator=generator)
+
+            def work() -> object:
+                with torch.inference_mode(False), torch.enable_grad():
+                    p, x_, v_ = (t.clone().requires_grad_() for t in (parameters, x, v))
+                    cluster = self.emulator.cluster(*p.unbind(1))
+                    value = cluster.log_df(x_.square().sum(-1), v_.square().sum(-1)).sum()
+                    return torch.autograd.grad(value, (p, x_, v_))
+
+            return work
+
+        works: dict[str, tuple[Callable[[], object], int]] = {
+            f"gradient_ms_{n}": (gradient(n), 1) for n in (1000, 10_000, 100_000)
+        }
+        # 150 steps: 2e-6 in phi
+        works["solve_ms_per_model"] = (lambda: limepy.solve(W0, 0.1 * W0, steps=150), len(W0))
+        return works
+
+    def scope(self) -> list[str]:
+        return [
+            f"isotropic single-mass models, W0 {limepy.W0_MIN:g} to {limepy.W0_MAX:g}, "
+            f"g from 0 to {MARGIN:g} below g_max(W0), where the truncation radius diverges",
+            "float64; clusters without rotation, tides or mass segregation",
+        ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.base import Batch, Component, Output
 from models.blocks.grid import counter_uniform
-from models.blocks.isothermal_emulator import IsothermalEmulator
+from models.gc_emulator.emulator import IsothermalEmulator
 from physics import lowered_isothermal as limepy
 
 COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge

@@ -1,0 +1,172 @@
+"""The posterior of a cluster given its stars, on unconstrained coordinates for HMC.
+
+Globals (priors of arXiv:2311.03704): W0 uniform in the domain, g uniform up to its limit,
+log10 M ~ N(5.85, 0.6), log10 r_h ~ N(0.7, 0.3) within (0, 1.5). With data on the sky the centre too.
+Latents: the true phase-space coordinates of each star, as offsets from what was measured in units
+of its error; where nothing was measured, from the centre in units of a typical value.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.gc_emulator.emulator import Cluster, IsothermalEmulator
+from physics.cluster_stars import KMS_PER_MAS_YR_KPC, from_sky
+from physics.lowered_isothermal import W0_MAX, W0_MIN, G, g_limit
+
+LOG_MASS, LOG_RH, LOG_RH_TOP = (5.85, 0.6), (0.7, 0.3), 1.5
+GLOBALS = ("W0", "g", "log10_mass", "log10_rh")
+SKY = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")
+CENTRE = tuple(f"centre_{name}" for name in SKY)
+
+
+class Stars:
+    """Stars whose positions, pc, and velocities, km/s, are known, about a known centre.
+
+    ``phase`` (sets, n, 6): a set is a data set, with a posterior of its own.
+    """
+
+    names = GLOBALS
+    n_latent = 0
+
+    def __init__(self, emulator: IsothermalEmulator, phase: Tensor) -> None:
+        self.emulator = emulator
+        self.r2, self.v2 = (phase[..., i : i + 3].square().sum(-1) for i in (0, 3))
+
+    def start(self, chains: int, generator: torch.Generator) -> Tensor:
+        """(sets, chains, 4) about r_h and M of the stars, by the virial theorem."""
+        return _start(self.r2.sqrt().median(1).values, self.v2.mean(1), chains, generator)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        cluster, log_prior = globals_of(self.emulator, u)
+        r2, v2 = (x.repeat_interleave(u.shape[1], 0) for x in (self.r2, self.v2))
+        return log_prior + cluster.log_df(r2, v2).sum(1).view(u.shape[:2])
+
+    def physical(self, u: Tensor) -> dict[str, Tensor]:
+        """Named parameters, each of the shape of ``u`` without its last axis."""
+        return dict(zip(GLOBALS, physical_globals(u), strict=True))
+
+
+class SkyStars:
+    """Stars on the sky with measurement errors, about an unknown centre; all true values sampled.
+
+    ``observed`` and ``error`` (n, 6), as `SKY`: rad, pc, mas/yr, km/s; NaN where not measured.
+    The distance is never measured star by star: ``parallax`` and ``parallax_error`` (n,), mas, are.
+    """
+
+    names = (*GLOBALS, *CENTRE)
+
+    def __init__(
+        self,
+        emulator: IsothermalEmulator,
+        observed: Tensor,
+        error: Tensor,
+        parallax: Tensor,
+        parallax_error: Tensor,
+        distance_prior: tuple[float, float],
+    ) -> None:
+        self.emulator = emulator
+        self.observed, self.error = observed, error
+        self.parallax, self.parallax_error = parallax, parallax_error
+        self.measured = observed.isfinite() & error.isfinite()
+        self.n = len(observed)
+        self.n_latent = 6 * self.n
+        middle = observed.nanmedian(0).values
+        middle[2] = distance_prior[0]
+        middle = torch.where(middle.isfinite(), middle, 0.0)
+        spread = 1.4826 * (observed - middle).abs().nanmedian(0).values
+        # of the sky at the distance prior: half-mass radius, dispersion, for lack of measurements
+        self.typical_r = 1.3 * float(
+            ((spread[:2] * torch.tensor([float(middle[1].cos()), 1.0])).mean()) * middle[2]
+        )
+        self.typical_v = 1e-3 * KMS_PER_MAS_YR_KPC * float(middle[2] * spread[3:5].mean())
+        unit = spread.clone()
+        unit[2] = distance_prior[1]
+        if not bool(self.measured[:, 5].any()):
+            unit[5] = 50.0  # prior of a centre's velocity that nothing measures, km/s
+        self.middle, self.unit = middle, unit
+        self.filled = torch.where(self.measured, observed, middle)
+        scale = unit.clone()
+        scale[2], scale[5] = self.typical_r, self.typical_v
+        self.scale = torch.where(self.measured, error, scale)
+
+    def start(self, chains: int, generator: torch.Generator) -> Tensor:
+        """(1, chains, 10 + 6 n): the centre near the median, the stars where they were measured."""
+        r, v2 = torch.tensor([self.typical_r]), torch.tensor([3 * self.typical_v**2])
+        first = _start(r.double(), v2.double(), chains, generator)
+        rest = torch.randn(1, chains, 6 + self.n_latent, generator=generator, dtype=torch.float64)
+        return torch.cat([first, 0.05 * rest[..., :6], 0.3 * rest[..., 6:]], -1)
+
+    def centre(self, u: Tensor) -> Tensor:
+        """(..., 6) as `SKY`."""
+        return self.middle + self.unit * u[..., 4:10]
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        chains = u.shape[1]
+        cluster, log_prior = globals_of(self.emulator, u)
+        centre = self.centre(u[0])  # (chains, 6)
+        # the centre: normal in distance (and in a velocity that is not measured), else uniform
+        prior = torch.zeros_like(centre[0])
+        prior[2] = 1.0
+        prior[5] = float(not bool(self.measured[:, 5].any()))
+        log_prior = log_prior - 0.5 * (prior * u[0, :, 4:10].square()).sum(-1)
+
+        zeta = u[0, :, 10:].view(chains, self.n, 6)
+        value = self.filled + self.scale * zeta
+        # distances, and velocities that are not measured, are relative to the centre
+        relative = (~self.measured) & torch.tensor([False, False, True, False, False, True])
+        value = torch.where(relative, value - self.middle + centre[:, None], value)
+        log_measured = -0.5 * (zeta.square() * self.measured).sum((1, 2))
+        residual = (self.parallax - 1e3 / value[..., 2]) / self.parallax_error
+        log_measured = log_measured - 0.5 * torch.where(
+            residual.isfinite(), residual.square(), 0.0
+        ).sum(1)
+        log_volume = 4 * value[..., 2].log().sum(1)  # d^3x d^3v over the sky's coordinates
+        phase = from_sky(value) - from_sky(centre)[:, None]
+        r2, v2 = phase[..., :3].square().sum(-1), phase[..., 3:].square().sum(-1)
+        log_f = cluster.log_df(r2, v2).sum(1)
+        return log_prior + (log_f + log_measured + log_volume)[None]
+
+    def physical(self, u: Tensor) -> dict[str, Tensor]:
+        named = dict(zip(GLOBALS, physical_globals(u), strict=True))
+        return named | dict(zip(CENTRE, self.centre(u).unbind(-1), strict=True))
+
+
+def physical_globals(u: Tensor) -> tuple[Tensor, ...]:
+    """W0, g, log10 M and log10 r_h of unconstrained (..., 4 or more)."""
+    W0 = W0_MIN + (W0_MAX - W0_MIN) * torch.sigmoid(u[..., 0])
+    g = g_limit(W0) * torch.sigmoid(u[..., 1])
+    return W0, g, LOG_MASS[0] + LOG_MASS[1] * u[..., 2], LOG_RH_TOP * torch.sigmoid(u[..., 3])
+
+
+def globals_of(emulator: IsothermalEmulator, u: Tensor) -> tuple[Cluster, Tensor]:
+    """The cluster of each chain, flattened, and the log prior of ``u`` (sets, chains, ...)."""
+    W0, g, log_mass, log_rh = physical_globals(u)
+    log_prior = sum(F.logsigmoid(u[..., i]) + F.logsigmoid(-u[..., i]) for i in (0, 1, 3))
+    log_prior = log_prior - 0.5 * u[..., 2].square()
+    log_prior = log_prior - 0.5 * ((log_rh - LOG_RH[0]) / LOG_RH[1]).square()
+    cluster = emulator.cluster(*(x.flatten() for x in (W0, g, 10**log_mass, 10**log_rh)))
+    return cluster, log_prior
+
+
+def _start(r: Tensor, v2: Tensor, chains: int, generator: torch.Generator) -> Tensor:
+    """Unconstrained globals about r_h = ``r`` and M = r v2 / (0.4 G), (sets, chains, 4)."""
+    log_rh = r.log10().clamp(0.1, 1.4) / LOG_RH_TOP
+    log_mass = (r * v2 / (0.4 * G)).log10()
+    u = torch.stack(
+        [
+            torch.full_like(r, -0.9),  # W0 = 5
+            torch.zeros_like(r),
+            (log_mass - LOG_MASS[0]) / LOG_MASS[1],
+            torch.logit(log_rh),
+        ],
+        -1,
+    )
+    noise = torch.randn(len(r), chains, 4, generator=generator, dtype=torch.float64)
+    return u[:, None] + noise * torch.tensor([0.3, 0.3, 0.03, 0.03], dtype=torch.float64)
+
+
+def columns(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(named)

@@ -11,6 +11,7 @@ from scipy import integrate
 from models.blocks import grid
 from models.blocks.ensemble import Encoder
 from models.blocks.flows import SPLINES, SplineFlow
+from models.blocks.label_noise import LabelNoise
 from models.blocks.recalibration import apply_pit_map, for_ensemble, pit_map, pit_moments
 from models.blocks.support import Support
 from models.checkpoint import RECORD, build, read_checkpoint, restore
@@ -244,6 +245,28 @@ def test_the_label_likelihood_is_the_convolution(runs):
         p_cat = uniform / model.z_max + (1 - uniform) * model.noise.n_z[cell]
         expected = ((1 - share[:, None]) * inside + share[:, None] * p_cat).log()
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_far_below_the_width_of_the_densities_is_estimated_without_running_away(seed):
+    """The likelihood is flat towards sigma = 0: the search must end at numbers that mean something.
+
+    Without a prior it ends at sigma = 0 and f = 1, at NaN, or out of bounds of the grid.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n, width, share = 120, 0.1, 0.6
+    edges = torch.linspace(0, 3, 101)
+    centre = 0.5 + 2 * torch.rand(n, generator=generator)
+    cdf = torch.special.ndtr((edges - centre[:, None]) / width)
+    z = (centre + 0.3 * width * torch.randn(n, generator=generator)).clamp(0.01, 2.99)
+    wrong = torch.rand(n, generator=generator) < share
+    z = torch.where(wrong, z[torch.randperm(n, generator=generator)], z)
+    noise = LabelNoise(1, 3, clean=0, clean_sigma=0.0, z_max=3.0, floor=1e-3)
+    noise.fit(z)
+    noise.refit(cdf, edges, z, 1 + (torch.arange(n) < n // 3).long())
+    sigma, catastrophic = noise.held_out[:, 1:]
+    assert torch.all((sigma > 1e-3) & (sigma < width / 2))
+    assert float(catastrophic[0]) == pytest.approx(share, abs=0.15)  # of 80 labels
 
 
 def test_a_density_outside_the_grid_becomes_uniform(runs):

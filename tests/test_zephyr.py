@@ -14,6 +14,7 @@ from models.blocks.flows import SPLINES, SplineFlow
 from models.blocks.label_noise import LabelNoise
 from models.blocks.recalibration import apply_pit_map, for_ensemble, pit_map, pit_moments
 from models.blocks.support import Support
+from models.card import model_card
 from models.checkpoint import RECORD, build, read_checkpoint, restore
 
 BACKENDS = sorted(SPLINES)
@@ -291,6 +292,13 @@ def test_flags_say_what_is_wrong(runs):
     for row, bit in enumerate((1, 2, 4, 8)):
         assert flags[row] & bit, (row, bit)
     assert not flags[3] & 1
+
+
+def test_the_card_says_what_the_flags_mean_and_what_cannot_be_measured(runs):
+    model = restore(read_checkpoint(runs("zephyr") / "best.ckpt"))
+    card = model_card("zephyr", model)
+    for text in ("1 a band was not observed", "16 the central 68%", "cannot be measured"):
+        assert text in card
 
 
 def test_nflows_trains_too(tmp_path):

@@ -30,9 +30,10 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
     """Every figure that the rows and metrics allow, by name, in the order to show them.
 
     rows: one array per column. Of shape (n,): `z_median`, `z_q16`, `z_q84`, `mag_ref` (AB) and
-        `responsibility_<source>` (sums to one over sources); where true redshifts are known also `z_true` (NaN for objects without one), `pit`, `crps` and `nll`. For the first
-        m objects `pz` and `pz_<source>` (its weighted part of `pz`), shape (m, n_grid), on
-        `z_grid`, shape (n_grid,).
+        `responsibility_<source>` (sums to one over sources); where true redshifts are known also
+        `z_true` (NaN for objects without one), `pit`, `crps` and `nll`. For the first m objects
+        `pz` and `pz_<source>` (its weighted part of `pz`), shape (m, n_grid), on `z_grid`, shape
+        (n_grid,).
     metrics: `label_sigma_<source>` and `label_catastrophic_<source>`, each beside the same key
         with `_true`, add the figure of label noise.
 

@@ -69,6 +69,8 @@ def evaluate(
     metrics, stacked = model.metrics(rows), predictions.stacked()
     if not trainer.is_global_zero:
         return metrics
+    for remark in getattr(model, "remarks", lambda _: [])(rows):
+        print(f"note: {remark}")
     if output:
         print(f"predictions of {data.n_predicted():,} objects: {output}")
     if stacked:

@@ -1,6 +1,6 @@
 """The zoo from Python: ``from zoo import load; load("zephyr").predict(table)``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ class Predictor:
         checkpoint was trained on, or others that ``data`` names:
         ``predict(table, columns={"redshift": "ZSPEC"}, keep=["id"])``.
         """
-        import torch
         from astropy.table import Table, vstack
 
         from configs.command_line import data_for
@@ -41,11 +40,15 @@ class Predictor:
         asked = {"path": None, "group": None, "keep": [], "group_by": None, **data}
         source = data_for(self.model.record, asked)
         source.table, source.split = table, "all"
-        parts = []
-        with torch.inference_mode():
-            for i, batch in enumerate(source.prediction_batches()):
-                rows = self.model.predict_step(batch, i)
-                parts.append(Table(batch["keep"] | {k: v.numpy() for k, v in rows.items()}))
+        try:
+            parts = [Table(rows) for rows in self._rows(source)]
+        except ValueError as error:
+            if "data." not in str(error):
+                raise
+            raise ValueError(
+                f"{error}\nFrom Python, data.<setting> is an argument of predict: data.keep=[a] is "
+                f"keep=['a'], and data.columns.a=b is columns={{'a': 'b'}}"
+            ) from error
         predictions = vstack(parts, metadata_conflicts="silent")
         for name, output in self.model.outputs.items():
             if name in predictions.colnames:
@@ -53,6 +56,15 @@ class Predictor:
                 predictions[name].description = output.description
         predictions.meta.update({k: c.values.squeeze() for k, c in self.model.constants.items()})
         return predictions
+
+    def _rows(self, data: Any) -> Iterator[dict[str, Any]]:
+        """Pass-through columns and predictions, as arrays, chunk by chunk."""
+        import torch
+
+        with torch.inference_mode():
+            for i, batch in enumerate(data.prediction_batches()):
+                rows = self.model.predict_step(batch, i)
+                yield batch["keep"] | {name: values.numpy() for name, values in rows.items()}
 
 
 def names() -> list[str]:

@@ -168,3 +168,12 @@ def quiet() -> None:
         ".*does not have many workers",
     ):
         warnings.filterwarnings("ignore", known)
+    with_source_line = warnings.formatwarning
+
+    def plain(message: Any, category: type[Warning], *where: Any) -> str:
+        """What the data modules say of a catalogue is for its user: without a line of our code."""
+        if category is UserWarning:
+            return f"warning: {message}\n"
+        return with_source_line(message, category, *where)
+
+    warnings.formatwarning = plain

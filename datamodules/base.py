@@ -3,6 +3,7 @@
 import hashlib
 import operator
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class CatalogueData(L.LightningDataModule):
         self.num_workers, self.origin = num_workers, origin
         self.rows: dict[str, Rows] = {}
         self._simulated: dict[str, dict[str, np.ndarray]] = {}
+        self._said: set[str] = set()
         self.insample = False  # whether the rows to predict were trained on
         self.table: Any = None  # an in-memory table, from Python, in place of the path
 
@@ -165,7 +167,7 @@ class CatalogueData(L.LightningDataModule):
                 batch["row"] = torch.from_numpy(row)
                 batch["keep"] = {name: columns[f"keep:{name}"] for name in self.keep}
                 if self.group_by:
-                    batch["group"] = columns[f"keep:{self.group_by}"]
+                    batch["group"] = columns["group_by"]
                 yield batch
 
     def n_predicted(self) -> int:
@@ -195,6 +197,12 @@ class CatalogueData(L.LightningDataModule):
             self._simulated[which] = self.simulate(which)
         return read_table(self._simulated[which])
 
+    def say(self, text: str) -> None:
+        """Warn of something that the user should know of these data: once, by one process."""
+        if text not in self._said and self._ranks()[1] == 0:
+            warnings.warn(text, stacklevel=2)
+        self._said.add(text)
+
     def truth(self) -> dict[str, float]:
         """What a simulation knows of the parameters that a model reports as `learned`."""
         return {}
@@ -203,10 +211,10 @@ class CatalogueData(L.LightningDataModule):
         """Where the data come from, for the checkpoint's record."""
         if self.path is None:
             return {"simulation": type(self).__name__, "seed": self.seed}
+        with self.open("fit") as catalogue:  # first, for it says what is wrong with a path
+            rows = len(catalogue)
         with open(self.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with self.open("fit") as catalogue:
-            rows = len(catalogue)
         return {"path": str(self.path), "sha256": digest, "rows": rows}
 
     def _batch(self, row: np.ndarray, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
@@ -232,8 +240,9 @@ class CatalogueData(L.LightningDataModule):
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """(row numbers, columns by role in the wanted units), chunk by chunk."""
         wanted = {role: column for role, (column, _) in roles.items()}
-        passed = [*self.keep, *([self.group_by] if self.group_by else [])]
-        wanted |= {f"keep:{name}": name for name in passed}
+        wanted |= {f"keep:{name}": name for name in self.keep}
+        if self.group_by:
+            wanted["group_by"] = self.group_by
         resolve(catalogue.names, wanted, self.label)
         names = list(dict.fromkeys(wanted.values()))
         row = start

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from datamodules.catalogue import Writer, open_catalogue
+from datamodules.catalogue import Writer, open_catalogue, sink_for
 
 SCORED_ROWS = 1_000_000  # a longer catalogue is scored on every k-th row
 EXAMPLES = 256  # rows, evenly spread, whose arrays (densities) are kept for the figures
@@ -32,6 +32,9 @@ class Predictions(L.Callback):
         meta: Mapping[str, str],
     ) -> None:
         self.path = Path(path) if path is not None else None
+        # what cannot be written is said before anything is predicted
+        self.holds_vectors = self.path is None or sink_for(self.path).holds_vectors
+        self.left_out: list[str] = []
         self.columns, self.keep = columns, list(keep)
         self.units, self.meta = dict(units), dict(meta)
         self.stride = -(-n_rows // SCORED_ROWS)
@@ -54,6 +57,26 @@ class Predictions(L.Callback):
                 raise ValueError(f"columns: there is no output '{name}'; there are {known}")
         self.part = self.path if self.world == 1 else self._part(self.rank)
 
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, model: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Try one row, before all are predicted, of what would come to nothing in the end."""
+        nowhere = self.path is None and "group" not in batch
+        if batch_idx or not (nowhere or not self.holds_vectors):
+            return
+        row = to_numpy(model.predict_step(_select(batch, np.arange(1)), 0))
+        if nowhere and not row.keys() >= model.outputs.keys():  # those of the truth do not come
+            raise ValueError(
+                f"{trainer.datamodule.label} has no truth to score against; "  # type: ignore
+                f"ask for predictions: output=<file>"
+            )
+        if not self.holds_vectors:
+            asked = [*(self.columns or ()), *self.keep]
+            vectors = [n for n, v in (row | batch["keep"]).items() if v.ndim > 1]
+            if refused := [name for name in vectors if name in asked]:
+                raise ValueError(f"output={self.path}: {_no_vectors(refused)}")
+            self.left_out = [] if self.columns else vectors
+
     def on_predict_batch_end(
         self, trainer: L.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
@@ -74,13 +97,16 @@ class Predictions(L.Callback):
         if self.path is not None:
             if self.writer is None:
                 self.writer = self._new_writer(self.part, model).__enter__()
-            chosen = {k: v for k, v in rows.items() if not self.columns or k in self.columns}
+            names = [name for name in self.columns or rows if name in rows]
+            chosen = {name: rows[name] for name in names if name not in self.left_out}
             self.writer.write({**batch["keep"], **chosen})
 
     def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
         if self.writer is not None:  # None: this process had no rows
             self.writer.__exit__(None, None, None)
             self.writer = None
+        if self.left_out and self.rank == 0:
+            print(f"not written: {_no_vectors(self.left_out)}")
         if self.path is not None and self.world > 1:
             trainer.strategy.barrier()
             if self.rank == 0:
@@ -154,6 +180,13 @@ def _joined(parts: Sequence[Mapping[str, list[np.ndarray]]]) -> dict[str, np.nda
     return {
         name: np.concatenate([v for part in parts for v in part.get(name, [])]) for name in names
     }
+
+
+def _no_vectors(names: Sequence[str]) -> str:
+    return (
+        f"{', '.join(names)}, a vector per object, which CSV cannot hold; FITS, HDF5, Parquet and "
+        f"ECSV can"
+    )
 
 
 def _select(batch: Mapping[str, Any], rows: np.ndarray) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Photometry and redshift labels for `models.zephyr`: a catalogue, or the embedded simulation."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -107,6 +106,7 @@ class ZephyrData(CatalogueData):
             kind, value, error = self.found[band]
             unit = "mag" if kind == "mag" else "uJy"
             roles[f"{kind}_{band}"], roles[f"{kind}_err_{band}"] = (value, unit), (error, unit)
+        self._say_unitless(catalogue)
         redshift = self.columns.get("redshift", "redshift")
         if training or redshift in names:
             roles["redshift"] = (redshift, None)
@@ -134,17 +134,28 @@ class ZephyrData(CatalogueData):
         kind = next(iter(self.found.values())).kind
         column = self.columns.get(kind, kind + "_{band}").replace("{band}", band)
         taken = [name for _, value, error in self.found.values() for name in (value, error)]
+        taken += self.columns.values()
         near = near_column(column, names, taken)
         if near:
             raise ValueError(
                 f"{self.label} has no column '{column}' for the band {band}; is it '{near}'? Then "
                 f"say data.columns.{kind}_{band}={near} data.columns.{kind}_err_{band}=<its error>"
             )
-        warnings.warn(
+        self.say(
             f"{self.label} has no band {band} (column '{column}'): it is taken as not observed, "
-            f"and the predictions are wider for it",
-            stacklevel=2,
+            f"and the predictions are wider for it"
         )
+
+    def _say_unitless(self, catalogue: Catalogue) -> None:
+        """Magnitudes are AB by their name; nothing says of a bare flux what it is."""
+        fluxes = [name for kind, *pair in self.found.values() if kind == "flux" for name in pair]
+        bare = [name for name in fluxes if name not in catalogue.units]
+        if bare and (self.path is not None or self.table is not None):
+            more = f" and {len(bare) - 1} more name" if len(bare) > 1 else " names"
+            self.say(
+                f"{self.label}: column {bare[0]}{more} no unit: taken as uJy. If they are not, "
+                f"write the unit into the table, or shift every band by data.zero_points (7.5: nJy)"
+            )
 
     # --- values ---------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Figures of `zephyr`: how good photometric redshifts are, how honest, and which source says so.
 
-A row is an object. The residual is dz = (z_phot - z_spec) / (1 + z_spec), z_phot the median of
+A row is an object. The residual is dz = (z_phot - z_true) / (1 + z_true), z_phot the median of
 p(z); an outlier has |dz| > 0.15; NMAD = 1.4826 median|dz - median(dz)| (Brammer et al. 2008).
 """
 
@@ -18,7 +18,7 @@ from figures.statistics import binomial_band, bootstrap_error, equal_groups, run
 Rows = Mapping[str, np.ndarray]
 
 OUTLIER = 0.15  # |dz| beyond which a redshift is an outlier (Hildebrandt et al. 2010)
-SPECTROSCOPIC = "spectroscopic redshift"
+TRUE = "true redshift"  # a spectroscopic one, or that of a simulation
 MAGNITUDE = "reference magnitude (AB)"
 RESIDUAL = r"$\Delta z\,/\,(1+z)$"
 
@@ -30,15 +30,15 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
     """Every figure that the rows and metrics allow, by name, in the order to show them.
 
     rows: one array per column. Of shape (n,): `z_median`, `z_q16`, `z_q84`, `mag_ref` (AB) and
-        `responsibility_<source>` (sums to one over sources); where spectroscopic redshifts are
-        known also `z_true` (NaN for objects without one), `pit`, `crps` and `nll`. For the first
-        m objects `pz` and `pz_<source>` (its weighted part of `pz`), shape (m, n_grid), on
-        `z_grid`, shape (n_grid,).
+        `responsibility_<source>` (sums to one over sources); where true redshifts are known also
+        `z_true` (NaN for objects without one), `pit`, `crps` and `nll`. For the first m objects
+        `pz` and `pz_<source>` (its weighted part of `pz`), shape (m, n_grid), on `z_grid`, shape
+        (n_grid,).
     metrics: `label_sigma_<source>` and `label_catastrophic_<source>`, each beside the same key
         with `_true`, add the figure of label noise.
 
-    Without a finite `z_true` only the figures that need no truth are drawn. Each figure's caption
-    is `figure.get_label()`.
+    Without a finite `z_true` only the figures that need no truth are drawn, and without a finite
+    `mag_ref` nothing is drawn against magnitude. Each figure's caption is `figure.get_label()`.
     """
     sources = _sources(rows)
     _check(rows, sources)
@@ -48,7 +48,8 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
         figures["redshifts"] = redshifts(truth)
         figures["calibration"] = calibration(truth)
     figures["examples"] = examples(rows)
-    figures["responsibilities"] = responsibilities(rows)
+    if np.isfinite(rows["mag_ref"]).any():
+        figures["responsibilities"] = responsibilities(rows)
     if len(truth["z_median"]):
         figures["binned"] = binned(truth)
     if any(f"label_sigma_{source}_true" in metrics for source in sources):
@@ -58,11 +59,10 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
 
 @style.figure
 def redshifts(rows: Rows) -> Figure:
-    """Photometric against spectroscopic redshift; dashed: |dz| = 0.15, beyond it outliers."""
+    """Photometric against true redshift; dashed: |dz| = 0.15, beyond it outliers."""
     z, z_phot = rows["z_true"], rows["z_median"]
     dz = _residual(rows)
-    # A handful of wild objects must not shrink the plot; those left out are counted in it.
-    top = 1.05 * max(np.quantile(z, 0.999), np.quantile(z_phot, 0.999), 0.05)
+    top = _end_of_axis(np.maximum(z, z_phot))
     hidden = int(np.sum((z > top) | (z_phot > top)))
 
     fig, axes = style.new(1, 2, size=(9.5, 10.5), sharex=True, height_ratios=(3, 1))
@@ -71,7 +71,9 @@ def redshifts(rows: Rows) -> Figure:
     residuals = style.density(below, z, dz, (0, top, -0.25, 0.25), (70, 13))
     if shown is not None and residuals is not None:
         residuals.set_clim(shown.get_clim())
-        fig.colorbar(shown, ax=axes, label="objects per cell", shrink=0.6, pad=0.02, format="%g")
+        bar = fig.colorbar(shown, ax=axes, label="objects per cell", shrink=0.6, format="%g")
+        few = shown.get_clim()[1] < 200  # one or two decades, which need ticks in between
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
 
     line = np.array([0.0, top])
     main.plot(line, line, color=style.TRUTH)
@@ -80,18 +82,17 @@ def redshifts(rows: Rows) -> Figure:
         below.axhline(sign * OUTLIER, ls="--", color=style.TRUTH, lw=1.6)
     below.axhline(0, color=style.TRUTH)
     main.set(xlim=(0, top), ylim=(0, top), ylabel="photometric redshift (median)")
-    below.set(ylim=(-0.25, 0.25), xlabel=SPECTROSCOPIC, ylabel=RESIDUAL)
+    below.set(ylim=(-0.25, 0.25), xlabel=TRUE, ylabel=RESIDUAL)
 
-    lines = [
+    facts = [
         f"{len(z):,} objects" if len(z) != 1 else "1 object",
         rf"$\sigma_\mathrm{{NMAD}}$ = {_nmad(dz):.4f}",
         f"bias = {np.median(dz):+.4f}".replace("-", "\N{MINUS SIGN}"),
         f"outliers = {_outliers(dz):.2%}",
     ]
     if hidden:
-        lines.append(f"({hidden} off the plot)")
-    box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 6}
-    main.text(0.03, 0.97, "\n".join(lines), transform=main.transAxes, va="top", bbox=box)
+        facts.append(f"{hidden:,} off the plot")
+    main.set_title("    ".join(facts), loc="left", fontsize=14)  # above: it covers no object
     return fig
 
 
@@ -166,14 +167,16 @@ def examples(rows: Rows) -> Figure:
         axis.set(xlim=(max(0, min(ends) - pad), max(ends) + pad), ylim=(0, 1.08), yticks=[])
         axis.grid(False)
         axis.xaxis.set_major_locator(_ticks(4))
-        axis.set_title(f"{rows['mag_ref'][i]:.1f} mag{remark}", fontsize=14)
+        mag = rows["mag_ref"][i]
+        known = [f"{mag:.1f} mag"] if np.isfinite(mag) else []
+        axis.set_title(", ".join(known + remark), fontsize=14)
     fig.supxlabel("redshift", fontsize=16)
     fig.supylabel("p(z), scaled to its peak", fontsize=16)
     handles: list[Patch | Line2D] = [
         Patch(color=colour[source], label=style.label(source)) for source in sources
     ]
     if any(_has_truth(rows, i) for i in chosen):
-        handles.append(Line2D([], [], color=style.INK, ls=(0, (4, 2)), lw=1.8, label=SPECTROSCOPIC))
+        handles.append(Line2D([], [], color=style.INK, ls=(0, (4, 2)), lw=1.8, label=TRUE))
     fig.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)))
     return fig
 
@@ -217,8 +220,9 @@ def binned(rows: Rows) -> Figure:
         ("outlier fraction", dz, _outliers),
         ("mean CRPS (redshift)", rows["crps"], lambda values: float(np.mean(values))),
     ]
-    against = ((SPECTROSCOPIC, rows["z_true"]), (MAGNITUDE, rows["mag_ref"]))
-    fig, axes = style.new(len(measures), len(against), size=(16, 9), sharey="col")
+    against = [(TRUE, rows["z_true"]), (MAGNITUDE, rows["mag_ref"])]
+    against = [(xlabel, x) for xlabel, x in against if np.isfinite(x).any()]
+    fig, axes = style.new(len(measures), len(against), size=(16, 4.5 * len(against)))
     for row, (xlabel, x) in zip(axes, against, strict=True):
         groups = equal_groups(x)
         middle = np.array([np.median(x[group]) for group in groups])
@@ -243,7 +247,7 @@ def binned(rows: Rows) -> Figure:
 
 @style.figure
 def label_noise(metrics: Mapping[str, float], sources: list[str]) -> Figure:
-    """Label noise of each source of redshifts: as the model recovered it, and the truth."""
+    """Label noise, recovered and true; a scatter far below the width of p(z) cannot be measured."""
     panels = (
         ("label_sigma", r"scatter of the labels, $\sigma_z\,/\,(1+z)$"),
         ("label_catastrophic", "fraction of catastrophic labels"),
@@ -303,8 +307,8 @@ def _check(rows: Rows, sources: list[str]) -> None:
     for name in densities:
         if np.shape(rows[name]) != shape:
             raise ValueError(f"{name} has shape {np.shape(rows[name])}, expected {shape}")
-    if not len(rows["pz"]) or not np.isfinite(rows["mag_ref"]).any():
-        raise ValueError("nothing to draw: rows need at least one pz and one finite mag_ref")
+    if not len(rows["pz"]):
+        raise ValueError("nothing to draw: rows need at least one pz")
     if (off := np.flatnonzero(~(rows["pz"].max(axis=1) > 0))).size:
         raise ValueError(
             f"pz must be finite and positive somewhere on z_grid; not so in rows {off}"
@@ -341,29 +345,40 @@ def _outliers(dz: np.ndarray) -> float:
     return float(np.mean(np.abs(dz) > OUTLIER))
 
 
-def _choose_examples(rows: Rows, wanted: int = 12) -> dict[int, str]:
-    """Rows to show, bright to faint, with a remark: narrow and wide at each magnitude, two special.
+def _end_of_axis(x: np.ndarray) -> float:
+    """Where to end an axis from 0: past all of ``x``, unless 0.5% of it or less would stretch it.
+
+    A handful of wild objects must not shrink the plot, but no other object is left out.
+    """
+    bulk, last = np.quantile(x, 0.995, method="higher"), np.max(x)
+    return float(1.05 * max(last if last < 1.3 * bulk else bulk, 0.05))
+
+
+def _choose_examples(rows: Rows, wanted: int = 12) -> dict[int, list[str]]:
+    """Rows to show, bright to faint, and remarks: narrow and wide at each magnitude, two special.
 
     The special ones are the most evenly double-peaked p(z) and the one poorest at its truth.
     """
     pz = rows["pz"]
     if len(pz) <= wanted:
-        chosen = dict.fromkeys(range(len(pz)), "")
+        chosen: dict[int, list[str]] = {i: [] for i in range(len(pz))}
     else:
         width = (rows["z_q84"] - rows["z_q16"])[: len(pz)]
         mag = rows["mag_ref"][: len(pz)]
         double = np.array([_second_peak(row) for row in pz])
-        chosen = {int(np.argmax(double)): ", double-peaked"} if double.max() > 0.1 else {}
+        chosen = {int(np.argmax(double)): ["double-peaked"]} if double.max() > 0.1 else {}
         if "z_true" in rows:
             nll = np.where(np.isfinite(rows["z_true"]), rows["nll"], -np.inf)[: len(pz)]
-            chosen.setdefault(int(np.argmax(nll)), ", largest NLL")
+            if np.isfinite(nll).any():
+                chosen.setdefault(int(np.argmax(nll)), []).append("poorest of these")
         others = np.setdiff1d(np.argsort(mag), list(chosen), assume_unique=True)
         each, more = divmod(wanted - len(chosen), 5)
         for k, group in enumerate(np.array_split(others, 5)):
             by_width = group[np.argsort(width[group])]
             places = np.linspace(0.1, 0.9, each + (k < more)) * (len(group) - 1)
-            chosen |= dict.fromkeys(by_width[places.astype(int)].tolist(), "")
-    return dict(sorted(chosen.items(), key=lambda item: rows["mag_ref"][item[0]]))
+            chosen |= {i: [] for i in by_width[places.astype(int)].tolist()}
+    faint_last = np.nan_to_num(rows["mag_ref"], nan=np.inf)
+    return dict(sorted(chosen.items(), key=lambda item: faint_last[item[0]]))
 
 
 def _second_peak(pz: np.ndarray) -> float:

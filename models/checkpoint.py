@@ -24,6 +24,7 @@ from lightning import LightningDataModule, LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
 
 RECORD = "orrery"
+ZIP = b"PK\x03\x04"  # how every file of torch.save begins
 LIBRARIES = ("orrery", "torch", "lightning", "zuko", "nflows", "numpy", "astropy", "torchdiffeq")
 
 
@@ -69,15 +70,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    with open(path, "rb") as file:
+        if file.read(4) != ZIP:
+            raise ValueError(f"{path} is refused: it is not a checkpoint of this zoo")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # without torch's own words, which advise to load it nevertheless
         raise ValueError(
-            f"{path} is refused: it holds more than tensors and plain values, and loading it could "
-            f"run code ({str(error).splitlines()[0]})"
+            f"{path} is refused: it is not a checkpoint of this zoo, for it holds more than "
+            f"tensors and plain values, and loading it could run code"
         ) from error
-    except PermissionError:
-        raise
     except (RuntimeError, EOFError, KeyError, OSError) as error:
         raise ValueError(f"{path} is not a whole checkpoint; was it cut short?") from error
     if not isinstance(checkpoint, dict) or RECORD not in checkpoint:

@@ -1,11 +1,24 @@
-"""What an experiment tracker gets besides the metrics of each step."""
+"""What a log file and an experiment tracker get besides the metrics of each step."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+
+
+class EpochLines(L.Callback):
+    """Ten lines of a run for a log file, where a progress bar shows nothing before the end."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        if sys.stdout.isatty() or not trainer.is_global_zero or epoch % max(epochs // 10, 1):
+            return
+        losses = (f"{k} {trainer.callback_metrics[k]:.3f}" for k in ("train/loss", "val/loss"))
+        print(f"epoch {epoch} of {epochs}:", *losses, flush=True)
 
 
 def offline_unless_asked() -> None:

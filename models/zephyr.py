@@ -14,7 +14,7 @@ from models.blocks import grid
 from models.blocks.ensemble import Encoder, Linear
 from models.blocks.flows import SplineFlow
 from models.blocks.label_noise import LabelNoise
-from models.blocks.photometry import FLAGS, Photometry
+from models.blocks.photometry import FLAGS, UNLIKE, Photometry
 from models.blocks.recalibration import (
     CELLS,
     apply_pit_map,
@@ -29,6 +29,7 @@ QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_
 TRAIN_FLOOR = 1e-3  # the same in training, where it tempers outliers
 SLICE = 64  # objects predicted at once: their grids stay in the cache of a core
 OUTLIER = 0.15  # |dz|/(1 + z) of an outlier: Hildebrandt et al. (2010)
+MANY_UNLIKE = 0.1  # share of objects unlike the training set, of which 0.1% would be by chance
 
 
 class Zephyr(Component):
@@ -353,12 +354,19 @@ class Zephyr(Component):
         return found
 
     def scope(self) -> list[str]:
-        return [
+        lines = [
             self.photometry.describe(),
             f"redshifts 0 to {self.z_max:g}, for objects selected as the training set is",
             "other objects are answered too; `ood` and `flags` say so",
+            f"`flags`, {self.outputs['flags'].description}",
             f"labels from: {', '.join(self.sources)}; clean: {self.sources[self.clean]}",
         ]
+        if self.noise is not None and len(self.sources) > 1:
+            lines.append(
+                "`label_sigma_*`, the recovered scatter of labels: one that is far below the width "
+                "of p(z) cannot be measured, and the number is then no more than a bound"
+            )
+        return lines
 
     def examples(self, batch: Batch) -> dict[str, Tensor]:
         """What each source adds to p(z), for the figures."""
@@ -397,9 +405,20 @@ class Zephyr(Component):
             "coverage_68": float(np.mean(np.abs(pit - 0.5) < 0.34)),
             "coverage_95": float(np.mean(np.abs(pit - 0.5) < 0.475)),
         }
-        if "pit_raw" in rows:
+        if "pit_raw" in rows:  # of a model, not of the truth
             found["pit_ks_raw"] = _ks(rows["pit_raw"].astype(float))
+            found["ood_fraction"] = float(np.mean(rows["flags"] & UNLIKE > 0))
         return found
+
+    def remarks(self, rows: Mapping[str, np.ndarray]) -> list[str]:
+        """What a user should know of the predicted rows, a sentence each, for the terminal."""
+        unlike = float(np.mean(rows["flags"] & UNLIKE > 0))
+        if unlike < MANY_UNLIKE:
+            return []
+        return [
+            f"{unlike:.0%} of the objects are unlike 99.9% of those that the model was trained on: "
+            f"see the columns ood (> 0.999) and flags ({UNLIKE}), and the model card"
+        ]
 
     def true_model(self, data: Any) -> dict[str, np.ndarray]:
         z, pdf = data.true_posterior(grid.centres(self.edges).double())

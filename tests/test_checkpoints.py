@@ -34,6 +34,7 @@ def test_a_pickle_that_runs_code_is_refused(how, tmp_path, monkeypatch):
     done = command(str(ROOT / "evaluate.py"), "checkpoint=bad.ckpt", cwd=tmp_path)
     assert done.returncode == 2 and "refused" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "weights_only" not in done.stderr, "torch's advice would run it"
     assert not (tmp_path / "exploded").exists()
 
 
@@ -74,8 +75,10 @@ def test_a_truncated_checkpoint_is_said_to_be(runs, tmp_path):
 
 def test_a_foreign_checkpoint_is_said_to_be(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    with pytest.raises(ValueError, match="not a checkpoint of this zoo"):
-        read_checkpoint(tmp_path / "foreign.ckpt")
+    (tmp_path / "cat.fits").write_bytes(b"SIMPLE  =                    T")
+    for name in ("foreign.ckpt", "cat.fits"):
+        with pytest.raises(ValueError, match="not a checkpoint of this zoo"):
+            read_checkpoint(tmp_path / name)
 
 
 def test_weights_of_another_component_are_refused(checkpoint, tmp_path):

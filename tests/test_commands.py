@@ -52,6 +52,8 @@ def test_a_machine_without_gpu_is_told():
 
 def test_an_unreadable_path_is_named():
     assert "nowhere.fits: there is no such file" in refused("train.py", "data.path=nowhere.fits")
+    message = refused("evaluate.py", "checkpoint=zephyr", "data.path=figures")
+    assert "figures is a folder; data.path must name a catalogue file" in message
 
 
 def test_a_sweep_of_ddp_runs_is_refused():
@@ -86,6 +88,7 @@ def test_an_offline_wandb_run_holds_config_metrics_figures_and_model(tmp_path):
         "train.py", *QUICK, "logger=wandb", f"hydra.run.dir={tmp_path}", WANDB_API_KEY=""
     )
     assert done.returncode == 0, done.stderr
+    assert "epoch 2 of 2: train/loss" in done.stdout, "a log file shows how far the run is"
     stored = read_wandb(next(tmp_path.glob("wandb/offline-run-*/run-*.wandb")))
     assert json.loads(stored["config"]["model"])["members"] == 2
     assert {"train/loss_step", "train/loss_epoch", "val/loss", "redshifts"} <= stored["history"]

@@ -153,7 +153,52 @@ def test_objects_without_redshift_or_magnitude_do_not_enter_the_figures():
     rows["z_true"][:40] = rows["pit"][:40] = rows["crps"][:40] = rows["nll"][:40] = np.nan
     rows["mag_ref"][30:60] = np.nan
     main = zephyr.draw(rows, {})["redshifts"].axes[0]
-    assert main.texts[0].get_text().startswith("260 objects")
+    assert main.get_title(loc="left").startswith("260 objects")
+
+
+def test_without_any_magnitude_the_figures_against_magnitude_are_left_out(tmp_path):
+    rows = make_rows(300)
+    rows["mag_ref"][:] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = zephyr.draw(rows, make_metrics())
+        for name, fig in drawn.items():
+            style.save(fig, tmp_path / f"{name}.png")
+    assert list(drawn) == ["redshifts", "calibration", "examples", "binned", "label_noise"]
+    assert {axis.get_xlabel() for axis in drawn["binned"].axes} == {"true redshift"}
+    assert "nan" not in "".join(axis.get_title() for axis in drawn["examples"].axes)
+
+
+def test_wild_redshifts_do_not_stretch_the_axes_and_are_counted():
+    rows = make_rows(1000)
+    usual = zephyr.redshifts(rows).axes[0].get_xlim()[1]
+    rows["z_true"][:4] = 30.0
+    main = zephyr.redshifts(rows).axes[0]
+    assert main.get_xlim()[1] < 1.2 * usual
+    assert main.get_title(loc="left").endswith("4 off the plot")
+    assert not main.texts, "text would cover objects"
+    rows["z_true"][:6] = 30.0  # more than 0.5%: no longer a handful
+    assert zephyr.redshifts(rows).axes[0].get_xlim()[1] > 30
+
+
+def test_the_colour_bar_is_labelled_within_one_decade(tmp_path):
+    fig = zephyr.redshifts(make_rows(600))
+    (bar,) = [axis for axis in fig.axes if axis.get_label() == "<colorbar>"]
+    style.save(fig, tmp_path / "redshifts.png")
+    low, high = bar.get_ylim()
+    shown = [
+        tick.label1.get_text()
+        for tick in bar.yaxis.get_major_ticks()
+        if low <= tick.get_loc() <= high
+    ]
+    assert len(shown) > 2 and all(shown)
+
+
+def test_the_rows_of_the_binned_figure_have_their_own_scale():
+    rows = make_rows(2000)
+    rows["z_median"] = rows["z_true"] + 0.3 * (rows["mag_ref"] > 24.9) * (1 + rows["z_true"])
+    first, second = zephyr.binned(rows).axes[0::4]
+    assert first.get_ylim()[1] < second.get_ylim()[1]
 
 
 def test_the_poorest_and_the_double_peaked_are_among_the_examples():
@@ -162,7 +207,7 @@ def test_the_poorest_and_the_double_peaked_are_among_the_examples():
     rows["pz"][31] = normal(rows["z_grid"], 0.5, 0.05) + normal(rows["z_grid"], 2.0, 0.05)
     chosen = zephyr._choose_examples(rows)
     assert len(chosen) == 12
-    assert "NLL" in chosen[17] and "double" in chosen[31]
+    assert chosen[17] == ["poorest of these"] and chosen[31] == ["double-peaked"]
     assert np.all(np.diff(rows["mag_ref"][list(chosen)]) >= 0)
     assert np.ptp(rows["mag_ref"][list(chosen)]) > 2
 

@@ -11,8 +11,10 @@ from scipy import integrate
 from models.blocks import grid
 from models.blocks.ensemble import Encoder
 from models.blocks.flows import SPLINES, SplineFlow
+from models.blocks.label_noise import LabelNoise
 from models.blocks.recalibration import apply_pit_map, for_ensemble, pit_map, pit_moments
 from models.blocks.support import Support
+from models.card import model_card
 from models.checkpoint import RECORD, build, read_checkpoint, restore
 
 BACKENDS = sorted(SPLINES)
@@ -246,6 +248,28 @@ def test_the_label_likelihood_is_the_convolution(runs):
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_far_below_the_width_of_the_densities_is_estimated_without_running_away(seed):
+    """The likelihood is flat towards sigma = 0: the search must end at numbers that mean something.
+
+    Without a prior it ends at sigma = 0 and f = 1, at NaN, or out of bounds of the grid.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n, width, share = 120, 0.1, 0.6
+    edges = torch.linspace(0, 3, 101)
+    centre = 0.5 + 2 * torch.rand(n, generator=generator)
+    cdf = torch.special.ndtr((edges - centre[:, None]) / width)
+    z = (centre + 0.3 * width * torch.randn(n, generator=generator)).clamp(0.01, 2.99)
+    wrong = torch.rand(n, generator=generator) < share
+    z = torch.where(wrong, z[torch.randperm(n, generator=generator)], z)
+    noise = LabelNoise(1, 3, clean=0, clean_sigma=0.0, z_max=3.0, floor=1e-3)
+    noise.fit(z)
+    noise.refit(cdf, edges, z, 1 + (torch.arange(n) < n // 3).long())
+    sigma, catastrophic = noise.held_out[:, 1:]
+    assert torch.all((sigma > 1e-3) & (sigma < width / 2))
+    assert float(catastrophic[0]) == pytest.approx(share, abs=0.15)  # of 80 labels
+
+
 def test_a_density_outside_the_grid_becomes_uniform(runs):
     checkpoint = read_checkpoint(runs("zephyr") / "best.ckpt")
     model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
@@ -268,6 +292,13 @@ def test_flags_say_what_is_wrong(runs):
     for row, bit in enumerate((1, 2, 4, 8)):
         assert flags[row] & bit, (row, bit)
     assert not flags[3] & 1
+
+
+def test_the_card_says_what_the_flags_mean_and_what_cannot_be_measured(runs):
+    model = restore(read_checkpoint(runs("zephyr") / "best.ckpt"))
+    card = model_card("zephyr", model)
+    for text in ("1 a band was not observed", "16 the central 68%", "cannot be measured"):
+        assert text in card
 
 
 def test_nflows_trains_too(tmp_path):

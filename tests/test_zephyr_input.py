@@ -15,6 +15,7 @@ from astropy.table import Table
 from conftest import ROOT, command
 
 import zoo
+from models.checkpoint import build
 
 BANDS = "ugrizy"
 
@@ -42,8 +43,13 @@ def test_magnitudes_and_fluxes_give_the_same_answer(model, galaxies):
         flux = 10 ** (-0.4 * (galaxies[f"mag_{band}"] - 23.9)) * u.uJy
         fluxes[f"flux_{band}"] = flux.to(u.nJy)
         fluxes[f"flux_err_{band}"] = flux.to(u.Jy) * galaxies[f"mag_err_{band}"] * np.log(10) / 2.5
-    ours, theirs = model.predict(galaxies), model.predict(fluxes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ours, theirs = model.predict(galaxies), model.predict(fluxes)
     np.testing.assert_allclose(ours["z_median"], theirs["z_median"], rtol=1e-4)
+    bare = {name: fluxes[name].value for name in fluxes.colnames}
+    with pytest.warns(UserWarning, match="flux_u and 11 more name no unit: taken as uJy"):
+        model.predict(bare)
 
 
 def test_other_column_names_are_mapped(model, galaxies):
@@ -76,6 +82,48 @@ def test_one_of_two_columns_is_an_error_with_near_matches(model, galaxies):
     galaxies.rename_column("mag_err_g", "magerr_g")
     with pytest.raises(ValueError, match="magerr_g"):
         model.predict(galaxies)
+
+
+def test_a_column_that_serves_another_band_is_not_proposed(model, galaxies):
+    galaxies.remove_column("mag_err_g")
+    with pytest.raises(ValueError, match=r"data\.columns\.mag_err_g=<column>") as caught:
+        model.predict(galaxies)
+    assert "near matches" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["keep", "group_by"])
+def test_a_pass_through_column_that_is_not_there_is_named_with_its_setting(
+    model, galaxies, setting
+):
+    wanted = ["nope"] if setting == "keep" else "nope"
+    with pytest.raises(ValueError, match=f"no column 'nope'; mend data.{setting}"):
+        model.predict(galaxies, **{setting: wanted})
+
+
+def test_what_is_no_table_is_said_to_be(model, galaxies):
+    with pytest.raises(TypeError, match=r"a dict of arrays, got str 'std\.fits'.*Table\.read"):
+        model.predict("std.fits")
+    for one in (galaxies[3], {"mag_u": 25.0, "mag_err_u": 0.1}):
+        with pytest.raises(ValueError, match=r"got single numbers.*table\[i : i \+ 1\]"):
+            model.predict(one)
+
+
+def test_an_error_says_how_to_mend_it_from_python(model, galaxies):
+    galaxies.rename_column("mag_err_g", "magerr_g")
+    with pytest.raises(ValueError, match=r"(?s)data\.columns\.mag_err_g=magerr_g.*columns=\{'a'"):
+        model.predict(galaxies)
+
+
+def test_objects_unlike_the_training_set_are_remarked_on(model, galaxies):
+    data = build(model.config["data"])
+    usual = model.predict(data.simulate("test"))
+    assert model.model.remarks({"flags": np.asarray(usual["flags"])}) == []
+    galaxies["mag_g"] -= 8
+    rows = model.predict(galaxies)
+    rows = {name: np.asarray(rows[name]) for name in rows.colnames}
+    (remark,) = model.model.remarks(rows)
+    assert remark.startswith("100% of the objects are unlike")
+    assert model.model.metrics(rows)["ood_fraction"] == 1
 
 
 def test_no_photometry_at_all_says_how_to_name_it(model):
@@ -215,11 +263,11 @@ def test_one_row_and_no_row(model, galaxies):
 # --- through the doors ------------------------------------------------------------------------
 
 
-def door(runs, tmp_path, *words, door="evaluate.py"):
+def door(runs, tmp_path, *words, door="evaluate.py", **env):
     start = ["model=zephyr", "experiment=zephyr_quick"]
     if door == "evaluate.py":
         start = [f"checkpoint={runs('zephyr')}/best.ckpt"]
-    return command(door, *start, *words, f"hydra.run.dir={tmp_path}/run")
+    return command(door, *start, *words, f"hydra.run.dir={tmp_path}/run", **env)
 
 
 def refusal(done) -> str:
@@ -245,12 +293,14 @@ def test_a_truth_column_is_needed_in_training_alone(runs, galaxies, tmp_path):
 def test_predictions_in_every_format(runs, galaxies, tmp_path, ending):
     galaxies.write(tmp_path / "cat.ecsv")
     words = [f"data.path={tmp_path}/cat.ecsv", f"output={tmp_path}/pz.{ending}"]
-    done = door(runs, tmp_path, *words, "columns=[z_median,z_std,flags]")
+    asked = ["z_std", "flags", "z_median"]
+    done = door(runs, tmp_path, *words, f"columns=[{','.join(asked)}]")
     assert done.returncode == 0, done.stderr
     from datamodules.catalogue import open_catalogue
 
     with open_catalogue(tmp_path / f"pz.{ending}") as catalogue:
-        assert sorted(catalogue.names) == ["flags", "z_median", "z_std"] and len(catalogue) == 60
+        names = catalogue.names  # in the order asked; HDF5 has the order of the alphabet
+        assert names == (sorted(asked) if ending == "hdf5" else asked) and len(catalogue) == 60
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["n"] == 60, "a catalogue with redshifts is scored, too"
 
@@ -259,6 +309,43 @@ def test_a_column_that_is_no_output_is_refused(runs, galaxies, tmp_path):
     galaxies.write(tmp_path / "cat.ecsv")
     words = [f"data.path={tmp_path}/cat.ecsv", f"output={tmp_path}/pz.csv", "columns=[zmed]"]
     assert "no output 'zmed'" in refusal(door(runs, tmp_path, *words))
+
+
+def test_csv_goes_without_vectors_and_says_so(runs, galaxies, tmp_path):
+    """One run as a first user makes it: no u band, output to CSV, galaxies unlike any."""
+    galaxies.remove_columns(["mag_u", "mag_err_u", "redshift"])
+    galaxies["mag_g"] -= 8
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", f"output={tmp_path}/five.csv"]
+    done = door(runs, tmp_path, *words, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert "not written: pz, a vector per object, which CSV cannot hold; FITS" in done.stdout
+    assert "note: 100% of the objects are unlike" in done.stdout
+    assert done.stderr.count("no band u") == 1 and "warnings.warn" not in done.stderr
+    names = Table.read(tmp_path / "five.csv").colnames
+    assert "z_median" in names and "pz" not in names
+
+
+def test_what_cannot_be_written_is_refused_before_predicting(runs, galaxies, tmp_path):
+    from datamodules.predictions import Predictions
+
+    with pytest.raises(ValueError, match=r"cannot write this ending; known: \.fits"):
+        Predictions(60, tmp_path / "pz.txt", None, [], {}, {})
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", f"output={tmp_path}/pz.csv", "columns=[pz]"]
+    assert "pz.csv: pz, a vector per object" in refusal(door(runs, tmp_path, *words))
+
+
+def test_a_catalogue_without_any_magnitude_is_scored(runs, galaxies, tmp_path):
+    for band in BANDS:
+        galaxies[f"mag_{band}"][:] = np.nan
+    galaxies.write(tmp_path / "cat.ecsv")
+    done = door(runs, tmp_path, f"data.path={tmp_path}/cat.ecsv")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["n"] == 60
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"report.html", "redshifts.png", "examples.png", "binned.png"} <= made
+    assert "responsibilities.png" not in made
 
 
 @pytest.mark.parametrize("ending", ["fits", "hdf5"])

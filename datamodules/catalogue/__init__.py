@@ -16,9 +16,17 @@ from .hdf5 import open_hdf5
 from .memory import read_table
 from .parquet import open_parquet
 from .text import open_csv, open_ecsv
-from .writer import Writer
+from .writer import Writer, sink_for
 
-__all__ = ["Catalogue", "Writer", "convert", "open_catalogue", "read_table", "resolve"]
+__all__ = [
+    "Catalogue",
+    "Writer",
+    "convert",
+    "open_catalogue",
+    "read_table",
+    "resolve",
+    "sink_for",
+]
 
 READERS: dict[str, Callable[[str, str | None], Catalogue]] = {
     ".fits": open_fits,

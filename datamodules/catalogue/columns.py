@@ -8,23 +8,30 @@ import numpy as np
 from astropy import units as u
 
 _SHOWN = 20
+_LISTS = ("keep", "group_by", "train_where")  # settings that name columns by themselves
 
 
 def resolve(names: Sequence[str], wanted: Mapping[str, str], path: str | os.PathLike[str]) -> None:
     """Check that every wanted column is there.
 
-    `wanted` maps a role ("redshift") to a column name ("ZSPEC"). Raises one ValueError naming
-    every missing column, its role, near matches and how to map it.
+    `wanted` maps a role ("redshift") to a column name ("ZSPEC"); a column that is only carried
+    along has the role "keep:<name>". Raises one ValueError naming every missing column, its role,
+    near matches among the columns without a role, and how to map it.
     """
     missing = {role: column for role, column in wanted.items() if column not in names}
     if not missing:
         return
     lines = [f"{path}: {len(missing)} column(s) not found"]
+    free = [name for name in names if name not in wanted.values()]
     for role, column in missing.items():
-        near = _near(names, column) or _near(names, role)
+        role = role.partition(":")[0]
+        by_name = role in _LISTS
+        near = _near(free, column) or ([] if by_name else _near(free, role))
         hint = f"near matches: {', '.join(near)}; " if near else ""
-        choice = near[0] if near else "<column>"
-        lines.append(f"  {role}: no column {column!r}; {hint}map it: data.columns.{role}={choice}")
+        mend = f"map it: data.columns.{role}={near[0] if near else '<column>'}"
+        if by_name:
+            mend = f"mend data.{role}"
+        lines.append(f"  {role}: no column {column!r}; {hint}{mend}")
     more = f" ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     lines.append(f"  columns in the file: {', '.join(names[:_SHOWN])}{more}")
     raise ValueError("\n".join(lines))

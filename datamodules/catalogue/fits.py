@@ -173,9 +173,9 @@ class FitsSink(Sink):
             )
         header = fits.BinTableHDU.from_columns(columns, nrows=0).header
         for number, name in enumerate(self.first, start=1):
-            used = max(len(str(header.cards[f"TTYPE{number}"]).rstrip()), 30) + len(" / ")
-            description = _ascii(self.about.descriptions.get(name, ""))
-            header.comments[f"TTYPE{number}"] = description[: max(80 - used, 0)]
+            if description := self.about.descriptions.get(name):
+                # TOPCAT's convention, of any length; astropy puts it into the table's meta
+                header.set(f"TCOMM{number}", _ascii(description), after=f"TFORM{number}")
         for key, entry in self.about.meta.items():
             _add_card(header, _ascii(key), _ascii(entry))
         return header

@@ -10,6 +10,8 @@ from .arrow import to_numpy
 from .base import Catalogue, plain, spans
 from .columns import parse_unit
 
+_NAMES = ("colnames", "column_names", "columns")  # of astropy, pyarrow, pandas and polars
+
 
 def read_table(table: Any) -> Catalogue:
     """A Catalogue over an astropy Table, a pandas/polars/pyarrow table or a dict of arrays.
@@ -17,10 +19,11 @@ def read_table(table: Any) -> Catalogue:
     Units are taken from columns that have them (astropy Column and Quantity). Raises ValueError
     when the columns differ in length, TypeError when `table` is not a table.
     """
-    if not hasattr(table, "__getitem__"):
+    if not any(hasattr(table, name) for name in (*_NAMES, "dtype", "keys")):
+        got = f"{type(table).__name__} {table!r:.60}"
         raise TypeError(
-            "expected an astropy Table, a DataFrame or a dict of arrays, got "
-            f"{type(table).__name__}"
+            f"expected an astropy Table, a DataFrame or a dict of arrays, got {got}; "
+            "of a file, give what astropy.table.Table.read returns"
         )
     return MemoryCatalogue(table)
 
@@ -30,7 +33,13 @@ class MemoryCatalogue(Catalogue):
 
     def __init__(self, table: Any) -> None:
         columns = {str(name): table[name] for name in _names(table)}
-        lengths = {name: len(column) for name, column in columns.items()}
+        try:
+            lengths = {name: len(column) for name, column in columns.items()}
+        except TypeError as error:
+            raise ValueError(
+                "expected columns with an entry per object, got single numbers; of one object, "
+                "give table[i : i + 1], or a dict of arrays of length 1"
+            ) from error
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{name} {rows}" for name, rows in lengths.items())
             raise ValueError(f"the columns of the table have unequal lengths: {shown}")
@@ -51,7 +60,7 @@ class MemoryCatalogue(Catalogue):
 
 
 def _names(table: Any) -> Any:
-    for attribute in ("colnames", "column_names", "columns"):  # astropy, pyarrow, pandas/polars
+    for attribute in _NAMES:
         if hasattr(table, attribute):
             return getattr(table, attribute)
     return table.dtype.names or () if hasattr(table, "dtype") else table.keys()

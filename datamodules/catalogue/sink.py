@@ -20,6 +20,8 @@ class About:
 class Sink:
     """One output format: made with the first chunk, which fixes names, types and shapes."""
 
+    holds_vectors = True
+
     def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
         self.path, self.first, self.about = path, {n: v[:1] for n, v in first.items()}, about
 

@@ -190,11 +190,13 @@ def _cast(texts: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> Any:
 class CsvSink(Sink):
     """Comma-separated rows under a line of names."""
 
+    holds_vectors = False
     delimiter = ","
 
     def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
         super().__init__(path, first, about)
-        self._refuse_vectors()
+        if not self.holds_vectors:
+            self._refuse_vectors()
         self._file = open(path, "wb")
         self._file.write(self._head().encode())
 
@@ -229,6 +231,7 @@ class CsvSink(Sink):
 class EcsvSink(CsvSink):
     """ECSV: astropy's header over the same rows, separated by spaces; vectors as JSON."""
 
+    holds_vectors = True
     delimiter = " "
 
     def _head(self) -> str:
@@ -249,6 +252,3 @@ class EcsvSink(CsvSink):
         if values.dtype.kind == "b":
             return pa.array(np.where(values, "True", "False"))
         return from_numpy(values)
-
-    def _refuse_vectors(self) -> None:
-        """ECSV holds vectors."""

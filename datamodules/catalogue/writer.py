@@ -55,15 +55,7 @@ class Writer:
         meta: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
-        name = self.path.name
-        ending = next((e for e in SINKS if name.lower().endswith(e)), None)
-        if ending is None:
-            also = "; write it uncompressed and gzip it" if name.lower().endswith(".gz") else ""
-            raise ValueError(f"{path}: cannot write this ending; known: {' '.join(SINKS)}{also}")
-        if self.path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder; output must name a file")
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: its folder does not exist; make it first")
+        self._kind = sink_for(path)
         for column, unit in (units or {}).items():
             try:
                 u.Unit(unit)
@@ -72,8 +64,7 @@ class Writer:
         self._about = About(
             units or {}, descriptions or {}, locations or {}, constants or {}, meta or {}
         )
-        self._kind = SINKS[ending]
-        self._hidden = self.path.with_name(f".{name}.{uuid.uuid4().hex[:8]}.part")
+        self._hidden = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
         self._sink: Sink | None = None
         self._layout: dict[str, tuple[object, ...]] = {}
 
@@ -140,6 +131,21 @@ class Writer:
         number = getattr(error, "errno", None)
         text = f"writing {self.path} failed: {error}; nothing was left under that name"
         return OSError(number, text) if number else OSError(text)
+
+
+def sink_for(path: str | os.PathLike[str]) -> type[Sink]:
+    """The format of a file to be written, by its ending; raises where none can be."""
+    path = Path(path)
+    name = path.name.lower()
+    ending = next((e for e in SINKS if name.endswith(e)), None)
+    if ending is None:
+        also = "; write it uncompressed and gzip it" if name.endswith(".gz") else ""
+        raise ValueError(f"{path}: cannot write this ending; known: {' '.join(SINKS)}{also}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; output must name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist; make it first")
+    return SINKS[ending]
 
 
 def _checked(name: str, values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 NODES = 33  # of the quadrature, within 4 sigma of a label
 CELLS = 64  # of the n(z) from which catastrophic labels may be drawn
+PRIOR_WIDTH = 3.0  # in `refit`, of log sigma (a factor of 20) and of logit_uniform
 
 
 class LabelNoise(nn.Module):
@@ -49,10 +50,18 @@ class LabelNoise(nn.Module):
         A network that overfits noisy labels takes part of their noise for information, and the
         kernel that is trained with it comes out too narrow. ``cdf`` (n, cells + 1) at ``edges``
         are held-out densities of the true redshift; ``z`` and ``source`` (n,) the labels.
+
+        Densities wider than the noise leave the likelihood flat towards sigma = 0: a prior, worth
+        a single label or less, keeps the estimate finite. In float64, for the masses of narrow
+        cells are differences of ``cdf``.
         """
         n_sources = self.log_sigma.shape[1]
         single = LabelNoise(1, n_sources, self.clean, self.clean_sigma, self.z_max, self.floor)
-        single.n_z = self.n_z.cpu()
+        single.n_z = self.n_z
+        single.double().cpu()
+        cdf, edges, z = (values.double().cpu() for values in (cdf, edges, z))
+        source = source.cpu()
+        held = [(p, p.detach().clone()) for p in (single.log_sigma, single.logit_uniform)]
         step, none = edges[1] - edges[0], torch.zeros_like(z)
 
         def at(true_z: Tensor) -> Tensor:
@@ -68,13 +77,17 @@ class LabelNoise(nn.Module):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = -single.log_likelihood(torch.zeros_like, at, z, source, none).mean()
+            log_p = single.log_likelihood(torch.zeros_like, at, z, source, none).sum()
+            for parameter, centre in held:
+                log_p = log_p - 0.5 * ((parameter - centre) / PRIOR_WIDTH).square().sum()
+            loss = -log_p / len(z)
             loss.backward()
             return loss
 
         with torch.enable_grad():
             optimizer.step(closure)
-        self.held_out = torch.cat([v.detach() for v in single.values()]).to(self.n_z.device)
+        found = torch.cat([values.detach() for values in single.values()])
+        self.held_out = found.to(self.held_out)
 
     def values(self) -> tuple[Tensor, Tensor]:
         """sigma_s, in units of 1 + z, and f_s; each (members, sources)."""

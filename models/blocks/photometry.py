@@ -7,6 +7,7 @@ from models.base import Batch
 from models.blocks.support import Support
 from physics.photometry import luptitude, luptitude_err
 
+UNLIKE = 4  # the bit of objects unlike 99.9% of the training objects
 FLAGS = (
     "bits: 1 a band was not observed; 2 nothing was detected; 4 unlike 99.9% of the training "
     "objects; 8 an error larger than in training"

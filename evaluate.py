@@ -69,7 +69,7 @@ def evaluate(
     metrics, stacked = model.metrics(rows), predictions.stacked()
     if not trainer.is_global_zero:
         return metrics
-    for remark in getattr(model, "remarks", lambda _: [])(rows):
+    for remark in model.remarks(rows):
         print(f"note: {remark}")
     if output:
         print(f"predictions of {data.n_predicted():,} objects: {output}")

@@ -87,6 +87,10 @@ class Component(L.LightningModule):
         """The field's own figures of merit from predicted rows; empty when they hold no truth."""
         return {}
 
+    def remarks(self, rows: Mapping[str, np.ndarray]) -> list[str]:
+        """What a person should be told about these predictions, a sentence each."""
+        return []
+
     def new_stack(self) -> Stack | None:
         """Where ``stacked_column`` is gathered by group; None for a component without one."""
         return Stack() if self.stacked_column else None

@@ -1,12 +1,11 @@
 """The posterior of a cluster given its stars, on unconstrained coordinates for HMC.
 
 Globals (priors of arXiv:2311.03704): W0 uniform in the domain, g uniform up to its limit,
-log10 M ~ N(5.85, 0.6), log10 r_h ~ N(0.7, 0.3) within (0, 1.5). With data on the sky the centre too.
+log10 M ~ N(5.85, 0.6), log10 r_h ~ N(0.7, 0.3) within (0, 1.5). With data on the sky the centre
+too.
 Latents: the true phase-space coordinates of each star, as offsets from what was measured in units
 of its error; where nothing was measured, from the centre in units of a typical value.
 """
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -166,7 +165,3 @@ def _start(r: Tensor, v2: Tensor, chains: int, generator: torch.Generator) -> Te
     )
     noise = torch.randn(len(r), chains, 4, generator=generator, dtype=torch.float64)
     return u[:, None] + noise * torch.tensor([0.3, 0.3, 0.03, 0.03], dtype=torch.float64)
-
-
-def columns(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return dict(named)

@@ -170,10 +170,16 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", known)
     with_source_line = warnings.formatwarning
 
-    def plain(message: Any, category: type[Warning], *where: Any) -> str:
+    def plain(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
         """What the data modules say of a catalogue is for its user: without a line of our code."""
         if category is UserWarning:
             return f"warning: {message}\n"
-        return with_source_line(message, category, *where)
+        return with_source_line(message, category, filename, lineno, line)
 
     warnings.formatwarning = plain

@@ -150,8 +150,8 @@ class HMC:
         end = torch.where(finite, end, start)
         a, b = (self._standard(q - q.mean(1, keepdim=True)) for q in (start, end))
         gain = b.square().sum(-1) - a.square().sum(-1)
-        slope = jitter * gain * (b * torch.where(finite, p, 0.0)).sum(-1)
-        slope = float((slope * accept).sum() / accept.sum().clamp_min(1e-12))
+        longer = jitter * gain * (b * torch.where(finite, p, 0.0)).sum(-1)
+        slope = float((longer * accept).sum() / accept.sum().clamp_min(1e-12))
         first, second = now["moments"].tolist()
         first, second = 0.9 * first + 0.1 * slope, 0.95 * second + 0.05 * slope**2
         now["moments"] = now["moments"].new_tensor([first, second])

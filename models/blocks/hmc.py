@@ -22,9 +22,9 @@ class HMC:
 
     The target maps (groups, chains, dim) to log densities (groups, chains). A group is a posterior
     of its own, such as a data set of a simulation-based calibration: it has its own step size
-    (dual averaging, Hoffman & Gelman 2014) and metric, dense in the first ``dense`` coordinates
-    and diagonal in the others. The trajectory length is shared and maximises ChEES (Hoffman,
-    Radul & Sountsov 2021), with jitter.
+    (dual averaging, Hoffman & Gelman 2014) and metric, diagonal but for the first coordinates, of
+    which ``covariance`` (groups, k, k) is a first guess. The trajectory length is shared and
+    maximises ChEES per time (Hoffman, Radul & Sountsov 2021; Sountsov & Hoffman 2021), with jitter.
 
     `advance` makes one transition and returns the positions; `state` and `restore` stop and resume
     a run exactly. float64.
@@ -37,12 +37,17 @@ class HMC:
         warmup: int,
         seed: int = 0,
         accept: float = 0.8,
-        dense: int = 0,
+        covariance: Tensor | None = None,
         max_steps: int = 256,
     ) -> None:
         self.target, self.warmup, self.accept = target, warmup, accept
-        self.dense, self.max_steps = dense, max_steps
         groups, _, dim = start.shape
+        if covariance is None:
+            covariance = start.new_zeros(groups, 0, 0)
+        self.dense, self.max_steps = covariance.shape[-1], max_steps
+        scale = torch.ones(groups, 1, dim).to(start)
+        width = covariance.diagonal(dim1=1, dim2=2).sqrt()
+        scale[:, 0, : self.dense] = width
         new = start.new_tensor
         self.generator = torch.Generator().manual_seed(seed)
         self.device = start.device
@@ -54,17 +59,18 @@ class HMC:
             "position": start,
             "log_p": log_p,
             "gradient": gradient,
-            "scale": torch.ones(groups, 1, dim).to(start),  # of the coordinates
-            "factor": torch.eye(dense).to(start).repeat(groups, 1, 1),  # Cholesky, covariance
+            "scale": scale,  # of the coordinates
+            # Cholesky factor of the correlations of the first ones
+            "factor": torch.linalg.cholesky(covariance / width[:, None] / width[..., None]),
             "log_step": torch.full((groups,), math.log(0.1)).to(start),
             "mean_log_step": torch.zeros(groups).to(start),
             "excess": torch.zeros(groups).to(start),
             "anchor": torch.full((groups,), math.log(1.0)).to(start),
             "since": 0,
             "log_length": new(math.log(0.5 * math.pi)),  # of a unit normal, half a turn at most
-            "moments": new([0.0, 0.0]),  # Adam's, of the length
+            "moments": new([0.0, 0.0]),  # dC/dT and C of the length, see `_adapt`
             "seen": torch.zeros(3, groups, 1, dim).to(start),  # count, mean, squares
-            "cross": torch.zeros(groups, dense, dense).to(start),
+            "cross": torch.zeros_like(covariance),
             "divergences": torch.zeros(groups, dtype=torch.long, device=start.device),
             "accepted": torch.zeros(groups).to(start),
             "gradients": 0,
@@ -80,7 +86,8 @@ class HMC:
         log_step = now["log_step"] if warming else now["mean_log_step"]
         step = log_step.exp()[:, None, None]
         steps = round(jitter * float((now["log_length"] - log_step.mean()).exp()))
-        steps = max(1, min(steps, self.max_steps))
+        early = now["iteration"] < WINDOWS[0] * self.warmup  # the metric is not known yet
+        steps = max(1, min(steps, 16 if early else self.max_steps))
 
         momentum = self._normal(now["position"].shape)
         position, gradient, log_p = now["position"], now["gradient"], now["log_p"]
@@ -145,20 +152,16 @@ class HMC:
         weight = m**-0.75
         now["mean_log_step"] = weight * now["log_step"] + (1 - weight) * now["mean_log_step"]
 
-        # ChEES in whitened coordinates: (|q'|^2 - |q|^2) (q' . p'), a step longer or shorter
+        # ChEES per time T, in whitened coordinates: C = <(|q'|^2 - |q|^2)^2> / 4
         finite = (accept > 0)[..., None]  # a lost trajectory has no say
         end = torch.where(finite, end, start)
         a, b = (self._standard(q - q.mean(1, keepdim=True)) for q in (start, end))
         gain = b.square().sum(-1) - a.square().sum(-1)
-        longer = jitter * gain * (b * torch.where(finite, p, 0.0)).sum(-1)
-        slope = float((longer * accept).sum() / accept.sum().clamp_min(1e-12))
-        first, second = now["moments"].tolist()
-        first, second = 0.9 * first + 0.1 * slope, 0.95 * second + 0.05 * slope**2
-        now["moments"] = now["moments"].new_tensor([first, second])
-        k = now["iteration"] + 1
-        rise = first / (1 - 0.9**k) / (math.sqrt(second / (1 - 0.95**k)) + 1e-12)
-        length = float(now["log_length"]) + 0.05 * rise
-        now["log_length"] = now["log_length"].new_tensor(min(max(length, -2.0), 4.0))
+        slope = jitter * gain * (b * torch.where(finite, p, 0.0)).sum(-1)
+        new = torch.stack([(slope * accept).sum(), (0.25 * gain.square() * accept).sum()])
+        now["moments"] = 0.9 * now["moments"] + 0.1 * new
+        rise = now["log_length"].exp() * now["moments"][0] / now["moments"][1].clamp_min(1e-12) - 1
+        now["log_length"] = (now["log_length"] + 0.05 * rise.clamp(-1, 1)).clamp(0.2, 4.0)
 
     def _standard(self, q: Tensor) -> Tensor:
         x = q / self.values["scale"]
@@ -208,6 +211,19 @@ class HMC:
     def restore(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
         self.values = {name: value for name, value in state.items() if name != "generator"}
+
+
+def climb(target: Target, start: Tensor, steps: int = 300, rate: float = 0.05) -> Tensor:
+    """Points of higher density near ``start``, for chains to begin at: Adam, whose rate falls."""
+    u = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([u], lr=rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-target(u).sum()).backward()
+        optimizer.step()
+        schedule.step()
+    return u.detach()
 
 
 def _halton(i: int) -> float:

@@ -27,7 +27,7 @@ SCALES = 4  # ln of r_t, m_t and r_h, in model units, and of E_gamma(g + 3/2, W0
 INTERVALS = 128  # of q
 EXP_NODES, EXP_INTERVALS, EXP_MAX = (24, 40), 64, 16.0  # of the lowered exponential, over (g, x)
 G_TOP = 3.5
-SOFT = 5e-5  # of W0: the edge in energy, over which f falls to zero instead of stopping
+EDGE = 1e-3  # of W0: the energy below which ln f falls like a line, instead of to minus infinity
 
 
 class Cluster(NamedTuple):
@@ -68,21 +68,22 @@ class Cluster(NamedTuple):
     def log_df(self, r2: Tensor, v2: Tensor) -> Tensor:
         """ln f / M, (pc km/s)^-3, of stars at squared radii, pc^2, and speeds, (km/s)^2.
 
-        Integrates to 1 over phase space. Below E = 0 it falls steeply and smoothly, so that a
-        star that is not bound has a low probability with a gradient, and not none.
+        Integrates to 1 over phase space. Below E = 0 it falls by a factor e in 1e-3 W0 or less, so
+        that a star that is not bound has a low probability with a gradient, and not none.
         """
         energy = self.potential(r2) - 0.5 * v2 / self.s**2
         return self.log_f0 + self.log_lowered(energy)
 
     def log_lowered(self, energy: Tensor) -> Tensor:
-        """ln E_gamma(g, energy), softly cut at zero energy."""
-        soft = SOFT * self.W0
-        ratio = energy / soft
-        above = F.softplus(ratio.clamp_min(-30.0))  # max(ratio, 0) with a round corner
-        below = (ratio + 30).clamp_max(0.0)  # ln(above) is ratio below -30: it must not underflow
-        smooth = chebyshev.evaluate_pieces(self.log_exp, soft * above / EXP_MAX)
-        # the last two terms are ln(sigmoid(ratio))
-        return self.g * (above.log() + below + soft.log()) + smooth + (ratio - above)
+        """ln E_gamma(g, energy); below `EDGE` continued by a line, through zero energy."""
+        edge = EDGE * self.W0
+        inside = torch.maximum(energy, edge)
+        smooth = chebyshev.evaluate_pieces(self.log_exp, inside / EXP_MAX)
+        depth = (edge - energy).clamp_min(0.0)
+        # the slope at the edge, and a round corner for g near 0, where the slope is none
+        below = (self.g / edge + 1 / (1 + self.g)) * depth
+        below = below + (1 + (depth / edge).square()).sqrt() - 1
+        return self.g * inside.log() + smooth - below
 
 
 class IsothermalEmulator(nn.Module):

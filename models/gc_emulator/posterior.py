@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.blocks.hmc import climb
 from models.gc_emulator.emulator import Cluster, IsothermalEmulator
 from physics.cluster_stars import KMS_PER_MAS_YR_KPC, from_sky
 from physics.lowered_isothermal import W0_MAX, W0_MIN, G, g_limit
@@ -133,6 +134,79 @@ class SkyStars:
         return named | dict(zip(CENTRE, self.centre(u).unbind(-1), strict=True))
 
 
+def starting_points(
+    posterior: Stars | SkyStars, chains: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Where the chains begin, (sets, chains, dim), and the covariance of the globals there.
+
+    The likelihood has several maxima and walls where a star is no longer bound: a grid of the
+    globals finds the highest, Adam climbs it, and every chain starts from there, scattered by the
+    inverse Hessian of the globals.
+    """
+    u = posterior.start(chains if posterior.n_latent else 1, generator)
+    u = torch.cat([_best_of_grid(posterior, u), u[..., 4:]], -1)
+    u = climb(posterior.log_prob, u, 200, 0.01)
+    top = posterior.log_prob(u).detach().argmax(1)
+    best = u[torch.arange(len(u)), top][:, None]
+    k = len(posterior.names)
+    hessian = _hessian(posterior, best, k)
+    values, vectors = torch.linalg.eigh(hessian)
+    # a direction that the data do not hold has the width of the prior
+    covariance = vectors @ torch.diag_embed(1 / values.clamp_min(0.3)) @ vectors.mT
+    noise = torch.randn(len(u), chains, k, generator=generator, dtype=torch.float64)
+    shift = noise @ torch.linalg.cholesky(covariance).mT
+    while not bool((fine := _not_lost(posterior, best, shift)).all()):
+        shift = torch.where(fine[..., None], shift, 0.5 * shift)
+    latents = u[..., k:].expand(-1, chains, -1)
+    return torch.cat([best[..., :k] + shift, latents], -1), covariance
+
+
+def _best_of_grid(posterior: Stars | SkyStars, u: Tensor) -> Tensor:
+    """The best globals of a grid about those of ``u``, for each chain's latents, (sets, chains, 4)."""
+    best, value = u[..., :4], posterior.log_prob(u).detach()
+    for W0 in torch.linspace(2, 13, 9).double():
+        for share in (0.1, 0.35, 0.6, 0.85):
+            shape = torch.logit(
+                torch.stack([(W0 - W0_MIN) / (W0_MAX - W0_MIN), torch.tensor(share)])
+            )
+            for log_mass in torch.linspace(-0.2, 0.4, 9).double():
+                for log_rh in torch.linspace(-0.2, 0.3, 7).double():
+                    tried = u.clone()
+                    tried[..., :2] = shape
+                    tried[..., 2] += log_mass / LOG_MASS[1]
+                    rh = (LOG_RH_TOP * torch.sigmoid(u[..., 3]) + log_rh).clamp(0.05, 1.45)
+                    tried[..., 3] = torch.logit(rh / LOG_RH_TOP)
+                    with torch.no_grad():
+                        found = posterior.log_prob(tried)
+                    better = found > value
+                    value = torch.where(better, found, value)
+                    best = torch.where(better[..., None], tried[..., :4], best)
+    return best
+
+
+def _not_lost(posterior: Stars | SkyStars, best: Tensor, shift: Tensor) -> Tensor:
+    """Whether a chain starts no more than 20 below the best in ln p, (sets, chains)."""
+    k, latents = shift.shape[-1], best.expand(-1, shift.shape[1], -1)
+    u = torch.cat([best[..., :k] + shift, latents[..., k:]], -1)
+    return posterior.log_prob(u) > posterior.log_prob(best) - 20
+
+
+def _hessian(posterior: Stars | SkyStars, u: Tensor, k: int, step: float = 1e-4) -> Tensor:
+    """-d^2 ln p of the first ``k`` coordinates, (sets, k, k), by differences of gradients."""
+
+    def gradient(at: Tensor) -> Tensor:
+        at = at.detach().requires_grad_()
+        return torch.autograd.grad(posterior.log_prob(at).sum(), at)[0][:, 0, :k]
+
+    rows = []
+    for i in range(k):
+        shift = torch.zeros_like(u)
+        shift[..., i] = step
+        rows.append((gradient(u - shift) - gradient(u + shift)) / (2 * step))
+    hessian = torch.stack(rows, 1)
+    return 0.5 * (hessian + hessian.mT)
+
+
 def physical_globals(u: Tensor) -> tuple[Tensor, ...]:
     """W0, g, log10 M and log10 r_h of unconstrained (..., 4 or more)."""
     W0 = W0_MIN + (W0_MAX - W0_MIN) * torch.sigmoid(u[..., 0])
@@ -146,7 +220,8 @@ def globals_of(emulator: IsothermalEmulator, u: Tensor) -> tuple[Cluster, Tensor
     log_prior = sum(F.logsigmoid(u[..., i]) + F.logsigmoid(-u[..., i]) for i in (0, 1, 3))
     log_prior = log_prior - 0.5 * u[..., 2].square()
     log_prior = log_prior - 0.5 * ((log_rh - LOG_RH[0]) / LOG_RH[1]).square()
-    cluster = emulator.cluster(*(x.flatten() for x in (W0, g, 10**log_mass, 10**log_rh)))
+    values = (x.flatten() for x in (W0, g, 10**log_mass, 10**log_rh))
+    cluster = emulator.cluster(*values)
     return cluster, log_prior
 
 

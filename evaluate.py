@@ -34,7 +34,10 @@ def main(config: DictConfig) -> None:
     )
     title = f"{path.stem} on {data.label}"
     run_dir = Path(asked["run_dir"])
-    evaluate(model, data, trainer, run_dir, title, asked["output"], asked["columns"])
+    if data.product:
+        infer(model, data, run_dir, title, asked["seed"], asked["output"])
+    else:
+        evaluate(model, data, trainer, run_dir, title, asked["output"], asked["columns"])
 
 
 def evaluate(
@@ -49,16 +52,12 @@ def evaluate(
     """Predict every row; write them to ``output``; score, plot and report where truth is known."""
     from rich import print
 
-    from benchmarks.published import peers
     from benchmarks.speed import speeds
     from datamodules.catalogue import Writer
     from datamodules.predictions import Predictions
-    from figures.report import metrics_table
-    from figures.results import write_results
 
     facts = {key: model.record[key] for key in ("versions", "git_commit")}
     meta = {"model": title, "zoo": json.dumps(facts)}
-    component = type(model).__module__.split(".")[1]
     predictions = Predictions(
         data.n_predicted(), output, columns, data.keep, data.keep_units(), meta
     )
@@ -92,13 +91,51 @@ def evaluate(
     metrics |= speeds(model, next(data.prediction_batches()))
     true_rows = model.true_model(data)
     beside = {"true model": model.metrics(true_rows)} if true_rows else {}
+    rows |= {name: constant.values.squeeze() for name, constant in model.constants.items()}
+    report(model, data, run_dir, title, rows, metrics, beside)
+    return metrics
+
+
+def infer(
+    model: Any, data: Any, run_dir: Path, title: str, seed: int, output: str | None = None
+) -> dict[str, float]:
+    """What all rows say together: posterior draws to ``output``, their diagnostics and figures."""
+    from datamodules.products import write_draws
+
+    product = model.infer(data, run_dir, seed)
+    if output:
+        facts = {key: str(model.record[key]) for key in ("versions", "git_commit")}
+        write_draws(output, product.draws, product.units, {"model": title, **facts})
+        print(f"posterior draws: {output}")
+    metrics = dict(product.metrics)
+    report(model, data, run_dir, title, dict(product.draws), metrics, {})
+    return metrics
+
+
+def report(
+    model: Any,
+    data: Any,
+    run_dir: Path,
+    title: str,
+    rows: dict[str, Any],
+    metrics: dict[str, float],
+    beside: dict[str, dict[str, float]],
+) -> None:
+    """metrics.json, figures and report.html in ``run_dir``; the table to the terminal."""
+    from rich import print
+
+    from benchmarks.published import peers
+    from figures.report import metrics_table
+    from figures.results import write_results
+
+    component = type(model).__module__.split(".")[1]
     beside |= peers(component, data.provenance().get("sha256"), metrics)
     write_results(
         run_dir,
         component=component,
         title=title,
         summary=" ".join((model.__doc__ or "").split("\n\n")[0].split()),
-        rows=rows | {name: c.values.squeeze() for name, c in model.constants.items()},
+        rows=rows,
         metrics=metrics,
         beside=beside,
         record=model.record,
@@ -107,7 +144,6 @@ def evaluate(
     )
     print(metrics_table(metrics, beside, model.smaller_is_better))
     print(f"metrics, figures and report.html: {run_dir}")
-    return metrics
 
 
 if __name__ == "__main__":

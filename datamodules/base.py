@@ -32,6 +32,8 @@ class CatalogueData(L.LightningDataModule):
     rank reads its own contiguous share of the rows, in order and in constant memory.
     """
 
+    product = False  # whether a model answers all rows together, by `infer`
+
     def __init__(
         self,
         path: str | None = None,
@@ -375,3 +377,15 @@ def where(catalogue: Catalogue, condition: str) -> np.ndarray:
     if not mask.any():
         raise ValueError(f"{catalogue.path}: no row meets data.train_where='{condition}'")
     return mask
+
+
+def refuse(
+    bad: np.ndarray, column: str, values: np.ndarray, what: str, expected: str, mend: str
+) -> None:
+    """Raise a ``ValueError`` about the values of ``column`` that are ``bad``, if any are."""
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"column '{column}': {values[first]} {what} ({int(bad.sum()):,} such rows, "
+            f"the first is number {first} there); expected {expected}: {mend}"
+        )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from datamodules.base import refuse
 from physics.photometry import mag_to_flux
 
 NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # the convention of BPZ, which RAIL follows
@@ -136,15 +137,3 @@ def _check_errors(columns: BandColumns, error: np.ndarray, measured: np.ndarray)
         "finite numbers above 0",
         f"set '{columns.value}' of those rows to NaN (not observed), or give the error a floor",
     )
-
-
-def refuse(
-    bad: np.ndarray, column: str, values: np.ndarray, what: str, expected: str, mend: str
-) -> None:
-    """Raise a ``ValueError`` about the values of ``column`` that are ``bad``, if any are."""
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        raise ValueError(
-            f"column '{column}': {values[first]} {what} ({int(bad.sum()):,} such rows, "
-            f"the first is number {first} there); expected {expected}: {mend}"
-        )

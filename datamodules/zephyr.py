@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import CatalogueData, Rows
+from datamodules.base import CatalogueData, Rows, refuse
 from datamodules.catalogue import Catalogue
 from datamodules.photometry import (
     BandColumns,
@@ -16,7 +16,6 @@ from datamodules.photometry import (
     flux_from_flux,
     flux_from_mag,
     near_column,
-    refuse,
 )
 from physics import galaxies
 from physics.galaxy_colours import Z_MAX

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -29,6 +30,14 @@ class Constant(NamedTuple):
 
     values: np.ndarray
     location: str
+
+
+class Product(NamedTuple):
+    """What was inferred from many rows: posterior draws by name, and what is known of them."""
+
+    draws: Mapping[str, np.ndarray]  # (chains, draws)
+    units: Mapping[str, str]  # astropy's spelling
+    metrics: Mapping[str, float]
 
 
 class Component(L.LightningModule):
@@ -114,6 +123,10 @@ class Component(L.LightningModule):
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
         """What evaluation times, by metric: a function, and how many objects it serves."""
         return {"objects_per_second": (lambda: self.predict_step(batch, 0), len(batch["row"]))}
+
+    def infer(self, data: Any, folder: Path, seed: int) -> Product:
+        """What all rows of ``data`` say together; what is interrupted goes on from ``folder``."""
+        raise ValueError(f"{type(self).__name__} answers rows, not data={type(data).__name__}")
 
     def true_model(self, data: Any) -> dict[str, np.ndarray]:
         """Rows which the true model of a simulation gives for test objects; empty if unknown."""

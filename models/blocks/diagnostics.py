@@ -1,5 +1,7 @@
 """Have the chains converged, and how much do they say (Vehtari et al. 2021)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,9 +26,9 @@ def ess(draws: Tensor) -> Tensor:
     # Geyer's initial monotone sequence of pairs
     pairs = rho[: n // 2 * 2].unflatten(0, (-1, 2)).sum(1)
     pairs = torch.where((pairs > 0).cumprod(0).bool(), pairs, 0.0).cummin(0).values
-    return (
-        chains * n / (2 * pairs.sum(0) - 1).clamp_min(1 / torch.tensor(float(chains * n)).log10())
-    )
+    total_draws = chains * n
+    # antithetic chains may know more than their number says, but not without end
+    return total_draws / (2 * pairs.sum(0) - 1).clamp_min(1 / math.log10(total_draws))
 
 
 def _split(draws: Tensor) -> Tensor:

@@ -1,15 +1,18 @@
 """gc_emulator: a differentiable globular cluster, and inference with it."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import Batch, Component, Output
+from models.base import Batch, Component, Output, Product
 from models.blocks.grid import counter_uniform
 from models.gc_emulator.emulator import IsothermalEmulator
+from models.gc_emulator.inference import sample
+from models.gc_emulator.posterior import Stars
 from physics import lowered_isothermal as limepy
 
 COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge
@@ -42,10 +45,14 @@ class GCEmulator(Component):
         n_q: int = 40,
         steps: int = 800,
         n_stars: int = 2000,
+        chains: int = 8,
+        warmup: int = 300,
+        draws: int = 1000,
         epochs: int = 1,
     ) -> None:
         super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
         self.steps, self.n_stars = steps, n_stars
+        self.chains, self.warmup, self.draws = chains, warmup, draws
         self.emulator = IsothermalEmulator(n_W0, n_g, n_q)
 
     # --- the fit ------------------------------------------------------------------------------
@@ -149,6 +156,22 @@ class GCEmulator(Component):
         found: dict[str, float] = {"n": int(known.sum())}
         found |= {name: float(rows[name][known].max()) for name in names}
         return found | {"dlogl_2000_max": float(rows["dlogl"][known].max())}
+
+    # --- inference ----------------------------------------------------------------------------
+
+    def infer(self, data: Any, folder: Path, seed: int) -> Product:
+        """The posterior of W0, g, M and r_h given stars about a known centre (`GCStars`)."""
+        posterior = Stars(self.emulator.requires_grad_(False), data.stars()[None])
+        found = sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
+        draws = {name: values[0].cpu().numpy() for name, values in found.draws.items()}
+        facts = {"n": float(len(data.stars())), **found.facts}
+        for name, values in draws.items():
+            facts[name], facts[f"{name}_std"] = float(values.mean()), float(values.std())
+            if name in data.truth():
+                facts[f"{name}_true"] = data.truth()[name]
+                facts[f"{name}_z"] = (facts[name] - data.truth()[name]) / facts[f"{name}_std"]
+        units = {"log10_mass": "dex(Msun)", "log10_rh": "dex(pc)"}
+        return Product(draws, units, facts)
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
         """Value and gradient of the likelihood of so many stars, and the solver."""

@@ -162,7 +162,7 @@ def starting_points(
 
 
 def _best_of_grid(posterior: Stars | SkyStars, u: Tensor) -> Tensor:
-    """The best globals of a grid about those of ``u``, for each chain's latents, (sets, chains, 4)."""
+    """The best globals of a grid about those of ``u``, (sets, chains, 4), with its latents."""
     best, value = u[..., :4], posterior.log_prob(u).detach()
     for W0 in torch.linspace(2, 13, 9).double():
         for share in (0.1, 0.35, 0.6, 0.85):

@@ -87,13 +87,13 @@ class Cluster(NamedTuple):
 
 
 class IsothermalEmulator(nn.Module):
-    """The tensors of node values, which a fit fills: see `at`."""
+    """The tensor of node values, which a fit fills: see `at`."""
 
     def __init__(self, n_W0: int, n_g: int, n_q: int) -> None:
         super().__init__()
         self.shape = (n_W0, n_g, n_q)
-        self.phi = nn.Parameter(torch.zeros(n_W0, n_g, n_q, dtype=torch.float64))  # phi / W0
-        self.scales = nn.Parameter(torch.zeros(n_W0, n_g, SCALES, dtype=torch.float64))
+        # phi / W0 at the nodes of q, then the scales
+        self.table = nn.Parameter(torch.zeros(n_W0, n_g, n_q + SCALES, dtype=torch.float64))
         g, x = chebyshev.nodes(EXP_NODES[0], 0, G_TOP), chebyshev.nodes(EXP_NODES[1], 0, EXP_MAX)
         log_exp = lowered_exponential(g[:, None], x).log() - g[:, None] * x.log()
         series = [chebyshev.from_values(n) for n in (n_W0, n_g, *EXP_NODES)]
@@ -111,14 +111,12 @@ class IsothermalEmulator(nn.Module):
 
     def at(self, W0: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """phi / W0 at the nodes of q, (models, n_q), and its scales."""
-        n_W0, n_g, _ = self.shape
+        n_W0, n_g, n_q = self.shape
         by_W0 = chebyshev.basis((W0 - W0_MIN) / (W0_MAX - W0_MIN), n_W0) @ self.from_W0
         by_g = chebyshev.basis(g / g_limit(W0), n_g) @ self.from_g
-        found = []
-        for table in (self.phi, self.scales):
-            rows = (by_W0 @ table.flatten(1)).unflatten(1, table.shape[1:])
-            found.append((by_g[:, None] @ rows).squeeze(1))
-        return found[0], found[1]
+        rows = (by_W0 @ self.table.flatten(1)).unflatten(1, self.table.shape[1:])
+        phi, scales = (by_g[:, None] @ rows).squeeze(1).split([n_q, SCALES], 1)
+        return phi, scales
 
     def targets(self, model: Model) -> tuple[Tensor, Tensor]:
         """What `at` should give for solved models."""

@@ -31,7 +31,7 @@ class GCStars(CatalogueData):
         truth: Mapping[str, float] | None = None,
         **catalogue: Any,
     ) -> None:
-        super().__init__(**catalogue)
+        super().__init__(**{**catalogue, "split": "all"})  # nothing is held out
         self.n_stars = n_stars
         self.parameters = {k: float(v) for k, v in (truth or {}).items()}
         if self.path is None and set(self.parameters) != set(TRUTH):

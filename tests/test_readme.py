@@ -10,6 +10,7 @@ from astropy.table import Table
 from conftest import ROOT, command
 
 import zoo
+from datamodules.gc_stars import GCStars
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -19,6 +20,7 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("python ") and "pip install" not in line
 ]
+TRUTH = {"W0": 5.0, "g": 1.8, "log10_mass": 5.0, "log10_rh": 0.5}
 SMALL = {
     "train.py": ["experiment=zephyr_quick", "model.epochs=1"],
     "evaluate.py": ["data.n_test=100"],
@@ -38,6 +40,8 @@ def folder(tmp_path_factory):
     table["redshift"] = table["ZSPEC"] = random.uniform(0.1, 2, 300)
     table["survey"] = random.choice(["spec", "grism"], 300)
     table["tomographic_bin"] = random.integers(0, 3, 300)
+    stars = GCStars(n_stars=60, truth=TRUTH).simulate("test")
+    Table(stars).write(folder / "stars.fits")
     for name in ("cat.fits", "train.fits", "cat.parquet"):
         if name.endswith("fits"):
             table.write(folder / name)
@@ -58,6 +62,8 @@ def test_a_command_of_readme_runs(line, folder, runs):
         words += ["--cfg", "job"]
     elif "init_from" in line:  # weights fit the settings that they were trained with
         words += ["model.epochs=1", "data.batch_size=64"]
+    elif "gc_stars" in line:
+        words += ["model.chains=2", "model.warmup=20", "model.draws=20"]
     elif words[0] in SMALL and "--help" not in words and "--cfg" not in words:
         words += SMALL[words[0]]
     if "zephyr/<run>/last.ckpt" in line:

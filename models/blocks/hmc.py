@@ -36,7 +36,7 @@ class HMC:
         start: Tensor,
         warmup: int,
         seed: int = 0,
-        accept: float = 0.8,
+        accept: float = 0.9,
         covariance: Tensor | None = None,
         max_steps: int = 256,
     ) -> None:

@@ -1,0 +1,169 @@
+"""The pretrained emulator against the solver, and inference on mocks with known truth."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import command
+
+import zoo
+from datamodules.gc_stars import GCStars
+from models.checkpoint import read_checkpoint, restore
+from physics import lowered_isothermal as limepy
+
+D = torch.float64
+TRUTH = {"W0": 5.0, "g": 1.8, "log10_mass": 5.0, "log10_rh": 0.4771}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return restore(read_checkpoint(zoo.find("gc_emulator"))).requires_grad_(False)
+
+
+def cluster_of(model, W0=6.0, g=1.2, mass=2e5, rh=4.0):
+    return model.emulator.cluster(*(torch.tensor([v], dtype=D) for v in (W0, g, mass, rh)))
+
+
+def test_emulator_is_the_solver(model):
+    generator = torch.Generator().manual_seed(5)
+    W0 = 1.5 + 12.5 * torch.rand(40, generator=generator, dtype=D)
+    g = (limepy.g_max(W0) - 0.3) * torch.rand(40, generator=generator, dtype=D)
+    batch = {"W0": W0, "g": g, "row": torch.arange(40) + 1000}
+    rows = model.predict_step(batch)
+    assert float(rows["f_max_rel_error"].max()) < 1e-5
+    assert float(rows["phi_max_rel_error"].max()) < 2e-6
+    assert float(rows["rho_max_rel_error"].max()) < 1e-6
+    assert float(rows["dlogl"].max()) < 1e-3
+    assert bool((rows["flags"] == 0).all())
+
+
+def test_models_outside_the_domain_have_no_answer_and_say_so(model):
+    W0 = torch.tensor([7.0, 7.0, 20.0, 5.0], dtype=D)
+    g = torch.tensor([2.5, 1.95, 1.0, -0.1], dtype=D)
+    rows = model.predict_step({"W0": W0, "g": g, "row": torch.arange(4)})
+    assert (rows["flags"] & 2).bool().tolist() == [True, False, True, True]
+    assert rows["rt_rh"].isnan().tolist() == [True, False, True, True]
+    assert int(rows["flags"][1]) == 1, "nearer than 0.3 to g_max, which is 2.22"
+
+
+def test_f_integrates_to_one_over_phase_space(model):
+    """int f d^3x d^3v / M by quadrature in r and v."""
+    for W0, g in ((2.0, 0.5), (7.0, 1.7), (13.0, 0.0)):
+        cluster = cluster_of(model, W0, g)
+        t = torch.linspace(0, 1, 1501, dtype=D)[1:]
+        r = cluster.rt * t**3
+        phi = cluster.potential(r * r)
+        v = (
+            (2 * phi.clamp_min(0)).sqrt()[0][:, None]
+            * cluster.s
+            * torch.linspace(0, 1, 801, dtype=D)
+        )
+        r2 = (r * r)[0][:, None].expand_as(v)
+        f = cluster.log_df(r2.reshape(1, -1), (v * v).reshape(1, -1)).exp().view_as(v)
+        in_v = torch.trapezoid(4 * torch.pi * v * v * f, v, dim=1)
+        total = torch.trapezoid(4 * torch.pi * r[0] ** 2 * in_v, r[0])
+        assert float(total) == pytest.approx(1, abs=2e-3), (W0, g)
+
+
+def test_density_is_its_own_mass_profile(model):
+    cluster = cluster_of(model)
+    r = cluster.rt * torch.linspace(0, 1, 5001, dtype=D)
+    mass = torch.cumulative_trapezoid(4 * torch.pi * r**2 * cluster.density(r * r), r)
+    assert float(mass[0, -1]) == pytest.approx(2e5, rel=1e-4)
+    inside = torch.searchsorted(mass[0], torch.tensor(1e5, dtype=D))
+    assert float(r[0, inside]) == pytest.approx(4.0, rel=1e-2)
+
+
+def test_gradient_is_that_of_finite_differences(model):
+    generator = torch.Generator().manual_seed(0)
+    x, v = 3 * torch.randn(2, 1, 500, 3, dtype=D, generator=generator)
+
+    def log_p(p):
+        cluster = model.emulator.cluster(*p.unbind(1))
+        return cluster.log_df(x.square().sum(-1), v.square().sum(-1)).sum()
+
+    p = torch.tensor([[6.0, 1.2, 2e5, 4.0]], dtype=D, requires_grad=True)
+    (gradient,) = torch.autograd.grad(log_p(p), p)
+    for i in range(4):
+        step = torch.zeros_like(p)
+        step[0, i] = 1e-5 * p[0, i].detach()
+        with torch.no_grad():
+            slope = (log_p(p + step) - log_p(p - step)) / (2 * step[0, i])
+        assert float(gradient[0, i]) == pytest.approx(float(slope), rel=1e-6)
+
+
+def test_a_star_at_the_centre_and_a_star_that_escapes_have_finite_gradients(model):
+    cluster = cluster_of(model)
+    x = torch.tensor([[[0.0, 0, 0], [1.0, 0, 0], [500.0, 0, 0]]], dtype=D, requires_grad=True)
+    v = torch.tensor([[[0.0, 0, 0], [90.0, 0, 0], [1.0, 0, 0]]], dtype=D, requires_grad=True)
+    log_f = cluster.log_df(x.square().sum(-1), v.square().sum(-1))
+    assert bool(log_f.detach().isfinite().all())
+    assert bool(log_f[0, 0] > log_f[0, 1] + 100), "an escaper is improbable"
+    by_x, by_v = torch.autograd.grad(log_f.sum(), (x, v))
+    assert bool(by_x.isfinite().all()) and bool(by_v.isfinite().all())
+    assert float(by_v[0, 1, 0]) < 0, "slower is better"
+
+
+@pytest.fixture(scope="module")
+def mock(model, tmp_path_factory):
+    model.chains, model.warmup, model.draws = 4, 200, 400
+    folder = tmp_path_factory.mktemp("mock")
+    data = GCStars(n_stars=400, truth=TRUTH, seed=2)
+    return folder, data, model.infer(data, folder, seed=0)
+
+
+def test_a_mock_gives_back_its_truth(mock):
+    facts = mock[2].metrics
+    assert all(abs(facts[f"{name}_z"]) < 4 for name in TRUTH)
+    assert facts["log10_mass_std"] < 0.03
+    assert facts["divergences"] == 0
+    assert facts["rhat_max"] < 1.03
+
+
+def test_an_interrupted_chain_goes_on_exactly(mock, model):
+    folder, data, whole = mock
+    again = model.infer(data, folder, seed=0)  # from the last save, at the end
+    for name, values in whole.draws.items():
+        np.testing.assert_array_equal(again.draws[name], values)
+    with pytest.raises(ValueError, match="belongs to other chains"):
+        model.infer(GCStars(n_stars=300, truth=TRUTH, seed=3), folder, seed=0)
+
+
+def test_a_star_list_gives_a_posterior_that_xarray_reads(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    from astropy import units as u
+    from astropy.table import Table
+
+    columns = GCStars(n_stars=50, truth=TRUTH).simulate("test")
+    table = Table(columns)
+    for name in "xyz":
+        table[name] = (table[name] * u.pc).to("kpc")
+        table[f"v{name}"].unit = "km/s"
+    table.write(tmp_path / "stars.fits")
+    done = command(
+        "evaluate.py", "checkpoint=gc_emulator", "data=gc_stars",
+        f"data.path={tmp_path}/stars.fits", f"output={tmp_path}/posterior.nc",
+        "model.chains=2", "model.warmup=40", "model.draws=20", f"hydra.run.dir={tmp_path}/run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    posterior = xarray.open_dataset(tmp_path / "posterior.nc", group="posterior")
+    assert posterior["log10_mass"].dims == ("chain", "draw")
+    assert posterior["log10_mass"].shape == (2, 20)
+    assert float(posterior["log10_mass"].mean()) == pytest.approx(5, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.remove_column("vz"), "no column 'vz'"),
+        (lambda t: t["vx"].__setitem__(3, np.nan), "column 'vx': nan is not measured"),
+        (lambda t: setattr(t["vx"], "unit", "mas/yr"), "column 'vx' is in 'mas / yr'"),
+    ],
+)
+def test_bad_star_lists_are_refused(change, message, tmp_path):
+    from astropy.table import Table
+
+    table = Table(GCStars(n_stars=10, truth=TRUTH).simulate("test"))
+    change(table)
+    table.write(tmp_path / "stars.ecsv")
+    with pytest.raises(ValueError, match=message):
+        GCStars(path=str(tmp_path / "stars.ecsv")).stars()

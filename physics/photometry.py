@@ -36,14 +36,6 @@ def mag_to_flux(
     return flux, flux * mag_err / POGSON
 
 
-def flux_to_mag(
-    flux: Tensor, flux_err: Tensor, zero_point: float = AB_ZERO_POINT
-) -> tuple[Tensor, Tensor]:
-    """Magnitude and its error; NaN where the flux is not positive (use `luptitude` there)."""
-    positive = torch.where(flux > 0, flux, torch.nan)
-    return zero_point - 2.5 * torch.log10(positive), POGSON * flux_err / positive
-
-
 def luptitude(flux: Tensor, softening: Tensor | float, zero_point: float = AB_ZERO_POINT) -> Tensor:
     """Asinh magnitude of Lupton, Gunn & Szalay (1999, AJ 118, 1406), eq. 3, in flux units.
 
@@ -68,21 +60,10 @@ def lsst_depth(years: float) -> Tensor:
     return torch.tensor(LSST_VISIT_DEPTH, dtype=torch.float64) + 1.25 * torch.log10(visits)
 
 
-def lsst_error(
-    mag: Tensor, m5: Tensor, gamma: Tensor | float, sigma_sys: float = LSST_SIGMA_SYS
-) -> Tensor:
-    """Magnitude error of Ivezic et al. 2019, eqs. 4 and 5, with x = 10^{0.4 (m - m5)}.
-
-    It is the small-error limit; for simulating faint sources use `lsst_flux_error`.
-    """
-    x = 10.0 ** (0.4 * (mag - m5))
-    return torch.sqrt(sigma_sys**2 + (0.04 - gamma) * x + gamma * x**2)
-
-
 def lsst_flux_error(
     flux: Tensor, flux5: Tensor, gamma: Tensor | float, sigma_sys: float = LSST_SIGMA_SYS
 ) -> Tensor:
-    """The same error in flux, uJy, at any flux >= 0; negative flux counts as zero.
+    """Error of a flux, uJy, of Ivezic et al. 2019, eqs. 4 and 5; negative flux counts as zero.
 
     flux5: flux of a 5-sigma source, uJy. Eq. 5 is read as (noise / signal)^2, so that a source at
     m5 has a signal-to-noise of exactly 5: sky noise gamma flux5^2, photon noise (0.04 - gamma)
@@ -109,17 +90,12 @@ def is_detected(flux: Tensor, flux_err: Tensor) -> Tensor:
     return flux >= flux_err
 
 
-def deredden_mag(mag: Tensor, ebv: Tensor, coefficients: Mapping[str, float]) -> Tensor:
-    """Magnitudes (..., bands) without Galactic dust: m_b - R_b E(B-V).
+def deredden_flux(flux: Tensor, ebv: Tensor, coefficients: Mapping[str, float]) -> Tensor:
+    """Fluxes (or flux errors) (..., bands) without Galactic dust: m_b - R_b E(B-V).
 
     ebv: (...), mag, of the SFD map; coefficients: R_b by band, e.g. `EXTINCTION_LSST`, in the order
     of the last axis.
     """
-    return mag - _extinction(mag, ebv, coefficients)
-
-
-def deredden_flux(flux: Tensor, ebv: Tensor, coefficients: Mapping[str, float]) -> Tensor:
-    """Fluxes (or flux errors) (..., bands) without Galactic dust; see `deredden_mag`."""
     return flux * 10.0 ** (0.4 * _extinction(flux, ebv, coefficients))
 
 

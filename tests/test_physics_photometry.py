@@ -1,5 +1,6 @@
 """Claims about magnitudes, luptitudes, survey errors and extinction."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,20 +16,14 @@ def test_one_microjansky_is_magnitude_23_9():
 def test_flux_and_magnitude_are_inverse():
     mag = torch.linspace(15, 28, 50, dtype=torch.float64)
     err = torch.linspace(0.01, 0.5, 50, dtype=torch.float64)
-    back, back_err = ph.flux_to_mag(*ph.mag_to_flux(mag, err))
-    torch.testing.assert_close(back, mag)
-    torch.testing.assert_close(back_err, err)
-
-
-def test_negative_flux_has_no_magnitude():
-    mag, mag_err = ph.flux_to_mag(torch.tensor([-1.0]), torch.tensor([0.1]))
-    assert mag.isnan().all() and mag_err.isnan().all()
+    flux, flux_err = ph.mag_to_flux(mag, err)
+    torch.testing.assert_close(23.9 - 2.5 * flux.log10(), mag)
+    torch.testing.assert_close(2.5 / np.log(10) * flux_err / flux, err)
 
 
 def test_luptitude_is_the_magnitude_of_a_bright_source():
     flux = torch.logspace(0, 4, 40, dtype=torch.float64)  # at least 50 times the softening
-    mag, _ = ph.flux_to_mag(flux, torch.ones_like(flux))
-    assert (ph.luptitude(flux, 0.02) - mag).abs().max() < 1e-3
+    assert (ph.luptitude(flux, 0.02) - (23.9 - 2.5 * flux.log10())).abs().max() < 1e-3
 
 
 def test_luptitude_is_finite_and_falls_with_flux_through_zero():
@@ -52,7 +47,6 @@ def test_luptitude_error_is_the_derivative():
 
 def test_source_at_the_depth_has_a_signal_to_noise_of_five():
     m5, gamma = ph.lsst_depth(10.0), torch.tensor(ph.LSST_GAMMA).double()
-    torch.testing.assert_close(ph.lsst_error(m5, m5, gamma, 0.0), torch.full((6,), 0.2).double())
     flux5, _ = ph.mag_to_flux(m5, m5)
     torch.testing.assert_close(flux5 / ph.lsst_flux_error(flux5, flux5, gamma, 0.0), 5 + 0 * m5)
 
@@ -64,8 +58,9 @@ def test_ten_year_depth_is_the_published_one():
 
 
 def test_bright_source_has_the_systematic_error():
-    mag, m5 = torch.tensor(14.0).double(), torch.tensor(26.0).double()
-    assert ph.lsst_error(mag, m5, 0.039).item() == pytest.approx(0.005, rel=1e-2)
+    flux, flux5 = torch.tensor(1e4).double(), torch.tensor(0.1).double()
+    error = 2.5 / np.log(10) * ph.lsst_flux_error(flux, flux5, 0.039) / flux
+    assert error.item() == pytest.approx(0.005, rel=1e-2)
 
 
 def test_depth_follows_from_flux_and_error():
@@ -80,14 +75,15 @@ def test_non_detections_are_flagged():
     assert ph.is_detected(flux, torch.ones(4)).tolist() == [True, False, False, False]
 
 
-def test_dereddening_flux_and_magnitude_agree():
+def test_dereddening_brightens_by_the_extinction():
     mag = torch.full((3, 6), 22.0, dtype=torch.float64)
     ebv = torch.tensor([0.0, 0.05, 0.3], dtype=torch.float64)
     flux, _ = ph.mag_to_flux(mag, mag)
     bright = ph.deredden_flux(flux, ebv, ph.EXTINCTION_LSST)
-    expected = ph.deredden_mag(mag, ebv, ph.EXTINCTION_LSST)
-    torch.testing.assert_close(ph.flux_to_mag(bright, bright)[0], expected)
-    assert expected[2, 0].item() == pytest.approx(22.0 - 0.3 * 4.145)
+    found = 23.9 - 2.5 * bright.log10()
+    torch.testing.assert_close(found[0], mag[0])
+    assert found[2, 0].item() == pytest.approx(22.0 - 0.3 * 4.145)
+    assert found[1, 5].item() == pytest.approx(22.0 - 0.05 * 1.088)
 
 
 def test_dereddening_names_a_missing_band():

@@ -2,14 +2,14 @@
 
 Globals (priors of arXiv:2311.03704): W0 uniform in the domain, g uniform up to its limit,
 log10 M ~ N(5.85, 0.6), log10 r_h ~ N(0.7, 0.3) within (0, 1.5). With data on the sky the centre
-too.
+too. Each is sampled by a number that is unit normal a priori.
 Latents: the true phase-space coordinates of each star, as offsets from what was measured in units
 of its error; where nothing was measured, from the centre in units of a typical value.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.special import ndtr, ndtri
 
 from models.blocks.hmc import climb
 from models.gc_emulator.emulator import Cluster, IsothermalEmulator
@@ -164,23 +164,20 @@ def starting_points(
 def _best_of_grid(posterior: Stars | SkyStars, u: Tensor) -> Tensor:
     """The best globals of a grid about those of ``u``, (sets, chains, 4), with its latents."""
     best, value = u[..., :4], posterior.log_prob(u).detach()
-    for W0 in torch.linspace(2, 13, 9).double():
-        for share in (0.1, 0.35, 0.6, 0.85):
-            shape = torch.logit(
-                torch.stack([(W0 - W0_MIN) / (W0_MAX - W0_MIN), torch.tensor(share)])
-            )
-            for log_mass in torch.linspace(-0.2, 0.4, 9).double():
-                for log_rh in torch.linspace(-0.2, 0.3, 7).double():
-                    tried = u.clone()
-                    tried[..., :2] = shape
-                    tried[..., 2] += log_mass / LOG_MASS[1]
-                    rh = (LOG_RH_TOP * torch.sigmoid(u[..., 3]) + log_rh).clamp(0.05, 1.45)
-                    tried[..., 3] = torch.logit(rh / LOG_RH_TOP)
-                    with torch.no_grad():
-                        found = posterior.log_prob(tried)
-                    better = found > value
-                    value = torch.where(better, found, value)
-                    best = torch.where(better[..., None], tried[..., :4], best)
+    _, _, log_mass, log_rh = physical_globals(u)
+    axes = (
+        torch.linspace(2, 13, 9).double(),
+        torch.tensor([0.1, 0.35, 0.6, 0.85]).double(),
+        torch.linspace(-0.2, 0.4, 9).double(),
+        torch.linspace(-0.2, 0.3, 7).double(),
+    )
+    for W0, share, more_mass, more_rh in torch.cartesian_prod(*axes):
+        first = unit_globals(W0, share, log_mass + more_mass, (log_rh + more_rh).clamp(0.05, 1.45))
+        with torch.no_grad():
+            found = posterior.log_prob(torch.cat([first, u[..., 4:]], -1))
+        better = found > value
+        value = torch.where(better, found, value)
+        best = torch.where(better[..., None], first, best)
     return best
 
 
@@ -208,35 +205,43 @@ def _hessian(posterior: Stars | SkyStars, u: Tensor, k: int, step: float = 1e-4)
 
 
 def physical_globals(u: Tensor) -> tuple[Tensor, ...]:
-    """W0, g, log10 M and log10 r_h of unconstrained (..., 4 or more)."""
-    W0 = W0_MIN + (W0_MAX - W0_MIN) * torch.sigmoid(u[..., 0])
-    g = g_limit(W0) * torch.sigmoid(u[..., 1])
-    return W0, g, LOG_MASS[0] + LOG_MASS[1] * u[..., 2], LOG_RH_TOP * torch.sigmoid(u[..., 3])
+    """W0, g, log10 M and log10 r_h of ``u`` (..., 4 or more), whose prior is unit normal."""
+    W0 = W0_MIN + (W0_MAX - W0_MIN) * ndtr(u[..., 0])
+    g = g_limit(W0) * ndtr(u[..., 1])
+    low, high = _rh_shares()
+    log_rh = LOG_RH[0] + LOG_RH[1] * ndtri(low + (high - low) * ndtr(u[..., 3]))
+    return W0, g, LOG_MASS[0] + LOG_MASS[1] * u[..., 2], log_rh
+
+
+def unit_globals(W0: Tensor, share: Tensor, log_mass: Tensor, log_rh: Tensor) -> Tensor:
+    """The inverse of `physical_globals`, (..., 4); ``share``: g over its limit."""
+    low, high = _rh_shares()
+    values = (
+        ndtri((W0 - W0_MIN) / (W0_MAX - W0_MIN)),
+        ndtri(share),
+        (log_mass - LOG_MASS[0]) / LOG_MASS[1],
+        ndtri((ndtr((log_rh - LOG_RH[0]) / LOG_RH[1]) - low) / (high - low)),
+    )
+    return torch.stack(torch.broadcast_tensors(*values), -1)
+
+
+def _rh_shares() -> tuple[Tensor, Tensor]:
+    """Cumulative normal at the ends of the prior of log10 r_h."""
+    ends = torch.tensor([0.0, LOG_RH_TOP], dtype=torch.float64)
+    low, high = ndtr((ends - LOG_RH[0]) / LOG_RH[1])
+    return low, high
 
 
 def globals_of(emulator: IsothermalEmulator, u: Tensor) -> tuple[Cluster, Tensor]:
     """The cluster of each chain, flattened, and the log prior of ``u`` (sets, chains, ...)."""
     W0, g, log_mass, log_rh = physical_globals(u)
-    log_prior = sum(F.logsigmoid(u[..., i]) + F.logsigmoid(-u[..., i]) for i in (0, 1, 3))
-    log_prior = log_prior - 0.5 * u[..., 2].square()
-    log_prior = log_prior - 0.5 * ((log_rh - LOG_RH[0]) / LOG_RH[1]).square()
-    values = (x.flatten() for x in (W0, g, 10**log_mass, 10**log_rh))
-    cluster = emulator.cluster(*values)
-    return cluster, log_prior
+    cluster = emulator.cluster(*(x.flatten() for x in (W0, g, 10**log_mass, 10**log_rh)))
+    return cluster, -0.5 * u[..., :4].square().sum(-1)
 
 
 def _start(r: Tensor, v2: Tensor, chains: int, generator: torch.Generator) -> Tensor:
-    """Unconstrained globals about r_h = ``r`` and M = r v2 / (0.4 G), (sets, chains, 4)."""
-    log_rh = r.log10().clamp(0.1, 1.4) / LOG_RH_TOP
-    log_mass = (r * v2 / (0.4 * G)).log10()
-    u = torch.stack(
-        [
-            torch.full_like(r, -0.9),  # W0 = 5
-            torch.zeros_like(r),
-            (log_mass - LOG_MASS[0]) / LOG_MASS[1],
-            torch.logit(log_rh),
-        ],
-        -1,
-    )
+    """Globals about r_h = ``r`` and M = r v2 / (0.4 G), (sets, chains, 4)."""
+    log_rh, log_mass = r.log10().clamp(0.1, 1.4), (r * v2 / (0.4 * G)).log10()
+    u = unit_globals(torch.full_like(r, 5.0), torch.full_like(r, 0.5), log_mass, log_rh)
     noise = torch.randn(len(r), chains, 4, generator=generator, dtype=torch.float64)
-    return u[:, None] + noise * torch.tensor([0.3, 0.3, 0.03, 0.03], dtype=torch.float64)
+    return u[:, None] + noise * torch.tensor([0.2, 0.2, 0.03, 0.03], dtype=torch.float64)

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.blocks.diagnostics import ess, rhat
 from models.blocks.hmc import HMC
 from models.checkpoint import write_checkpoint
-from models.gc_emulator.posterior import SkyStars, Stars, starting_points
+from models.gc_emulator.posterior import Stars, starting_points
 
 SAVED_EVERY = 100  # transitions
 
@@ -24,7 +24,7 @@ class Posterior(NamedTuple):
 
 
 def sample(
-    posterior: Stars | SkyStars,
+    posterior: Stars,
     chains: int,
     warmup: int,
     draws: int,
@@ -33,8 +33,7 @@ def sample(
 ) -> Posterior:
     """HMC on all sets at once. An interrupted run goes on from ``folder``/chains.pt, exactly.
 
-    ``facts`` are of all sampled coordinates, the latent ones among them; ``seconds`` CPU time of
-    this process, without what an interrupted one took.
+    In ``facts`` ``seconds`` is CPU time of this process, without what an interrupted one took.
     """
     began = time.process_time()
     generator = torch.Generator().manual_seed(seed)
@@ -72,4 +71,4 @@ def sample(
         "gradients": float(sampler.values["gradients"]),
         "seconds": time.process_time() - began,
     }
-    return Posterior(posterior.physical(u), facts)
+    return Posterior(posterior.named(u), facts)

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.polynomial.chebyshev import chebpts1
 
 from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue
-from physics.lowered_isothermal import W0_MAX, W0_MIN, g_limit, g_max
-
-MARGIN = 0.3  # of the prior, from g_max
+from physics.lowered_isothermal import MARGIN, W0_MAX, W0_MIN, g_limit, g_max
 
 
 class GCEmulatorData(CatalogueData):
@@ -44,8 +43,7 @@ class GCEmulatorData(CatalogueData):
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         if split == "test":
             return self._prior(self.n_test, 2 * self.seed + 1)
-        W0 = torch.cos(torch.pi * (torch.arange(self.n_W0, dtype=torch.float64) + 0.5) / self.n_W0)
-        share = torch.cos(torch.pi * (torch.arange(self.n_g, dtype=torch.float64) + 0.5) / self.n_g)
+        W0, share = (torch.from_numpy(chebpts1(n)) for n in (self.n_W0, self.n_g))
         W0 = 0.5 * (W0_MIN + W0_MAX) + 0.5 * (W0_MAX - W0_MIN) * W0
         g = g_limit(W0)[:, None] * (0.5 + 0.5 * share)
         return {"W0": W0.repeat_interleave(self.n_g).numpy(), "g": g.flatten().numpy()}

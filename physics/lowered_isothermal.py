@@ -19,6 +19,7 @@ from torch import Tensor
 G = 0.004300917270  # pc (km/s)^2 / Msun: IAU 2015 nominal solar mass parameter and parsec
 TERMS = 72  # of the series of E_gamma: 1.4e-14 relative for x <= 16
 W0_MIN, W0_MAX = 1.5, 14.0  # of the domain in which the emulator holds
+MARGIN = 0.3  # of g from `g_max`: nearer models are no part of the prior
 _LIMIT = (2.3746066, -0.4648896, 0.2897469, -0.0232391, -0.1243574, 0.0319069, 0.0549013)
 FRACTION = 40  # levels of the continued fraction of the anisotropic density
 

@@ -7,6 +7,7 @@ from conftest import command
 
 import zoo
 from datamodules.gc_stars import GCStars
+from models.blocks.hmc import HMC
 from models.checkpoint import read_checkpoint, restore
 from physics import lowered_isothermal as limepy
 
@@ -119,13 +120,24 @@ def test_a_mock_gives_back_its_truth(mock):
     assert facts["rhat_max"] < 1.03
 
 
-def test_an_interrupted_chain_goes_on_exactly(mock, model):
-    folder, data, whole = mock
-    again = model.infer(data, folder, seed=0)  # from the last save, at the end
+def test_an_interrupted_chain_goes_on_exactly(mock, model, tmp_path, monkeypatch):
+    _, data, whole = mock
+
+    def cut_short(sampler):
+        if sampler.values["iteration"] == 350:
+            raise KeyboardInterrupt
+        return advance(sampler)
+
+    advance = HMC.advance
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(HMC, "advance", cut_short)
+        model.infer(data, tmp_path, seed=0)
+    again = model.infer(data, tmp_path, seed=0)  # from the save at 300
     for name, values in whole.draws.items():
         np.testing.assert_array_equal(again.draws[name], values)
+    assert again.metrics["acceptance"] == whole.metrics["acceptance"]
     with pytest.raises(ValueError, match="belongs to other chains"):
-        model.infer(GCStars(n_stars=300, truth=TRUTH, seed=3), folder, seed=0)
+        model.infer(GCStars(n_stars=300, truth=TRUTH, seed=3), tmp_path, seed=0)
 
 
 def test_a_star_list_gives_a_posterior_that_xarray_reads(tmp_path):

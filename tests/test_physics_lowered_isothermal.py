@@ -94,7 +94,7 @@ def test_stars_follow_mass_and_dispersion():
     exact = limepy.radius_of_mass(model, grid[None])[0] * (rh / model.rh)
     found = (r[:, None] < exact).double().mean(0)
     assert float((found - grid).abs().max()) < 1.63 / np.sqrt(20_000)
-    # kinetic energy by the virial theorem: 2 K = G M^2 / r_v / 2 ...; here by the dispersion
+    # each velocity in units of the dispersion at its place
     phi, _ = limepy.at_radius(model, (r / (rh / model.rh))[None])
     s2 = limepy.G * mass / (rh / model.rh) / model.mt
     a = model.g[:, None]

@@ -16,7 +16,6 @@ from models.gc_emulator.posterior import Stars
 from physics import lowered_isothermal as limepy
 
 COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge
-MARGIN = 0.3  # from g_max, within which a model is flagged
 SLICE = 64  # models judged at once
 MASS, RH = 10**5.5, 5.0  # of the cluster that is judged and timed, Msun and pc
 
@@ -86,7 +85,8 @@ class GCEmulator(Component):
             "mass_model": Output("", "mass in units of r_0 s^2 / G"),
             "sigma_0": Output("", "central one-dimensional velocity dispersion, in units of s"),
             "flags": Output(
-                "", f"1 g is nearer than {MARGIN:g} to g_max, 2 outside the domain: no answer"
+                "",
+                f"1 g is nearer than {limepy.MARGIN:g} to g_max, 2 outside the domain: no answer",
             ),
             "f_max_rel_error": Output("", f"worst error of f over {self.n_stars} stars"),
             "phi_max_rel_error": Output("", "the same of the potential at the stars"),
@@ -142,7 +142,7 @@ class GCEmulator(Component):
             ),
             "dlogl": torch.where(counted, d_log_f, 0.0).sum(1).abs(),
         }  # fmt: skip
-        flags = (g > limepy.g_max(W0_in) - MARGIN).short() + 2 * (~known).short()
+        flags = (g > limepy.g_max(W0_in) - limepy.MARGIN).short() + 2 * (~known).short()
         return {
             "W0": W0,
             "g": g,
@@ -201,6 +201,6 @@ class GCEmulator(Component):
     def scope(self) -> list[str]:
         return [
             f"isotropic single-mass models, W0 {limepy.W0_MIN:g} to {limepy.W0_MAX:g}, "
-            f"g from 0 to {MARGIN:g} below g_max(W0), where the truncation radius diverges",
+            f"g from 0 to {limepy.MARGIN:g} below g_max(W0), where the truncation radius diverges",
             "float64; clusters without rotation, tides or mass segregation",
         ]

@@ -67,7 +67,7 @@ def sample(
         "rhat_max": float(rhat(by_chain).max()),
         "ess_min": float(ess(by_chain).min()),
         "divergences": float(sampler.values["divergences"].sum()),
-        "acceptance": float(sampler.values["accepted"].mean() / draws),
+        "acceptance": float(sampler.values["accepted"].mean() / len(kept)),
         "gradients": float(sampler.values["gradients"]),
         "seconds": time.process_time() - began,
     }

@@ -163,7 +163,7 @@ class GCEmulator(Component):
         """The posterior of W0, g, M and r_h given stars about a known centre (`GCStars`)."""
         posterior = Stars(self.emulator.requires_grad_(False), data.stars()[None])
         found = sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
-        draws = {name: values[0].cpu().numpy() for name, values in found.draws.items()}
+        draws = {name: values[0].cpu().numpy() for name, values in found.named.items()}
         facts = {"n": float(len(data.stars())), **found.facts}
         for name, values in draws.items():
             facts[name], facts[f"{name}_std"] = float(values.mean()), float(values.std())

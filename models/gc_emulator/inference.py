@@ -11,26 +11,26 @@ from torch import Tensor
 from models.blocks.diagnostics import ess, rhat
 from models.blocks.hmc import HMC
 from models.checkpoint import write_checkpoint
-from models.gc_emulator.posterior import Stars, starting_points
+from models.gc_emulator.start import Posterior, starting_points
 
 SAVED_EVERY = 100  # transitions
 
 
-class Posterior(NamedTuple):
+class Draws(NamedTuple):
     """Draws of every set, and what is known of the chains."""
 
-    draws: dict[str, Tensor]  # named parameters, (sets, chains, draws)
+    named: dict[str, Tensor]  # parameters, (sets, chains, draws)
     facts: dict[str, float]  # rhat_max, ess_min, divergences, seconds
 
 
 def sample(
-    posterior: Stars,
+    posterior: Posterior,
     chains: int,
     warmup: int,
     draws: int,
     seed: int,
     folder: Path | None = None,
-) -> Posterior:
+) -> Draws:
     """HMC on all sets at once. An interrupted run goes on from ``folder``/chains.pt, exactly.
 
     In ``facts`` ``seconds`` is CPU time of this process, without what an interrupted one took.
@@ -71,4 +71,4 @@ def sample(
         "gradients": float(sampler.values["gradients"]),
         "seconds": time.process_time() - began,
     }
-    return Posterior(posterior.named(u), facts)
+    return Draws(posterior.named(u), facts)

@@ -5,11 +5,12 @@ N(5.85, 0.6), log10 r_h / pc ~ N(0.7, 0.3) within (0, 1.5). Each parameter is sa
 that is unit normal a priori, which leaves no long tails where the data say little.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.special import ndtr, ndtri
 
-from models.blocks.hmc import climb
 from models.gc_emulator.emulator import Cluster, IsothermalEmulator
 from physics.lowered_isothermal import W0_MAX, W0_MIN, G, g_limit
 
@@ -23,6 +24,8 @@ class Stars:
     ``phase`` (sets, n, 6): a set is a data set, with a posterior of its own.
     """
 
+    n_globals, n_latents = 4, 0
+
     def __init__(self, emulator: IsothermalEmulator, phase: Tensor) -> None:
         self.emulator = emulator
         self.r2, self.v2 = (phase[..., i : i + 3].square().sum(-1) for i in (0, 3))
@@ -33,66 +36,29 @@ class Stars:
         r2, v2 = (x.repeat_interleave(u.shape[1], 0) for x in (self.r2, self.v2))
         return log_prior + cluster.log_df(r2, v2).sum(1).view(u.shape[:2])
 
+    marginal = log_prob
+
+    def candidates(self) -> Iterator[Tensor]:
+        """Points (sets, 1, 4) of a grid about the virial mass and the median radius."""
+        r = self.r2.sqrt().median(1, keepdim=True).values
+        yield from grid(r, self.v2.mean(1, keepdim=True))
+
     def named(self, u: Tensor) -> dict[str, Tensor]:
         """Named parameters, each of the shape of ``u`` without its last axis."""
         return dict(zip(PARAMETERS, physical(u), strict=True))
 
 
-def starting_points(
-    posterior: Stars, chains: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Where the chains begin, (sets, chains, 4), and the covariance there, (sets, 4, 4).
-
-    The likelihood has several maxima and walls where a star is no longer bound: a grid of the
-    parameters finds the highest, Adam climbs it, and every chain starts from there, scattered by
-    the inverse Hessian.
-    """
-    best = climb(posterior.log_prob, _best_of_grid(posterior), 200, 0.01)
-    values, vectors = torch.linalg.eigh(_hessian(posterior, best))
-    # a direction that the data do not hold has the width of the prior
-    covariance = vectors @ torch.diag_embed(1 / values.clamp_min(0.3)) @ vectors.mT
-    noise = torch.randn(len(best), chains, 4, generator=generator, dtype=torch.float64)
-    shift = noise @ torch.linalg.cholesky(covariance).mT
-    lowest = posterior.log_prob(best).detach() - 20
-    while bool((lost := posterior.log_prob(best + shift) < lowest).any()):
-        shift = torch.where(lost[..., None], 0.5 * shift, shift)
-    return best + shift, covariance
-
-
-def _best_of_grid(posterior: Stars) -> Tensor:
-    """The best of a grid about the virial mass and the median radius of the stars, (sets, 1, 4)."""
-    r, v2 = posterior.r2.sqrt().median(1, keepdim=True).values, posterior.v2.mean(1, keepdim=True)
-    log_rh, log_mass = r.log10(), (r * v2 / (0.4 * G)).log10()  # G M = v2 r_h / 0.4
-    grid = torch.cartesian_prod(
+def grid(rh: Tensor, v2: Tensor) -> Iterator[Tensor]:
+    """Points u (..., 4) about a half-mass radius, pc, and a mean squared speed, (km/s)^2."""
+    log_rh, log_mass = rh.log10(), (rh * v2 / (0.4 * G)).log10()  # G M = v2 r_h / 0.4
+    axes = (
         torch.linspace(2, 13, 9, dtype=torch.float64),
         torch.tensor([0.1, 0.35, 0.6, 0.85], dtype=torch.float64),
         torch.linspace(-0.2, 0.4, 9, dtype=torch.float64),
         torch.linspace(-0.2, 0.3, 7, dtype=torch.float64),
     )
-    best, value = torch.zeros(len(r), 1, 4, dtype=torch.float64), torch.full_like(r, -torch.inf)
-    for W0, share, more_mass, more_rh in grid:
-        u = whitened(W0, share, log_mass + more_mass, (log_rh + more_rh).clamp(0.05, 1.45))
-        with torch.no_grad():
-            found = posterior.log_prob(u)
-        best = torch.where((found > value)[..., None], u, best)
-        value = torch.maximum(found, value)
-    return best
-
-
-def _hessian(posterior: Stars, u: Tensor, step: float = 1e-4) -> Tensor:
-    """-d^2 ln p, (sets, 4, 4), at ``u`` (sets, 1, 4), by differences of gradients."""
-
-    def gradient(at: Tensor) -> Tensor:
-        at = at.detach().requires_grad_()
-        return torch.autograd.grad(posterior.log_prob(at).sum(), at)[0][:, 0]
-
-    rows = []
-    for i in range(4):
-        shift = torch.zeros_like(u)
-        shift[..., i] = step
-        rows.append((gradient(u - shift) - gradient(u + shift)) / (2 * step))
-    hessian = torch.stack(rows, 1)
-    return 0.5 * (hessian + hessian.mT)
+    for W0, share, more_mass, more_rh in torch.cartesian_prod(*axes).to(rh):
+        yield whitened(W0, share, log_mass + more_mass, (log_rh + more_rh).clamp(0.05, 1.45))
 
 
 def physical(u: Tensor) -> tuple[Tensor, ...]:

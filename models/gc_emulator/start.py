@@ -1,0 +1,83 @@
+"""Where the chains begin.
+
+The likelihood has several maxima and walls where a star is no longer bound: a grid of the
+parameters finds the highest, Adam climbs it, and every chain starts from there, scattered by the
+inverse Hessian.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.blocks.hmc import Target, climb
+
+
+class Posterior(Protocol):
+    """What is sampled: its first ``n_globals`` coordinates are the cluster's, the others latent."""
+
+    n_globals: int
+    n_latents: int
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """ln posterior, (sets, chains), of ``u`` (sets, chains, n_globals + n_latents)."""
+
+    def marginal(self, u: Tensor) -> Tensor:
+        """The same of the globals alone, (sets, chains, n_globals), if only roughly."""
+
+    def candidates(self) -> Iterator[Tensor]:
+        """Points of a coarse grid of the globals, each (sets, 1, n_globals)."""
+
+    def named(self, u: Tensor) -> dict[str, Tensor]:
+        """Named parameters, each of the shape of ``u`` without its last axis."""
+
+
+def starting_points(
+    posterior: Posterior, chains: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The points, (sets, chains, dim), and the covariance of the globals there."""
+    target = posterior.marginal
+    best = climb(target, _best(posterior), 200, 0.01)
+    values, vectors = torch.linalg.eigh(_hessian(target, best))
+    # a direction that the data do not hold has the width of the prior
+    covariance = vectors @ torch.diag_embed(1 / values.clamp_min(0.3)) @ vectors.mT
+    shape = (len(best), chains)
+
+    def normal(n: int) -> Tensor:
+        return torch.randn(*shape, n, generator=generator, dtype=torch.float64).to(best)
+
+    shift = normal(posterior.n_globals) @ torch.linalg.cholesky(covariance).mT
+    lowest = target(best).detach() - 20
+    while bool((lost := target(best + shift) < lowest).any()):
+        shift = torch.where(lost[..., None], 0.5 * shift, shift)
+    return torch.cat([best + shift, normal(posterior.n_latents)], -1), covariance
+
+
+@torch.no_grad()
+def _best(posterior: Posterior) -> Tensor:
+    """The best of the candidates, (sets, 1, n_globals)."""
+    candidates = posterior.candidates()
+    best = next(candidates)
+    value = posterior.marginal(best)
+    for u in candidates:
+        found = posterior.marginal(u)
+        best = torch.where((found > value)[..., None], u, best)
+        value = torch.maximum(found, value)
+    return best
+
+
+def _hessian(target: Target, u: Tensor, step: float = 1e-4) -> Tensor:
+    """-d^2 ln p, (sets, k, k), at ``u`` (sets, 1, k), by differences of gradients."""
+
+    def gradient(at: Tensor) -> Tensor:
+        at = at.detach().requires_grad_()
+        return torch.autograd.grad(target(at).sum(), at)[0][:, 0]
+
+    rows = []
+    for i in range(u.shape[-1]):
+        shift = torch.zeros_like(u)
+        shift[..., i] = step
+        rows.append((gradient(u - shift) - gradient(u + shift)) / (2 * step))
+    hessian = torch.stack(rows, 1)
+    return 0.5 * (hessian + hessian.mT)

@@ -26,7 +26,7 @@ from physics.lowered_isothermal import (
 SCALES = 4  # ln of r_t, m_t and r_h, in model units, and of E_gamma(g + 3/2, W0)
 INTERVALS = 128  # of q
 EXP_NODES, EXP_INTERVALS, EXP_MAX = (24, 40), 64, 16.0  # of the lowered exponential, over (g, x)
-G_TOP = 3.5
+G_TOP = 4.0
 EDGE = 1e-3  # of W0: the energy below which ln f falls like a line, instead of to minus infinity
 
 
@@ -52,6 +52,11 @@ class Cluster(NamedTuple):
         inside = self.W0 * chebyshev.evaluate_pieces(self.phi, q.clamp_max(1.0))
         kepler = self.mt * (x2.clamp_min(1e-6).rsqrt() - self.r0 / self.rt)
         return torch.where(q > 1, kepler, inside)
+
+    def radius2(self, phi: Tensor) -> Tensor:
+        """Squared radii, pc^2, where the potential is ``phi``, (clusters, n); r_t^2 at most."""
+        q = chebyshev.invert_pieces(self.phi, phi / self.W0)
+        return self.r0**2 * torch.expm1(q * self.span)
 
     def density(self, r2: Tensor) -> Tensor:
         """Mass density, Msun / pc^3, at squared radii, pc^2; zero beyond r_t."""
@@ -133,7 +138,6 @@ class IsothermalEmulator(nn.Module):
         log_rt, log_mt, log_rh, log_norm = scales[:, :, None].unbind(1)
         log_mass, log_r0 = mass.log()[:, None], rh.log()[:, None] - log_rh
         log_s = 0.5 * (math.log(G) + log_mass - log_r0 - log_mt)
-        by_g = chebyshev.basis(g / G_TOP, EXP_NODES[0])
         return Cluster(
             W0=W0[:, None],
             g=g[:, None],
@@ -146,5 +150,14 @@ class IsothermalEmulator(nn.Module):
             log_f0=math.log(9 / (4 * math.pi) / (2 * math.pi) ** 1.5)
             - log_mt - 3 * log_r0 - 3 * log_s - log_norm,
             phi=(phi @ self.pieces.flatten(0, 1).T).unflatten(1, self.pieces.shape[:2]),
-            log_exp=(by_g @ self.log_exp.flatten(1)).unflatten(1, self.log_exp.shape[1:]),
+            log_exp=self._lowered(g),
         )  # fmt: skip
+
+    def lowered(self, cluster: Cluster, more: float) -> Cluster:
+        """``cluster`` with `Cluster.log_lowered` of g + ``more``: f integrated over velocities."""
+        g = cluster.g + more
+        return cluster._replace(g=g, log_exp=self._lowered(g[:, 0]))
+
+    def _lowered(self, g: Tensor) -> Tensor:
+        by_g = chebyshev.basis(g / G_TOP, EXP_NODES[0])
+        return (by_g @ self.log_exp.flatten(1)).unflatten(1, self.log_exp.shape[1:])

@@ -1,0 +1,169 @@
+"""The posterior of a cluster given its binned profiles, on unconstrained coordinates for HMC.
+
+The likelihood is that of GCfit (Dickson et al. 2023), but for two points. Dispersions are normal
+with the error of the side on which the model lies; its norm is that of the two halves together, so
+that the posterior has no step where the model crosses a datum. The amplitude of a number density
+is marginalised over a flat prior of its logarithm, instead of maximised: stars per mass are not
+known, and so the profile holds no mass. Its constant extra error, GCfit's s^2, stands for what a
+constant background leaves.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.gc_emulator.emulator import Cluster, IsothermalEmulator
+from models.gc_emulator.posterior import PARAMETERS, cluster_of, physical, whitened
+from physics.cluster_profiles import (
+    PC_PER_ARCMIN_KPC,
+    Profile,
+    Projected,
+    along_lines_of_sight,
+    observed,
+    radius,
+)
+from physics.cluster_stars import KMS_PER_MAS_YR_KPC
+from physics.lowered_isothermal import G, lowered_exponential
+
+LOG_EXTRA = (-1.0, 1.0)  # prior of log10 of the extra error, 1/arcmin2; GCfit's is below 0.6
+UNITS = {
+    "log10_mass": "dex(Msun)",
+    "log10_rh": "dex(pc)",
+    "distance": "kpc",
+    "log10_extra": "dex(1/arcmin2)",
+}
+
+
+class Seen(NamedTuple):
+    """A profile beside a model, (chains, n) or with one row for all chains."""
+
+    model: Tensor  # in the unit of the profile
+    error: Tensor  # of the side on which the model lies, and the extra error in it
+    chi2: Tensor  # (chains,)
+    log_likelihood: Tensor  # (chains,)
+
+
+class Profiles:
+    """Profiles of one cluster, whose distance, kpc, is normal a priori: (mean, sigma).
+
+    Globals: those of `PARAMETERS`, the distance and, if there is a number density, the logarithm
+    of its extra error. Radii are angles, so that the model is asked at a new radius, pc, for each
+    distance.
+    """
+
+    n_latents = 0
+
+    def __init__(
+        self,
+        emulator: IsothermalEmulator,
+        profiles: Sequence[Profile],
+        distance: tuple[float, float],
+    ) -> None:
+        self.emulator, self.profiles, self.distance = emulator, list(profiles), distance
+        self.names = (*PARAMETERS, "distance")
+        if any(profile.kind == "density" for profile in profiles):
+            self.names += ("log10_extra",)
+        self.n_globals = len(self.names)
+        # data sets share radii
+        self.r, index = torch.cat([p.r for p in profiles]).unique(return_inverse=True)
+        self.index = index.split([len(p.r) for p in profiles])
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """ln posterior, (1, chains), of ``u`` (1, chains, n_globals)."""
+        cluster, log_prior = cluster_of(self.emulator, u[..., :4])
+        log_prior = log_prior - 0.5 * u[..., 4:].square().sum(-1)
+        model, distance = self.projected(cluster, u)
+        likelihoods = [
+            self.seen(i, model, distance, u).log_likelihood for i in range(len(self.profiles))
+        ]
+        return log_prior + torch.stack(likelihoods).sum(0).view(u.shape[:2])
+
+    marginal = log_prob
+
+    def projected(self, cluster: Cluster, u: Tensor) -> tuple[Projected, Tensor]:
+        """The clusters at all radii of the data, (chains, radii), and their distance, (chains, 1)."""
+        distance = self.named(u)["distance"].flatten()[:, None]
+        return at_projected(cluster, radius(self.r, distance).square()), distance
+
+    def seen(self, i: int, model: Projected, distance: Tensor, u: Tensor) -> Seen:
+        """Profile ``i`` beside the clusters of `projected`."""
+        profile = self.profiles[i]
+        there = Projected(*(x[:, self.index[i]] for x in model))
+        return compare(profile, observed(profile.kind, there, distance), self.extra(u))
+
+    def extra(self, u: Tensor) -> Tensor:
+        """Extra error of number densities, 1/arcmin2, (chains, 1)."""
+        named = self.named(u)
+        return 10 ** named["log10_extra"].flatten()[:, None] if "log10_extra" in named else u.new_zeros(1, 1)
+
+    def candidates(self) -> Iterator[Tensor]:
+        """Points (1, 1, n_globals) of a grid about the radii and dispersions of the data."""
+        rh, v2 = self._rough()
+        axes = (
+            torch.tensor([2.5, 4, 5.5, 7, 8, 9, 10, 11.5, 13], dtype=torch.float64),
+            torch.tensor([0.1, 0.35, 0.6, 0.85], dtype=torch.float64),
+            torch.linspace(-0.3, 0.3, 5, dtype=torch.float64),
+            torch.linspace(-0.3, 0.3, 5, dtype=torch.float64),
+        )
+        log_rh, log_mass = math.log10(rh), math.log10(3 * rh * v2 / (0.4 * G))  # virial
+        for W0, share, more_mass, more_rh in torch.cartesian_prod(*axes):
+            four = whitened(W0, share, log_mass + more_mass, (log_rh + more_rh).clamp(0.05, 1.45))
+            yield torch.cat([four, four.new_zeros(self.n_globals - 4)])[None, None]
+
+    def _rough(self) -> tuple[float, float]:
+        """Half-mass radius, pc, and a mean squared velocity in one dimension, (km/s)^2."""
+        rh, v2 = 10**0.7, []
+        for profile in self.profiles:
+            r, value = profile.r, profile.value
+            if profile.kind == "density":
+                order = r.argsort()
+                counts = torch.cumulative_trapezoid((r * value.clamp_min(0))[order], r[order])
+                half = torch.searchsorted(counts, 0.5 * counts[-1:]).clamp_max(len(counts) - 1)
+                projected_rh = float(r[order][half + 1])
+                rh = 4 / 3 * float(PC_PER_ARCMIN_KPC * self.distance[0] * projected_rh)
+            else:
+                unit = 1.0 if profile.kind == "los" else KMS_PER_MAS_YR_KPC * self.distance[0]
+                v2.append(float((unit * value).square().median()))
+        return min(max(rh, 1.2), 25.0), sum(v2) / len(v2) if v2 else 50.0
+
+    def named(self, u: Tensor) -> dict[str, Tensor]:
+        """Named parameters, each of the shape of ``u`` without its last axis."""
+        mean, sigma = self.distance
+        values = [*physical(u[..., :4]), mean + sigma * u[..., 4]]
+        if self.n_globals > 5:
+            values.append(LOG_EXTRA[0] + LOG_EXTRA[1] * u[..., 5])
+        return dict(zip(self.names, values, strict=True))
+
+
+def compare(profile: Profile, model: Tensor, extra: Tensor) -> Seen:
+    """A profile, (n,), beside models (chains, n), of which those of a number density get scaled."""
+    if profile.kind == "density":
+        variance = profile.down**2 + extra**2
+        on_model = (profile.value * model / variance).sum(1)
+        norm = (model**2 / variance).sum(1)
+        # for K = on_model / norm: int exp(-chi^2 / 2) dln K, whose width is 1 / (K sqrt(norm))
+        amplitude = on_model.clamp_min(1e-300) / norm
+        scaled = amplitude[:, None] * model
+        chi2 = ((profile.value - scaled) ** 2 / variance).sum(1)
+        log_l = -0.5 * (chi2 + variance.log().sum(1) + norm.log()) - amplitude.log()
+        return Seen(scaled, variance.sqrt().expand_as(model), chi2, log_l)
+    error = torch.where(model > profile.value, profile.up, profile.down)
+    chi2 = ((profile.value - model) / error).square().sum(1)
+    norm = (0.5 * (profile.up + profile.down)).log().sum()
+    return Seen(model, error, chi2, -0.5 * chi2 - norm)
+
+
+def at_projected(cluster: Cluster, R2: Tensor) -> Projected:
+    """TEMPORARY: until `Cluster.projected` is there."""
+
+    rho_0 = 9 * cluster.s**2 / (4 * math.pi * G * cluster.r0**2) / cluster.log_norm.exp()
+
+    def fields(r2: Tensor) -> tuple[Tensor, Tensor]:
+        phi = cluster.potential(r2).clamp_min(1e-10)
+        rho, pressure = (rho_0 * lowered_exponential(cluster.g + a, phi) for a in (1.5, 2.5))
+        return rho, pressure * cluster.s**2
+
+    return along_lines_of_sight(fields, R2, cluster.r0, cluster.rt)

@@ -32,7 +32,7 @@ class CatalogueData(L.LightningDataModule):
     rank reads its own contiguous share of the rows, in order and in constant memory.
     """
 
-    product = False  # whether a model answers all rows together, by `infer`
+    product: bool | str = False  # whether, and as what, a model takes all rows together, by `infer`
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ class GCProfile(CatalogueData):
     log10 of r_h in pc, distance in kpc), with which the posterior is compared.
     """
 
-    product = True
+    product = "profiles"
 
     def __init__(
         self,
@@ -152,9 +152,7 @@ class GCProfile(CatalogueData):
                 f"{label} has the variables {', '.join(columns)}; expected {', or '.join(kinds)}: "
                 f"leave it out by data.without=[{name}]"
             )
-        ignored = [
-            v for v in columns if v.lstrip("Δ").split(",")[0] not in ("r", *kinds)
-        ]
+        ignored = [v for v in columns if v.lstrip("Δ").split(",")[0] not in ("r", *kinds)]
         if ignored:
             self.say(f"not used of {label}: {', '.join(ignored)}")
         if "m" in attributes:

@@ -11,8 +11,11 @@ from torch import Tensor
 from models.base import Batch, Component, Output, Product
 from models.blocks.grid import counter_uniform
 from models.gc_emulator.emulator import IsothermalEmulator
+from models.gc_emulator.fit import fit
 from models.gc_emulator.inference import sample
 from models.gc_emulator.posterior import Stars
+from models.gc_emulator.profiles import UNITS, Profiles
+from models.gc_emulator.start import Posterior
 from physics import lowered_isothermal as limepy
 
 COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge
@@ -160,18 +163,25 @@ class GCEmulator(Component):
     # --- inference ----------------------------------------------------------------------------
 
     def infer(self, data: Any, folder: Path, seed: int) -> Product:
-        """The posterior of W0, g, M and r_h given stars about a known centre (`GCStars`)."""
-        posterior = Stars(self.emulator.requires_grad_(False), data.stars()[None])
+        """The posterior of W0, g, M and r_h given `GCStars` or `GCProfile`."""
+        emulator = self.emulator.requires_grad_(False)
+        posterior: Posterior
+        if data.product == "profiles":
+            posterior = Profiles(emulator, data.profiles(), data.distance())
+        else:
+            posterior = Stars(emulator, data.stars()[None])
         found = sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
         draws = {name: values[0].cpu().numpy() for name, values in found.named.items()}
-        facts = {"n": float(len(data.stars())), **found.facts}
+        facts = dict(found.facts)
         for name, values in draws.items():
             facts[name], facts[f"{name}_std"] = float(values.mean()), float(values.std())
             if name in data.truth():
                 facts[f"{name}_true"] = data.truth()[name]
                 facts[f"{name}_z"] = (facts[name] - data.truth()[name]) / facts[f"{name}_std"]
-        units = {"log10_mass": "dex(Msun)", "log10_rh": "dex(pc)"}
-        return Product(draws, units, facts)
+        if isinstance(posterior, Profiles):
+            beside = fit(posterior, found.u, seed)
+            return Product(draws, UNITS, {**facts, **beside.facts}, *beside[1:])
+        return Product(draws, UNITS, {"n": float(len(data.stars())), **facts})
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
         """Value and gradient of the likelihood of so many stars, and the solver."""

@@ -9,14 +9,14 @@ constant background leaves.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.gc_emulator.emulator import Cluster, IsothermalEmulator
-from models.gc_emulator.posterior import PARAMETERS, cluster_of, physical, whitened
+from models.gc_emulator.posterior import PARAMETERS, physical, whitened
 from physics.cluster_profiles import (
     PC_PER_ARCMIN_KPC,
     Profile,
@@ -38,12 +38,13 @@ UNITS = {
 
 
 class Seen(NamedTuple):
-    """A profile beside a model, (chains, n) or with one row for all chains."""
+    """A profile beside models, (models, n)."""
 
     model: Tensor  # in the unit of the profile
+    amplitude: Tensor  # of a number density, (models, 1), 1/arcmin2 per Msun/pc2; else 1
     error: Tensor  # of the side on which the model lies, and the extra error in it
-    chi2: Tensor  # (chains,)
-    log_likelihood: Tensor  # (chains,)
+    chi2: Tensor  # (models,)
+    log_likelihood: Tensor  # (models,)
 
 
 class Profiles:
@@ -63,7 +64,7 @@ class Profiles:
         distance: tuple[float, float],
     ) -> None:
         self.emulator, self.profiles, self.distance = emulator, list(profiles), distance
-        self.names = (*PARAMETERS, "distance")
+        self.names: tuple[str, ...] = (*PARAMETERS, "distance")
         if any(profile.kind == "density" for profile in profiles):
             self.names += ("log10_extra",)
         self.n_globals = len(self.names)
@@ -73,31 +74,27 @@ class Profiles:
 
     def log_prob(self, u: Tensor) -> Tensor:
         """ln posterior, (1, chains), of ``u`` (1, chains, n_globals)."""
-        cluster, log_prior = cluster_of(self.emulator, u[..., :4])
-        log_prior = log_prior - 0.5 * u[..., 4:].square().sum(-1)
-        model, distance = self.projected(cluster, u)
-        likelihoods = [
-            self.seen(i, model, distance, u).log_likelihood for i in range(len(self.profiles))
-        ]
-        return log_prior + torch.stack(likelihoods).sum(0).view(u.shape[:2])
+        seen = self.seen({name: value.flatten() for name, value in self.named(u).items()})
+        log_likelihood = torch.stack([one.log_likelihood for one in seen]).sum(0)
+        return log_likelihood.view(u.shape[:2]) - 0.5 * u.square().sum(-1)
 
     marginal = log_prob
 
-    def projected(self, cluster: Cluster, u: Tensor) -> tuple[Projected, Tensor]:
-        """The clusters at all radii of the data, (chains, radii), and their distance, (chains, 1)."""
-        distance = self.named(u)["distance"].flatten()[:, None]
-        return at_projected(cluster, radius(self.r, distance).square()), distance
+    def seen(self, named: Mapping[str, Tensor]) -> list[Seen]:
+        """Every profile beside models of these parameters, each (models,)."""
+        model, distance = self.projected(named, self.r), named["distance"][:, None]
+        extra = 10 ** named["log10_extra"][:, None] if "log10_extra" in named else 0 * distance
+        found = []
+        for profile, index in zip(self.profiles, self.index, strict=True):
+            there = Projected(*(x[:, index] for x in model))
+            found.append(compare(profile, observed(profile.kind, there, distance), extra))
+        return found
 
-    def seen(self, i: int, model: Projected, distance: Tensor, u: Tensor) -> Seen:
-        """Profile ``i`` beside the clusters of `projected`."""
-        profile = self.profiles[i]
-        there = Projected(*(x[:, self.index[i]] for x in model))
-        return compare(profile, observed(profile.kind, there, distance), self.extra(u))
-
-    def extra(self, u: Tensor) -> Tensor:
-        """Extra error of number densities, 1/arcmin2, (chains, 1)."""
-        named = self.named(u)
-        return 10 ** named["log10_extra"].flatten()[:, None] if "log10_extra" in named else u.new_zeros(1, 1)
+    def projected(self, named: Mapping[str, Tensor], r: Tensor) -> Projected:
+        """Models of these parameters, each (models,), at angles ``r`` (n,), arcmin."""
+        W0, g, log_mass, log_rh = (named[name] for name in PARAMETERS)
+        cluster = self.emulator.cluster(W0, g, 10**log_mass, 10**log_rh)
+        return at_projected(cluster, radius(r, named["distance"][:, None]).square())
 
     def candidates(self) -> Iterator[Tensor]:
         """Points (1, 1, n_globals) of a grid about the radii and dispersions of the data."""
@@ -139,7 +136,10 @@ class Profiles:
 
 
 def compare(profile: Profile, model: Tensor, extra: Tensor) -> Seen:
-    """A profile, (n,), beside models (chains, n), of which those of a number density get scaled."""
+    """A profile, (n,), beside models (models, n), of which those of a number density get scaled.
+
+    ``extra`` (models, 1): the extra error of a number density.
+    """
     if profile.kind == "density":
         variance = profile.down**2 + extra**2
         on_model = (profile.value * model / variance).sum(1)
@@ -149,11 +149,11 @@ def compare(profile: Profile, model: Tensor, extra: Tensor) -> Seen:
         scaled = amplitude[:, None] * model
         chi2 = ((profile.value - scaled) ** 2 / variance).sum(1)
         log_l = -0.5 * (chi2 + variance.log().sum(1) + norm.log()) - amplitude.log()
-        return Seen(scaled, variance.sqrt().expand_as(model), chi2, log_l)
+        return Seen(scaled, amplitude[:, None], variance.sqrt(), chi2, log_l)
     error = torch.where(model > profile.value, profile.up, profile.down)
     chi2 = ((profile.value - model) / error).square().sum(1)
     norm = (0.5 * (profile.up + profile.down)).log().sum()
-    return Seen(model, error, chi2, -0.5 * chi2 - norm)
+    return Seen(model, torch.ones_like(model[:, :1]), error, chi2, -0.5 * chi2 - norm)
 
 
 def at_projected(cluster: Cluster, R2: Tensor) -> Projected:

@@ -26,7 +26,7 @@ from physics.cluster_profiles import (
     radius,
 )
 from physics.cluster_stars import KMS_PER_MAS_YR_KPC
-from physics.lowered_isothermal import G, lowered_exponential
+from physics.lowered_isothermal import G, g_limit, lowered_exponential
 
 LOG_EXTRA = (-1.0, 1.0)  # prior of log10 of the extra error, 1/arcmin2; GCfit's is below 0.6
 UNITS = {
@@ -133,6 +133,15 @@ class Profiles:
         if self.n_globals > 5:
             values.append(LOG_EXTRA[0] + LOG_EXTRA[1] * u[..., 5])
         return dict(zip(self.names, values, strict=True))
+
+    def whitened(self, named: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `named`, (..., n_globals)."""
+        W0, g, log_mass, log_rh = (named[name] for name in PARAMETERS)
+        four = whitened(W0, g / g_limit(W0), log_mass, log_rh)
+        others = [(named["distance"] - self.distance[0]) / self.distance[1]]
+        if "log10_extra" in self.names:
+            others.append((named["log10_extra"] - LOG_EXTRA[0]) / LOG_EXTRA[1])
+        return torch.cat([four, torch.stack(others, -1)], -1)
 
 
 def compare(profile: Profile, model: Tensor, extra: Tensor) -> Seen:

@@ -64,7 +64,7 @@ class LimepyProfiles(Profiles):
             )
         R = radius(r, torch.tensor(distance)).numpy()
         knots = (model.r > 0) & (model.Sigma > 0) & (model.v2p > 0)
-        inside = R < model.r[knots][-1]
+        inside = model.r[knots][-1] > R
         at = np.log(np.maximum(R, model.r[knots][0]))
         log_r = np.log(model.r[knots])
         found = []
@@ -121,7 +121,7 @@ def limepy_and_emcee(posterior: LimepyProfiles) -> dict[str, float]:
     facts = optimum(posterior, first)
     facts["seconds_best"] = time.process_time() - began
     best = _whitened(posterior, facts)
-    generator = np.random.RandomState(0)  # noqa: NPY002  (emcee's own kind)
+    generator = np.random.RandomState(0)
     start = best + SCATTER * generator.standard_normal((WALKERS, len(best)))
     sampler = emcee.EnsembleSampler(WALKERS, len(best), posterior.of_vector)
     sampler.run_mcmc(emcee.State(start, random_state=generator.get_state()), STEPS)

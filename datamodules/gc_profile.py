@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from astropy import units as u
 
-from datamodules.base import CatalogueData, refuse
+from datamodules.base import CatalogueData, refuse, sha256
 from physics.cluster_profiles import UNITS, Profile, observed, projected, radius
 from physics.lowered_isothermal import solve
 
@@ -96,7 +96,8 @@ class GCProfile(CatalogueData):
     def provenance(self) -> dict[str, Any]:
         if self.path is None:
             return {"simulation": type(self).__name__, "seed": self.seed}
-        return {**_digest(self.path), "rows": sum(len(p.r) for p in self.profiles())}
+        points = sum(len(profile.r) for profile in self.profiles())
+        return {"path": str(self.path), "sha256": sha256(self.path), "rows": points}
 
     # --- a file -------------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ class GCProfile(CatalogueData):
                     if name in file
                     for group in _datasets(file[name])
                 ]
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, KeyError) as error:
             raise ValueError(
                 f"{path} is not an HDF5 file that can be read, or is cut off ({error}); expected "
                 f"one as GCfit's, such as NGC0104.hdf: copy it again"
@@ -206,13 +207,6 @@ class GCProfile(CatalogueData):
             arrays = (torch.from_numpy(x) for x in (r, value, sigma, sigma))
             found.append(Profile(f"mock_{kind}", kind, *arrays))
         return found
-
-
-def _digest(path: str) -> dict[str, Any]:
-    import hashlib
-
-    with open(path, "rb") as file:
-        return {"path": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _distance_of(value: Any, path: str) -> float | None:

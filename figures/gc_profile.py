@@ -1,6 +1,7 @@
 """Profiles of a cluster and what its posterior says of them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,11 +36,15 @@ def profiles(rows: Rows) -> Figure:
             _points(upper, lower, rows, name, kinds[name], colour)
         lower.axhspan(-1, 1, color=style.BAND, alpha=0.6, lw=0)
         lower.axhline(0, color=NARROW, lw=1.5)
+        if wanted == ("density",):
+            s = rows["extra"][0]
+            upper.axhline(s, ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$")
         upper.set(ylabel=label, xscale="log", yscale="log")
         lower.set(xlabel=r"projected radius $R$ [arcmin]", ylim=_residual_limits(lower))
         _limits(upper, rows, names, wanted == ("density",))
         upper.legend(loc="lower left", fontsize=12)
     axes[1, 0].set_ylabel("residual [errors]")
+    fig.align_ylabels(axes[:, 0])
     handles = [
         Line2D([], [], color=NARROW, label="median model"),
         Patch(color=NARROW, alpha=0.5, label="68%"),
@@ -77,7 +82,7 @@ def _points(upper: Axes, lower: Axes, rows: Rows, name: str, kind: str, colour: 
         rows[f"{name}_{what}"] for what in ("r", "value", "down", "up", "error")
     )
     component = {"density": "", "los": ""}.get(kind, f", {kind}")
-    marks = {"fmt": MARKERS[kind], "color": colour, "ms": 5, "elinewidth": 1, "mew": 0}
+    marks: Any = {"fmt": MARKERS[kind], "color": colour, "ms": 5, "elinewidth": 1, "mew": 0}
     shown = value > 0
     label = _source(name, kind) + component
     if (hidden := int((~shown).sum())) > 0:

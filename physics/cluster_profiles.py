@@ -25,7 +25,7 @@ UNITS = {
     "total": "mas/yr",
 }
 FLOOR = 1e-2  # km/s, added to dispersions in quadrature: their slope at r_t would be infinite
-NODES = 96  # along a line of sight
+NODES = 24  # along a line of sight: 1e-9
 
 Field = Callable[[Tensor], Tensor]
 

@@ -148,6 +148,8 @@ def _shown(posterior: Profiles, named: Mapping[str, Tensor]) -> Arrays:
         "profiles": np.array([profile.name for profile in profiles]),
         "kinds": np.array([profile.kind for profile in profiles]),
     }
+    if "log10_extra" in named:
+        shown["extra"] = 10 ** named["log10_extra"].median()[None].numpy()
     first: Tensor | None = None
     for profile in profiles:
         scale = 1.0

@@ -35,7 +35,8 @@ from datamodules.gc_profile import GCProfile
 from models.checkpoint import read_checkpoint, restore
 from models.gc_emulator.posterior import PARAMETERS
 from models.gc_emulator.profiles import Profiles
-from physics.cluster_profiles import Projected, radius
+from physics.cluster_profiles import radius
+from physics.cluster_projection import Projected
 from physics.lowered_isothermal import G
 
 WALKERS, STEPS, BURNT, SCATTER = 24, 400, 150, 0.01

@@ -5,15 +5,13 @@ an amplitude that is free.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from physics.cluster_projection import Projected, project
 from physics.cluster_stars import KMS_PER_MAS_YR_KPC
-from physics.lowered_isothermal import G, Model, at_radius, density, moment
+from physics.lowered_isothermal import G, Model
 
 PC_PER_ARCMIN_KPC = 1e3 * math.pi / (180 * 60)
 # kinds of profiles, and the units of their values
@@ -25,9 +23,6 @@ UNITS = {
     "total": "mas/yr",
 }
 FLOOR = 1e-2  # km/s, added to dispersions in quadrature: their slope at r_t would be infinite
-NODES = 24  # along a line of sight: 1e-9
-
-Field = Callable[[Tensor], Tensor]
 
 
 class Profile(NamedTuple):
@@ -41,22 +36,13 @@ class Profile(NamedTuple):
     up: Tensor
 
 
-class Projected(NamedTuple):
-    """A model at projected radii, (models, n)."""
-
-    surface_density: Tensor  # Msun / pc^2
-    v2_los: Tensor  # mean squares of velocities, (km/s)^2
-    v2_radial: Tensor
-    v2_tangential: Tensor
-
-
 def radius(r: Tensor, distance: Tensor) -> Tensor:
     """Projected radii, pc, of angles ``r``, arcmin, at a distance in kpc."""
     return PC_PER_ARCMIN_KPC * distance * r
 
 
 def observed(kind: str, model: Projected, distance: Tensor) -> Tensor:
-    """The model in the unit of the profile; number density in Msun / pc^2, before its amplitude.
+    """The model, of `projected`, in the unit of the profile; density before its amplitude.
 
     ``distance`` (models, 1), kpc. The total proper motion is the mean of its two components.
     """
@@ -73,37 +59,11 @@ def observed(kind: str, model: Projected, distance: Tensor) -> Tensor:
 
 
 def projected(model: Model, mass: Tensor, rh: Tensor, R: Tensor) -> Projected:
-    """Solved isotropic models of ``mass``, Msun, and ``rh``, pc, both (models,), at ``R``, pc."""
+    """Solved models of ``mass``, Msun, and ``rh``, pc, both (models,), at ``R`` (models, n), pc.
+
+    Surface density in Msun / pc^2, mean square velocities in (km/s)^2.
+    """
     r0 = (rh / model.rh)[:, None]
     s2 = G * mass[:, None] / (r0 * model.mt[:, None])
-    rho_0 = 9 * s2 / (4 * math.pi * G * r0**2)
-    a = model.g[:, None] + 1.5
-
-    def fields(r2: Tensor) -> tuple[Tensor, Tensor]:
-        r = r2.sqrt() / r0
-        phi = at_radius(model, r)[0].clamp_min(0)
-        rho = rho_0 * density(model, phi, r)
-        ratio = moment(a + 1, phi, None) / moment(a, phi, None).clamp_min(1e-300)
-        return rho, rho * s2 * ratio
-
-    return along_lines_of_sight(fields, R.square(), r0, model.rt[:, None] * r0)
-
-
-def along_lines_of_sight(
-    fields: Callable[[Tensor], tuple[Tensor, Tensor]], R2: Tensor, r0: Tensor, rt: Tensor
-) -> Projected:
-    """Integrals of density and pressure, `fields` of squared radii (models, n), isotropic.
-
-    ``R2`` (models, n), squared projected radii; the core radius and the edge are (models, 1).
-    Gauss-Legendre in asinh(z / c), c^2 = R^2 + r0^2: even both in the core and in the halo.
-    """
-    x, w = (torch.from_numpy(v).to(R2) for v in np.polynomial.legendre.leggauss(NODES))
-    core = (R2 + r0**2).sqrt()[..., None]
-    top = torch.asinh((rt**2 - R2).clamp_min(1e-20).sqrt()[..., None] / core)
-    t = 0.5 * top * (1 + x)
-    z, dz = core * torch.sinh(t), core * torch.cosh(t) * top * w
-    rho, pressure = fields((R2[..., None] + z * z).flatten(1))
-    surface = (rho.view(z.shape) * dz).sum(-1)
-    v2 = (pressure.view(z.shape) * dz).sum(-1) / surface.clamp_min(1e-300)
-    v2 = torch.where(surface > 0, v2, 0.0)
-    return Projected(surface, v2, v2, v2)
+    share, *v2 = project(model, R / r0)
+    return Projected(mass[:, None] / r0**2 * share, *(s2 * x for x in v2))

@@ -15,18 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.gc_emulator.emulator import Cluster, IsothermalEmulator
+from models.gc_emulator.emulator import IsothermalEmulator
 from models.gc_emulator.posterior import PARAMETERS, physical, whitened
-from physics.cluster_profiles import (
-    PC_PER_ARCMIN_KPC,
-    Profile,
-    Projected,
-    along_lines_of_sight,
-    observed,
-    radius,
-)
+from physics.cluster_profiles import PC_PER_ARCMIN_KPC, Profile, observed, radius
+from physics.cluster_projection import Projected
 from physics.cluster_stars import KMS_PER_MAS_YR_KPC
-from physics.lowered_isothermal import G, g_limit, lowered_exponential
+from physics.lowered_isothermal import G, g_limit
 
 LOG_EXTRA = (-1.0, 1.0)  # prior of log10 of the extra error, 1/arcmin2; GCfit's is below 0.6
 UNITS = {
@@ -94,7 +88,7 @@ class Profiles:
         """Models of these parameters, each (models,), at angles ``r`` (n,), arcmin."""
         W0, g, log_mass, log_rh = (named[name] for name in PARAMETERS)
         cluster = self.emulator.cluster(W0, g, 10**log_mass, 10**log_rh)
-        return at_projected(cluster, radius(r, named["distance"][:, None]).square())
+        return Projected(*cluster.projected(radius(r, named["distance"][:, None]).square()))
 
     def candidates(self) -> Iterator[Tensor]:
         """Points (1, 1, n_globals) of a grid about the radii and dispersions of the data."""
@@ -163,16 +157,3 @@ def compare(profile: Profile, model: Tensor, extra: Tensor) -> Seen:
     chi2 = ((profile.value - model) / error).square().sum(1)
     norm = (0.5 * (profile.up + profile.down)).log().sum()
     return Seen(model, torch.ones_like(model[:, :1]), error, chi2, -0.5 * chi2 - norm)
-
-
-def at_projected(cluster: Cluster, R2: Tensor) -> Projected:
-    """TEMPORARY: until `Cluster.projected` is there."""
-
-    rho_0 = 9 * cluster.s**2 / (4 * math.pi * G * cluster.r0**2) / cluster.log_norm.exp()
-
-    def fields(r2: Tensor) -> tuple[Tensor, Tensor]:
-        phi = cluster.potential(r2).clamp_min(1e-10)
-        rho, pressure = (rho_0 * lowered_exponential(cluster.g + a, phi) for a in (1.5, 2.5))
-        return rho, pressure * cluster.s**2
-
-    return along_lines_of_sight(fields, R2, cluster.r0, cluster.rt)

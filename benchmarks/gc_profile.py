@@ -63,10 +63,10 @@ class LimepyProfiles(Profiles):
             model = limepy(
                 W0, g, M=10**log_mass, rh=10**log_rh, G=G, project=True, **self.tolerance
             )
-        R = radius(r, torch.tensor(distance)).numpy()
+        R = radius(r, torch.tensor(distance, dtype=torch.float64)).numpy()
         knots = (model.r > 0) & (model.Sigma > 0) & (model.v2p > 0)
         inside = model.r[knots][-1] > R
-        at = np.log(np.maximum(R, model.r[knots][0]))
+        at = np.log(np.clip(R, model.r[knots][0], model.r[knots][-1]))
         log_r = np.log(model.r[knots])
         found = []
         for values in (model.Sigma, model.v2p):
@@ -96,13 +96,16 @@ def main() -> None:
     model = restore(read_checkpoint(zoo.find(options.checkpoint))).requires_grad_(False)
     peer = LimepyProfiles(model.emulator, data.profiles(), data.distance())
 
-    theirs = limepy_and_emcee(peer)
-    peer.tolerance = TIGHT
-    tight = optimum(peer, _whitened(peer, theirs))
+    rows = {}
     with TemporaryDirectory() as folder:
-        ours = dict(model.infer(data, Path(folder), seed=0).metrics)
-    ours["log_posterior_best_by_tight_limepy"] = peer.of_vector(_whitened(peer, ours))
-    rows = {"gc_emulator": ours, "limepy + emcee": theirs, "limepy at 1e-12": tight}
+        rows["gc_emulator"] = dict(model.infer(data, Path(folder), seed=0).metrics)
+    print(rows, flush=True)
+    rows["limepy + emcee"] = limepy_and_emcee(peer)
+    print(rows, flush=True)
+    peer.tolerance = TIGHT
+    rows["limepy at 1e-12"] = optimum(peer, _whitened(peer, rows["limepy + emcee"]))
+    for found in rows.values():  # each optimum under one and the same solver
+        found["log_posterior_best_by_tight_limepy"] = peer.of_vector(_whitened(peer, found))
     columns = ["method", "seed", *dict.fromkeys(k for row in rows.values() for k in row)]
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*columns, "test_sha256"], restval="", lineterminator="\n")
@@ -110,7 +113,6 @@ def main() -> None:
         for method, found in rows.items():
             row = {"method": method, "seed": 0, "test_sha256": sha256(options.path)}
             writer.writerow(row | {key: f"{value:.6g}" for key, value in found.items()})
-            print(method, found)
 
 
 def limepy_and_emcee(posterior: LimepyProfiles) -> dict[str, float]:
@@ -160,7 +162,9 @@ def optimum(posterior: LimepyProfiles, first: np.ndarray) -> dict[str, float]:
 
 def _whitened(posterior: Profiles, facts: Mapping[str, float]) -> np.ndarray:
     """The point u of ``<parameter>_best``."""
-    named = {name: torch.tensor(facts[f"{name}_best"]).double() for name in posterior.names}
+    named = {
+        name: torch.tensor(facts[f"{name}_best"], dtype=torch.float64) for name in posterior.names
+    }
     return posterior.whitened(named).numpy()
 
 

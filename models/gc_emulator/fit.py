@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.special import gammaincc, ndtr
 
-from models.blocks.hmc import climb
 from models.gc_emulator.profiles import Profiles
+from models.gc_emulator.start import newton
 from physics.cluster_profiles import observed
 
 REPLICATED = 100  # draws of each chain that data are replicated from
@@ -48,7 +48,7 @@ def _best(posterior: Profiles, u: Tensor) -> tuple[dict[str, float], list[str]]:
     with torch.no_grad():
         thin = draws[:, :: max(1, draws.shape[1] // 500)]
         first = thin[:, posterior.log_prob(thin).argmax(1)]
-    best = climb(posterior.log_prob, first, 200, 0.01)
+    best = newton(posterior.log_prob, first)
     named = {name: value.flatten() for name, value in posterior.named(best).items()}
     facts = {"log_posterior_best": float(posterior.log_prob(best))}
     facts |= {f"{name}_best": float(value) for name, value in named.items()}

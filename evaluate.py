@@ -105,10 +105,13 @@ def infer(
     product = model.infer(data, run_dir, seed)
     if output:
         facts = {key: str(model.record[key]) for key in ("versions", "git_commit")}
-        write_draws(output, product.draws, product.units, {"model": title, **facts})
+        groups = {"posterior": product.draws, **product.groups}
+        write_draws(output, groups, product.units, {"model": title, **facts})
         print(f"posterior draws: {output}")
-    metrics = dict(product.metrics)
-    report(model, data, run_dir, title, dict(product.draws), metrics, {})
+    for remark in product.remarks:
+        print(f"note: {remark}")
+    metrics, rows = dict(product.metrics), {**product.draws, **product.shown}
+    report(model, data, run_dir, title, rows, metrics, {})
     return metrics
 
 

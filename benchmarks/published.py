@@ -18,13 +18,14 @@ def peers(
 ) -> dict[str, dict[str, float]]:
     """These metrics of the other methods that were scored on the file with this hash, by method.
 
-    Means over the seeds in ``benchmarks/<component>.csv``; empty if that has no such file.
+    Means over the seeds in the tables beside this file; empty if none of them knows that hash.
     """
-    path = Path(__file__).parent / f"{component}.csv"
-    if not test_sha256 or not path.exists():
+    if not test_sha256:
         return {}
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["test_sha256"] == test_sha256]
+    rows = []
+    for path in sorted(Path(__file__).parent.glob("*.csv")):
+        with path.open(newline="") as file:
+            rows += [row for row in csv.DictReader(file) if row["test_sha256"] == test_sha256]
     found = {}
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != component):
         mine = [row for row in rows if row["method"] == method]

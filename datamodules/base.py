@@ -32,7 +32,7 @@ class CatalogueData(L.LightningDataModule):
     rank reads its own contiguous share of the rows, in order and in constant memory.
     """
 
-    product = False  # whether a model answers all rows together, by `infer`
+    product: bool | str = False  # whether a model takes all rows together, by `infer`, and as what
 
     def __init__(
         self,
@@ -215,9 +215,7 @@ class CatalogueData(L.LightningDataModule):
             return {"simulation": type(self).__name__, "seed": self.seed}
         with self.open("fit") as catalogue:  # first, for it says what is wrong with a path
             rows = len(catalogue)
-        with open(self.path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"path": str(self.path), "sha256": digest, "rows": rows}
+        return {"path": str(self.path), "sha256": sha256(self.path), "rows": rows}
 
     def _batch(self, row: np.ndarray, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         try:
@@ -377,6 +375,11 @@ def where(catalogue: Catalogue, condition: str) -> np.ndarray:
     if not mask.any():
         raise ValueError(f"{catalogue.path}: no row meets data.train_where='{condition}'")
     return mask
+
+
+def sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse(

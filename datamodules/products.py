@@ -7,16 +7,19 @@ from pathlib import Path
 import h5netcdf
 import numpy as np
 
+# leading dimensions of ArviZ's groups
+SAMPLED = {"posterior": ("chain", "draw"), "posterior_predictive": ("chain", "draw")}
+
 
 def write_draws(
     path: str | Path,
-    draws: Mapping[str, np.ndarray],
+    groups: Mapping[str, Mapping[str, np.ndarray]],
     units: Mapping[str, str],
     meta: Mapping[str, str],
 ) -> None:
-    """Write draws, (chains, draws) each, as the group ``posterior`` of a NetCDF file.
+    """Write arrays by group and name to a NetCDF file, which appears when it is whole.
 
-    The final name appears when the file is whole.
+    Those of the groups ``posterior`` and ``posterior_predictive`` begin with (chains, draws).
     """
     path = Path(path)
     if path.suffix != ".nc":
@@ -25,15 +28,29 @@ def write_draws(
     try:
         with h5netcdf.File(part, "w") as file:
             file.attrs.update(meta)
-            group = file.create_group("posterior")
-            chains, n = next(iter(draws.values())).shape
-            group.dimensions = {"chain": chains, "draw": n}
-            for name, size in (("chain", chains), ("draw", n)):
-                group.create_variable(name, (name,), data=np.arange(size))
-            for name, values in draws.items():
-                variable = group.create_variable(name, ("chain", "draw"), data=values)
-                if units.get(name):
-                    variable.attrs["units"] = units[name]
+            for name, arrays in groups.items():
+                _write_group(file.create_group(name), SAMPLED.get(name, ()), arrays, units)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _write_group(
+    group: h5netcdf.Group,
+    leading: tuple[str, ...],
+    arrays: Mapping[str, np.ndarray],
+    units: Mapping[str, str],
+) -> None:
+    """Further dimensions get the names that ArviZ gives them: ``<name>_dim_0``."""
+    first = next(iter(arrays.values()))
+    group.dimensions = dict(zip(leading, first.shape, strict=False))
+    for name, size in zip(leading, first.shape, strict=False):
+        group.create_variable(name, (name,), data=np.arange(size))
+    for name, values in arrays.items():
+        dimensions = list(leading)
+        for i, size in enumerate(values.shape[len(leading) :]):
+            dimensions.append(f"{name}_dim_{i}")
+            group.dimensions[dimensions[-1]] = size
+        variable = group.create_variable(name, tuple(dimensions), data=values)
+        if units.get(name):
+            variable.attrs["units"] = units[name]

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import style
+from figures.gc_profile import profiles
 
 Rows = Mapping[str, np.ndarray]
 
@@ -16,6 +17,8 @@ PARAMETERS = {
     "g": "$g$",
     "log10_mass": r"$\log_{10} M\,/\,M_\odot$",
     "log10_rh": r"$\log_{10} r_\mathrm{h}\,/\,\mathrm{pc}$",
+    "distance": "distance / kpc",
+    "log10_extra": r"$\log_{10} s\,/\,\mathrm{arcmin}^{-2}$",
 }
 ERRORS = {
     "f_max_rel_error": "worst relative error of $f$",
@@ -32,7 +35,8 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
     """
     if "f_max_rel_error" in rows:
         return {"accuracy": accuracy(rows)}
-    return {"corner": corner(rows, metrics), "chains": chains(rows, metrics)}
+    drawn = {"profiles": profiles(rows)} if "profiles" in rows else {}
+    return {**drawn, "corner": corner(rows, metrics), "chains": chains(rows, metrics)}
 
 
 @style.figure

@@ -1,7 +1,7 @@
 """What every component of the zoo shares."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,10 @@ class Product(NamedTuple):
     draws: Mapping[str, np.ndarray]  # (chains, draws)
     units: Mapping[str, str]  # astropy's spelling
     metrics: Mapping[str, float]
+    remarks: Sequence[str] = ()  # what a user should know of this fit
+    # other groups of ArviZ: posterior_predictive, (chains, draws, n), observed_data, (n,)...
+    groups: Mapping[str, Mapping[str, np.ndarray]] = {}
+    shown: Mapping[str, np.ndarray] = {}  # what figures show besides the draws
 
 
 class Component(L.LightningModule):

@@ -109,6 +109,23 @@ def moment(a: Tensor, phi: Tensor, p2: Tensor | None, isotropic: Tensor | None =
     return (isotropic + lost) / (1 + p2)
 
 
+def pressures(g: Tensor, phi: Tensor, p2: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Density, radial pressure and that of one tangential direction, over (2 pi)^(3/2).
+
+    The tangential one is the integral over k = v_t^2 / 2 of k e^(-k p2) E_gamma(g + 1/2, phi - k):
+    by Laplace transforms a sum of positive terms, of which the second has 1F1(2; g + 7/2; -z).
+    """
+    a = g + 2.5
+    density, radial = moment(a - 1, phi, p2), moment(a, phi, p2)
+    if p2 is None:
+        return density, radial, radial
+    z, b = phi * p2, a + 1
+    # 1F1(2; b; -z) by 1F1(1; b; -z), both of which solve first-order equations
+    second = b - 1 - (b - 2 + z) * suppression(b, z)
+    lost = p2 * phi**a * second * torch.exp(-torch.lgamma(b))
+    return density, radial, (radial + lost) / (1 + p2)
+
+
 class Model(NamedTuple):
     """Solved models: knots from the centre to the edge, (models, knots), and their numbers."""
 

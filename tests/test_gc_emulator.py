@@ -33,6 +33,8 @@ def test_emulator_is_the_solver(model):
     assert float(rows["f_max_rel_error"].max()) < 1e-5
     assert float(rows["phi_max_rel_error"].max()) < 2e-6
     assert float(rows["rho_max_rel_error"].max()) < 1e-6
+    assert float(rows["surface_density_max_rel_error"].max()) < 1e-6
+    assert float(rows["sigma_sky_max_rel_error"].max()) < 1e-6
     assert float(rows["dlogl"].max()) < 1e-3
     assert bool((rows["flags"] == 0).all())
 
@@ -72,6 +74,35 @@ def test_density_is_its_own_mass_profile(model):
     assert float(mass[0, -1]) == pytest.approx(2e5, rel=1e-4)
     inside = torch.searchsorted(mass[0], torch.tensor(1e5, dtype=D))
     assert float(r[0, inside]) == pytest.approx(4.0, rel=1e-2)
+
+
+def test_the_sky_beyond_the_edge_is_dark_and_smooth(model):
+    cluster = cluster_of(model)
+    share = torch.tensor([[0.9, 0.999, 1.001, 1.5, 10.0]], dtype=D)
+    R2 = (cluster.rt * share).square().requires_grad_()
+    seen = cluster.projected(R2)
+    density = seen.surface_density.detach()[0]
+    assert bool((density > 0).all()) and bool((density.diff() < 0).all())
+    assert float(density[2] / density[0]) < 1e-6
+    (slope,) = torch.autograd.grad(seen.surface_density.log().sum(), R2)
+    assert bool((slope < 0).all()), "a star outside is drawn in"
+
+
+def test_gradients_of_profiles_are_those_of_finite_differences(model):
+    R2 = torch.linspace(0, 900, 40, dtype=D)[None]
+
+    def profiles(p):
+        seen = model.emulator.cluster(*p.unbind(1)).projected(R2)
+        return seen.surface_density.log().sum() + seen.v2_los.log().sum()
+
+    p = torch.tensor([[6.0, 1.2, 2e5, 4.0]], dtype=D, requires_grad=True)
+    (gradient,) = torch.autograd.grad(profiles(p), p)
+    for i in range(4):
+        step = torch.zeros_like(p)
+        step[0, i] = 1e-5 * p[0, i].detach()
+        with torch.no_grad():
+            slope = (profiles(p + step) - profiles(p - step)) / (2 * step[0, i])
+        assert float(gradient[0, i]) == pytest.approx(float(slope), rel=1e-6)
 
 
 def test_gradient_is_that_of_finite_differences(model):

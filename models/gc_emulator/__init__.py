@@ -11,11 +11,16 @@ from torch import Tensor
 from models.base import Batch, Component, Output, Product
 from models.blocks.grid import counter_uniform
 from models.gc_emulator.emulator import IsothermalEmulator
+from models.gc_emulator.fit import fit
 from models.gc_emulator.inference import sample
 from models.gc_emulator.posterior import Stars
+from models.gc_emulator.profiles import UNITS, Profiles
+from models.gc_emulator.start import Posterior
 from physics import lowered_isothermal as limepy
+from physics.cluster_projection import project
 
 COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge
+SEEN, RIM = 100, 0.99  # projected radii judged, and the outermost, r_t
 SLICE = 64  # models judged at once
 MASS, RH = 10**5.5, 5.0  # of the cluster that is judged and timed, Msun and pc
 
@@ -34,7 +39,10 @@ class GCEmulator(Component):
 
     precisions = ("32-true", "64-true")  # the tables are float64 either way
     smaller_is_better = frozenset(
-        ("f_max_rel_error", "phi_max_rel_error", "rho_max_rel_error", "dlogl_2000_max")
+        (
+            *("f_max_rel_error", "phi_max_rel_error", "rho_max_rel_error", "dlogl_2000_max"),
+            *("surface_density_max_rel_error", "sigma_sky_max_rel_error"),
+        )
     )
 
     def __init__(
@@ -57,14 +65,13 @@ class GCEmulator(Component):
     # --- the fit ------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> Tensor:
-        """Half the squared error of phi / W0 at the nodes of q and of the scales, model mean."""
-        phi, scales = self.emulator.at(batch["W0"], batch["g"])
+        """Half the squared error at the nodes of q and of the scales, summed, model mean."""
+        found = self.emulator.at(batch["W0"], batch["g"])
         with torch.no_grad():
             model = limepy.solve(batch["W0"], batch["g"], steps=self.steps)
-            true_phi, true_scales = self.emulator.targets(model)
-        return (
-            0.5 * ((phi - true_phi).square().sum(1) + (scales - true_scales).square().sum(1)).mean()
-        )
+            true = self.emulator.targets(model)
+        errors = [(a - b).square().sum(1) for a, b in zip(found, true, strict=True)]
+        return 0.5 * torch.stack(errors).sum(0).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
         """A step of one batch's size: the loss is a mean over the batch, a node is in it once."""
@@ -91,6 +98,8 @@ class GCEmulator(Component):
             "f_max_rel_error": Output("", f"worst error of f over {self.n_stars} stars"),
             "phi_max_rel_error": Output("", "the same of the potential at the stars"),
             "rho_max_rel_error": Output("", "the same of the density at the stars"),
+            "surface_density_max_rel_error": Output("", "worst error where R < 0.99 r_t"),
+            "sigma_sky_max_rel_error": Output("", "the same of the three dispersions on the sky"),
             "dlogl": Output("", "error of the log likelihood of all these stars"),
         }
 
@@ -126,9 +135,14 @@ class GCEmulator(Component):
         r2, v2 = (r * r0[:, None]).square(), 2 * (phi - energy) * s2[:, None]
 
         def worst(error: Tensor) -> Tensor:
-            return torch.where(counted, error.abs(), 0.0).amax(1)
+            return _worst(torch.where(counted, error, 0.0))
 
         d_log_f = cluster.log_df(r2, v2) - log_f
+        # projected radii: equal steps of ln(1 + R^2), to the rim
+        steps = torch.linspace(0, 1, SEEN, dtype=r.dtype, device=r.device)
+        R2 = torch.expm1(torch.log1p((RIM * truth.rt[:, None]).square()) * steps)
+        seen, exact = cluster.projected(R2 * r0[:, None] ** 2), project(truth, R2.sqrt())
+        v2_ratio = torch.cat(seen[1:], 1) / (torch.cat(exact[1:], 1) * s2[:, None])
         rows = {
             "rt_rh": cluster.rt[:, 0] / RH,
             "rh_r0": RH / cluster.r0[:, 0],
@@ -140,6 +154,10 @@ class GCEmulator(Component):
                 cluster.density(r2) * (4 * torch.pi * r0**3 * truth.mt / 9 / mass)[:, None]
                 / limepy.density(truth, phi, r) - 1
             ),
+            "surface_density_max_rel_error": _worst(
+                seen.surface_density / exact.surface_density * (r0**2 / mass)[:, None] - 1
+            ),
+            "sigma_sky_max_rel_error": _worst(v2_ratio.sqrt() - 1),
             "dlogl": torch.where(counted, d_log_f, 0.0).sum(1).abs(),
         }  # fmt: skip
         flags = (g > limepy.g_max(W0_in) - limepy.MARGIN).short() + 2 * (~known).short()
@@ -152,7 +170,7 @@ class GCEmulator(Component):
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         known = rows["flags"] < 2
-        names = ("f_max_rel_error", "phi_max_rel_error", "rho_max_rel_error")
+        names = [n for n in self.outputs if n.endswith("max_rel_error")]
         found: dict[str, float] = {"n": int(known.sum())}
         found |= {name: float(rows[name][known].max()) for name in names}
         return found | {"dlogl_2000_max": float(rows["dlogl"][known].max())}
@@ -160,21 +178,28 @@ class GCEmulator(Component):
     # --- inference ----------------------------------------------------------------------------
 
     def infer(self, data: Any, folder: Path, seed: int) -> Product:
-        """The posterior of W0, g, M and r_h given stars about a known centre (`GCStars`)."""
-        posterior = Stars(self.emulator.requires_grad_(False), data.stars()[None])
+        """The posterior of W0, g, M and r_h given `GCStars` or `GCProfile`."""
+        emulator = self.emulator.requires_grad_(False)
+        posterior: Posterior
+        if data.product == "profiles":
+            posterior = Profiles(emulator, data.profiles(), data.distance())
+        else:
+            posterior = Stars(emulator, data.stars()[None])
         found = sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
         draws = {name: values[0].cpu().numpy() for name, values in found.named.items()}
-        facts = {"n": float(len(data.stars())), **found.facts}
+        facts = dict(found.facts)
         for name, values in draws.items():
             facts[name], facts[f"{name}_std"] = float(values.mean()), float(values.std())
             if name in data.truth():
                 facts[f"{name}_true"] = data.truth()[name]
                 facts[f"{name}_z"] = (facts[name] - data.truth()[name]) / facts[f"{name}_std"]
-        units = {"log10_mass": "dex(Msun)", "log10_rh": "dex(pc)"}
-        return Product(draws, units, facts)
+        if isinstance(posterior, Profiles):
+            beside = fit(posterior, found.u, seed)
+            return Product(draws, UNITS, {**facts, **beside.facts}, *beside[1:])
+        return Product(draws, UNITS, {"n": float(len(data.stars())), **facts})
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
-        """Value and gradient of the likelihood of so many stars, and the solver."""
+        """Value and gradient of the likelihood of so many stars, of profiles, and the solver."""
         parameters = torch.tensor([[7.0, 1.3, MASS, RH]], dtype=torch.float64)
         W0 = torch.linspace(2, 12, 512, dtype=torch.float64)
         generator = torch.Generator().manual_seed(0)
@@ -191,9 +216,19 @@ class GCEmulator(Component):
 
             return work
 
+        R2 = torch.linspace(0, 30, 250, dtype=torch.float64).square().expand(8, -1)
+
+        def profiles() -> object:
+            with torch.inference_mode(False), torch.enable_grad():
+                p = parameters.repeat(8, 1).requires_grad_()
+                seen = self.emulator.cluster(*p.unbind(1)).projected(R2.clone())
+                value = torch.stack(seen).log().sum()
+                return torch.autograd.grad(value, p)
+
         works: dict[str, tuple[Callable[[], object], int]] = {
             f"gradient_ms_{n}": (gradient(n), 1) for n in (1000, 10_000, 100_000)
         }
+        works["gradient_ms_profiles"] = (profiles, 1)  # of 8 clusters at 250 radii
         # 150 steps: 2e-6 in phi
         works["solve_ms_per_model"] = (lambda: limepy.solve(W0, 0.1 * W0, steps=150), len(W0))
         return works
@@ -204,3 +239,7 @@ class GCEmulator(Component):
             f"g from 0 to {limepy.MARGIN:g} below g_max(W0), where the truncation radius diverges",
             "float64; clusters without rotation, tides or mass segregation",
         ]
+
+
+def _worst(error: Tensor) -> Tensor:
+    return error.abs().amax(1)

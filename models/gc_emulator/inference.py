@@ -21,6 +21,7 @@ class Draws(NamedTuple):
 
     named: dict[str, Tensor]  # parameters, (sets, chains, draws)
     facts: dict[str, float]  # rhat_max, ess_min, divergences, seconds
+    u: Tensor  # what was sampled, (sets, chains, draws, dim)
 
 
 def sample(
@@ -71,4 +72,4 @@ def sample(
         "gradients": float(sampler.values["gradients"]),
         "seconds": time.process_time() - began,
     }
-    return Draws(posterior.named(u), facts)
+    return Draws(posterior.named(u), facts, u)

@@ -38,7 +38,7 @@ def starting_points(
 ) -> tuple[Tensor, Tensor]:
     """The points, (sets, chains, dim), and the covariance of the globals there."""
     target = posterior.marginal
-    best = climb(target, _best(posterior), 200, 0.01)
+    best = newton(target, climb(target, _best(posterior), 200, 0.01))
     values, vectors = torch.linalg.eigh(_hessian(target, best))
     # a direction that the data do not hold has the width of the prior
     covariance = vectors @ torch.diag_embed(1 / values.clamp_min(0.3)) @ vectors.mT
@@ -65,6 +65,27 @@ def _best(posterior: Posterior) -> Tensor:
         best = torch.where((found > value)[..., None], u, best)
         value = torch.maximum(found, value)
     return best
+
+
+def newton(target: Target, u: Tensor, steps: int = 10) -> Tensor:
+    """Up to the maximum near ``u``, (sets, 1, k), along ridges on which Adam is slow.
+
+    A step that does not lead upwards is halved, up to ten times.
+    """
+    for _ in range(steps):
+        at = u.detach().requires_grad_()
+        value = target(at)
+        (gradient,) = torch.autograd.grad(value.sum(), at)
+        values, vectors = torch.linalg.eigh(_hessian(target, u))
+        whitened = gradient @ vectors / values.abs().clamp_min(0.3)[:, None]
+        step = whitened @ vectors.mT
+        with torch.no_grad():
+            for _ in range(10):
+                if bool((up := target(u + step) >= value).all()):
+                    break
+                step = torch.where(up[..., None], step, 0.5 * step)
+            u = torch.where((target(u + step) >= value)[..., None], u + step, u).detach()
+    return u
 
 
 def _hessian(target: Target, u: Tensor, step: float = 1e-4) -> Tensor:

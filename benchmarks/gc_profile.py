@@ -1,0 +1,172 @@
+"""A cluster's binned profiles: our posterior beside the same one with LIMEPY and emcee.
+
+    pip install -e ".[bench]"
+    python -m benchmarks.gc_profile ../shared/data/gc/NGC0104.hdf --out benchmarks/gc_profile.csv
+
+Both posteriors share their data, parameters, priors and likelihood, which is written a second time
+in tests/test_gc_profile.py; models are the emulator's here and astro-limepy's there, and so are
+optimiser and sampler: Adam and HMC, 8 chains of 1,000 draws after a warm-up of 300, against
+Nelder-Mead and emcee, 24 walkers of 400 steps of which 150 are burnt. Each begins at the best point
+of its own coarse grid. Seed 0, one thread; `seconds` is process CPU time.
+
+LIMEPY gives its profiles at some ninety radii, between which cubic splines in logarithms go. Its
+projection integrates on those radii too: at its default tolerance surface densities are .5 to 3%
+low, and the optimum moves by that. So a third row climbs on from there at a tolerance of 1e-12.
+"""
+
+import argparse
+import csv
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import zoo
+from benchmarks.published import sha256
+from datamodules.gc_profile import GCProfile
+from models.checkpoint import read_checkpoint, restore
+from models.gc_emulator.posterior import PARAMETERS
+from models.gc_emulator.profiles import Profiles
+from physics.cluster_profiles import radius
+from physics.cluster_projection import Projected
+from physics.lowered_isothermal import G
+
+WALKERS, STEPS, BURNT, SCATTER = 24, 400, 150, 0.01
+TIGHT = {"ode_rtol": 1e-12, "ode_atol": 1e-12}
+TINY = 1e-30
+
+
+class LimepyProfiles(Profiles):
+    """The same posterior of models that LIMEPY solves and projects, one at a time."""
+
+    calls = 0
+    tolerance: Mapping[str, float] = {}
+
+    def projected(self, named: Mapping[str, Tensor], r: Tensor) -> Projected:
+        from limepy import limepy
+        from scipy.interpolate import CubicSpline
+
+        W0, g, log_mass, log_rh, distance = (
+            float(named[name]) for name in (*PARAMETERS, "distance")
+        )
+        self.calls += 1
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            model = limepy(
+                W0, g, M=10**log_mass, rh=10**log_rh, G=G, project=True, **self.tolerance
+            )
+        R = radius(r, torch.tensor(distance, dtype=torch.float64)).numpy()
+        knots = (model.r > 0) & (model.Sigma > 0) & (model.v2p > 0)
+        inside = model.r[knots][-1] > R
+        at = np.log(np.clip(R, model.r[knots][0], model.r[knots][-1]))
+        log_r = np.log(model.r[knots])
+        found = []
+        for values in (model.Sigma, model.v2p):
+            spline = CubicSpline(log_r, np.log(values[knots]))
+            found.append(torch.from_numpy(np.where(inside, np.exp(spline(at)), TINY))[None])
+        surface_density, v2 = found
+        return Projected(surface_density, v2, v2, v2)
+
+    def of_vector(self, u: np.ndarray) -> float:
+        """ln posterior of one point; where LIMEPY finds no model there is none."""
+        try:
+            with torch.no_grad():
+                value = float(self.log_prob(torch.from_numpy(u)[None, None]))
+        except (ValueError, IndexError, ArithmeticError):
+            return -np.inf
+        return value if np.isfinite(value) else -np.inf
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("path")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/gc_profile.csv"))
+    parser.add_argument("--checkpoint", default="gc_emulator")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = GCProfile(path=options.path)
+    model = restore(read_checkpoint(zoo.find(options.checkpoint))).requires_grad_(False)
+    peer = LimepyProfiles(model.emulator, data.profiles(), data.distance())
+
+    rows = {}
+    with TemporaryDirectory() as folder:
+        rows["gc_emulator"] = dict(model.infer(data, Path(folder), seed=0).metrics)
+    print(rows, flush=True)
+    rows["limepy + emcee"] = limepy_and_emcee(peer)
+    print(rows, flush=True)
+    peer.tolerance = TIGHT
+    rows["limepy at 1e-12"] = optimum(peer, _whitened(peer, rows["limepy + emcee"]))
+    for found in rows.values():  # each optimum under one and the same solver
+        found["log_posterior_best_by_tight_limepy"] = peer.of_vector(_whitened(peer, found))
+    columns = ["method", "seed", *dict.fromkeys(k for row in rows.values() for k in row)]
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*columns, "test_sha256"], restval="", lineterminator="\n")
+        writer.writeheader()
+        for method, found in rows.items():
+            row = {"method": method, "seed": 0, "test_sha256": sha256(options.path)}
+            writer.writerow(row | {key: f"{value:.6g}" for key, value in found.items()})
+
+
+def limepy_and_emcee(posterior: LimepyProfiles) -> dict[str, float]:
+    import emcee
+
+    began = time.process_time()
+    grid = [point[0, 0].numpy() for point in posterior.candidates()]
+    first = grid[int(np.argmax([posterior.of_vector(u) for u in grid]))]
+    facts = optimum(posterior, first)
+    facts["seconds_best"] = time.process_time() - began
+    best = _whitened(posterior, facts)
+    generator = np.random.RandomState(0)
+    start = best + SCATTER * generator.standard_normal((WALKERS, len(best)))
+    sampler = emcee.EnsembleSampler(WALKERS, len(best), posterior.of_vector)
+    sampler.run_mcmc(emcee.State(start, random_state=generator.get_state()), STEPS)
+    draws = torch.from_numpy(sampler.get_chain(discard=BURNT, flat=True))
+    tau = sampler.get_autocorr_time(discard=BURNT, tol=0)
+    facts["seconds"], facts["calls"] = time.process_time() - began, posterior.calls
+    facts["ess_min"] = float((len(draws) / tau).min())
+    for name, values in posterior.named(draws).items():
+        facts[name], facts[f"{name}_std"] = float(values.mean()), float(values.std())
+    return facts
+
+
+def optimum(posterior: LimepyProfiles, first: np.ndarray) -> dict[str, float]:
+    """The maximum of the posterior by Nelder-Mead, which is begun anew where it stops early."""
+    from scipy.optimize import minimize
+
+    best = first
+    for _ in range(2):
+        found = minimize(
+            lambda u: -posterior.of_vector(u),
+            best,
+            method="Nelder-Mead",
+            options={"xatol": 1e-4, "fatol": 1e-4, "maxfev": 800, "adaptive": True},
+        )
+        best = found.x
+    named = posterior.named(torch.from_numpy(best)[None, None])
+    named = {name: value.flatten() for name, value in named.items()}
+    facts = {"log_posterior_best": -float(found.fun)}
+    facts |= {f"{name}_best": float(value) for name, value in named.items()}
+    for profile, seen in zip(posterior.profiles, posterior.seen(named), strict=True):
+        facts[f"chi2_{profile.name}"] = float(seen.chi2)
+        facts["chi2"] = facts.get("chi2", 0.0) + float(seen.chi2)
+    return facts
+
+
+def _whitened(posterior: Profiles, facts: Mapping[str, float]) -> np.ndarray:
+    """The point u of ``<parameter>_best``."""
+    named = {
+        name: torch.tensor(facts[f"{name}_best"], dtype=torch.float64) for name in posterior.names
+    }
+    return posterior.whitened(named).numpy()
+
+
+if __name__ == "__main__":
+    main()

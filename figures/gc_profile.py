@@ -1,0 +1,112 @@
+"""Profiles of a cluster and what its posterior says of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from figures import style
+
+Rows = Mapping[str, np.ndarray]
+
+# kinds of profiles that share a panel, and what stands at its axis
+PANELS = {
+    ("density",): r"number density $\Sigma$ [arcmin$^{-2}$]",
+    ("los",): r"$\sigma_\mathrm{los}$ [km s$^{-1}$]",
+    ("radial", "tangential", "total"): r"$\sigma_\mathrm{pm}$ [mas yr$^{-1}$]",
+}
+MARKERS = {"density": "o", "los": "o", "radial": "o", "tangential": "^", "total": "s"}
+WIDE, NARROW = style.PALETTE[4], style.PALETTE[0]
+
+
+@style.figure
+def profiles(rows: Rows) -> Figure:
+    """Profiles over the posterior: median model, where 68 and 95% of models lie, residuals."""
+    kinds = dict(zip(rows["profiles"].tolist(), rows["kinds"].tolist(), strict=True))
+    panels = {k: label for k, label in PANELS.items() if set(k) & set(kinds.values())}
+    fig, axes = style.new(len(panels), 2, size=(16, 8.2), sharex="col", height_ratios=(3, 1))
+    for (upper, lower), (wanted, label) in zip(axes.T, panels.items(), strict=True):
+        names = [name for name, kind in kinds.items() if kind in wanted]
+        _bands(upper, rows, next(kind for kind in wanted if kind in kinds.values()))
+        for name, colour in _colours(names, kinds).items():
+            _points(upper, lower, rows, name, kinds[name], colour)
+        lower.axhspan(-1, 1, color=style.BAND, alpha=0.6, lw=0)
+        lower.axhline(0, color=NARROW, lw=1.5)
+        if wanted == ("density",):
+            s = rows["extra"][0]
+            upper.axhline(s, ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$")
+        upper.set(ylabel=label, xscale="log", yscale="log")
+        lower.set(xlabel=r"projected radius $R$ [arcmin]", ylim=_residual_limits(lower))
+        _limits(upper, rows, names, wanted == ("density",))
+        upper.legend(loc="lower left", fontsize=12)
+    axes[1, 0].set_ylabel("residual [errors]")
+    fig.align_ylabels(axes[:, 0])
+    handles = [
+        Line2D([], [], color=NARROW, label="median model"),
+        Patch(color=NARROW, alpha=0.5, label="68%"),
+        Patch(color=WIDE, alpha=0.35, label="95% of the posterior's models"),
+    ]
+    fig.legend(handles=handles, loc="outside upper right", ncols=3)
+    return fig
+
+
+def _bands(axis: Axes, rows: Rows, kind: str) -> None:
+    r, (lowest, low, median, high, highest) = rows[f"{kind}_r"], rows[f"{kind}_band"]
+    axis.fill_between(r, lowest, highest, color=WIDE, alpha=0.35, lw=0)
+    axis.fill_between(r, low, high, color=NARROW, alpha=0.5, lw=0)
+    axis.plot(r, median, color=NARROW, zorder=3)
+
+
+def _colours(names: list[str], kinds: Mapping[str, str]) -> dict[str, str]:
+    """A colour for each publication: the components of one proper motion share it."""
+    dark = (style.INK, style.PALETTE[5], style.PALETTE[2], style.PALETTE[3], style.PALETTE[1])
+    sources = list(dict.fromkeys(_source(name, kinds[name]) for name in names))
+    return {name: dark[sources.index(_source(name, kinds[name])) % len(dark)] for name in names}
+
+
+def _source(name: str, kind: str) -> str:
+    """The publication of a data set: ``GEDR3`` of ``proper_motion_GEDR3_R``."""
+    for start in ("number_density", "velocity_dispersion", "proper_motion"):
+        name = name.removeprefix(start)
+    if kind in ("radial", "tangential", "total"):
+        name = name.rpartition("_")[0]
+    return style.label(name) or "data"
+
+
+def _points(upper: Axes, lower: Axes, rows: Rows, name: str, kind: str, colour: str) -> None:
+    r, value, down, up, error = (
+        rows[f"{name}_{what}"] for what in ("r", "value", "down", "up", "error")
+    )
+    component = {"density": "", "los": ""}.get(kind, f", {kind}")
+    marks: Any = {"fmt": MARKERS[kind], "color": colour, "ms": 5, "elinewidth": 1, "mew": 0}
+    shown = value > 0
+    label = _source(name, kind) + component
+    if (hidden := int((~shown).sum())) > 0:
+        label += f" ({hidden} below 0 not shown)"
+    upper.errorbar(
+        r[shown], value[shown], (np.minimum(down, 0.99 * np.abs(value))[shown], up[shown]),
+        label=label, **marks,
+    )  # fmt: skip
+    model = np.interp(np.log(r.clip(1e-9)), np.log(rows[f"{kind}_r"]), rows[f"{kind}_band"][2])
+    lower.plot(r, (value - model) / error, MARKERS[kind], color=colour, ms=5, mew=0)
+
+
+def _residual_limits(axis: Axes) -> tuple[float, float]:
+    """Symmetric, and wide enough for all points."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.get_lines()])
+    top = 1.15 * max(3.0, float(np.abs(values).max()))
+    return -top, top
+
+
+def _limits(axis: Axes, rows: Rows, names: list[str], counts: bool) -> None:
+    """Of the data: models fall to zero at their edge."""
+    values = np.concatenate([rows[f"{name}_value"] for name in names])
+    low, high = values[values > 0].min(), values.max()
+    axis.set_ylim(low / (2 if counts else 1.25), high * (2 if counts else 1.15))
+    if not counts:  # less than a decade: plain numbers
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:.1g}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.base import Batch, Component, Output, Product
 from models.blocks.grid import counter_uniform
+from models.gc_emulator.calibration import judged, simulated
 from models.gc_emulator.emulator import IsothermalEmulator
 from models.gc_emulator.fit import fit
 from models.gc_emulator.inference import sample
@@ -179,6 +180,8 @@ class GCEmulator(Component):
 
     def infer(self, data: Any, folder: Path, seed: int) -> Product:
         """The posterior of W0, g, M and r_h, and what else `GCStars` or `GCProfile` need."""
+        if data.product == "calibration":
+            return self._calibration(data, folder, seed)
         posterior = self._posterior(data)
         found = sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
         draws = {name: values[0].cpu().numpy() for name, values in found.named.items()}
@@ -197,6 +200,14 @@ class GCEmulator(Component):
             member = torch.stack([posterior.membership(u) for u in found.whole])
             groups["members"] = {"probability": member.mean((0, 1, 2)).cpu().numpy()}
         return Product(draws, posterior.units, facts, groups=groups)
+
+    def _calibration(self, data: Any, folder: Path, seed: int) -> Product:
+        """Ranks of the truth in posteriors of simulated data sets, in place of draws."""
+        posterior, truth = simulated(self.emulator.requires_grad_(False), data, data.seed)
+        found = sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
+        facts, ranks = judged(found.named, truth, data.seed)
+        draws = {name: values[0].cpu().numpy() for name, values in found.named.items()}
+        return Product(draws, posterior.units, {**found.facts, **facts}, shown=ranks)
 
     def _posterior(self, data: Any) -> Stars | Sky | Profiles:
         emulator = self.emulator.requires_grad_(False)

@@ -9,6 +9,7 @@ import zoo
 from datamodules.gc_stars import GCStars
 from models.blocks.hmc import HMC
 from models.checkpoint import read_checkpoint, restore
+from physics import cluster_stars
 from physics import lowered_isothermal as limepy
 
 D = torch.float64
@@ -121,6 +122,36 @@ def test_gradient_is_that_of_finite_differences(model):
         with torch.no_grad():
             slope = (log_p(p + step) - log_p(p - step)) / (2 * step[0, i])
         assert float(gradient[0, i]) == pytest.approx(float(slope), rel=1e-6)
+
+
+def of_the_solver(p, r2, v2, j2=None, ra=None):
+    """ln f of stars by solutions in 1,200 steps, (1, n), and their energies."""
+    W0, g, mass, rh = p.unbind(1)
+    solved = limepy.solve(W0, g, ra, steps=1200)
+    r0 = rh / solved.rh
+    s2 = limepy.G * mass / (r0 * solved.mt)
+    phi, _ = limepy.at_radius(solved, (r2.sqrt() / r0[:, None]))
+    energy = phi - 0.5 * v2 / s2[:, None]
+    log_f = limepy.log_df(solved, energy.clamp_min(1e-9), r0, s2)
+    if ra is not None:
+        log_f = log_f - 0.5 * j2 / (ra * r0)[:, None] ** 2 / s2[:, None]
+    return log_f, energy
+
+
+def test_gradient_is_that_of_the_solver(model):
+    p = torch.tensor([[6.0, 1.2, 2e5, 4.0]], dtype=D)
+    generator = torch.Generator().manual_seed(1)
+    W0, g, mass, rh = p.unbind(1)
+    stars = cluster_stars.draw(limepy.solve(W0, g), 0.8 * mass, rh, 1000, generator)
+    r2, v2 = (stars[..., i : i + 3].square().sum(-1) for i in (0, 3))
+    p.requires_grad_()
+    log_f, energy = of_the_solver(p, r2, v2)
+    counted = energy.detach() > 1e-3 * W0
+    assert int(counted.sum()) > 900
+    (exact,) = torch.autograd.grad(log_f[counted].sum(), p)
+    cluster = model.emulator.cluster(*p.unbind(1))
+    (found,) = torch.autograd.grad(cluster.log_df(r2, v2)[counted].sum(), p)
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
 
 
 def test_a_star_at_the_centre_and_a_star_that_escapes_have_finite_gradients(model):

@@ -47,6 +47,7 @@ class GCEmulator(Component):
         n_W0: int,
         n_g: int,
         n_q: int = 40,
+        n_ra: int = 1,
         steps: int = 800,
         n_stars: int = 2000,
         chains: int = 8,
@@ -57,16 +58,16 @@ class GCEmulator(Component):
         super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
         self.steps, self.n_stars = steps, n_stars
         self.chains, self.warmup, self.draws = chains, warmup, draws
-        self.emulator = IsothermalEmulator(n_W0, n_g, n_q)
+        self.emulator = IsothermalEmulator(n_W0, n_g, n_q, n_ra)
 
     # --- the fit ------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> Tensor:
         """Half the squared error at the nodes of q and of the scales, summed, model mean."""
-        found = self.emulator.at(batch["W0"], batch["g"])
+        parameters = batch["W0"], batch["g"], batch.get("rh_ra")
+        found = self.emulator.at(*parameters)
         with torch.no_grad():
-            model = limepy.solve(batch["W0"], batch["g"], steps=self.steps)
-            true = self.emulator.targets(model)
+            true = self.emulator.targets(_solved(*parameters, self.steps))
         errors = [(a - b).square().sum(1) for a, b in zip(found, true, strict=True)]
         return 0.5 * torch.stack(errors).sum(0).mean()
 
@@ -101,40 +102,51 @@ class GCEmulator(Component):
         }
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        names = ("W0", "g", "row")
+        names = ("W0", "g", "row", "rh_ra")
         parts = [
-            self._judged(*(batch[name][i : i + SLICE] for name in names))
+            self._judged(*(batch[name][i : i + SLICE] for name in names if name in batch))
             for i in range(0, len(batch["W0"]), SLICE)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _judged(self, W0: Tensor, g: Tensor, row: Tensor) -> dict[str, Tensor]:
+    def _judged(
+        self, W0: Tensor, g: Tensor, row: Tensor, share: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Rows of `outputs`, by a solution of twice the training's steps for each model.
 
         The stars lie at radii drawn from the mass profile, with kinetic energies uniform up to
         escape: more of them near the edge of f than a cluster has, where it is hardest.
         """
         known = (W0 >= limepy.W0_MIN) & (W0 <= limepy.W0_MAX) & (g >= 0)
-        known &= g <= limepy.g_limit(W0)
-        W0_in, g_in = torch.where(known, W0, 7.0), torch.where(known, g, 1.0)
-        truth = limepy.solve(W0_in, g_in, steps=2 * self.steps)
+        known &= g <= limepy.g_limit(W0.clamp(limepy.W0_MIN, limepy.W0_MAX), share)
+        W0_in, g_in = torch.where(known, W0, 7.0), torch.where(known, g, 0.5)
         mass, rh = torch.full_like(W0, MASS), torch.full_like(W0, RH)
-        cluster = self.emulator.cluster(W0_in, g_in, mass, rh)
+        ra = inverse_ra2 = None
+        if share is not None:
+            known &= (share >= 0) & (share <= 1)
+            share = torch.where(known, share, 0.0)
+            ra, inverse_ra2 = rh / share, (share / rh).square()[:, None]
+        truth = _solved(W0_in, g_in, share, 2 * self.steps)
+        cluster = self.emulator.cluster(W0_in, g_in, mass, rh, ra)
 
-        u = counter_uniform(row, 2 * self.n_stars).double()
-        r = limepy.radius_of_mass(truth, u[:, : self.n_stars])
+        u = counter_uniform(row, 3 * self.n_stars).double().split(self.n_stars, 1)
+        r = limepy.radius_of_mass(truth, u[0])
         phi, _ = limepy.at_radius(truth, r)
-        energy = phi * u[:, self.n_stars :]
+        energy = phi * u[1]
         counted = energy > COUNTED * W0_in[:, None]
         r0 = rh / truth.rh
         s2 = limepy.G * mass / (r0 * truth.mt)
         log_f = limepy.log_df(truth, energy.clamp_min(1e-300), r0, s2)
         r2, v2 = (r * r0[:, None]).square(), 2 * (phi - energy) * s2[:, None]
+        j2 = None
+        if inverse_ra2 is not None:
+            j2 = r2 * v2 * u[2]
+            log_f = log_f - 0.5 * j2 * inverse_ra2 / s2[:, None]
 
         def worst(error: Tensor) -> Tensor:
             return _worst(torch.where(counted, error, 0.0))
 
-        d_log_f = cluster.log_df(r2, v2) - log_f
+        d_log_f = cluster.log_df(r2, v2, j2) - log_f
         # projected radii: equal steps of ln(1 + R^2), to the rim
         steps = torch.linspace(0, 1, SEEN, dtype=r.dtype, device=r.device)
         R2 = torch.expm1(torch.log1p((RIM * truth.rt[:, None]).square()) * steps)
@@ -144,7 +156,7 @@ class GCEmulator(Component):
             "rt_rh": cluster.rt[:, 0] / RH,
             "rh_r0": RH / cluster.r0[:, 0],
             "mass_model": cluster.mt[:, 0],
-            "sigma_0": cluster.dispersion(torch.zeros_like(W0)[:, None])[:, 0] / cluster.s[:, 0],
+            "sigma_0": cluster.dispersions(torch.zeros_like(r2[:, :1]))[0][:, 0] / cluster.s[:, 0],
             "f_max_rel_error": worst(torch.expm1(d_log_f)),
             "phi_max_rel_error": worst(cluster.potential(r2) / phi - 1),
             "rho_max_rel_error": worst(
@@ -233,3 +245,9 @@ class GCEmulator(Component):
 
 def _worst(error: Tensor) -> Tensor:
     return error.abs().amax(1)
+
+
+def _solved(W0: Tensor, g: Tensor, share: Tensor | None, steps: int) -> limepy.Model:
+    if share is None:
+        return limepy.solve(W0, g, steps=steps)
+    return limepy.solve_share(W0, g, share, steps)

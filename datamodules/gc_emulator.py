@@ -18,8 +18,8 @@ class GCEmulatorData(CatalogueData):
     With ``n_ra`` > 1 anisotropic ones too, by ``rh_ra``, half-mass over anisotropy radius, from 0
     to 1. Validated on ``n_val`` and tested on ``n_test`` draws from the prior of
     arXiv:2311.03704: W0 uniform in the domain, g uniform from 0 to 0.3 below g_max(W0); of
-    anisotropic models rh_ra uniform, and g up to the domain's end. With ``path``: a table with columns ``W0``, ``g`` (and
-    ``rh_ra``), for which the predictions are asked.
+    anisotropic models rh_ra uniform, and g up to the domain's end. With ``path``: a table with
+    columns ``W0``, ``g`` (and ``rh_ra``), for which the predictions are asked.
     """
 
     def __init__(

@@ -22,16 +22,21 @@ W0_MIN, W0_MAX = 1.5, 14.0  # of the domain in which the emulator holds
 MARGIN = 0.3  # of g from `g_max`: nearer models are no part of the prior
 # Chebyshev coefficients of `g_limit` over W0
 _LIMIT = (2.3746066, -0.4648896, 0.2897469, -0.0232391, -0.1243574, 0.0319069, 0.0549013)
-_FALL = (  # and its fall with (r_h / r_a)^2
-    (0.9064, -0.0976, -0.0466, 0.0246, -0.0082, 0.0019),
-    (0.1567, -0.0249, -0.0075, -0.0038, 0.0048, -0.0019),
-    (-0.3446, 0.1457, -0.0148, 0.0038, -0.0037, 0.0018),
-    (0.3057, -0.1784, 0.0628, -0.0249, 0.0095, -0.0027),
-    (0.0244, 0.0250, -0.0676, 0.0437, -0.0186, 0.0052),
-    (-0.0616, 0.0038, 0.0297, -0.0254, 0.0140, -0.0047),
-    (-0.0124, -0.0017, 0.0358, -0.0275, 0.0125, -0.0035),
-    (0.0998, -0.1162, 0.0575, -0.0259, 0.0099, -0.0026),
-    (0.1432, -0.1922, 0.0995, -0.0482, 0.0215, -0.0067),
+_FALL = (  # and of a and b, where it falls by s^2 / (a + b s^2), s = r_h / r_a
+    (
+        1.20327,
+        -0.62801,
+        0.69435,
+        -0.63163,
+        0.18759,
+        -0.06494,
+        0.11561,
+        -0.09392,
+        -0.14109,
+        -0.03275,
+        0.03716,
+    ),
+    (0.21813, 0.15713, -0.15981, 0.20762, -0.03557, -0.00975, -0.03696, 0.02243, 0.16348),
 )
 FRACTION = 28  # levels of the continued fraction of the anisotropic density: 7e-12 relative
 
@@ -328,17 +333,21 @@ def g_max(W0: Tensor) -> Tensor:
 
 
 def g_limit(W0: Tensor, share: Tensor | None = None) -> Tensor:
-    """The largest g of the domain: a polynomial 0.2 to 0.3 below the `g_max` of r_h / r_a."""
-    order = torch.arange(len(_FALL), dtype=W0.dtype, device=W0.device)
+    """The largest g of the domain, 0.2 to 0.3 below where r_t diverges: a smooth function.
+
+    ``share``: r_h / r_a, (models,), from 0 to 1; None where isotropic.
+    """
     angle = torch.arccos((2 * W0 - W0_MIN - W0_MAX) / (W0_MAX - W0_MIN) * (1 - 1e-12))
-    over_W0 = torch.cos(angle[..., None] * order)
-    limit = over_W0[..., : len(_LIMIT)] @ over_W0.new_tensor(_LIMIT)
+
+    def series(coefficients: tuple[float, ...]) -> Tensor:
+        order = torch.arange(len(coefficients), dtype=W0.dtype, device=W0.device)
+        return torch.cos(angle[..., None] * order) @ W0.new_tensor(coefficients)
+
+    limit = series(_LIMIT)
     if share is None:
         return limit
-    angle = torch.arccos((2 * share.square() - 1) * (1 - 1e-12))
-    over_share = torch.cos(angle[..., None] * order[: len(_FALL[0])])
-    fall = (over_W0 @ over_W0.new_tensor(_FALL) * over_share).sum(-1)
-    return limit - share.square() * fall
+    s2 = share.square()
+    return limit - s2 / (series(_FALL[0]) + series(_FALL[1]) * s2)
 
 
 def solve_share(W0: Tensor, g: Tensor, share: Tensor, steps: int = 400) -> Model:

@@ -1,6 +1,6 @@
 """gc_emulator: a differentiable globular cluster, and inference with it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from physics.cluster_projection import project
 
 COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge
 SEEN, RIM = 100, 0.99  # projected radii judged, and the outermost, r_t
+MODE_MODELS = 600  # whose principal components compress the tables
 SLICE = 64  # models judged at once
 MASS, RH = 10**5.5, 5.0  # of the cluster that is judged and timed, Msun and pc
 
@@ -48,6 +49,7 @@ class GCEmulator(Component):
         n_g: int,
         n_q: int = 40,
         n_ra: int = 1,
+        modes: Sequence[int] = (),
         steps: int = 800,
         n_stars: int = 2000,
         chains: int = 8,
@@ -56,11 +58,21 @@ class GCEmulator(Component):
         epochs: int = 1,
     ) -> None:
         super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
-        self.steps, self.n_stars = steps, n_stars
+        self.steps, self.n_stars, self.modes = steps, n_stars, modes
         self.chains, self.warmup, self.draws = chains, warmup, draws
-        self.emulator = IsothermalEmulator(n_W0, n_g, n_q, n_ra)
+        self.emulator = IsothermalEmulator(n_W0, n_g, n_q, n_ra, modes)
 
     # --- the fit ------------------------------------------------------------------------------
+
+    def prepare(self, data: Any) -> None:
+        """The modes, from every so many of the nodes."""
+        if self.modes:
+            batch = data.training_batch()
+            some = slice(None, None, max(1, len(batch["W0"]) // MODE_MODELS))
+            share = batch["rh_ra"][some] if "rh_ra" in batch else None
+            self.emulator.find_modes(
+                _solved(batch["W0"][some], batch["g"][some], share, self.steps)
+            )
 
     def loss(self, batch: Batch) -> Tensor:
         """Half the squared error at the nodes of q and of the scales, summed, model mean."""

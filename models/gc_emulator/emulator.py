@@ -8,7 +8,7 @@ throughout: the density at the edge is a power of a small difference.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -152,17 +152,26 @@ class Cluster(NamedTuple):
 
 
 class IsothermalEmulator(nn.Module):
-    """The tensors of node values, which a fit fills: see `at`. ``n_ra`` = 1: isotropic models."""
+    """The tensors of node values, which a fit fills: see `at`. ``n_ra`` = 1: isotropic models.
 
-    def __init__(self, n_W0: int, n_g: int, n_q: int, n_ra: int = 1) -> None:
+    With ``modes`` the columns of either table are coefficients of so many principal components,
+    which `find_modes` finds.
+    """
+
+    def __init__(
+        self, n_W0: int, n_g: int, n_q: int, n_ra: int = 1, modes: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.shape = (n_ra, n_W0, n_g, n_q)
         # of profiles on the sky: the surface density and one mean square velocity, or all three
         self.n_sky = 2 if n_ra == 1 else 4
         nodes = self.shape[:3]
         # phi / W0 / (1 - q) at the nodes of q, then the scales
-        self.table = nn.Parameter(torch.zeros(*nodes, n_q + SCALES, dtype=torch.float64))
-        self.sky_table = nn.Parameter(torch.zeros(*nodes, self.n_sky * n_q, dtype=torch.float64))
+        columns = (n_q + SCALES, self.n_sky * n_q)
+        tables = (torch.zeros(*nodes, n, dtype=torch.float64) for n in modes or columns)
+        self.table, self.sky_table = (nn.Parameter(table) for table in tables)
+        for name, n, m in zip(("modes", "sky_modes"), columns, modes or columns, strict=True):
+            self.register_buffer(name, torch.eye(n, m).double(), persistent=bool(modes))
         for name, n in (("from_ra", n_ra), ("from_W0", n_W0), ("from_g", n_g)):
             self.register_buffer(name, chebyshev.from_values(n), persistent=False)
         pieces = chebyshev.pieces_from_series(n_q, INTERVALS) @ chebyshev.from_values(n_q)
@@ -186,6 +195,8 @@ class IsothermalEmulator(nn.Module):
         lost = torch.stack([_tabulated(gamma * first), _tabulated(gamma * second)])
         self.register_buffer("lost", lost, persistent=False)
 
+    modes: Tensor  # (columns, modes)
+    sky_modes: Tensor
     from_ra: Tensor
     from_W0: Tensor
     from_g: Tensor
@@ -200,8 +211,21 @@ class IsothermalEmulator(nn.Module):
         ``share``: r_h / r_a, (models,), from 0 to 1; None for isotropic models.
         """
         weights = self._weights(W0, g, share)
-        phi, scales = _rows(self.table, *weights).split([self.shape[3], SCALES], 1)
-        return phi, scales, _rows(self.sky_table, *weights)
+        phi, scales = self._columns(weights)
+        return phi, scales, _rows(self.sky_table, *weights) @ self.sky_modes.T
+
+    def _columns(self, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        columns = _rows(self.table, *weights) @ self.modes.T
+        phi, scales = columns.split([self.shape[3], SCALES], 1)
+        return phi, scales
+
+    @torch.no_grad()
+    def find_modes(self, model: Model) -> None:
+        """The principal components of the columns of solved models, (models,)."""
+        phi, scales, sky = self.targets(model)
+        for modes, rows in ((self.modes, torch.cat([phi, scales], 1)), (self.sky_modes, sky)):
+            found = torch.linalg.svd(rows, full_matrices=False).Vh
+            modes.copy_(found[: modes.shape[1]].T)
 
     def _weights(self, W0: Tensor, g: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
         """Of the nodes of r_a and W0, and of those of g, (models, nodes)."""
@@ -247,13 +271,17 @@ class IsothermalEmulator(nn.Module):
         elif ra is not None:
             raise ValueError("this emulator is of isotropic models: ra must be None")
         weights = self._weights(W0, g, share)
-        phi, scales = _rows(self.table, *weights).split([self.shape[3], SCALES], 1)
+        phi, scales = self._columns(weights)
         log_rt, log_mt, log_rh, log_norm = scales[:, :, None].unbind(1)
         log_mass, log_r0 = mass.log()[:, None], rh.log()[:, None] - log_rh
         log_s = 0.5 * (math.log(G) + log_mass - log_r0 - log_mt)
 
         def sky() -> tuple[Tensor, Tensor, Tensor]:
-            rows = _rows(self.sky_table, *weights).unflatten(1, (self.n_sky, -1)).transpose(0, 1)
+            rows = (
+                (_rows(self.sky_table, *weights) @ self.sky_modes.T)
+                .unflatten(1, (self.n_sky, -1))
+                .transpose(0, 1)
+            )
             log_exp = torch.stack([self._exp(g + 2), self._exp(g + 3)])
             by_b = [
                 chebyshev.basis((g + b - LOST_RANGE[0]) / (LOST_RANGE[1] - LOST_RANGE[0]), n)

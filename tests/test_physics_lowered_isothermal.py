@@ -85,6 +85,29 @@ def test_the_domain_ends_a_quarter_below_g_max():
     assert float(margin.max()) < 0.3
 
 
+def largest_share(W0, g):
+    """r_h / r_a at which r_t diverges, by bisection in r_a; NaN where it always does."""
+    limit = 1e4 * limepy.solve(W0, torch.ones_like(W0), steps=100).rh
+    unit = limepy.solve(W0, g, steps=100).rh
+    low, high = torch.full_like(W0, -5), torch.full_like(W0, 3)
+    for _ in range(14):
+        middle = 0.5 * (low + high)
+        model = limepy.solve(W0, g, unit * torch.exp(-middle), steps=100)
+        edge = (model.rt > 0) & (model.rt < limit)
+        low, high = torch.where(edge, middle, low), torch.where(edge, high, middle)
+    model = limepy.solve(W0, g, unit * torch.exp(-low), steps=100)
+    return model.rh / model.ra
+
+
+def test_the_domain_of_anisotropic_models_ends_a_quarter_below_too():
+    W0 = torch.linspace(limepy.W0_MIN, limepy.W0_MAX, 9, dtype=D).repeat(3)
+    share = torch.tensor([0.3, 0.7, 1.0], dtype=D).repeat_interleave(9)
+    limit = limepy.g_limit(W0, share)
+    assert bool((largest_share(W0, limit + 0.19) > share).all())
+    assert not bool((largest_share(W0, limit + 0.31) > share).any())
+    assert float(limit.min()) > 0.8, "a King model may be nearly as anisotropic as it can"
+
+
 def test_stars_follow_mass_and_dispersion():
     model = limepy.solve(one(5.0), one(2.0), steps=800)
     mass, rh = one(1e5), one(3.0)

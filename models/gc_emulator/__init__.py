@@ -26,12 +26,12 @@ MASS, RH = 10**5.5, 5.0  # of the cluster that is judged and timed, Msun and pc
 class GCEmulator(Component):
     """Lowered isothermal (LIMEPY) globular clusters as an emulator, after arXiv:2311.03704.
 
-    phi(r; W0, g), the scale radii and the masses are held as values at Chebyshev nodes and follow
-    by interpolation; the distribution function f(E), the density, the enclosed mass and the
-    dispersions are closed forms of phi. The fit is one pass: a gradient step of unit length on
+    phi(r; W0, g), the scale radii, the masses and the profiles on the sky are held as values at
+    Chebyshev nodes and follow by interpolation; the distribution function, the density and the
+    dispersions are closed forms of phi. With ``n_ra`` > 1 r_h / r_a is a third parameter. The fit is one pass: a gradient step of unit length on
     the squared error at a node is the node's value. float64 throughout.
 
-    In: the batch of `datamodules.gc_emulator`: ``W0``, ``g`` (batch,). Out: a row per model, see
+    In: the batch of `datamodules.gc_emulator`: ``W0``, ``g`` (, ``rh_ra``), (batch,). Out: a row per model, see
     `outputs`; `infer` gives the posterior of a star list.
     """
 
@@ -248,9 +248,12 @@ class GCEmulator(Component):
         return works
 
     def scope(self) -> list[str]:
+        kind, limit = "isotropic", f"{limepy.MARGIN:g} below g_max(W0)"
+        if self.emulator.shape[0] > 1:
+            kind, limit = "radially anisotropic (r_a from 1 r_h up)", "0.2 to 0.3 below the g"
         return [
-            f"isotropic single-mass models, W0 {limepy.W0_MIN:g} to {limepy.W0_MAX:g}, "
-            f"g from 0 to {limepy.MARGIN:g} below g_max(W0), where the truncation radius diverges",
+            f"{kind} single-mass models, W0 {limepy.W0_MIN:g} to {limepy.W0_MAX:g}, "
+            f"g from 0 to {limit}, where the truncation radius diverges",
             "float64; clusters without rotation, tides or mass segregation",
         ]
 

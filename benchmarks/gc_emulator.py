@@ -1,7 +1,8 @@
 """Lowered isothermal models: the pretrained emulator and our solver beside LIMEPY.
 
     pip install -e ".[bench]"
-    python -m benchmarks.gc_emulator --out benchmarks/gc_emulator.csv
+    python -m benchmarks.gc_emulator
+    python -m benchmarks.gc_emulator --checkpoint gc_emulator_anisotropic
 
 70 draws from the prior (seed 0), each a cluster of 2,000 stars drawn from it; the truth is
 astro-limepy at a tolerance of 1e-12, and its default stands beside us. Stars with E > 1e-3 W0
@@ -36,52 +37,64 @@ TIGHT = {"ode_rtol": 1e-12, "ode_atol": 1e-12}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/gc_emulator.csv"))
+    parser.add_argument("--out", type=Path, help="by default benchmarks/<checkpoint>.csv")
     parser.add_argument("--checkpoint", default="gc_emulator")
     options = parser.parse_args()
+    out = options.out or Path(f"benchmarks/{options.checkpoint}.csv")
     torch.set_num_threads(1)
     from limepy import limepy
 
     model = restore(read_checkpoint(zoo.find(options.checkpoint))).requires_grad_(False)
-    prior = GCEmulatorData(n_W0=1, n_g=1, batch_size=1, n_test=MODELS).simulate("test")
-    W0, g = (torch.from_numpy(prior[name]) for name in ("W0", "g"))
+    n_ra = model.emulator.shape[0]
+    data = GCEmulatorData(n_W0=1, n_g=1, n_ra=n_ra, batch_size=1, n_test=MODELS)
+    prior = {name: torch.from_numpy(x) for name, x in data.simulate("test").items()}
+    W0, g = prior["W0"], prior["g"]
     mass, rh = torch.full_like(W0, MASS), torch.full_like(W0, RH)
-    solved = lowered_isothermal.solve(W0, g, steps=800)
+    ra = None
+    if n_ra > 1:
+        solved = lowered_isothermal.solve_share(W0, g, prior["rh_ra"], steps=800)
+        ra = rh / prior["rh_ra"]
+    else:
+        solved = lowered_isothermal.solve(W0, g, steps=800)
     stars = cluster_stars.draw(solved, mass, rh, STARS, torch.Generator().manual_seed(0))
     r, v = (stars[..., i : i + 3].norm(dim=-1) for i in (0, 3))
-    cluster = model.emulator.cluster(W0, g, mass, rh)
+    j = torch.linalg.cross(stars[..., :3], stars[..., 3:]).norm(dim=-1)
+    cluster = model.emulator.cluster(W0, g, mass, rh, ra)
     r0 = rh / solved.rh
     rim = (RIM * solved.rt[:, None]).square()
     R = torch.expm1(torch.log1p(rim) * torch.linspace(0, 1, 100)).sqrt() * r0[:, None]
-    phi_ours, log_f_ours = cluster.potential(r**2), cluster.log_df(r**2, v**2)
+    phi_ours, log_f_ours = cluster.potential(r**2), cluster.log_df(r**2, v**2, j**2)
     seen, exact = cluster.projected(R**2), project(solved, R / r0[:, None])
     unit = lowered_isothermal.G * mass / (r0 * solved.mt)
     density = seen.surface_density / exact.surface_density * (r0**2 / mass)[:, None]
-    sigma = (seen.v2_los / exact.v2_los / unit[:, None]).sqrt()
+    sigma = (torch.cat(seen[1:], 1) / torch.cat(exact[1:], 1) / unit[:, None]).sqrt()
     ours_seen = torch.stack([(x - 1).abs().amax(1) for x in (density, sigma)], 1).tolist()
+
+    def peer(i: int, **more: Any) -> Any:
+        if solved.ra is not None:
+            more["ra"] = float(solved.ra[i])  # r_0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return limepy(float(W0[i]), float(g[i]), **more)
 
     def of_limepy(i: int, **tolerance: float) -> tuple[np.ndarray, np.ndarray, float]:
         """phi in units of s^2, ln f / M, and s^2."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            k = limepy(
-                float(W0[i]), float(g[i]), M=MASS, rh=RH, G=lowered_isothermal.G, **tolerance
-            )
-        at = np.asarray(r[i])
+        k = peer(i, M=MASS, rh=RH, G=lowered_isothermal.G, **tolerance)
+        at, speed = np.asarray(r[i]), np.asarray(v[i])
+        angle = np.arcsin(np.clip(np.asarray(j[i]) / at / speed, 0, 1))
         with np.errstate(divide="ignore"):
-            log_f = np.log(k.df(at, np.asarray(v[i])) / MASS)
+            log_f = np.log(k.df(at, speed, angle, 0) / MASS)
         return k.interp_phi(at) / k.s2, log_f, k.s2
 
     def seen_by_limepy(i: int) -> tuple[float, float]:
         """Worst errors of surface density and dispersion at the radii of its own grid."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            k = limepy(float(W0[i]), float(g[i]), project=True)  # r_0 and s are 1
+        k = peer(i, project=True)  # in units of r_0 and s
         inner = k.rt * RIM > k.R
-        one = lowered_isothermal.solve(W0[i : i + 1], g[i : i + 1], steps=800)
+        of_one = None if solved.ra is None else solved.ra[i : i + 1]
+        one = lowered_isothermal.solve(W0[i : i + 1], g[i : i + 1], of_one, steps=400)
         found = project(one, torch.from_numpy(k.R[inner])[None])
         of_density = k.Sigma[inner] / k.M / found.surface_density[0].numpy()
-        of_sigma = np.sqrt(k.v2p[inner] / found.v2_los[0].numpy())
+        of_sigma = np.sqrt(np.stack([k.v2p, k.v2R, k.v2T])[:, inner] / torch.cat(found[1:]).numpy())
         return float(np.abs(of_density - 1).max()), float(np.abs(of_sigma - 1).max())
 
     errors: dict[str, list[tuple[float, ...]]] = {"zoo": [], "limepy": []}
@@ -111,7 +124,7 @@ def main() -> None:
         *("surface_density_max_rel_error", "sigma_sky_max_rel_error"),
     )
     columns = ["method", "seed", "n", *names, *times["zoo"], "test_sha256"]
-    with options.out.open("w", newline="") as file:
+    with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for name, found in errors.items():

@@ -15,25 +15,36 @@ from physics.lowered_isothermal import MARGIN, W0_MAX, W0_MIN, g_limit, g_max
 class GCEmulatorData(CatalogueData):
     """Models by their (W0, g). In training: Chebyshev nodes of the domain, each once an epoch.
 
-    Validated on ``n_val`` and tested on ``n_test`` draws from the prior of arXiv:2311.03704: W0
-    uniform in the domain, g uniform from 0 to 0.3 below g_max(W0). With ``path``: a table with
-    columns ``W0`` and ``g``, for which the predictions are asked.
+    With ``n_ra`` > 1 anisotropic ones too, by ``rh_ra``, half-mass over anisotropy radius, from 0
+    to 1. Validated on ``n_val`` and tested on ``n_test`` draws from the prior of
+    arXiv:2311.03704: W0 uniform in the domain, g uniform from 0 to 0.3 below g_max(W0); of
+    anisotropic models rh_ra uniform, and g up to the domain's end. With ``path``: a table with
+    columns ``W0``, ``g`` (and ``rh_ra``), for which the predictions are asked.
     """
 
-    def __init__(self, n_W0: int, n_g: int, n_val: int = 64, n_test: int = 70, **catalogue: Any):
+    def __init__(
+        self,
+        n_W0: int,
+        n_g: int,
+        n_ra: int = 1,
+        n_val: int = 64,
+        n_test: int = 70,
+        **catalogue: Any,
+    ):
         super().__init__(val_fraction=0, **catalogue)
-        self.n_W0, self.n_g, self.n_val, self.n_test = n_W0, n_g, n_val, n_test
-        if n_W0 * n_g % self.batch_size:
+        self.n_W0, self.n_g, self.n_ra, self.n_val, self.n_test = n_W0, n_g, n_ra, n_val, n_test
+        self.names = ("W0", "g") if n_ra == 1 else ("W0", "g", "rh_ra")
+        if n_W0 * n_g * n_ra % self.batch_size:
             raise ValueError(
-                f"each of the {n_W0} x {n_g} nodes is needed once an epoch: data.batch_size="
-                f"{self.batch_size} must divide their number"
+                f"each of the {n_W0} x {n_g} x {n_ra} nodes is needed once an epoch: "
+                f"data.batch_size={self.batch_size} must divide their number"
             )
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
-        return {name: (self.columns.get(name, name), None) for name in ("W0", "g")}
+        return {name: (self.columns.get(name, name), None) for name in self.names}
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        return {n: torch.from_numpy(np.asarray(columns[n], float)) for n in ("W0", "g")}
+        return {n: torch.from_numpy(np.asarray(columns[n], float)) for n in self.names}
 
     def setup(self, stage: str | None = None) -> None:
         if stage == "fit" and not self.rows:
@@ -43,15 +54,25 @@ class GCEmulatorData(CatalogueData):
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         if split == "test":
             return self._prior(self.n_test, 2 * self.seed + 1)
-        W0, share = (torch.from_numpy(chebpts1(n)) for n in (self.n_W0, self.n_g))
-        W0 = 0.5 * (W0_MIN + W0_MAX) + 0.5 * (W0_MAX - W0_MIN) * W0
-        g = g_limit(W0)[:, None] * (0.5 + 0.5 * share)
-        return {"W0": W0.repeat_interleave(self.n_g).numpy(), "g": g.flatten().numpy()}
+        W0, g, ra = (
+            torch.from_numpy(0.5 + 0.5 * chebpts1(n)) for n in (self.n_W0, self.n_g, self.n_ra)
+        )
+        nodes = torch.cartesian_prod(ra, W0_MIN + (W0_MAX - W0_MIN) * W0, g)
+        if self.n_ra == 1:
+            return {"W0": nodes[:, 1].numpy(), "g": (nodes[:, 2] * g_limit(nodes[:, 1])).numpy()}
+        share = nodes[:, 0].sqrt()
+        g = nodes[:, 2] * g_limit(nodes[:, 1], share)
+        return {"W0": nodes[:, 1].numpy(), "g": g.numpy(), "rh_ra": share.numpy()}
 
     def _prior(self, n: int, seed: int) -> dict[str, np.ndarray]:
-        u = torch.rand(2, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed)
+        u = torch.rand(2, n, generator=generator, dtype=torch.float64)
         W0 = W0_MIN + (W0_MAX - W0_MIN) * u[0]
-        return {"W0": W0.numpy(), "g": (u[1] * (g_max(W0) - MARGIN)).numpy()}
+        if self.n_ra == 1:
+            return {"W0": W0.numpy(), "g": (u[1] * (g_max(W0) - MARGIN)).numpy()}
+        share = torch.rand(n, generator=generator, dtype=torch.float64)
+        g = u[1] * g_limit(W0, share)
+        return {"W0": W0.numpy(), "g": g.numpy(), "rh_ra": share.numpy()}
 
     def schema(self) -> dict[str, Any]:
-        return {"n_W0": self.n_W0, "n_g": self.n_g}
+        return {"n_W0": self.n_W0, "n_g": self.n_g, "n_ra": self.n_ra}

@@ -1,19 +1,23 @@
 """Stars of a lowered isothermal cluster, and how they appear on the sky; float64."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from physics.lowered_isothermal import G, Model, at_radius, lowered_exponential, radius_of_mass
 
 KMS_PER_MAS_YR_KPC = 4.740470464  # 1 au / 1 Julian year in km/s
-SPLIT = 2.0  # potential above which speeds are proposed from a Maxwellian
 
 
 def draw(model: Model, mass: Tensor, rh: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """n stars of each isotropic model: (models, n, 6), x y z in pc and their velocities in km/s.
+    """n stars of each model: (models, n, 6), x y z in pc and their velocities in km/s.
 
-    ``mass`` (models,), Msun; ``rh`` (models,), pc. Radii by the exact inverse of M(<r), speeds by
-    rejection from a Maxwellian where the potential is deep and from a sphere where it is not.
+    ``mass`` (models,), Msun; ``rh`` (models,), pc. Radii by the exact inverse of M(<r). At a radius
+    the energy k across, v_t^2 / 2, is distributed as e^(-k p2) E_gamma(g + 1/2, phi - k), the
+    integral of f over v_r, and given k the energy h along as E_gamma(g, phi - k - h) over v_r.
+    E_gamma(a, x) falls faster than e^x, so that an exponential and a normal distribution, cut at
+    escape, lie above them: rejection is exact.
     """
 
     def uniform(*shape: int) -> Tensor:
@@ -21,28 +25,46 @@ def draw(model: Model, mass: Tensor, rh: Tensor, n: int, generator: torch.Genera
 
     models = len(model.W0)
     r = radius_of_mass(model, uniform(models, n))
-    phi, _ = at_radius(model, r)
-    k = torch.full_like(phi, torch.nan)  # v^2 / 2 in units of s^2
+    phi = at_radius(model, r)[0].clamp_min(1e-300)
     g = model.g[:, None].expand_as(phi)
-    while bool((missing := k.isnan()).any()):
-        depth, index = phi[missing], g[missing]
-        deep = depth > SPLIT
-        gamma = 0.5 * torch.randn(len(depth), 3, generator=generator, dtype=torch.float64).square()
-        tried = torch.where(deep, gamma.sum(1), depth * uniform(len(depth)) ** (2 / 3))
-        # f / e^(phi - k) for the Maxwellian, f for the sphere, each over its largest value
-        top = lowered_exponential(index, depth)
-        value = lowered_exponential(index, (depth - tried).clamp_min(0)) / top
-        value = torch.where(deep, value * tried.exp(), value) * (tried < depth)
-        k[missing] = torch.where(uniform(len(depth)) < value, tried, torch.nan)
+    rate = torch.ones_like(phi) if model.ra is None else 1 + (r / model.ra[:, None]) ** 2
+
+    def drawn(a: Tensor, depth: Tensor, propose: Callable[[Tensor], Tensor]) -> Tensor:
+        """Energies x with weight E_gamma(a, depth - x), from what is proposed with e^-x."""
+        energy = torch.full_like(depth, torch.nan)
+        while bool((missing := energy.isnan()).any()):
+            order, below = a[missing], depth[missing]
+            tried = propose(missing).clamp(max=below)
+            share = lowered_exponential(order, below - tried) / lowered_exponential(order, below)
+            kept = uniform(len(below)) < share * tried.exp()
+            energy[missing] = torch.where(kept, tried, torch.nan)
+        return energy
+
+    def exponential(missing: Tensor) -> Tensor:
+        cut = torch.expm1(-rate[missing] * phi[missing])
+        return -torch.log1p(uniform(len(cut)) * cut) / rate[missing]
+
+    across = drawn(g + 0.5, phi, exponential)
+    left = (phi - across).clamp_min(1e-300)
+
+    def normal(missing: Tensor) -> Tensor:
+        top = left[missing].sqrt().erf()
+        return torch.erfinv(uniform(len(top)) * top).square()
+
+    along = drawn(g, left, normal)
     r0 = rh / model.rh
-    s = (G * mass / (r0 * model.mt)).sqrt()
+    s = (G * mass / (r0 * model.mt)).sqrt()[:, None, None]
 
     def sphere() -> Tensor:
         x = torch.randn(models, n, 3, generator=generator, dtype=torch.float64)
         return x / x.norm(dim=-1, keepdim=True)
 
-    position = (r * r0[:, None])[..., None] * sphere()
-    return torch.cat([position, ((2 * k).sqrt() * s[:, None])[..., None] * sphere()], -1)
+    out, other = sphere(), sphere()
+    side = torch.linalg.cross(out, other)
+    side = side / side.norm(dim=-1, keepdim=True)
+    sign = torch.where(uniform(models, n) < 0.5, -1.0, 1.0)
+    velocity = (sign * (2 * along).sqrt())[..., None] * out + (2 * across).sqrt()[..., None] * side
+    return torch.cat([(r * r0[:, None])[..., None] * out, s * velocity], -1)
 
 
 def from_sky(sky: Tensor) -> Tensor:

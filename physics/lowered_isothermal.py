@@ -20,8 +20,25 @@ G = 0.004300917270  # pc (km/s)^2 / Msun: IAU 2015 nominal solar mass parameter 
 TERMS = 72  # of the series of E_gamma: 1.4e-14 relative for x <= 16
 W0_MIN, W0_MAX = 1.5, 14.0  # of the domain in which the emulator holds
 MARGIN = 0.3  # of g from `g_max`: nearer models are no part of the prior
+# Chebyshev coefficients of `g_limit` over W0
 _LIMIT = (2.3746066, -0.4648896, 0.2897469, -0.0232391, -0.1243574, 0.0319069, 0.0549013)
-FRACTION = 40  # levels of the continued fraction of the anisotropic density
+_FALL = (  # and of a and b, where it falls by s^2 / (a + b s^2), s = r_h / r_a
+    (
+        1.20327,
+        -0.62801,
+        0.69435,
+        -0.63163,
+        0.18759,
+        -0.06494,
+        0.11561,
+        -0.09392,
+        -0.14109,
+        -0.03275,
+        0.03716,
+    ),
+    (0.21813, 0.15713, -0.15981, 0.20762, -0.03557, -0.00975, -0.03696, 0.02243, 0.16348),
+)
+FRACTION = 28  # levels of the continued fraction of the anisotropic density: 7e-12 relative
 
 # Runge-Kutta of order 6 in seven stages (Butcher 1964)
 _C = (0.0, 1 / 3, 2 / 3, 1 / 3, 1 / 2, 1 / 2, 1.0)
@@ -90,10 +107,22 @@ def _series(x: Tensor, coefficients: Tensor) -> Tensor:
 
 def suppression(b: Tensor, z: Tensor) -> Tensor:
     """1F1(1; b; -z) for b > 1, z >= 0, by its M-fraction (McCabe 1974), at any z."""
-    tail = b + FRACTION - 1 + z
+    first = b - 1 + z
+    tail = first + FRACTION
     for k in range(FRACTION - 1, -1, -1):
-        tail = b + k - 1 + z - (k + 1) * z / tail
+        tail = torch.addcdiv(first + k, z, tail, value=-(k + 1))
     return (b - 1) / tail
+
+
+def second_suppression(b: Tensor, z: Tensor) -> Tensor:
+    """1F1(2; b; -z) for b > 2, z >= 0: -(b - 1) times the slope of 1F1(1; b - 1; -z)."""
+    first = b - 2 + z
+    tail, slope = first + FRACTION, torch.ones_like(first)
+    for k in range(FRACTION - 1, -1, -1):
+        part = (k + 1) / tail
+        slope = 1 - part + part * z / tail * slope
+        tail = first + k - part * z
+    return (b - 1) * (b - 2) * slope / tail.square()
 
 
 def moment(a: Tensor, phi: Tensor, p2: Tensor | None, isotropic: Tensor | None = None) -> Tensor:
@@ -119,10 +148,7 @@ def pressures(g: Tensor, phi: Tensor, p2: Tensor | None) -> tuple[Tensor, Tensor
     density, radial = moment(a - 1, phi, p2), moment(a, phi, p2)
     if p2 is None:
         return density, radial, radial
-    z, b = phi * p2, a + 1
-    # 1F1(2; b; -z) by 1F1(1; b; -z), both of which solve first-order equations
-    second = b - 1 - (b - 2 + z) * suppression(b, z)
-    lost = p2 * phi**a * second * torch.exp(-torch.lgamma(b))
+    lost = p2 * phi**a * second_suppression(a + 1, phi * p2) * torch.exp(-torch.lgamma(a + 1))
     return density, radial, (radial + lost) / (1 + p2)
 
 
@@ -306,10 +332,50 @@ def g_max(W0: Tensor) -> Tensor:
     return 0.5 * (low + high)
 
 
-def g_limit(W0: Tensor) -> Tensor:
-    """The largest g of the domain of isotropic models: a polynomial 0.22 to 0.28 below `g_max`."""
+def g_limit(W0: Tensor, share: Tensor | None = None) -> Tensor:
+    """The largest g of the domain, 0.2 to 0.3 below where r_t diverges: a smooth function.
+
+    ``share``: r_h / r_a, (models,), from 0 to 1; None where isotropic.
+    """
     angle = torch.arccos((2 * W0 - W0_MIN - W0_MAX) / (W0_MAX - W0_MIN) * (1 - 1e-12))
-    order = torch.arange(len(_LIMIT), dtype=W0.dtype, device=W0.device)
-    return torch.cos(angle[..., None] * order) @ torch.tensor(
-        _LIMIT, dtype=W0.dtype, device=W0.device
-    )
+
+    def series(coefficients: tuple[float, ...]) -> Tensor:
+        order = torch.arange(len(coefficients), dtype=W0.dtype, device=W0.device)
+        return torch.cos(angle[..., None] * order) @ W0.new_tensor(coefficients)
+
+    limit = series(_LIMIT)
+    if share is None:
+        return limit
+    s2 = share.square()
+    return limit - s2 / (series(_FALL[0]) + series(_FALL[1]) * s2)
+
+
+def solve_share(W0: Tensor, g: Tensor, share: Tensor, steps: int = 400) -> Model:
+    """Models of given r_h / r_a, (models,) from 0 to 1, within `g_limit`.
+
+    Anisotropy widens a model, at most twofold in this domain: bisection in ln r_a with coarse
+    solutions, for models without an edge are too anisotropic; then the secant method.
+    """
+    isotropic = share == 0
+    share = torch.where(isotropic, 1.0, share.double())
+    start = (solve(W0, g, steps=100).rh / share).log()
+
+    def excess(log_ra: Tensor, steps: int) -> tuple[Tensor, Model]:
+        model = solve(W0, g, torch.where(isotropic, torch.inf, log_ra.exp()), steps)
+        excess = model.rh.log() - log_ra - share.log()
+        edge = (model.rt > 0) & (model.rt < 1e4 * model.rh)
+        return torch.where(edge, excess, 1.0), model
+
+    low, high = start, start + math.log(2)  # too anisotropic, not enough
+    for _ in range(6):
+        middle = 0.5 * (low + high)
+        above = excess(middle, 100)[0] > 0
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    before, log_ra = high, high - 0.5 * (high - low)
+    of_before = excess(before, 100)[0]
+    for n in (100, 200, steps, steps, steps):
+        found, model = excess(log_ra, n)
+        rise = of_before - found
+        step = torch.where(rise.abs() > 1e-12, found * (before - log_ra) / rise, 0.0)
+        before, of_before, log_ra = log_ra, found, log_ra - step
+    return model

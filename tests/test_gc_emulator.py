@@ -9,6 +9,7 @@ import zoo
 from datamodules.gc_stars import GCStars
 from models.blocks.hmc import HMC
 from models.checkpoint import read_checkpoint, restore
+from physics import cluster_stars
 from physics import lowered_isothermal as limepy
 
 D = torch.float64
@@ -18,6 +19,11 @@ TRUTH = {"W0": 5.0, "g": 1.8, "log10_mass": 5.0, "log10_rh": 0.4771}
 @pytest.fixture(scope="module")
 def model():
     return restore(read_checkpoint(zoo.find("gc_emulator"))).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def anisotropic():
+    return restore(read_checkpoint(zoo.find("gc_emulator_anisotropic"))).requires_grad_(False)
 
 
 def cluster_of(model, W0=6.0, g=1.2, mass=2e5, rh=4.0):
@@ -116,6 +122,106 @@ def test_gradient_is_that_of_finite_differences(model):
     p = torch.tensor([[6.0, 1.2, 2e5, 4.0]], dtype=D, requires_grad=True)
     (gradient,) = torch.autograd.grad(log_p(p), p)
     for i in range(4):
+        step = torch.zeros_like(p)
+        step[0, i] = 1e-5 * p[0, i].detach()
+        with torch.no_grad():
+            slope = (log_p(p + step) - log_p(p - step)) / (2 * step[0, i])
+        assert float(gradient[0, i]) == pytest.approx(float(slope), rel=1e-6)
+
+
+def of_the_solver(p, r2, v2, j2=None, ra=None):
+    """ln f of stars by solutions in 1,200 steps, (1, n), and their energies."""
+    W0, g, mass, rh = p.unbind(1)
+    solved = limepy.solve(W0, g, ra, steps=1200)
+    r0 = rh / solved.rh
+    s2 = limepy.G * mass / (r0 * solved.mt)
+    phi, _ = limepy.at_radius(solved, (r2.sqrt() / r0[:, None]))
+    energy = phi - 0.5 * v2 / s2[:, None]
+    log_f = limepy.log_df(solved, energy.clamp_min(1e-9), r0, s2)
+    if ra is not None:
+        log_f = log_f - 0.5 * j2 / (ra * r0)[:, None] ** 2 / s2[:, None]
+    return log_f, energy
+
+
+def test_gradient_is_that_of_the_solver(model):
+    p = torch.tensor([[6.0, 1.2, 2e5, 4.0]], dtype=D)
+    generator = torch.Generator().manual_seed(1)
+    W0, g, mass, rh = p.unbind(1)
+    stars = cluster_stars.draw(limepy.solve(W0, g), 0.8 * mass, rh, 1000, generator)
+    r2, v2 = (stars[..., i : i + 3].square().sum(-1) for i in (0, 3))
+    p.requires_grad_()
+    log_f, energy = of_the_solver(p, r2, v2)
+    counted = energy.detach() > 1e-3 * W0
+    assert int(counted.sum()) > 900
+    (exact,) = torch.autograd.grad(log_f[counted].sum(), p)
+    cluster = model.emulator.cluster(*p.unbind(1))
+    (found,) = torch.autograd.grad(cluster.log_df(r2, v2)[counted].sum(), p)
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
+
+
+def anisotropic_cluster(anisotropic, ra):
+    values = (torch.tensor([v], dtype=D) for v in (6.0, 1.0, 2e5, 4.0, ra))
+    return anisotropic.emulator.cluster(*values)
+
+
+def test_anisotropic_emulator_is_the_solver(anisotropic):
+    generator = torch.Generator().manual_seed(6)
+    u = torch.rand(3, 24, generator=generator, dtype=D)
+    W0 = limepy.W0_MIN + (limepy.W0_MAX - limepy.W0_MIN) * u[0]
+    batch = {"W0": W0, "g": limepy.g_limit(W0, u[1]) * u[2], "rh_ra": u[1]}
+    rows = anisotropic.predict_step({**batch, "row": torch.arange(24) + 1000})
+    # a table of 10 MB is this good, not better: median and worst of the card
+    for name, median, worst in (
+        ("f_max_rel_error", 3e-5, 1e-2),
+        ("phi_max_rel_error", 2e-6, 4e-4),
+        ("surface_density_max_rel_error", 1e-4, 5e-2),
+        ("sigma_sky_max_rel_error", 2e-5, 1e-2),
+    ):
+        assert float(rows[name].median()) < median, name
+        assert float(rows[name].max()) < worst, name
+    assert bool((rows["flags"] < 2).all())
+
+
+def test_anisotropic_emulator_without_anisotropy_is_the_isotropic_one(anisotropic, model):
+    isotropic = cluster_of(model, 6.0, 1.0)
+    cluster = anisotropic_cluster(anisotropic, torch.inf)
+    r2 = torch.linspace(0, 400, 50, dtype=D)[None]
+    ours, theirs = cluster.projected(r2), isotropic.projected(r2)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+    f = (cluster.log_df(r2, 0 * r2, 0 * r2) - isotropic.log_df(r2, 0 * r2)).abs()
+    assert float(f.max()) < 1e-5
+    assert anisotropic.emulator.cluster(*(x[:, 0] for x in (isotropic.W0, isotropic.g)),
+        torch.tensor([2e5], dtype=D), torch.tensor([4.0], dtype=D)).rt == cluster.rt  # fmt: skip
+
+
+def test_orbits_are_radial_outside(anisotropic):
+    cluster = anisotropic_cluster(anisotropic, 5.0)
+    r2 = torch.tensor([[0.0, 25.0, 200.0]], dtype=D)
+    radial, tangential = cluster.dispersions(r2)
+    ratio = (tangential / radial)[0]
+    assert float(ratio[0]) == pytest.approx(1, rel=1e-9)
+    assert bool((ratio.diff() < 0).all()) and float(ratio[2]) < 0.6
+    seen = cluster.projected(r2)
+    assert float(seen.v2_tangential[0, 2] / seen.v2_radial[0, 2]) < 0.5
+    with pytest.raises(ValueError, match="angular momenta"):
+        cluster.log_df(r2, r2)
+
+
+def test_anisotropic_gradient_is_that_of_finite_differences(anisotropic):
+    generator = torch.Generator().manual_seed(0)
+    x, v = 3 * torch.randn(2, 1, 300, 3, dtype=D, generator=generator)
+    r2, v2 = x.square().sum(-1), v.square().sum(-1)
+    j2 = torch.linalg.cross(x, v).square().sum(-1)
+
+    def log_p(p):
+        cluster = anisotropic.emulator.cluster(*p.unbind(1))
+        seen = cluster.projected(r2)
+        return cluster.log_df(r2, v2, j2).sum() + torch.stack(seen).log().sum()
+
+    p = torch.tensor([[6.0, 1.0, 3e5, 4.0, 6.0]], dtype=D, requires_grad=True)
+    (gradient,) = torch.autograd.grad(log_p(p), p)
+    for i in range(5):
         step = torch.zeros_like(p)
         step[0, i] = 1e-5 * p[0, i].detach()
         with torch.no_grad():

@@ -85,6 +85,29 @@ def test_the_domain_ends_a_quarter_below_g_max():
     assert float(margin.max()) < 0.3
 
 
+def largest_share(W0, g):
+    """r_h / r_a at which r_t diverges, by bisection in r_a; NaN where it always does."""
+    limit = 1e4 * limepy.solve(W0, torch.ones_like(W0), steps=100).rh
+    unit = limepy.solve(W0, g, steps=100).rh
+    low, high = torch.full_like(W0, -5), torch.full_like(W0, 3)
+    for _ in range(14):
+        middle = 0.5 * (low + high)
+        model = limepy.solve(W0, g, unit * torch.exp(-middle), steps=100)
+        edge = (model.rt > 0) & (model.rt < limit)
+        low, high = torch.where(edge, middle, low), torch.where(edge, high, middle)
+    model = limepy.solve(W0, g, unit * torch.exp(-low), steps=100)
+    return model.rh / model.ra
+
+
+def test_the_domain_of_anisotropic_models_ends_a_quarter_below_too():
+    W0 = torch.linspace(limepy.W0_MIN, limepy.W0_MAX, 9, dtype=D).repeat(3)
+    share = torch.tensor([0.3, 0.7, 1.0], dtype=D).repeat_interleave(9)
+    limit = limepy.g_limit(W0, share)
+    assert bool((largest_share(W0, limit + 0.19) > share).all())
+    assert not bool((largest_share(W0, limit + 0.31) > share).any())
+    assert float(limit.min()) > 0.8, "a King model may be nearly as anisotropic as it can"
+
+
 def test_stars_follow_mass_and_dispersion():
     model = limepy.solve(one(5.0), one(2.0), steps=800)
     mass, rh = one(1e5), one(3.0)
@@ -104,6 +127,70 @@ def test_stars_follow_mass_and_dispersion():
     assert bool((0.5 * stars[:, 3:].square().sum(1) < s2 * phi[0]).all()), "all are bound"
     angle = stats.kstest((stars[:, 2] / r).numpy(), "uniform", (-1, 2))
     assert angle.pvalue > 1e-3
+
+
+def test_velocities_follow_f_where_orbits_are_radial():
+    """At a radius: the three moments, and the distribution of the energy across."""
+    model = limepy.solve(one(7.0), one(1.5), one(10.0), steps=400)
+    mass, rh = one(1e5), one(3.0)
+    stars = cluster_stars.draw(model, mass, rh, 40_000, torch.Generator().manual_seed(3))[0]
+    r0 = rh / model.rh
+    s2 = limepy.G * mass / r0 / model.mt
+    r = stars[:, :3].norm(dim=1)
+    v2 = stars[:, 3:].square().sum(1) / s2
+    along = (stars[:, :3] * stars[:, 3:]).sum(1) / r / s2.sqrt()
+    across = (v2 - along.square()).clamp_min(0)
+    phi, _ = limepy.at_radius(model, (r / r0)[None])
+    p2 = (r / r0 / model.ra)[None] ** 2
+    density, radial, tangential = limepy.pressures(model.g[:, None], phi, p2)
+    for outer in (r < r.median(), r > r.median()):
+        count = int(outer.sum())
+        of_radial = (along.square() / (radial / density)[0])[outer].mean()
+        of_tangential = (0.5 * across / (tangential / density)[0])[outer].mean()
+        assert float(of_radial) == pytest.approx(1, abs=5 * (2 / count) ** 0.5)
+        assert float(of_tangential) == pytest.approx(1, abs=5 * (1 / count) ** 0.5)
+    # the share of f with less energy across than the star has: uniform
+    u = torch.linspace(0, 1, 401, dtype=D)
+    some = slice(0, 1000)
+    k = phi[0, some, None] * u
+    weight = torch.exp(-k * p2[0, some, None]) * limepy.lowered_exponential(
+        model.g + 0.5, phi[0, some, None] - k
+    )
+    below = torch.cumulative_trapezoid(weight, k, dim=1)
+    index = (0.5 * across[some] / phi[0, some] * 400).long()
+    rank = below.gather(1, index[:, None])[:, 0] / below[:, -1]
+    assert stats.kstest(rank.numpy(), "uniform").pvalue > 1e-3
+    assert abs(float(along.mean() / along.std())) < 5 / 200, "as many move in as out"
+
+
+def test_anisotropy_is_solved_for():
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(3, 24, generator=generator, dtype=D)
+    W0 = limepy.W0_MIN + (limepy.W0_MAX - limepy.W0_MIN) * u[0]
+    share = torch.where(u[1] > 0.8, 1.0, u[1])
+    share[0] = 0.0
+    g = u[2].sqrt() * limepy.g_limit(W0, share)
+    model = limepy.solve_share(W0, g, share, steps=200)
+    torch.testing.assert_close(model.rh / model.ra, share, rtol=1e-7, atol=1e-12)
+    isotropic = limepy.solve(W0[:1], g[:1], steps=200)
+    torch.testing.assert_close(model.rt[:1], isotropic.rt, rtol=1e-9, atol=0)
+
+
+def test_pressures_obey_the_equation_of_jeans():
+    model = limepy.solve(one(5.0), one(1.0), one(5.0), steps=400)
+    r = torch.linspace(0.5, 8.0, 16, dtype=D)[None]
+    phi, log_density = limepy.at_radius(model, r)
+    density, radial, tangential = limepy.pressures(model.g[:, None], phi, (r / model.ra) ** 2)
+    step = 1e-4
+
+    def radial_pressure(r):
+        phi, _ = limepy.at_radius(model, r)
+        return limepy.pressures(model.g[:, None], phi, (r / model.ra) ** 2)[1]
+
+    slope = (radial_pressure(r + step) - radial_pressure(r - step)) / (2 * step)
+    force = density * log_density.exp() * r
+    assert float((tangential / radial).min()) < 0.9, "anisotropy matters"
+    torch.testing.assert_close(slope + 2 * (radial - tangential) / r, -force, rtol=1e-5, atol=1e-7)
 
 
 def test_the_sky_and_back():

@@ -1,6 +1,6 @@
 """gc_emulator: a differentiable globular cluster, and inference with it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from physics.cluster_projection import project
 
 COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge
 SEEN, RIM = 100, 0.99  # projected radii judged, and the outermost, r_t
+MODE_MODELS = 600  # whose principal components compress the tables
 SLICE = 64  # models judged at once
 MASS, RH = 10**5.5, 5.0  # of the cluster that is judged and timed, Msun and pc
 
@@ -29,13 +30,14 @@ MASS, RH = 10**5.5, 5.0  # of the cluster that is judged and timed, Msun and pc
 class GCEmulator(Component):
     """Lowered isothermal (LIMEPY) globular clusters as an emulator, after arXiv:2311.03704.
 
-    phi(r; W0, g), the scale radii and the masses are held as values at Chebyshev nodes and follow
-    by interpolation; the distribution function f(E), the density, the enclosed mass and the
-    dispersions are closed forms of phi. The fit is one pass: a gradient step of unit length on
-    the squared error at a node is the node's value. float64 throughout.
+    phi(r; W0, g), the scale radii, the masses and the profiles on the sky are held as values at
+    Chebyshev nodes and follow by interpolation; the distribution function, the density and the
+    dispersions are closed forms of phi. With ``n_ra`` > 1, r_h / r_a is a third parameter. The fit
+    is one pass: a gradient step of unit length on the squared error at a node is the node's value.
+    float64 throughout.
 
-    In: the batch of `datamodules.gc_emulator`: ``W0``, ``g`` (batch,). Out: a row per model, see
-    `outputs`; `infer` gives the posterior of a star list.
+    In: the batch of `datamodules.gc_emulator`: ``W0``, ``g`` (, ``rh_ra``), (batch,). Out: a row
+    per model, see `outputs`; `infer` gives the posterior of a star list.
     """
 
     precisions = ("32-true", "64-true")  # the tables are float64 either way
@@ -51,6 +53,8 @@ class GCEmulator(Component):
         n_W0: int,
         n_g: int,
         n_q: int = 40,
+        n_ra: int = 1,
+        modes: Sequence[int] = (),
         steps: int = 800,
         n_stars: int = 2000,
         chains: int = 8,
@@ -59,18 +63,28 @@ class GCEmulator(Component):
         epochs: int = 1,
     ) -> None:
         super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
-        self.steps, self.n_stars = steps, n_stars
+        self.steps, self.n_stars, self.modes = steps, n_stars, modes
         self.chains, self.warmup, self.draws = chains, warmup, draws
-        self.emulator = IsothermalEmulator(n_W0, n_g, n_q)
+        self.emulator = IsothermalEmulator(n_W0, n_g, n_q, n_ra, modes)
 
     # --- the fit ------------------------------------------------------------------------------
 
+    def prepare(self, data: Any) -> None:
+        """The modes, from every so many of the nodes."""
+        if self.modes:
+            batch = data.training_batch()
+            some = slice(None, None, max(1, len(batch["W0"]) // MODE_MODELS))
+            share = batch["rh_ra"][some] if "rh_ra" in batch else None
+            self.emulator.find_modes(
+                _solved(batch["W0"][some], batch["g"][some], share, self.steps)
+            )
+
     def loss(self, batch: Batch) -> Tensor:
         """Half the squared error at the nodes of q and of the scales, summed, model mean."""
-        found = self.emulator.at(batch["W0"], batch["g"])
+        parameters = batch["W0"], batch["g"], batch.get("rh_ra")
+        found = self.emulator.at(*parameters)
         with torch.no_grad():
-            model = limepy.solve(batch["W0"], batch["g"], steps=self.steps)
-            true = self.emulator.targets(model)
+            true = self.emulator.targets(_solved(*parameters, self.steps))
         errors = [(a - b).square().sum(1) for a, b in zip(found, true, strict=True)]
         return 0.5 * torch.stack(errors).sum(0).mean()
 
@@ -105,40 +119,51 @@ class GCEmulator(Component):
         }
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        names = ("W0", "g", "row")
+        names = ("W0", "g", "row", "rh_ra")
         parts = [
-            self._judged(*(batch[name][i : i + SLICE] for name in names))
+            self._judged(*(batch[name][i : i + SLICE] for name in names if name in batch))
             for i in range(0, len(batch["W0"]), SLICE)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _judged(self, W0: Tensor, g: Tensor, row: Tensor) -> dict[str, Tensor]:
+    def _judged(
+        self, W0: Tensor, g: Tensor, row: Tensor, share: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Rows of `outputs`, by a solution of twice the training's steps for each model.
 
         The stars lie at radii drawn from the mass profile, with kinetic energies uniform up to
         escape: more of them near the edge of f than a cluster has, where it is hardest.
         """
         known = (W0 >= limepy.W0_MIN) & (W0 <= limepy.W0_MAX) & (g >= 0)
-        known &= g <= limepy.g_limit(W0)
-        W0_in, g_in = torch.where(known, W0, 7.0), torch.where(known, g, 1.0)
-        truth = limepy.solve(W0_in, g_in, steps=2 * self.steps)
+        known &= g <= limepy.g_limit(W0.clamp(limepy.W0_MIN, limepy.W0_MAX), share)
+        W0_in, g_in = torch.where(known, W0, 7.0), torch.where(known, g, 0.5)
         mass, rh = torch.full_like(W0, MASS), torch.full_like(W0, RH)
-        cluster = self.emulator.cluster(W0_in, g_in, mass, rh)
+        ra = inverse_ra2 = None
+        if share is not None:
+            known &= (share >= 0) & (share <= 1)
+            share = torch.where(known, share, 0.0)
+            ra, inverse_ra2 = rh / share, (share / rh).square()[:, None]
+        truth = _solved(W0_in, g_in, share, 2 * self.steps)
+        cluster = self.emulator.cluster(W0_in, g_in, mass, rh, ra)
 
-        u = counter_uniform(row, 2 * self.n_stars).double()
-        r = limepy.radius_of_mass(truth, u[:, : self.n_stars])
+        u = counter_uniform(row, 3 * self.n_stars).double().split(self.n_stars, 1)
+        r = limepy.radius_of_mass(truth, u[0])
         phi, _ = limepy.at_radius(truth, r)
-        energy = phi * u[:, self.n_stars :]
+        energy = phi * u[1]
         counted = energy > COUNTED * W0_in[:, None]
         r0 = rh / truth.rh
         s2 = limepy.G * mass / (r0 * truth.mt)
         log_f = limepy.log_df(truth, energy.clamp_min(1e-300), r0, s2)
         r2, v2 = (r * r0[:, None]).square(), 2 * (phi - energy) * s2[:, None]
+        j2 = None
+        if inverse_ra2 is not None:
+            j2 = r2 * v2 * u[2]
+            log_f = log_f - 0.5 * j2 * inverse_ra2 / s2[:, None]
 
         def worst(error: Tensor) -> Tensor:
             return _worst(torch.where(counted, error, 0.0))
 
-        d_log_f = cluster.log_df(r2, v2) - log_f
+        d_log_f = cluster.log_df(r2, v2, j2) - log_f
         # projected radii: equal steps of ln(1 + R^2), to the rim
         steps = torch.linspace(0, 1, SEEN, dtype=r.dtype, device=r.device)
         R2 = torch.expm1(torch.log1p((RIM * truth.rt[:, None]).square()) * steps)
@@ -148,7 +173,7 @@ class GCEmulator(Component):
             "rt_rh": cluster.rt[:, 0] / RH,
             "rh_r0": RH / cluster.r0[:, 0],
             "mass_model": cluster.mt[:, 0],
-            "sigma_0": cluster.dispersion(torch.zeros_like(W0)[:, None])[:, 0] / cluster.s[:, 0],
+            "sigma_0": cluster.dispersions(torch.zeros_like(r2[:, :1]))[0][:, 0] / cluster.s[:, 0],
             "f_max_rel_error": worst(torch.expm1(d_log_f)),
             "phi_max_rel_error": worst(cluster.potential(r2) / phi - 1),
             "rho_max_rel_error": worst(
@@ -234,7 +259,10 @@ class GCEmulator(Component):
                 with torch.inference_mode(False), torch.enable_grad():
                     p, x_, v_ = (t.clone().requires_grad_() for t in (parameters, x, v))
                     cluster = self.emulator.cluster(*p.unbind(1))
-                    value = cluster.log_df(x_.square().sum(-1), v_.square().sum(-1)).sum()
+                    j2 = None
+                    if cluster.inverse_ra2 is not None:
+                        j2 = torch.linalg.cross(x_, v_).square().sum(-1)
+                    value = cluster.log_df(x_.square().sum(-1), v_.square().sum(-1), j2).sum()
                     return torch.autograd.grad(value, (p, x_, v_))
 
             return work
@@ -257,12 +285,21 @@ class GCEmulator(Component):
         return works
 
     def scope(self) -> list[str]:
+        kind, limit = "isotropic", f"{limepy.MARGIN:g} below g_max(W0)"
+        if self.emulator.shape[0] > 1:
+            kind, limit = "radially anisotropic (r_a from 1 r_h up)", "0.2 to 0.3 below the g"
         return [
-            f"isotropic single-mass models, W0 {limepy.W0_MIN:g} to {limepy.W0_MAX:g}, "
-            f"g from 0 to {limepy.MARGIN:g} below g_max(W0), where the truncation radius diverges",
+            f"{kind} single-mass models, W0 {limepy.W0_MIN:g} to {limepy.W0_MAX:g}, "
+            f"g from 0 to {limit}, where the truncation radius diverges",
             "float64; clusters without rotation, tides or mass segregation",
         ]
 
 
 def _worst(error: Tensor) -> Tensor:
     return error.abs().amax(1)
+
+
+def _solved(W0: Tensor, g: Tensor, share: Tensor | None, steps: int) -> limepy.Model:
+    if share is None:
+        return limepy.solve(W0, g, steps=steps)
+    return limepy.solve_share(W0, g, share, steps)

@@ -1,14 +1,14 @@
-"""The emulator of isotropic lowered isothermal models: any (W0, g) of its domain, differentiable.
+"""The emulator of lowered isothermal models: any (W0, g, r_h / r_a) of its domain, differentiable.
 
-phi(r; W0, g) / (1 - q) is smooth in (W0, g / g_limit(W0), q) with q = ln(1 + r^2) / ln(1 + r_t^2),
-r in King radii, so that a tensor of its values at Chebyshev nodes gives it to 1e-9, at the edge
-too. What depends on a place in phase space follows from phi in closed form; what is projected, by a
+phi / (1 - q) is smooth in W0, g / g_limit, (r_h / r_a)^2 and q = ln(1 + r^2) / ln(1 + r_t^2), r in
+King radii, so that a tensor of its values at Chebyshev nodes gives it to 1e-9, at the edge too.
+What depends on a place in phase space follows from phi in closed form; what is projected, by a
 closed form that holds at the edge times a smooth function, which has tensors of its own. float64
 throughout: the density at the edge is a power of a small difference.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,13 +25,18 @@ from physics.lowered_isothermal import (
     at_radius,
     g_limit,
     lowered_exponential,
+    moment,
+    pressures,
+    second_suppression,
+    suppression,
 )
 
 SCALES = 4  # ln of r_t, m_t and r_h, in model units, and of E_gamma(g + 3/2, W0)
-SKY = 2  # projected profiles: ln of the surface density and of the mean square velocity
 INTERVALS = 128  # of q
 EXP_NODES, EXP_INTERVALS, EXP_MAX = (32, 40), 64, 16.0  # of the lowered exponential, over (a, x)
 EXP_ORDER = 6.2  # largest a: g + 3
+# 1F1(1; b; -z) and 1F1(2; b; -z), over (b, x) where z = LOST x / (1 - x)
+LOST_NODES, LOST_RANGE, LOST = (16, 40), (2.5, 7.2), 5.0
 EDGE = 1e-3  # of W0: the energy below which ln f falls like a line, instead of to minus infinity
 SKY_EDGE = 1e-6  # of G M / r_t: the depth at which projected profiles stop falling like a power
 
@@ -59,8 +64,10 @@ class Cluster(NamedTuple):
     log_f0: Tensor  # of f / M where E_gamma = 1, (pc km/s)^-3
     phi: Tensor  # (clusters, INTERVALS, terms), over q
     log_exp: Tensor  # (clusters, EXP_INTERVALS, terms), ln(x^-g E_gamma(g, x)) over x / EXP_MAX
-    # only when asked for: what `phi` is, for the SKY profiles, and `log_exp` for g + 2 and g + 3
-    sky: Callable[[], tuple[Tensor, Tensor]]
+    inverse_ra2: Tensor | None  # r_a^-2, pc^-2; None where the emulator is of isotropic models
+    # only when asked for: what `phi` is, for profiles on the sky; `log_exp` for g + 2 and g + 3;
+    # and what anisotropy takes, over x of LOST; each (functions, clusters, intervals, terms)
+    sky: Callable[[], tuple[Tensor, Tensor, Tensor]]
 
     def potential(self, r2: Tensor) -> Tensor:
         """phi in units of s^2 at squared radii, pc^2, (clusters, n); Kepler's beyond r_t."""
@@ -79,42 +86,63 @@ class Cluster(NamedTuple):
         """Mass density, Msun / pc^3, at squared radii, pc^2; zero beyond r_t."""
         rho_0 = 9 * self.s**2 / (4 * math.pi * G * self.r0**2)
         phi = self.potential(r2).clamp_min(0)
-        return rho_0 * lowered_exponential(self.g + 1.5, phi) / self.log_norm.exp()
+        return rho_0 * moment(self.g + 1.5, phi, self._p2(r2)) / self.log_norm.exp()
 
-    def dispersion(self, r2: Tensor) -> Tensor:
-        """One-dimensional velocity dispersion, km/s, at squared radii, pc^2; zero beyond r_t."""
+    def dispersions(self, r2: Tensor) -> tuple[Tensor, Tensor]:
+        """Radial and one tangential velocity dispersion, km/s, at squared radii, pc^2."""
         phi = self.potential(r2).clamp_min(1e-300)
-        pressure, density = (lowered_exponential(self.g + a, phi) for a in (2.5, 1.5))
-        return self.s * (pressure / density.clamp_min(1e-300)).sqrt()
+        density, radial, tangential = pressures(self.g, phi, self._p2(r2))
+        density = density.clamp_min(1e-300)
+        return self.s * (radial / density).sqrt(), self.s * (tangential / density).sqrt()
+
+    def _p2(self, r2: Tensor) -> Tensor | None:
+        return None if self.inverse_ra2 is None else r2 * self.inverse_ra2
 
     def projected(self, R2: Tensor) -> Profiles:
         """Surface density and mean square velocities at squared projected radii, pc^2.
 
         Smooth and all but zero beyond r_t.
         """
-        x2, n = R2 / self.r0**2, len(self.W0)
+        x2 = R2 / self.r0**2
         phi = self.potential(R2)
         shallow = SKY_EDGE * self.mt * self.r0 / self.rt
         phi = 0.5 * (phi + (phi.square() + shallow.square()).sqrt())
         log_x2, log_phi = torch.minimum(torch.log1p(x2), self.span), phi.log()
-        pieces, log_exp = self.sky()
-        q = (log_x2 / self.span).repeat(SKY, 1)
-        smooth = chebyshev.evaluate_pieces(pieces, q).view(SKY, n, -1)
-        powers = chebyshev.evaluate_pieces(log_exp, (phi / EXP_MAX).repeat(2, 1)).view(2, n, -1)
-        # the Abel projection of E_gamma(g + 3/2, phi) where phi falls like a line
-        log_density = (self.g + 2) * log_phi + powers[0] + 0.75 * log_x2 + smooth[0]
-        v2 = self.s**2 * torch.exp(log_phi + powers[1] - powers[0] + smooth[1])
+        pieces, log_exp, lost = self.sky()
+        smooth = _each(pieces, log_x2 / self.span)
+        # the Abel projections of density and pressures, over phi^(g + 2) and phi^(g + 3), where phi
+        # falls like a line and r hardly changes
+        density, radial = _each(log_exp, phi / EXP_MAX).exp()
+        tangential = radial
+        if (p2 := self._p2(R2)) is not None:
+            z = phi * p2 / LOST
+            first, second, third = _each(lost, z / (1 + z))
+            share = p2 / (1 + z)
+            density = (density + share * first) / (1 + p2)
+            radial = (radial + share * second) / (1 + p2)
+            tangential = (radial + share / (1 + z) * third) / (1 + p2)
+        log_density = (self.g + 2) * log_phi + density.log() + 0.75 * log_x2 + smooth[0]
         unit = self.s**2 * self.mt / (G * self.r0)  # M / r0^2
-        return Profiles(unit * log_density.exp(), v2, v2, v2)
+        v2 = self.s**2 * phi / density * smooth[1:].exp()
+        v2_los = tangential * v2[0]
+        if p2 is None:
+            return Profiles(unit * log_density.exp(), v2_los, v2_los, v2_los)
+        return Profiles(unit * log_density.exp(), v2_los, radial * v2[1], tangential * v2[2])
 
-    def log_df(self, r2: Tensor, v2: Tensor) -> Tensor:
+    def log_df(self, r2: Tensor, v2: Tensor, j2: Tensor | None = None) -> Tensor:
         """ln f / M, (pc km/s)^-3, of stars at squared radii, pc^2, and speeds, (km/s)^2.
 
+        ``j2``: squared specific angular momenta, (pc km/s)^2, which anisotropic models need.
         Integrates to 1 over phase space. Below E = 0 it falls by a factor e in 1e-3 W0 or less, so
         that a star that is not bound has a low probability with a gradient, and not none.
         """
         energy = self.potential(r2) - 0.5 * v2 / self.s**2
-        return self.log_f0 + self.log_lowered(energy)
+        log_f = self.log_f0 + self.log_lowered(energy)
+        if self.inverse_ra2 is None:
+            return log_f
+        if j2 is None:
+            raise ValueError("an anisotropic cluster's stars need their angular momenta, j2")
+        return log_f - 0.5 * j2 * self.inverse_ra2 / self.s**2
 
     def log_lowered(self, energy: Tensor) -> Tensor:
         """ln E_gamma(g, energy); below `EDGE` continued by a line, through zero energy."""
@@ -129,74 +157,144 @@ class Cluster(NamedTuple):
 
 
 class IsothermalEmulator(nn.Module):
-    """The tensors of node values, which a fit fills: see `at`."""
+    """The tensors of node values, which a fit fills: see `at`. ``n_ra`` = 1: isotropic models.
 
-    def __init__(self, n_W0: int, n_g: int, n_q: int) -> None:
+    With ``modes`` the columns of either table are coefficients of so many principal components,
+    which `find_modes` finds.
+    """
+
+    def __init__(
+        self, n_W0: int, n_g: int, n_q: int, n_ra: int = 1, modes: Sequence[int] = ()
+    ) -> None:
         super().__init__()
-        self.shape = (n_W0, n_g, n_q)
+        self.shape = (n_ra, n_W0, n_g, n_q)
+        # of profiles on the sky: the surface density and one mean square velocity, or all three
+        self.n_sky = 2 if n_ra == 1 else 4
+        nodes = self.shape[:3]
         # phi / W0 / (1 - q) at the nodes of q, then the scales
-        self.table = nn.Parameter(torch.zeros(n_W0, n_g, n_q + SCALES, dtype=torch.float64))
-        self.sky_table = nn.Parameter(torch.zeros(n_W0, n_g, SKY * n_q, dtype=torch.float64))
-        a, x = (
-            chebyshev.nodes(EXP_NODES[0], 0, EXP_ORDER),
-            chebyshev.nodes(EXP_NODES[1], 0, EXP_MAX),
-        )
-        log_exp = lowered_exponential(a[:, None], x).log() - a[:, None] * x.log()
-        series = [chebyshev.from_values(n) for n in (n_W0, n_g, *EXP_NODES)]
-        exp_pieces = chebyshev.pieces_from_series(EXP_NODES[1], EXP_INTERVALS)
-        self.from_W0: Tensor
-        self.from_g: Tensor
-        self.pieces: Tensor
-        self.phi_pieces: Tensor
-        self.log_exp: Tensor
-        self.register_buffer("from_W0", series[0], persistent=False)
-        self.register_buffer("from_g", series[1], persistent=False)
+        columns = (n_q + SCALES, self.n_sky * n_q)
+        tables = (torch.zeros(*nodes, n, dtype=torch.float64) for n in modes or columns)
+        self.table, self.sky_table = (nn.Parameter(table) for table in tables)
+        for name, n, m in zip(("modes", "sky_modes"), columns, modes or columns, strict=True):
+            self.register_buffer(name, torch.eye(n, m).double(), persistent=bool(modes))
+        for name, n in (("from_ra", n_ra), ("from_W0", n_W0), ("from_g", n_g)):
+            self.register_buffer(name, chebyshev.from_values(n), persistent=False)
         pieces = chebyshev.pieces_from_series(n_q, INTERVALS) @ chebyshev.from_values(n_q)
         self.register_buffer("pieces", pieces, persistent=False)
         # times 1 - q: a series of one more term
-        longer, q = chebyshev.nodes(n_q + 1), chebyshev.basis(chebyshev.nodes(n_q + 1), n_q)
-        times = (1 - longer)[:, None] * (q @ chebyshev.from_values(n_q))
+        q = chebyshev.nodes(n_q + 1)
+        times = (1 - q)[:, None] * (chebyshev.basis(q, n_q) @ chebyshev.from_values(n_q))
         pieces = chebyshev.pieces_from_series(n_q + 1, INTERVALS)
-        pieces = pieces @ chebyshev.from_values(n_q + 1) @ times
-        self.register_buffer("phi_pieces", pieces, persistent=False)
-        log_exp = torch.einsum("ag,gx,bx,ijb->aij", series[2], log_exp, series[3], exp_pieces)
-        self.register_buffer("log_exp", log_exp, persistent=False)
+        self.register_buffer(
+            "phi_pieces", pieces @ chebyshev.from_values(n_q + 1) @ times, persistent=False
+        )
+        a, x = (
+            chebyshev.nodes(EXP_NODES[0], 0, EXP_ORDER)[:, None],
+            chebyshev.nodes(EXP_NODES[1], 0, EXP_MAX),
+        )
+        log_exp = lowered_exponential(a, x).log() - a * x.log()
+        self.register_buffer("log_exp", _tabulated(log_exp), persistent=False)
+        b, x = chebyshev.nodes(LOST_NODES[0], *LOST_RANGE)[:, None], chebyshev.nodes(LOST_NODES[1])
+        z, gamma = LOST * x / (1 - x), torch.exp(-torch.lgamma(b))
+        first, second = suppression(b, z) / (1 - x), second_suppression(b, z) / (1 - x) ** 2
+        lost = torch.stack([_tabulated(gamma * first), _tabulated(gamma * second)])
+        self.register_buffer("lost", lost, persistent=False)
 
-    def at(self, W0: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """phi / W0 / (1 - q) at the nodes of q, (models, n_q), scales, and `sky_table`'s rows."""
-        weights = self._weights(W0, g)
-        phi, scales = _rows(self.table, *weights).split([self.shape[2], SCALES], 1)
-        return phi, scales, _rows(self.sky_table, *weights)
+    modes: Tensor  # (columns, modes)
+    sky_modes: Tensor
+    from_ra: Tensor
+    from_W0: Tensor
+    from_g: Tensor
+    pieces: Tensor
+    phi_pieces: Tensor
+    log_exp: Tensor
+    lost: Tensor
 
-    def _weights(self, W0: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the nodes of W0 and of g, (models, nodes)."""
-        n_W0, n_g, _ = self.shape
-        by_W0 = chebyshev.basis((W0 - W0_MIN) / (W0_MAX - W0_MIN), n_W0) @ self.from_W0
-        return by_W0, chebyshev.basis(g / g_limit(W0), n_g) @ self.from_g
+    def at(self, W0: Tensor, g: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """phi / W0 / (1 - q) at the nodes of q, (models, n_q), scales, and `sky_table`'s rows.
+
+        ``share``: r_h / r_a, (models,), from 0 to 1; None for isotropic models.
+        """
+        weights = self._weights(W0, g, share)
+        phi, scales = self._columns(weights)
+        return phi, scales, _rows(self.sky_table, *weights) @ self.sky_modes.T
+
+    def _columns(self, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        columns = _rows(self.table, *weights) @ self.modes.T
+        phi, scales = columns.split([self.shape[3], SCALES], 1)
+        return phi, scales
+
+    @torch.no_grad()
+    def find_modes(self, model: Model) -> None:
+        """The principal components of the columns of solved models, (models,)."""
+        phi, scales, sky = self.targets(model)
+        for modes, rows in ((self.modes, torch.cat([phi, scales], 1)), (self.sky_modes, sky)):
+            found = torch.linalg.svd(rows, full_matrices=False).Vh
+            modes.copy_(found[: modes.shape[1]].T)
+
+    def _weights(self, W0: Tensor, g: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the nodes of r_a and W0, and of those of g, (models, nodes)."""
+        n_ra, n_W0, n_g, _ = self.shape
+        outer = chebyshev.basis((W0 - W0_MIN) / (W0_MAX - W0_MIN), n_W0) @ self.from_W0
+        if share is not None:
+            by_ra = chebyshev.basis(share.square(), n_ra) @ self.from_ra
+            outer = (by_ra[:, :, None] * outer[:, None]).flatten(1)
+        return outer, chebyshev.basis(g / g_limit(W0, share), n_g) @ self.from_g
 
     def targets(self, model: Model) -> tuple[Tensor, Tensor, Tensor]:
         """What `at` should give for solved models."""
-        q = chebyshev.nodes(self.shape[2]).to(model.W0)
+        q = chebyshev.nodes(self.shape[3]).to(model.W0)
         r = torch.sqrt(torch.expm1(q * torch.log1p(model.rt**2)[:, None]))
         phi, _ = at_radius(model, r)
         norm = lowered_exponential(model.g + 1.5, model.W0)
         scales = torch.stack([model.rt, model.mt, model.rh, norm], 1)
         seen = project(model, r)
-        low, high = (lowered_exponential(model.g[:, None] + a, phi) for a in (2, 3))
-        sky = seen.surface_density / low * (1 + r * r) ** -0.75, seen.v2_los * low / high
-        return phi / model.W0[:, None] / (1 - q), scales.log(), torch.cat(sky, 1).log()
+        p2 = None if model.ra is None else (r / model.ra[:, None]) ** 2
+        density, radial, tangential = pressures(model.g[:, None] + 0.5, phi, p2)
+        sky = (
+            seen.surface_density / density * (1 + r * r) ** -0.75,
+            seen.v2_los * density / tangential,
+            seen.v2_radial * density / radial,
+            seen.v2_tangential * density / tangential,
+        )
+        return (
+            phi / model.W0[:, None] / (1 - q),
+            scales.log(),
+            torch.cat(sky[: self.n_sky], 1).log(),
+        )
 
-    def cluster(self, W0: Tensor, g: Tensor, mass: Tensor, rh: Tensor) -> Cluster:
-        """Models of mass ``mass``, Msun, and half-mass radius ``rh``, pc; each (clusters,)."""
-        weights = self._weights(W0, g)
-        phi, scales = _rows(self.table, *weights).split([self.shape[2], SCALES], 1)
+    def cluster(
+        self, W0: Tensor, g: Tensor, mass: Tensor, rh: Tensor, ra: Tensor | None = None
+    ) -> Cluster:
+        """Models of mass ``mass``, Msun, and half-mass radius ``rh``, pc; each (clusters,).
+
+        ``ra``: anisotropy radius, pc, from ``rh`` up; None or infinite where isotropic.
+        """
+        share = None
+        if self.shape[0] > 1:
+            share = torch.zeros_like(rh) if ra is None else rh / ra
+        elif ra is not None:
+            raise ValueError("this emulator is of isotropic models: ra must be None")
+        weights = self._weights(W0, g, share)
+        phi, scales = self._columns(weights)
         log_rt, log_mt, log_rh, log_norm = scales[:, :, None].unbind(1)
         log_mass, log_r0 = mass.log()[:, None], rh.log()[:, None] - log_rh
         log_s = 0.5 * (math.log(G) + log_mass - log_r0 - log_mt)
 
-        def sky() -> tuple[Tensor, Tensor]:
-            rows = _rows(self.sky_table, *weights).unflatten(1, (SKY, -1)).transpose(0, 1)
-            return _times(rows.flatten(0, 1), self.pieces), self._exp(torch.cat([g + 2, g + 3]))
+        def sky() -> tuple[Tensor, Tensor, Tensor]:
+            rows = (
+                (_rows(self.sky_table, *weights) @ self.sky_modes.T)
+                .unflatten(1, (self.n_sky, -1))
+                .transpose(0, 1)
+            )
+            log_exp = torch.stack([self._exp(g + 2), self._exp(g + 3)])
+            by_b = [
+                chebyshev.basis((g + b - LOST_RANGE[0]) / (LOST_RANGE[1] - LOST_RANGE[0]), n)
+                for b, n in ((3, LOST_NODES[0]), (4, LOST_NODES[0]))
+            ]
+            functions = ((by_b[0], 0), (by_b[1], 0), (by_b[1], 1))
+            lost = torch.stack([_times(by, self.lost[i]) for by, i in functions])
+            return _times(rows, self.pieces), log_exp, lost
 
         return Cluster(
             W0=W0[:, None],
@@ -211,6 +309,7 @@ class IsothermalEmulator(nn.Module):
             - log_mt - 3 * log_r0 - 3 * log_s - log_norm,
             phi=_times(phi, self.phi_pieces),
             log_exp=self._exp(g),
+            inverse_ra2=None if share is None else (share / rh).square()[:, None],
             sky=sky,
         )  # fmt: skip
 
@@ -221,16 +320,29 @@ class IsothermalEmulator(nn.Module):
 
     def _exp(self, a: Tensor) -> Tensor:
         """Pieces of ln(x^-a E_gamma(a, x)), (models, EXP_INTERVALS, terms)."""
-        by_a = chebyshev.basis(a / EXP_ORDER, EXP_NODES[0])
-        return (by_a @ self.log_exp.flatten(1)).unflatten(1, self.log_exp.shape[1:])
+        return _times(chebyshev.basis(a / EXP_ORDER, EXP_NODES[0]), self.log_exp)
 
 
-def _rows(table: Tensor, by_W0: Tensor, by_g: Tensor) -> Tensor:
-    """The table (n_W0, n_g, columns) at other W0 and g: (models, columns)."""
-    rows = (by_W0 @ table.flatten(1)).unflatten(1, table.shape[1:])
+def _rows(table: Tensor, outer: Tensor, by_g: Tensor) -> Tensor:
+    """The table (n_ra, n_W0, n_g, columns) at other parameters: (models, columns)."""
+    rows = (outer @ table.flatten(2).flatten(0, 1)).unflatten(1, table.shape[2:])
     return (by_g[:, None] @ rows).squeeze(1)
 
 
 def _times(values: Tensor, pieces: Tensor) -> Tensor:
-    """The pieces of functions of given node values, (models, intervals, terms)."""
-    return (values @ pieces.flatten(0, 1).T).unflatten(1, pieces.shape[:2])
+    """Pieces (intervals, terms, n) of functions that n numbers give: (..., intervals, terms)."""
+    return (values @ pieces.flatten(0, 1).T).unflatten(-1, pieces.shape[:2])
+
+
+def _tabulated(values: Tensor) -> Tensor:
+    """Pieces over x, (EXP_INTERVALS, terms, n), of values at nodes (n of a parameter, of x)."""
+    n, n_x = values.shape
+    pieces = chebyshev.pieces_from_series(n_x, EXP_INTERVALS)
+    by_a, by_x = chebyshev.from_values(n), chebyshev.from_values(n_x)
+    return torch.einsum("ag,gx,bx,ijb->ija", by_a, values, by_x, pieces)
+
+
+def _each(pieces: Tensor, x: Tensor) -> Tensor:
+    """Functions (functions, clusters, intervals, terms) at x, (functions, clusters, n)."""
+    n = len(pieces)
+    return chebyshev.evaluate_pieces(pieces.flatten(0, 1), x.repeat(n, 1)).unflatten(0, (n, -1))

@@ -24,8 +24,14 @@ WIDE, NARROW = style.PALETTE[4], style.PALETTE[0]
 
 
 @style.figure
-def profiles(rows: Rows) -> Figure:
-    """Profiles over the posterior: median model, where 68 and 95% of models lie, residuals."""
+def profiles(rows: Rows, metrics: Mapping[str, float]) -> Figure:
+    """Profiles over the posterior: median model, where 68 and 95% of models lie, residuals.
+
+    rows: names of `profiles` and their `kinds`; `<name>_r`, arcmin, `_value`, `_down`, `_up` and
+        `_error`, which has the extra error in it; of each kind `<kind>_r` and `<kind>_band`, (5, n)
+        quantiles; the `extra` error.
+    metrics: `chi2_<name>` of the best model.
+    """
     kinds = dict(zip(rows["profiles"].tolist(), rows["kinds"].tolist(), strict=True))
     panels = {k: label for k, label in PANELS.items() if set(k) & set(kinds.values())}
     fig, axes = style.new(len(panels), 2, size=(16, 8.2), sharex="col", height_ratios=(3, 1))
@@ -39,6 +45,9 @@ def profiles(rows: Rows) -> Figure:
         if wanted == ("density",):
             s = rows["extra"][0]
             upper.axhline(s, ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$")
+        chi2 = sum(metrics[f"chi2_{name}"] for name in names)
+        points = sum(len(rows[f"{name}_r"]) for name in names)
+        upper.set_title(rf"best $\chi^2$ = {chi2:.0f} for {points} points", fontsize=14)
         upper.set(ylabel=label, xscale="log", yscale="log")
         lower.set(xlabel=r"projected radius $R$ [arcmin]", ylim=_residual_limits(lower))
         _limits(upper, rows, names, wanted == ("density",))

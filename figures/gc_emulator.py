@@ -104,7 +104,7 @@ def corner(draws: Rows, metrics: Mapping[str, float]) -> Figure:
 def chains(draws: Rows, metrics: Mapping[str, float]) -> Figure:
     """Every chain against its draws: alike and without trend if they have converged."""
     names = [name for name in PARAMETERS if name in draws]
-    fig, axes = style.new(1, len(names), size=(13.33, max(9.0, 2 * len(names))), sharex=True)
+    fig, axes = style.new(1, len(names), size=(13.33, max(9.0, 2.2 * len(names))), sharex=True)
     for axis, name in zip(axes[:, 0], names, strict=True):
         for k, chain in enumerate(draws[name]):
             axis.plot(chain, lw=0.7, alpha=0.8, color=style.PALETTE[k % len(style.PALETTE)])

@@ -42,9 +42,10 @@ def profiles(rows: Rows, metrics: Mapping[str, float]) -> Figure:
             _points(upper, lower, rows, name, kinds[name], colour)
         lower.axhspan(-1, 1, color=style.BAND, alpha=0.6, lw=0)
         lower.axhline(0, color=NARROW, lw=1.5)
-        if wanted == ("density",):
-            s = rows["extra"][0]
-            upper.axhline(s, ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$")
+        if wanted == ("density",) and rows["extra"][0] > _lowest(rows, names):
+            upper.axhline(
+                rows["extra"][0], ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$"
+            )
         chi2 = sum(metrics[f"chi2_{name}"] for name in names)
         points = sum(len(rows[f"{name}_r"]) for name in names)
         upper.set_title(rf"best $\chi^2$ = {chi2:.0f} for {points} points", fontsize=14)
@@ -111,10 +112,14 @@ def _residual_limits(axis: Axes) -> tuple[float, float]:
     return -top, top
 
 
+def _lowest(rows: Rows, names: list[str]) -> float:
+    values = np.concatenate([rows[f"{name}_value"] for name in names])
+    return float(values[values > 0].min())
+
+
 def _limits(axis: Axes, rows: Rows, names: list[str], counts: bool) -> None:
     """Of the data: models fall to zero at their edge."""
-    values = np.concatenate([rows[f"{name}_value"] for name in names])
-    low, high = values[values > 0].min(), values.max()
+    low, high = _lowest(rows, names), max(rows[f"{name}_value"].max() for name in names)
     axis.set_ylim(low / (2 if counts else 1.25), high * (2 if counts else 1.15))
     if not counts:  # less than a decade: plain numbers
         axis.yaxis.set_major_formatter("{x:g}")

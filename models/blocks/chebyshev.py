@@ -96,3 +96,25 @@ def evaluate_pieces(pieces: Tensor, x: Tensor) -> Tensor:
     Outside [0, 1] the polynomial of the outer interval is continued.
     """
     return _Pieces.apply(pieces, x)[0]  # type: ignore[no-untyped-call,no-any-return]
+
+
+def invert_pieces(pieces: Tensor, y: Tensor) -> Tensor:
+    """x in [0, 1] where a falling function of `pieces_from_series` is ``y``, (batch, n).
+
+    Newton's method from the knots; the last step carries the gradient. ``y`` is taken into the
+    range of the function.
+    """
+    with torch.no_grad():
+        intervals, signs = pieces.shape[1], (-1.0) ** torch.arange(pieces.shape[2]).to(pieces)
+        last = pieces[:, -1:].sum(2)
+        knots = torch.cat([pieces @ signs, last], 1)
+        y_in = torch.minimum(torch.maximum(y, last), knots[:, :1])
+        right = torch.searchsorted(-knots, -y_in).clamp(1, intervals)
+        low, high = knots.gather(1, right - 1), knots.gather(1, right)
+        x = (right - 1 + (low - y_in) / (low - high)) / intervals
+        for _ in range(2):
+            value, slope, _, _ = _Pieces.apply(pieces, x)  # type: ignore[no-untyped-call]
+            x = (x - (value - y_in) / slope).clamp(0, 1)
+    value, slope, _, _ = _Pieces.apply(pieces, x)  # type: ignore[no-untyped-call]
+    y_in = torch.minimum(torch.maximum(y, last), knots[:, :1])
+    return x - (value - y_in) / slope.detach()

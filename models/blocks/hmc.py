@@ -153,15 +153,16 @@ class HMC:
         now["mean_log_step"] = weight * now["log_step"] + (1 - weight) * now["mean_log_step"]
 
         # ChEES per time T, in whitened coordinates: C = <(|q'|^2 - |q|^2)^2> / 4
+        k = self.dense or start.shape[-1]  # of latent coordinates there are too many to ask
         finite = (accept > 0)[..., None]  # a lost trajectory has no say
         end = torch.where(finite, end, start)
-        a, b = (self._standard(q - q.mean(1, keepdim=True)) for q in (start, end))
+        a, b = (self._standard(q - q.mean(1, keepdim=True))[..., :k] for q in (start, end))
         gain = b.square().sum(-1) - a.square().sum(-1)
-        slope = jitter * gain * (b * torch.where(finite, p, 0.0)).sum(-1)
+        slope = jitter * gain * (b * torch.where(finite, p, 0.0)[..., :k]).sum(-1)
         new = torch.stack([(slope * accept).sum(), (0.25 * gain.square() * accept).sum()])
         now["moments"] = 0.9 * now["moments"] + 0.1 * new
         rise = now["log_length"].exp() * now["moments"][0] / now["moments"][1].clamp_min(1e-12) - 1
-        now["log_length"] = (now["log_length"] + 0.05 * rise.clamp(-1, 1)).clamp(0.2, 4.0)
+        now["log_length"] = (now["log_length"] + 0.05 * rise.clamp(-1, 1)).clamp(0.5, 1.1)
 
     def _standard(self, q: Tensor) -> Tensor:
         x = q / self.values["scale"]

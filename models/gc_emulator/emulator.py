@@ -70,6 +70,11 @@ class Cluster(NamedTuple):
         kepler = self.mt * (x2.clamp_min(1e-6).rsqrt() - self.r0 / self.rt)
         return torch.where(q > 1, kepler, inside)
 
+    def radius2(self, phi: Tensor) -> Tensor:
+        """Squared radii, pc^2, where the potential is ``phi``, (clusters, n); r_t^2 at most."""
+        q = chebyshev.invert_pieces(self.phi, phi / self.W0)
+        return self.r0**2 * torch.expm1(q * self.span)
+
     def density(self, r2: Tensor) -> Tensor:
         """Mass density, Msun / pc^3, at squared radii, pc^2; zero beyond r_t."""
         rho_0 = 9 * self.s**2 / (4 * math.pi * G * self.r0**2)
@@ -208,6 +213,11 @@ class IsothermalEmulator(nn.Module):
             log_exp=self._exp(g),
             sky=sky,
         )  # fmt: skip
+
+    def lowered(self, cluster: Cluster, more: float) -> Cluster:
+        """``cluster`` with `Cluster.log_lowered` of g + ``more``: f integrated over velocities."""
+        g = cluster.g + more
+        return cluster._replace(g=g, log_exp=self._exp(g[:, 0]))
 
     def _exp(self, a: Tensor) -> Tensor:
         """Pieces of ln(x^-a E_gamma(a, x)), (models, EXP_INTERVALS, terms)."""

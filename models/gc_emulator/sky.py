@@ -122,7 +122,9 @@ class Sky:
         """
         log_p = torch.zeros((), dtype=torch.float64)
         direction = s.direction
-        east, north, out = axes(torch.atan2(direction[:, 1], direction[:, 0]), direction[:, 2].asin())
+        east, north, out = axes(
+            torch.atan2(direction[:, 1], direction[:, 0]), direction[:, 2].asin()
+        )
         if n.shape[-1] > 4:
             shift = MAS * s.direction_error * n[..., 4:]
             direction = direction + shift[..., :1] * east + shift[..., 1:] * north
@@ -138,7 +140,9 @@ class Sky:
         if not integrated:
             width = s.pm_error * (1 - weak).sqrt()
             pm = pm + width * n[..., 2:4]
-            log_p = log_p + (_log_normal((s.pm - pm) / s.pm_error) + (1 - weak).sqrt().log()).sum(-1)
+            log_p = log_p + (_log_normal((s.pm - pm) / s.pm_error) + (1 - weak).sqrt().log()).sum(
+                -1
+            )
         of_centre = [centre.velocity @ axis.T for axis in (east, north, out)]
 
         def tangential(distance: Tensor) -> Tensor:

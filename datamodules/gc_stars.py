@@ -1,73 +1,309 @@
 """A list of a cluster's stars, for inference."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.base import CatalogueData, Rows, refuse
-from datamodules.catalogue import Catalogue
+from datamodules.catalogue import Catalogue, open_catalogue
 from physics import cluster_stars
 from physics.lowered_isothermal import solve
 
 PHASE = {"x": "pc", "y": "pc", "z": "pc", "vx": "km/s", "vy": "km/s", "vz": "km/s"}
+# columns of the Gaia archive, by role
+NEEDED = {
+    "ra": ("ra", "deg"),
+    "dec": ("dec", "deg"),
+    "pm_ra": ("pmra", "mas/yr"),
+    "pm_dec": ("pmdec", "mas/yr"),
+    "pm_ra_error": ("pmra_error", "mas/yr"),
+    "pm_dec_error": ("pmdec_error", "mas/yr"),
+}
+PAIRS = {  # taken where there are both of them
+    ("ra_error", "dec_error"): (("ra_error", "mas"), ("dec_error", "mas")),
+    ("parallax", "parallax_error"): (("parallax", "mas"), ("parallax_error", "mas")),
+    ("rv", "rv_error"): (("radial_velocity", "km/s"), ("radial_velocity_error", "km/s")),
+}
 TRUTH = ("W0", "g", "log10_mass", "log10_rh")
+SKY_TRUTH = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
+ARCMIN = np.pi / 180 / 60
+
+
+class Selected(NamedTuple):
+    """Which stars are in the list: completeness by angular distance from ``centre``."""
+
+    centre: tuple[float, float]  # deg
+    radius: np.ndarray  # arcmin, rising
+    completeness: np.ndarray  # linear in between, none outside
 
 
 class GCStars(CatalogueData):
-    """Positions ``x y z``, pc, and velocities ``vx vy vz``, km/s, relative to the centre.
+    """Stars in phase space, or on the sky as the Gaia archive has them: as the columns say.
+
+    Phase space: ``x y z``, pc, and ``vx vy vz``, km/s, relative to the centre. Sky: ``ra dec``,
+    ``pmra pmdec`` with their errors, and where there are ``parallax``, ``radial_velocity`` and
+    ``ra_error dec_error`` (any of these may be masked for some stars). ``distance`` and
+    ``distance_error``, kpc, are then a normal prior; null: from the parallaxes, to 10%.
+
+    ``radius`` [r_min, r_max], arcmin about ``centre`` [ra, dec], deg, is where stars were selected;
+    others are dropped. ``completeness``: a table with columns ``radius``, arcmin, and
+    ``completeness``, the share of the stars that the list has there. With ``field`` some of the
+    stars are not of the cluster.
 
     Without ``path``: a mock of ``n_stars`` of a cluster of parameters ``truth`` (W0, g, log10 of M
-    in Msun, log10 of r_h in pc), with which the posterior is compared.
+    in Msun, log10 of r_h in pc; on the sky also ra, dec, distance, pm_ra, pm_dec, rv, and errors of
+    ``mock_error`` in mas and mas/yr and ``mock_rv_error`` in km/s), with which the posterior is
+    compared; with ``field`` a third of the stars are of the field.
     """
 
-    product = True
+    product = "stars"
 
     def __init__(
         self,
         n_stars: int = 1000,
         truth: Mapping[str, float] | None = None,
+        distance: float | None = None,
+        distance_error: float | None = None,
+        centre: Sequence[float] | None = None,
+        radius: Sequence[float] | None = None,
+        completeness: str | None = None,
+        field: bool = False,
+        mock_error: float = 0.1,
+        mock_rv_error: float | None = None,
         **catalogue: Any,
     ) -> None:
         super().__init__(**{**catalogue, "split": "all"})  # nothing is held out
-        self.n_stars = n_stars
+        self.n_stars, self.field = n_stars, field
+        self.asked, self.centre, self.radius = (distance, distance_error), centre, radius
+        self.completeness = completeness
+        self.mock_error, self.mock_rv_error = mock_error, mock_rv_error
         self.parameters = {k: float(v) for k, v in (truth or {}).items()}
-        if self.path is None and set(self.parameters) != set(TRUTH):
+        if self.path is None and set(self.parameters) not in (set(TRUTH), {*TRUTH, *SKY_TRUTH}):
             raise ValueError(
-                f"data.truth of a mock names {', '.join(TRUTH)}; got {self.parameters}"
+                f"data.truth of a mock names {', '.join(TRUTH)}, and on the sky also "
+                f"{', '.join(SKY_TRUTH)}; got {self.parameters}"
             )
+        if field and radius is None:
+            raise ValueError(
+                "data.field=true needs data.radius=[<min>,<max>], arcmin: how much sky it fills"
+            )
+        if (radius is not None or completeness) and centre is None and self.path is not None:
+            raise ValueError("a selection on the sky is about a point: data.centre=[<ra>,<dec>], deg")
+        for name, value in (("distance", distance), ("distance_error", distance_error)):
+            if value is not None and not 0 < value < np.inf:
+                raise ValueError(f"data.{name} is {value}; expected kpc, a positive number")
+
+    # --- reading ------------------------------------------------------------------------------
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
-        return {name: (self.columns.get(name, name), unit) for name, unit in PHASE.items()}
+        names = set(catalogue.names)
+
+        def found(role: str, default: str) -> str:
+            return str(self.columns.get(role, default))
+
+        on_sky = found("ra", "ra") in names and found("x", "x") not in names
+        if not on_sky:
+            return {role: (found(role, role), unit) for role, unit in PHASE.items()}
+        roles = {role: (found(role, c), unit) for role, (c, unit) in NEEDED.items()}
+        for pair, columns in PAIRS.items():
+            there = [found(role, c) in names for role, (c, _) in zip(pair, columns, strict=True)]
+            asked = any(role in self.columns for role in pair)
+            if all(there) or asked:
+                for role, (column, unit) in zip(pair, columns, strict=True):
+                    roles[role] = (found(role, column), unit)
+            elif any(there):
+                self.say(f"only one of {' and '.join(pair)} is in {self.label}: neither is used")
+        return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        phase = np.stack([np.asarray(columns[name], float) for name in PHASE], 1)
-        for i, name in enumerate(PHASE):
-            refuse(
-                ~np.isfinite(phase[:, i]),
-                self.columns.get(name, name),
-                phase[:, i],
-                "is not measured",
-                f"a finite {name} in {PHASE[name]}",
-                "drop those stars",
+        values = {name: np.ma.filled(np.ma.asarray(v, float), np.nan) for name, v in columns.items()}
+        optional = {role for pair in PAIRS for role in pair}
+        for name, value in values.items():
+            column = str(self.columns.get(name, NEEDED.get(name, (name,))[0]))
+            if name not in optional:
+                refuse(~np.isfinite(value), column, value, "is not measured",
+                       "a number for every star", "drop those stars")  # fmt: skip
+            if name.endswith("_error"):
+                refuse(value <= 0, column, value, "is no error", "above 0", "drop those stars")
+        for pair in PAIRS:
+            if pair[0] in values:
+                gone = ~np.isfinite(values[pair[0]]) | ~np.isfinite(values[pair[1]])
+                for name in pair:
+                    values[name] = np.where(gone, np.nan, values[name])
+        return {name: torch.from_numpy(value) for name, value in values.items()}
+
+    def stars(self) -> dict[str, Tensor]:
+        """All stars by role, (n,): in the units of `PHASE`, or of the sky: deg, mas, mas/yr, km/s."""
+        batches = list(self.prediction_batches())
+        names = [n for n in batches[0] if n not in ("row", "keep", "group")]
+        stars = {name: torch.cat([batch[name] for batch in batches]) for name in names}
+        if "ra" not in stars:
+            if self.radius is not None or self.completeness or self.field:
+                raise ValueError(
+                    f"{self.label} is of stars in phase space; data.radius, data.completeness and "
+                    f"data.field are for stars on the sky"
+                )
+            return stars
+        chosen = self.selected()
+        if chosen is None:
+            return stars
+        ra, dec = (np.radians(stars[name].numpy()) for name in ("ra", "dec"))
+        ra0, dec0 = np.radians(chosen.centre)
+        half = np.sin(0.5 * (dec - dec0)) ** 2
+        half += np.cos(dec) * np.cos(dec0) * np.sin(0.5 * (ra - ra0)) ** 2
+        rho = 2 * np.arcsin(np.sqrt(half)) / ARCMIN
+        inside = torch.from_numpy((rho >= chosen.radius[0]) & (rho <= chosen.radius[-1]))
+        if not bool(inside.any()):
+            raise ValueError(
+                f"none of the {len(ra):,} stars of {self.label} lies {chosen.radius[0]:g} to "
+                f"{chosen.radius[-1]:g} arcmin from data.centre={list(chosen.centre)}"
             )
-        return {"phase": torch.from_numpy(phase)}
+        if not bool(inside.all()):
+            self.say(
+                f"{int((~inside).sum()):,} of {len(ra):,} stars lie outside of {chosen.radius[0]:g}"
+                f" to {chosen.radius[-1]:g} arcmin and are dropped"
+            )
+        return {name: value[inside] for name, value in stars.items()}
+
+    def selected(self) -> Selected | None:
+        """Where stars were selected on the sky; None: everywhere."""
+        if self.radius is None and not self.completeness:
+            return None
+        truth = self.parameters
+        centre = self.centre or (truth["ra"], truth["dec"])
+        low, high = map(float, self.radius) if self.radius is not None else (0.0, np.inf)
+        if not 0 <= low < high:
+            raise ValueError(f"data.radius={[low, high]}; expected [<min>, <max>] in arcmin")
+        r, share = np.array([low, high]), np.ones(2)
+        if self.completeness:
+            r, share = _completeness(self.completeness)
+            edges = np.clip([low, high], r[0], r[-1])
+            inner = (r > edges[0]) & (r < edges[1])
+            r, share = (
+                np.array([edges[0], *r[inner], edges[1]]),
+                np.array([np.interp(edges[0], r, share), *share[inner],
+                          np.interp(edges[1], r, share)]),
+            )  # fmt: skip
+        return Selected((float(centre[0]), float(centre[1])), r, share)
+
+    def distance(self, stars: Mapping[str, Tensor]) -> tuple[float, float]:
+        """Mean and standard deviation of the prior of the distance, kpc."""
+        distance, error = self.asked
+        if distance is None and "parallax" in stars:
+            weight = stars["parallax_error"] ** -2.0
+            mean = float((stars["parallax"] * weight).nansum() / weight.nansum())
+            if mean * float(weight.nansum()) ** 0.5 > 5:
+                return 1 / mean, 0.1 / mean
+        if distance is None:
+            raise ValueError(
+                f"the distance of {self.label} is not known, and its parallaxes do not tell: "
+                f"data.distance=<kpc> data.distance_error=<kpc>"
+            )
+        return float(distance), float(error) if error is not None else 0.05 * float(distance)
+
+    # --- a mock -------------------------------------------------------------------------------
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         W0, g, log_mass, log_rh = (
             torch.tensor([self.parameters[name]], dtype=torch.float64) for name in TRUTH
         )
         generator = torch.Generator().manual_seed(self.seed)
-        stars = cluster_stars.draw(solve(W0, g), 10**log_mass, 10**log_rh, self.n_stars, generator)[
-            0
-        ]
-        return dict(zip(PHASE, stars.numpy().T, strict=True))
-
-    def stars(self) -> Tensor:
-        """All of them, (n, 6), pc and km/s."""
-        return torch.cat([batch["phase"] for batch in self.prediction_batches()])
+        on_sky = "distance" in self.parameters
+        of_field = self.n_stars // 3 if self.field and on_sky else 0
+        n = self.n_stars - of_field
+        model = solve(W0, g)
+        stars = cluster_stars.draw(model, 10**log_mass, 10**log_rh, 4 * n, generator)[0]
+        if not on_sky:
+            return dict(zip(PHASE, stars[:n].numpy().T, strict=True))
+        centre = torch.tensor([self.parameters[name] for name in SKY_TRUTH], dtype=torch.float64)
+        centre[:2], centre[2] = centre[:2].deg2rad(), 1e3 * centre[2]
+        sky = cluster_stars.to_sky(stars + cluster_stars.from_sky(centre))
+        return _observed(sky, centre, n, of_field, self, generator)
 
     def truth(self) -> dict[str, float]:
-        return {} if self.path is not None or self.table is not None else self.parameters
+        if self.path is not None or self.table is not None:
+            return {}
+        names = {k: k if k in TRUTH else f"centre_{k}" for k in self.parameters}
+        truth = {names[k]: v for k, v in self.parameters.items()}
+        if self.field:
+            truth["field_share"] = (self.n_stars // 3) / self.n_stars
+        return truth
+
+
+def _observed(
+    sky: Tensor,
+    centre: Tensor,
+    n: int,
+    of_field: int,
+    data: GCStars,
+    generator: torch.Generator,
+) -> dict[str, np.ndarray]:
+    """The first ``n`` selected stars of the cluster, and a field, with errors: Gaia's columns."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def uniform(m: int) -> Tensor:
+        return torch.rand(m, generator=generator, dtype=torch.float64)
+
+    selected = data.selected()
+    east, north = ((sky[:, 0] - centre[0]) * centre[1].cos(), sky[:, 1] - centre[1])
+    rho = torch.hypot(east, north) / ARCMIN
+    if selected is not None:
+        r, share = (torch.from_numpy(x) for x in (selected.radius, selected.completeness))
+        complete = torch.from_numpy(np.interp(rho, r, share, left=0, right=0))
+        sky = sky[uniform(len(sky)) < complete]
+        if len(sky) < n:
+            raise ValueError(f"fewer than {n} stars of the mock lie in data.radius={data.radius}")
+    sky = sky[:n]
+    if of_field and selected is not None:  # nearer stars, of wide velocities
+        lo, hi = float(r[0]), float(r[-1])
+        tried = (lo**2 + uniform(40 * of_field) * (hi**2 - lo**2)).sqrt()
+        keep = uniform(len(tried)) < torch.from_numpy(np.interp(tried, r, share))
+        tried = ARCMIN * tried[keep][:of_field]
+        angle = 2 * np.pi * uniform(of_field)
+        field = normal(of_field, 6)
+        field[:, 0] = centre[0] + tried * angle.cos() / centre[1].cos()
+        field[:, 1] = centre[1] + tried * angle.sin()
+        field[:, 2] = 1e3 / (1.2e3 / centre[2] + 0.3e3 / centre[2] * field[:, 2]).clamp_min(1e-2)
+        field[:, 3:5] = centre[3:5] * 0.5 + 3.0 * field[:, 3:5]
+        field[:, 5] = 60 * field[:, 5]
+        sky = torch.cat([sky, field])
+    m, error = len(sky), data.mock_error
+    found = {
+        "ra": (sky[:, 0] + error * normal(m) * ARCMIN / 6e4 / sky[:, 1].cos()).rad2deg(),
+        "dec": (sky[:, 1] + error * normal(m) * ARCMIN / 6e4).rad2deg(),
+        "pmra": sky[:, 3] + error * normal(m),
+        "pmdec": sky[:, 4] + error * normal(m),
+        "parallax": 1e3 / sky[:, 2] + error * normal(m),
+    }
+    columns = {name: value.numpy() for name, value in found.items()}
+    columns |= {f"{name}_error": np.full(m, error) for name in found}
+    if data.mock_rv_error is not None:
+        columns["radial_velocity"] = (sky[:, 5] + data.mock_rv_error * normal(m)).numpy()
+        columns["radial_velocity_error"] = np.full(m, data.mock_rv_error)
+    return columns
+
+
+def _completeness(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Radius, arcmin, and completeness of a table."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"data.completeness={path}: there is no such file")
+    with open_catalogue(path, None) as table:
+        missing = {"radius", "completeness"} - set(table.names)
+        if missing:
+            raise ValueError(
+                f"{path} has no column {' and '.join(sorted(missing))}; expected 'radius', arcmin, "
+                f"and 'completeness', 0 to 1"
+            )
+        parts = list(table.chunks(["radius", "completeness"]))
+    r, share = (np.concatenate([np.asarray(p[n], float) for p in parts])
+                for n in ("radius", "completeness"))  # fmt: skip
+    refuse(~((share >= 0) & (share <= 1)), "completeness", share, "is no share", "0 to 1", "mend it")
+    if len(r) < 2 or not np.all(np.diff(r) > 0):
+        raise ValueError(f"{path}: 'radius' must rise from row to row, and have two of them")
+    return r, share

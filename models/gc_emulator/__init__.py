@@ -13,9 +13,9 @@ from models.blocks.grid import counter_uniform
 from models.gc_emulator.emulator import IsothermalEmulator
 from models.gc_emulator.fit import fit
 from models.gc_emulator.inference import sample
-from models.gc_emulator.posterior import Stars
-from models.gc_emulator.profiles import UNITS, Profiles
-from models.gc_emulator.start import Posterior
+from models.gc_emulator.posterior import PHASE, Stars
+from models.gc_emulator.profiles import Profiles
+from models.gc_emulator.sky import Sky, select, sky_stars
 from physics import lowered_isothermal as limepy
 from physics.cluster_projection import project
 
@@ -178,13 +178,8 @@ class GCEmulator(Component):
     # --- inference ----------------------------------------------------------------------------
 
     def infer(self, data: Any, folder: Path, seed: int) -> Product:
-        """The posterior of W0, g, M and r_h given `GCStars` or `GCProfile`."""
-        emulator = self.emulator.requires_grad_(False)
-        posterior: Posterior
-        if data.product == "profiles":
-            posterior = Profiles(emulator, data.profiles(), data.distance())
-        else:
-            posterior = Stars(emulator, data.stars()[None])
+        """The posterior of W0, g, M and r_h, and what else `GCStars` or `GCProfile` need."""
+        posterior = self._posterior(data)
         found = sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
         draws = {name: values[0].cpu().numpy() for name, values in found.named.items()}
         facts = dict(found.facts)
@@ -195,8 +190,25 @@ class GCEmulator(Component):
                 facts[f"{name}_z"] = (facts[name] - data.truth()[name]) / facts[f"{name}_std"]
         if isinstance(posterior, Profiles):
             beside = fit(posterior, found.u, seed)
-            return Product(draws, UNITS, {**facts, **beside.facts}, *beside[1:])
-        return Product(draws, UNITS, {"n": float(len(data.stars())), **facts})
+            return Product(draws, posterior.units, {**facts, **beside.facts}, *beside[1:])
+        facts["n"] = float(len(posterior.r2[0] if isinstance(posterior, Stars) else posterior.stars.pm[0]))
+        groups = {}
+        if isinstance(posterior, Sky) and posterior.field:
+            member = torch.stack([posterior.membership(u) for u in found.whole])
+            groups["members"] = {"probability": member.mean((0, 1, 2)).cpu().numpy()}
+        return Product(draws, posterior.units, facts, groups=groups)
+
+    def _posterior(self, data: Any) -> Stars | Sky | Profiles:
+        emulator = self.emulator.requires_grad_(False)
+        if data.product == "profiles":
+            return Profiles(emulator, data.profiles(), data.distance())
+        stars = data.stars()
+        if "ra" not in stars:
+            return Stars(emulator, torch.stack([stars[name] for name in PHASE], -1)[None])
+        mean, error = data.distance(stars)
+        chosen = data.selected()
+        selection = None if chosen is None else select(*chosen)
+        return Sky(emulator, sky_stars(stars), (1e3 * mean, 1e3 * error), selection, data.field)
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
         """Value and gradient of the likelihood of so many stars, of profiles, and the solver."""

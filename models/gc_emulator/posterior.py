@@ -15,7 +15,9 @@ from models.gc_emulator.emulator import Cluster, IsothermalEmulator
 from physics.lowered_isothermal import W0_MAX, W0_MIN, G, g_limit
 
 LOG_MASS, LOG_RH, LOG_RH_TOP = (5.85, 0.6), (0.7, 0.3), 1.5
+PHASE = ("x", "y", "z", "vx", "vy", "vz")
 PARAMETERS = ("W0", "g", "log10_mass", "log10_rh")
+UNITS = {"log10_mass": "dex(Msun)", "log10_rh": "dex(pc)"}
 
 
 class Stars:
@@ -24,7 +26,7 @@ class Stars:
     ``phase`` (sets, n, 6): a set is a data set, with a posterior of its own.
     """
 
-    n_globals, n_latents = 4, 0
+    n_globals, n_latents, units = 4, 0, UNITS
 
     def __init__(self, emulator: IsothermalEmulator, phase: Tensor) -> None:
         self.emulator = emulator

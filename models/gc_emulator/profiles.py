@@ -16,19 +16,13 @@ import torch
 from torch import Tensor
 
 from models.gc_emulator.emulator import IsothermalEmulator
-from models.gc_emulator.posterior import PARAMETERS, physical, whitened
+from models.gc_emulator.posterior import PARAMETERS, UNITS, physical, whitened
 from physics.cluster_profiles import PC_PER_ARCMIN_KPC, Profile, observed, radius
 from physics.cluster_projection import Projected
 from physics.cluster_stars import KMS_PER_MAS_YR_KPC
 from physics.lowered_isothermal import G, g_limit
 
 LOG_EXTRA = (-1.0, 1.0)  # prior of log10 of the extra error, 1/arcmin2; GCfit's is below 0.6
-UNITS = {
-    "log10_mass": "dex(Msun)",
-    "log10_rh": "dex(pc)",
-    "distance": "kpc",
-    "log10_extra": "dex(1/arcmin2)",
-}
 
 
 class Seen(NamedTuple):
@@ -50,6 +44,7 @@ class Profiles:
     """
 
     n_latents = 0
+    units = {**UNITS, "distance": "kpc", "log10_extra": "dex(1/arcmin2)"}
 
     def __init__(
         self,

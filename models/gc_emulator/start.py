@@ -5,7 +5,7 @@ parameters finds the highest, Adam climbs it, and every chain starts from there,
 inverse Hessian.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -19,6 +19,7 @@ class Posterior(Protocol):
 
     n_globals: int
     n_latents: int
+    units: Mapping[str, str]
 
     def log_prob(self, u: Tensor) -> Tensor:
         """ln posterior, (sets, chains), of ``u`` (sets, chains, n_globals + n_latents)."""

@@ -1,6 +1,7 @@
 """Score a checkpoint, or apply it to a catalogue: ``python evaluate.py checkpoint=zephyr``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def infer(
     for remark in product.remarks:
         print(f"note: {remark}")
     metrics, rows = dict(product.metrics), {**product.draws, **product.shown}
-    report(model, data, run_dir, title, rows, metrics, {})
+    report(model, data, run_dir, title, rows, metrics, {}, product.remarks)
     return metrics
 
 
@@ -123,6 +124,7 @@ def report(
     rows: dict[str, Any],
     metrics: dict[str, float],
     beside: dict[str, dict[str, float]],
+    remarks: Sequence[str] = (),
 ) -> None:
     """metrics.json, figures and report.html in ``run_dir``; the table to the terminal."""
     from rich import print
@@ -137,7 +139,7 @@ def report(
         run_dir,
         component=component,
         title=title,
-        summary=" ".join((model.__doc__ or "").split("\n\n")[0].split()),
+        notes=[" ".join((model.__doc__ or "").split("\n\n")[0].split()), *remarks],
         rows=rows,
         metrics=metrics,
         beside=beside,

@@ -138,16 +138,22 @@ def limepy_and_emcee(posterior: LimepyProfiles) -> dict[str, float]:
 
 
 def optimum(posterior: LimepyProfiles, first: np.ndarray) -> dict[str, float]:
-    """The maximum of the posterior by Nelder-Mead, which is begun anew where it stops early."""
+    """The maximum of the posterior by Nelder-Mead, begun anew where it stopped."""
     from scipy.optimize import minimize
 
     best = first
-    for _ in range(2):
+    for size in (0.1, 0.02):
         found = minimize(
             lambda u: -posterior.of_vector(u),
             best,
             method="Nelder-Mead",
-            options={"xatol": 1e-4, "fatol": 1e-4, "maxfev": 800, "adaptive": True},
+            options={
+                "xatol": 1e-3,
+                "fatol": 1e-3,
+                "maxfev": 800,
+                "adaptive": True,
+                "initial_simplex": np.vstack([best, best + size * np.eye(len(best))]),
+            },
         )
         best = found.x
     named = posterior.named(torch.from_numpy(best)[None, None])

@@ -190,11 +190,11 @@ class GCProfile(CatalogueData):
             error = float(self.asked[1])
         self._distance = self.parameters["distance"] + error * float(generator.standard_normal())
         found = []
-        for kind, n, outermost, relative in (
-            ("density", 50, 0.9, 0.04),
-            ("los", 25, 0.6, 0.03),
-            ("radial", 20, 0.3, 0.02),
-            ("tangential", 20, 0.3, 0.02),
+        for name, kind, n, outermost, relative in (
+            ("number_density", "density", 50, 0.9, 0.04),
+            ("velocity_dispersion_mock", "los", 25, 0.6, 0.03),
+            ("proper_motion_mock_R", "radial", 20, 0.3, 0.02),
+            ("proper_motion_mock_T", "tangential", 20, 0.3, 0.02),
         ):
             r = arcmin * np.geomspace(0.02, outermost * edge, n)
             at = torch.from_numpy(r)[None]
@@ -205,7 +205,7 @@ class GCProfile(CatalogueData):
             sigma = relative * exact
             value = exact + sigma * generator.standard_normal(n)
             arrays = (torch.from_numpy(x) for x in (r, value, sigma, sigma))
-            found.append(Profile(f"mock_{kind}", kind, *arrays))
+            found.append(Profile(name, kind, *arrays))
         return found
 
 

@@ -1,5 +1,6 @@
 """Figures of `gc_emulator`: where the emulator is how good, and the posterior of a cluster."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,12 +31,13 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
     """Every figure that the rows allow, by name.
 
     rows: of judged models the columns `W0`, `g`, `flags` and the errors, each (n,); or posterior
-        draws of the `PARAMETERS`, each (chains, draws).
+        draws of the `PARAMETERS`, each (chains, draws), and `profiles` as `figures.gc_profile`
+        wants them.
     metrics: `<parameter>_true`, where the truth is known.
     """
     if "f_max_rel_error" in rows:
         return {"accuracy": accuracy(rows)}
-    drawn = {"profiles": profiles(rows)} if "profiles" in rows else {}
+    drawn = {"profiles": profiles(rows, metrics)} if "profiles" in rows else {}
     return {**drawn, "corner": corner(rows, metrics), "chains": chains(rows, metrics)}
 
 
@@ -65,7 +67,8 @@ def corner(draws: Rows, metrics: Mapping[str, float]) -> Figure:
     """The posterior: 39 and 86% of the draws inside the contours; orange: the truth, if known."""
     names = [name for name in PARAMETERS if name in draws]
     n = len(names)
-    fig, axes = style.new(n, n, size=(11, 11), sharex="col")
+    side = max(11.0, 2.6 * n)  # inches
+    fig, axes = style.new(n, n, size=(side, side), sharex="col")
     for i, row in enumerate(names):
         y = draws[row].ravel()
         for j, column in enumerate(names):
@@ -80,12 +83,13 @@ def corner(draws: Rows, metrics: Mapping[str, float]) -> Figure:
             if i == j:
                 axis.hist(x, 40, density=True, color=style.PALETTE[0], alpha=0.85)
                 axis.set(yticks=[])
-                axis.set_title(f"{np.mean(x):.3g} ± {np.std(x):.2g}", fontsize=14)
+                digits = max(0, 1 - math.floor(math.log10(np.std(x))))  # two of the error
+                axis.set_title(f"{np.mean(x):.{digits}f} ± {np.std(x):.{digits}f}", fontsize=14)
             else:
                 _contours(axis, x, y)
                 if (other := metrics.get(f"{row}_true")) is not None:
                     axis.axhline(other, color=style.TRUTH, lw=1.6)
-            axis.locator_params(nbins=3)
+            axis.locator_params(nbins=2 if n > 4 else 3)
             if i == n - 1:
                 axis.set(xlabel=PARAMETERS[column])
             if j == 0 and i:
@@ -100,7 +104,7 @@ def corner(draws: Rows, metrics: Mapping[str, float]) -> Figure:
 def chains(draws: Rows, metrics: Mapping[str, float]) -> Figure:
     """Every chain against its draws: alike and without trend if they have converged."""
     names = [name for name in PARAMETERS if name in draws]
-    fig, axes = style.new(1, len(names), size=(13.33, 9), sharex=True)
+    fig, axes = style.new(1, len(names), size=(13.33, max(9.0, 2.2 * len(names))), sharex=True)
     for axis, name in zip(axes[:, 0], names, strict=True):
         for k, chain in enumerate(draws[name]):
             axis.plot(chain, lw=0.7, alpha=0.8, color=style.PALETTE[k % len(style.PALETTE)])

@@ -24,8 +24,14 @@ WIDE, NARROW = style.PALETTE[4], style.PALETTE[0]
 
 
 @style.figure
-def profiles(rows: Rows) -> Figure:
-    """Profiles over the posterior: median model, where 68 and 95% of models lie, residuals."""
+def profiles(rows: Rows, metrics: Mapping[str, float]) -> Figure:
+    """Profiles over the posterior: median model, where 68 and 95% of models lie, residuals.
+
+    rows: names of `profiles` and their `kinds`; `<name>_r`, arcmin, `_value`, `_down`, `_up` and
+        `_error`, which has the extra error in it; of each kind `<kind>_r` and `<kind>_band`, (5, n)
+        quantiles; the `extra` error.
+    metrics: `chi2_<name>` of the best model.
+    """
     kinds = dict(zip(rows["profiles"].tolist(), rows["kinds"].tolist(), strict=True))
     panels = {k: label for k, label in PANELS.items() if set(k) & set(kinds.values())}
     fig, axes = style.new(len(panels), 2, size=(16, 8.2), sharex="col", height_ratios=(3, 1))
@@ -36,9 +42,13 @@ def profiles(rows: Rows) -> Figure:
             _points(upper, lower, rows, name, kinds[name], colour)
         lower.axhspan(-1, 1, color=style.BAND, alpha=0.6, lw=0)
         lower.axhline(0, color=NARROW, lw=1.5)
-        if wanted == ("density",):
-            s = rows["extra"][0]
-            upper.axhline(s, ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$")
+        if wanted == ("density",) and rows["extra"][0] > _lowest(rows, names):
+            upper.axhline(
+                rows["extra"][0], ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$"
+            )
+        chi2 = sum(metrics[f"chi2_{name}"] for name in names)
+        points = sum(len(rows[f"{name}_r"]) for name in names)
+        upper.set_title(rf"best $\chi^2$ = {chi2:.0f} for {points} points", fontsize=14)
         upper.set(ylabel=label, xscale="log", yscale="log")
         lower.set(xlabel=r"projected radius $R$ [arcmin]", ylim=_residual_limits(lower))
         _limits(upper, rows, names, wanted == ("density",))
@@ -102,10 +112,14 @@ def _residual_limits(axis: Axes) -> tuple[float, float]:
     return -top, top
 
 
+def _lowest(rows: Rows, names: list[str]) -> float:
+    values = np.concatenate([rows[f"{name}_value"] for name in names])
+    return float(values[values > 0].min())
+
+
 def _limits(axis: Axes, rows: Rows, names: list[str], counts: bool) -> None:
     """Of the data: models fall to zero at their edge."""
-    values = np.concatenate([rows[f"{name}_value"] for name in names])
-    low, high = values[values > 0].min(), values.max()
+    low, high = _lowest(rows, names), max(rows[f"{name}_value"].max() for name in names)
     axis.set_ylim(low / (2 if counts else 1.25), high * (2 if counts else 1.15))
     if not counts:  # less than a decade: plain numbers
         axis.yaxis.set_major_formatter("{x:g}")

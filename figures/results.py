@@ -1,7 +1,7 @@
 """What an evaluation leaves in its folder: metrics.json, figures and report.html."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ def write_results(
     run_dir: Path,
     component: str,
     title: str,
-    summary: str,
+    notes: Sequence[str],
     rows: Mapping[str, np.ndarray],
     metrics: Mapping[str, float],
     beside: Mapping[str, Mapping[str, float]],
@@ -26,6 +26,8 @@ def write_results(
     smaller_is_better: Collection[str],
 ) -> None:
     """Write the metrics, each figure of ``figures.<component>``, and the page that holds both.
+
+    ``notes``: what stands at the top of the page.
 
     ``beside``: the same metrics of others on the same objects; in metrics.json they get the
     other's name as a suffix, such as ``crps_true_model``.
@@ -50,6 +52,6 @@ def write_results(
         figures,
         config_yaml=config_yaml,
         provenance={k: str(v) for k, v in record.items() if k not in ("config", "metrics")},
-        notes=[summary],
+        notes=notes,
         smaller_is_better=smaller_is_better,
     )

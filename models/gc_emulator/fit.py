@@ -17,6 +17,7 @@ QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)  # of the bands
 GRID = 120  # radii of the bands
 EDGE, CROWDED = 0.02, 0.2  # outer share of a prior, and how many draws are too many in it
 SWAMPED = 0.2  # share of the counts below the extra error that is worth a remark
+PULLED = 2.0  # errors that a distance may be off its prior without a remark
 MISFIT = 1e-3  # probability of a chi^2 below which a model does not fit
 
 Arrays = dict[str, np.ndarray]
@@ -39,7 +40,7 @@ def fit(posterior: Profiles, u: Tensor, seed: int) -> Fit:
     with torch.no_grad():
         groups = _groups(posterior, named, few.shape[:2], torch.Generator().manual_seed(seed))
         shown = _shown(posterior, named)
-    return Fit(facts, misfits + _crowded(u), groups, shown)
+    return Fit(facts, misfits + _pulled(u, posterior) + _crowded(u), groups, shown)
 
 
 def _best(posterior: Profiles, u: Tensor) -> tuple[dict[str, float], list[str]]:
@@ -87,6 +88,18 @@ def _swamped(posterior: Profiles, facts: Mapping[str, float]) -> list[str]:
                     f"{float(profile.r[below].min()):.2g} arcmin: these hardly count"
                 )
     return found
+
+
+def _pulled(u: Tensor, posterior: Profiles) -> list[str]:
+    """A remark on a distance that the profiles want elsewhere than its prior."""
+    i = posterior.names.index("distance")
+    pull = float(u[..., i].mean())
+    if abs(pull) < PULLED:
+        return []
+    return [
+        f"the distance is {abs(pull):.1f} errors {'below' if pull < 0 else 'above'} its prior of "
+        f"{posterior.distance[0]:g} ± {posterior.distance[1]:.2g} kpc"
+    ]
 
 
 def _crowded(u: Tensor) -> list[str]:

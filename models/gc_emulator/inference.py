@@ -42,7 +42,7 @@ def sample(
     began = time.process_time()
     generator = torch.Generator().manual_seed(seed)
     start, covariance = starting_points(posterior, chains, generator)
-    sampler = HMC(posterior.log_prob, start, warmup, seed, covariance=covariance)
+    sampler = HMC(posterior.log_prob, start, warmup, seed, posterior.accept, covariance)
     k = posterior.n_globals
     every = max(1, math.ceil(draws * start[..., k:].numel() / KEPT_LATENTS))
     kept: list[Tensor] = []

@@ -27,6 +27,7 @@ class Stars:
     """
 
     n_globals, n_latents, units = 4, 0, UNITS
+    accept = 0.9
 
     def __init__(self, emulator: IsothermalEmulator, phase: Tensor) -> None:
         self.emulator = emulator

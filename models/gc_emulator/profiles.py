@@ -44,6 +44,7 @@ class Profiles:
     """
 
     n_latents = 0
+    accept = 0.98  # without a number density the parameters lie on a bent ridge
     units = {**UNITS, "distance": "kpc", "log10_extra": "dex(1/arcmin2)"}
 
     def __init__(

@@ -58,6 +58,7 @@ class Sky:
     width of what is measured. ``distance``: mean and error of its normal prior, pc.
     """
 
+    accept = 0.9
     units = {
         **UNITS,
         **{f"centre_{name}": unit for name, unit in CENTRE.items()},

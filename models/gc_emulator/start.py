@@ -19,6 +19,7 @@ class Posterior(Protocol):
 
     n_globals: int
     n_latents: int
+    accept: float  # the rate that HMC aims at; near 1 where the posterior is a bent ridge
     units: Mapping[str, str]
 
     def log_prob(self, u: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules import gc_mock
 from datamodules.base import CatalogueData, Rows, refuse
 from datamodules.catalogue import Catalogue, open_catalogue
+from datamodules.gc_mock import ARCMIN, Selected
 from physics import cluster_stars
 from physics.lowered_isothermal import solve
 
@@ -30,15 +32,6 @@ PAIRS = {  # taken where there are both of them
 }
 TRUTH = ("W0", "g", "log10_mass", "log10_rh")
 SKY_TRUTH = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
-ARCMIN = np.pi / 180 / 60
-
-
-class Selected(NamedTuple):
-    """Which stars are in the list: completeness by angular distance from ``centre``."""
-
-    centre: tuple[float, float]  # deg
-    radius: np.ndarray  # arcmin, rising
-    completeness: np.ndarray  # linear in between, none outside
 
 
 class GCStars(CatalogueData):
@@ -92,7 +85,9 @@ class GCStars(CatalogueData):
                 "data.field=true needs data.radius=[<min>,<max>], arcmin: how much sky it fills"
             )
         if (radius is not None or completeness) and centre is None and self.path is not None:
-            raise ValueError("a selection on the sky is about a point: data.centre=[<ra>,<dec>], deg")
+            raise ValueError(
+                "a selection on the sky is about a point: data.centre=[<ra>,<dec>], deg"
+            )
         for name, value in (("distance", distance), ("distance_error", distance_error)):
             if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"data.{name} is {value}; expected kpc, a positive number")
@@ -108,7 +103,9 @@ class GCStars(CatalogueData):
         on_sky = found("ra", "ra") in names and found("x", "x") not in names
         if not on_sky:
             return {role: (found(role, role), unit) for role, unit in PHASE.items()}
-        roles = {role: (found(role, c), unit) for role, (c, unit) in NEEDED.items()}
+        roles: dict[str, tuple[str, str | None]] = {
+            role: (found(role, c), unit) for role, (c, unit) in NEEDED.items()
+        }
         for pair, columns in PAIRS.items():
             there = [found(role, c) in names for role, (c, _) in zip(pair, columns, strict=True)]
             asked = any(role in self.columns for role in pair)
@@ -120,7 +117,9 @@ class GCStars(CatalogueData):
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        values = {name: np.ma.filled(np.ma.asarray(v, float), np.nan) for name, v in columns.items()}
+        values: dict[str, np.ndarray] = {
+            name: np.ma.filled(np.ma.asarray(v, float), np.nan) for name, v in columns.items()
+        }
         optional = {role for pair in PAIRS for role in pair}
         for name, value in values.items():
             column = str(self.columns.get(name, NEEDED.get(name, (name,))[0]))
@@ -137,7 +136,7 @@ class GCStars(CatalogueData):
         return {name: torch.from_numpy(value) for name, value in values.items()}
 
     def stars(self) -> dict[str, Tensor]:
-        """All stars by role, (n,): in the units of `PHASE`, or of the sky: deg, mas, mas/yr, km/s."""
+        """All by role, (n,): in the units of `PHASE`, or on the sky in deg, mas, mas/yr and km/s."""
         batches = list(self.prediction_batches())
         names = [n for n in batches[0] if n not in ("row", "keep", "group")]
         stars = {name: torch.cat([batch[name] for batch in batches]) for name in names}
@@ -222,7 +221,8 @@ class GCStars(CatalogueData):
         centre = torch.tensor([self.parameters[name] for name in SKY_TRUTH], dtype=torch.float64)
         centre[:2], centre[2] = centre[:2].deg2rad(), 1e3 * centre[2]
         sky = cluster_stars.to_sky(stars + cluster_stars.from_sky(centre))
-        return _observed(sky, centre, n, of_field, self, generator)
+        errors = (self.mock_error, self.mock_rv_error)
+        return gc_mock.observed(sky, centre, n, of_field, errors, self.selected(), generator)
 
     def truth(self) -> dict[str, float]:
         if self.path is not None or self.table is not None:
@@ -232,61 +232,6 @@ class GCStars(CatalogueData):
         if self.field:
             truth["field_share"] = (self.n_stars // 3) / self.n_stars
         return truth
-
-
-def _observed(
-    sky: Tensor,
-    centre: Tensor,
-    n: int,
-    of_field: int,
-    data: GCStars,
-    generator: torch.Generator,
-) -> dict[str, np.ndarray]:
-    """The first ``n`` selected stars of the cluster, and a field, with errors: Gaia's columns."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    def uniform(m: int) -> Tensor:
-        return torch.rand(m, generator=generator, dtype=torch.float64)
-
-    selected = data.selected()
-    east, north = ((sky[:, 0] - centre[0]) * centre[1].cos(), sky[:, 1] - centre[1])
-    rho = torch.hypot(east, north) / ARCMIN
-    if selected is not None:
-        r, share = (torch.from_numpy(x) for x in (selected.radius, selected.completeness))
-        complete = torch.from_numpy(np.interp(rho, r, share, left=0, right=0))
-        sky = sky[uniform(len(sky)) < complete]
-        if len(sky) < n:
-            raise ValueError(f"fewer than {n} stars of the mock lie in data.radius={data.radius}")
-    sky = sky[:n]
-    if of_field and selected is not None:  # nearer stars, of wide velocities
-        lo, hi = float(r[0]), float(r[-1])
-        tried = (lo**2 + uniform(40 * of_field) * (hi**2 - lo**2)).sqrt()
-        keep = uniform(len(tried)) < torch.from_numpy(np.interp(tried, r, share))
-        tried = ARCMIN * tried[keep][:of_field]
-        angle = 2 * np.pi * uniform(of_field)
-        field = normal(of_field, 6)
-        field[:, 0] = centre[0] + tried * angle.cos() / centre[1].cos()
-        field[:, 1] = centre[1] + tried * angle.sin()
-        field[:, 2] = 1e3 / (1.2e3 / centre[2] + 0.3e3 / centre[2] * field[:, 2]).clamp_min(1e-2)
-        field[:, 3:5] = centre[3:5] * 0.5 + 3.0 * field[:, 3:5]
-        field[:, 5] = 60 * field[:, 5]
-        sky = torch.cat([sky, field])
-    m, error = len(sky), data.mock_error
-    found = {
-        "ra": (sky[:, 0] + error * normal(m) * ARCMIN / 6e4 / sky[:, 1].cos()).rad2deg(),
-        "dec": (sky[:, 1] + error * normal(m) * ARCMIN / 6e4).rad2deg(),
-        "pmra": sky[:, 3] + error * normal(m),
-        "pmdec": sky[:, 4] + error * normal(m),
-        "parallax": 1e3 / sky[:, 2] + error * normal(m),
-    }
-    columns = {name: value.numpy() for name, value in found.items()}
-    columns |= {f"{name}_error": np.full(m, error) for name in found}
-    if data.mock_rv_error is not None:
-        columns["radial_velocity"] = (sky[:, 5] + data.mock_rv_error * normal(m)).numpy()
-        columns["radial_velocity_error"] = np.full(m, data.mock_rv_error)
-    return columns
 
 
 def _completeness(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -303,7 +248,9 @@ def _completeness(path: str) -> tuple[np.ndarray, np.ndarray]:
         parts = list(table.chunks(["radius", "completeness"]))
     r, share = (np.concatenate([np.asarray(p[n], float) for p in parts])
                 for n in ("radius", "completeness"))  # fmt: skip
-    refuse(~((share >= 0) & (share <= 1)), "completeness", share, "is no share", "0 to 1", "mend it")
+    refuse(
+        ~((share >= 0) & (share <= 1)), "completeness", share, "is no share", "0 to 1", "mend it"
+    )
     if len(r) < 2 or not np.all(np.diff(r) > 0):
         raise ValueError(f"{path}: 'radius' must rise from row to row, and have two of them")
     return r, share

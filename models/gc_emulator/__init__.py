@@ -219,7 +219,9 @@ class GCEmulator(Component):
         if isinstance(posterior, Profiles):
             beside = fit(posterior, found.u, seed)
             return Product(draws, posterior.units, {**facts, **beside.facts}, *beside[1:])
-        facts["n"] = float(len(posterior.r2[0] if isinstance(posterior, Stars) else posterior.stars.pm[0]))
+        facts["n"] = float(
+            len(posterior.r2[0] if isinstance(posterior, Stars) else posterior.stars.pm[0])
+        )
         groups = {}
         if isinstance(posterior, Sky) and posterior.field:
             member = torch.stack([posterior.membership(u) for u in found.whole])
@@ -244,7 +246,8 @@ class GCEmulator(Component):
         mean, error = data.distance(stars)
         chosen = data.selected()
         selection = None if chosen is None else select(*chosen)
-        return Sky(emulator, sky_stars(stars), (1e3 * mean, 1e3 * error), selection, data.field)
+        seen = sky_stars({name: value[None] for name, value in stars.items()})
+        return Sky(emulator, seen, (1e3 * mean, 1e3 * error), selection, data.field)
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
         """Value and gradient of the likelihood of so many stars, of profiles, and the solver."""

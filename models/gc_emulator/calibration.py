@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.special import gammaincc
 
 from models.gc_emulator.emulator import IsothermalEmulator
-from models.gc_emulator.members import SkyStars
 from models.gc_emulator.posterior import PARAMETERS, Stars, physical
 from models.gc_emulator.sky import RV_PRIOR, Sky, sky_stars
 from physics import cluster_stars
@@ -57,8 +56,7 @@ def simulated(
         "parallax": 1e3 / sky[..., 2] + data.error * normal(sets, n),
     }
     columns |= {f"{name}_error": torch.full((sets, n), data.error).double() for name in columns}
-    each = [sky_stars({k: v[i] for k, v in columns.items()}) for i in range(sets)]
-    stars = SkyStars(*(None if x[0] is None else torch.cat(x) for x in zip(*each, strict=True)))
+    stars = sky_stars(columns)
     return Sky(emulator, stars, (1e3 * data.distance, 1e3 * data.distance_error)), truth
 
 
@@ -103,5 +101,3 @@ def binomial_range(n: int, p: float, level: float) -> tuple[int, int]:
     below = np.cumsum(np.exp(log_p))
     tail = 0.5 * (1 - level)
     return int(np.searchsorted(below, tail, "right")), int(np.searchsorted(below, 1 - tail))
-
-

@@ -139,7 +139,7 @@ class _Place:
 
 
 def depth(cluster: Cluster, R2: Tensor, v2: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """zeta, pc, and ln |d zeta / dn| of stars at projected R^2 with tangential v^2, at numbers n."""
+    """zeta, pc, and ln |d zeta / dn| at numbers n; R2, pc^2, and v2, (km/s)^2, on the sky."""
     apocentre2 = cluster.radius2(0.5 * v2 / cluster.s**2)
     core2 = R2 + 0.25 * cluster.r0**2
     room = (apocentre2 - R2) / core2

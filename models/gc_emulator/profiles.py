@@ -10,7 +10,7 @@ constant background leaves.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Profiles:
 
     n_latents = 0
     accept = 0.98  # without a number density the parameters lie on a bent ridge
-    units = {**UNITS, "distance": "kpc", "log10_extra": "dex(1/arcmin2)"}
+    units: ClassVar = {**UNITS, "distance": "kpc", "log10_extra": "dex(1/arcmin2)"}
 
     def __init__(
         self,

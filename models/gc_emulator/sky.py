@@ -12,7 +12,7 @@ the selection: p(S | theta).
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class Sky:
     """
 
     accept = 0.9
-    units = {
+    units: ClassVar = {
         **UNITS,
         **{f"centre_{name}": unit for name, unit in CENTRE.items()},
         **{f"field_{name}{more}": unit for name, unit in FIELD.items() for more in ("", "_width")},
@@ -275,19 +275,18 @@ class Sky:
 
 
 def sky_stars(stars: Mapping[str, Tensor]) -> SkyStars:
-    """One set from columns by role: deg, mas, mas/yr and km/s, each (n,)."""
+    """From columns by role, each (sets, n): deg, mas, mas/yr and km/s."""
     zero = torch.zeros_like(stars["ra"])
 
     def pair(a: str, b: str) -> Tensor:
-        return torch.stack([stars.get(a, zero), stars.get(b, zero)], -1)[None]
+        return torch.stack([stars.get(a, zero), stars.get(b, zero)], -1)
 
     def column(name: str) -> Tensor | None:
-        measured = name in stars and bool(stars[name].isfinite().any())
-        return stars[name][None] if measured else None
+        return stars[name] if name in stars and bool(stars[name].isfinite().any()) else None
 
     _, _, out = axes(stars["ra"].deg2rad(), stars["dec"].deg2rad())
     return SkyStars(
-        direction=out[None],
+        direction=out,
         direction_error=pair("ra_error", "dec_error").nan_to_num(),
         pm=pair("pm_ra", "pm_dec"),
         pm_error=pair("pm_ra_error", "pm_dec_error"),

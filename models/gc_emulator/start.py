@@ -20,7 +20,10 @@ class Posterior(Protocol):
     n_globals: int
     n_latents: int
     accept: float  # the rate that HMC aims at; near 1 where the posterior is a bent ridge
-    units: Mapping[str, str]
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """Of what `named` gives, in astropy's spelling."""
 
     def log_prob(self, u: Tensor) -> Tensor:
         """ln posterior, (sets, chains), of ``u`` (sets, chains, n_globals + n_latents)."""

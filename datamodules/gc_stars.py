@@ -136,7 +136,7 @@ class GCStars(CatalogueData):
         return {name: torch.from_numpy(value) for name, value in values.items()}
 
     def stars(self) -> dict[str, Tensor]:
-        """All by role, (n,): in the units of `PHASE`, or on the sky in deg, mas, mas/yr and km/s."""
+        """All by role, (n,): in the units of `PHASE`, or on the sky deg, mas, mas/yr and km/s."""
         batches = list(self.prediction_batches())
         names = [n for n in batches[0] if n not in ("row", "keep", "group")]
         stars = {name: torch.cat([batch[name] for batch in batches]) for name in names}

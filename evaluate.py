@@ -93,6 +93,10 @@ def evaluate(
     true_rows = model.true_model(data)
     beside = {"true model": model.metrics(true_rows)} if true_rows else {}
     rows |= {name: constant.values.squeeze() for name, constant in model.constants.items()}
+    if (mock := data.mock()) is not None:
+        found = model.infer(mock, run_dir, mock.seed)
+        metrics = {**found.metrics, **metrics}
+        rows |= {f"mock_{name}": draws for name, draws in found.draws.items()}
     report(model, data, run_dir, title, rows, metrics, beside)
     return metrics
 

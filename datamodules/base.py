@@ -209,6 +209,10 @@ class CatalogueData(L.LightningDataModule):
         """What a simulation knows of the parameters that a model reports as `learned`."""
         return {}
 
+    def mock(self) -> "CatalogueData | None":
+        """Data of known truth on which `infer` is tried whenever the model is evaluated."""
+        return None
+
     def provenance(self) -> dict[str, Any]:
         """Where the data come from, for the checkpoint's record."""
         if self.path is None:

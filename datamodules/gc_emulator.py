@@ -9,7 +9,11 @@ from numpy.polynomial.chebyshev import chebpts1
 
 from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue
+from datamodules.gc_stars import GCStars
 from physics.lowered_isothermal import MARGIN, W0_MAX, W0_MIN, g_limit, g_max
+
+MOCK = {"W0": 6.0, "g": 1.2, "log10_mass": 5.5, "log10_rh": 0.7}
+MOCK_ANISOTROPY = 0.4  # r_h / r_a
 
 
 class GCEmulatorData(CatalogueData):
@@ -19,7 +23,8 @@ class GCEmulatorData(CatalogueData):
     to 1. Validated on ``n_val`` and tested on ``n_test`` draws from the prior of
     arXiv:2311.03704: W0 uniform in the domain, g uniform from 0 to 0.3 below g_max(W0); of
     anisotropic models rh_ra uniform, and g up to the domain's end. With ``path``: a table with
-    columns ``W0``, ``g`` (and ``rh_ra``), for which the predictions are asked.
+    columns ``W0``, ``g`` (and ``rh_ra``), for which the predictions are asked. ``n_mock``: stars of
+    a mock cluster whose posterior is found on evaluation; 0: none.
     """
 
     def __init__(
@@ -29,10 +34,12 @@ class GCEmulatorData(CatalogueData):
         n_ra: int = 1,
         n_val: int = 64,
         n_test: int = 70,
+        n_mock: int = 1000,
         **catalogue: Any,
     ):
         super().__init__(val_fraction=0, **catalogue)
         self.n_W0, self.n_g, self.n_ra, self.n_val, self.n_test = n_W0, n_g, n_ra, n_val, n_test
+        self.n_mock = n_mock
         self.names = ("W0", "g") if n_ra == 1 else ("W0", "g", "rh_ra")
         if n_W0 * n_g * n_ra % self.batch_size:
             raise ValueError(
@@ -73,6 +80,12 @@ class GCEmulatorData(CatalogueData):
         share = torch.rand(n, generator=generator, dtype=torch.float64)
         g = u[1] * g_limit(W0, share)
         return {"W0": W0.numpy(), "g": g.numpy(), "rh_ra": share.numpy()}
+
+    def mock(self) -> GCStars | None:
+        if self.path is not None or self.table is not None or not self.n_mock:
+            return None
+        truth = MOCK | ({"rh_ra": MOCK_ANISOTROPY} if self.n_ra > 1 else {})
+        return GCStars(n_stars=self.n_mock, truth=truth, seed=self.seed)
 
     def schema(self) -> dict[str, Any]:
         return {"n_W0": self.n_W0, "n_g": self.n_g, "n_ra": self.n_ra}

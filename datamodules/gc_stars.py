@@ -13,7 +13,7 @@ from datamodules.base import CatalogueData, Rows, refuse
 from datamodules.catalogue import Catalogue, open_catalogue
 from datamodules.gc_mock import ARCMIN, Selected
 from physics import cluster_stars
-from physics.lowered_isothermal import solve
+from physics.lowered_isothermal import solve, solve_share
 
 PHASE = {"x": "pc", "y": "pc", "z": "pc", "vx": "km/s", "vy": "km/s", "vz": "km/s"}
 # columns of the Gaia archive, by role
@@ -30,7 +30,7 @@ PAIRS = {  # taken where there are both of them
     ("parallax", "parallax_error"): (("parallax", "mas"), ("parallax_error", "mas")),
     ("rv", "rv_error"): (("radial_velocity", "km/s"), ("radial_velocity_error", "km/s")),
 }
-TRUTH = ("W0", "g", "log10_mass", "log10_rh")
+TRUTH = ("W0", "g", "log10_mass", "log10_rh")  # and of an anisotropic cluster rh_ra
 SKY_TRUTH = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
 
 
@@ -47,10 +47,11 @@ class GCStars(CatalogueData):
     ``completeness``, the share of the stars that the list has there. With ``field`` some of the
     stars are not of the cluster.
 
-    Without ``path``: a mock of ``n_stars`` of a cluster of parameters ``truth`` (W0, g, log10 of M
-    in Msun, log10 of r_h in pc; on the sky also ra, dec, distance, pm_ra, pm_dec, rv, and errors of
-    ``mock_error`` in mas and mas/yr and ``mock_rv_error`` in km/s), with which the posterior is
-    compared; with ``field`` a third of the stars are of the field.
+    Without ``path``: a mock of ``n_stars`` of a cluster of parameters ``truth``, with which the
+    posterior is compared: W0, g, log10 of M in Msun, log10 of r_h in pc, and rh_ra = r_h / r_a of
+    an anisotropic one; on the sky also ra, dec, distance, pm_ra, pm_dec, rv, with errors of
+    ``mock_error`` in mas and mas/yr and ``mock_rv_error`` in km/s. With ``field`` a third of the
+    stars are of the field.
     """
 
     product = "stars"
@@ -75,10 +76,11 @@ class GCStars(CatalogueData):
         self.completeness = completeness
         self.mock_error, self.mock_rv_error = mock_error, mock_rv_error
         self.parameters = {k: float(v) for k, v in (truth or {}).items()}
-        if self.path is None and set(self.parameters) not in (set(TRUTH), {*TRUTH, *SKY_TRUTH}):
+        known = set(self.parameters) - {"rh_ra"}
+        if self.path is None and known not in (set(TRUTH), {*TRUTH, *SKY_TRUTH}):
             raise ValueError(
-                f"data.truth of a mock names {', '.join(TRUTH)}, and on the sky also "
-                f"{', '.join(SKY_TRUTH)}; got {self.parameters}"
+                f"data.truth of a mock names {', '.join(TRUTH)}, of an anisotropic cluster rh_ra, "
+                f"and on the sky {', '.join(SKY_TRUTH)}; got {self.parameters}"
             )
         if field and radius is None:
             raise ValueError(
@@ -214,7 +216,8 @@ class GCStars(CatalogueData):
         on_sky = "distance" in self.parameters
         of_field = self.n_stars // 3 if self.field and on_sky else 0
         n = self.n_stars - of_field
-        model = solve(W0, g)
+        share = torch.tensor([self.parameters.get("rh_ra", 0.0)], dtype=torch.float64)
+        model = solve_share(W0, g, share) if share else solve(W0, g)
         stars = cluster_stars.draw(model, 10**log_mass, 10**log_rh, 4 * n, generator)[0]
         if not on_sky:
             return dict(zip(PHASE, stars[:n].numpy().T, strict=True))
@@ -227,7 +230,7 @@ class GCStars(CatalogueData):
     def truth(self) -> dict[str, float]:
         if self.path is not None or self.table is not None:
             return {}
-        names = {k: k if k in TRUTH else f"centre_{k}" for k in self.parameters}
+        names = {k: f"centre_{k}" if k in SKY_TRUTH else k for k in self.parameters}
         truth = {names[k]: v for k, v in self.parameters.items()}
         if self.field:
             truth["field_share"] = (self.n_stars // 3) / self.n_stars

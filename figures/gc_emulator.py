@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from figures import style
 from figures.gc_profile import profiles
@@ -18,8 +19,17 @@ PARAMETERS = {
     "g": "$g$",
     "log10_mass": r"$\log_{10} M\,/\,M_\odot$",
     "log10_rh": r"$\log_{10} r_\mathrm{h}\,/\,\mathrm{pc}$",
+    "rh_ra": r"$r_\mathrm{h}\,/\,r_\mathrm{a}$",
     "distance": "distance / kpc",
     "log10_extra": r"$\log_{10} s\,/\,\mathrm{arcmin}^{-2}$",
+}
+PLACES = {
+    "centre_ra": "right ascension",
+    "centre_dec": "declination",
+    "centre_distance": "distance",
+    "centre_pm_ra": r"$\mu_{\alpha*}$",
+    "centre_pm_dec": r"$\mu_\delta$",
+    "centre_rv": "radial velocity",
 }
 ERRORS = {
     "f_max_rel_error": "worst relative error of $f$",
@@ -30,15 +40,22 @@ ERRORS = {
 def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
     """Every figure that the rows allow, by name.
 
-    rows: of judged models the columns `W0`, `g`, `flags` and the errors, each (n,); or posterior
-        draws of the `PARAMETERS`, each (chains, draws), and `profiles` as `figures.gc_profile`
-        wants them.
+    rows: of judged models the columns `W0`, `g`, `flags` and the errors, each (n,), and with the
+        prefix `mock_` the draws of a mock's posterior; or draws of the `PARAMETERS`, each (chains,
+        draws), and `profiles` as `figures.gc_profile` wants them; or `rank_<parameter>`, (sets,).
     metrics: `<parameter>_true`, where the truth is known.
     """
     if "f_max_rel_error" in rows:
-        return {"accuracy": accuracy(rows)}
+        mock = {name.removeprefix("mock_"): v for name, v in rows.items() if "mock_" in name}
+        return {"accuracy": accuracy(rows), **(_posterior(mock, metrics) if mock else {})}
+    if any(name.startswith("rank_") for name in rows):
+        return {"calibration": calibration(rows, metrics)}
     drawn = {"profiles": profiles(rows, metrics)} if "profiles" in rows else {}
-    return {**drawn, "corner": corner(rows, metrics), "chains": chains(rows, metrics)}
+    return drawn | _posterior(rows, metrics)
+
+
+def _posterior(draws: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+    return {"corner": corner(draws, metrics), "chains": chains(draws, metrics)}
 
 
 @style.figure
@@ -121,6 +138,33 @@ def chains(draws: Rows, metrics: Mapping[str, float]) -> Figure:
         handles.append(Line2D([], [], color=style.INK, label="truth"))
     fig.legend(handles=handles, loc="outside upper right", ncols=2)
     fig.align_ylabels()
+    return fig
+
+
+@style.figure
+def calibration(rows: Rows, metrics: Mapping[str, float]) -> Figure:
+    """Ranks of the truth among draws of its posterior: uniform, but for chance, if it is right."""
+    names = [name for name in (*PARAMETERS, *PLACES) if f"rank_{name}" in rows]
+    n_columns = min(len(names), 4)
+    n_rows = -(-len(names) // n_columns)
+    fig, axes = style.new(n_columns, n_rows, size=(13.33, 1 + 3.6 * n_rows), sharey=True)
+    low, high = (metrics[f"rank_count_{end}"] for end in ("low", "high"))
+    for axis, name in zip(axes.flat, names, strict=False):
+        ranks = rows[f"rank_{name}"]
+        axis.axhspan(low, high, color=style.BAND, alpha=0.6, lw=0)
+        axis.hist(ranks, int(metrics["rank_bins"]), range=(0, 1), color=style.PALETTE[0])
+        axis.set_title(
+            f"p = {metrics[f'rank_p_{name}']:.2g}; in 50% {metrics[f'coverage_50_{name}']:.0%}, "
+            f"in 90% {metrics[f'coverage_90_{name}']:.0%}",
+            fontsize=12,
+        )
+        axis.set(xlabel=f"rank of {PARAMETERS.get(name) or PLACES[name]}", xlim=(0, 1))
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    for axis in axes[:, 0]:
+        axis.set(ylabel="data sets")
+    handles = [Patch(color=style.BAND, label="99% of what chance gives")]
+    fig.legend(handles=handles, loc="outside upper right")
     return fig
 
 

@@ -273,6 +273,19 @@ def test_an_interrupted_chain_goes_on_exactly(mock, model, tmp_path, monkeypatch
     for name, values in whole.draws.items():
         np.testing.assert_array_equal(again.draws[name], values)
     assert again.metrics["acceptance"] == whole.metrics["acceptance"]
+    assert not list(tmp_path.iterdir()), "nothing is left to go on with"
+
+
+def test_chains_of_other_stars_do_not_go_on(mock, model, tmp_path, monkeypatch):
+    def cut_short(sampler):
+        if sampler.values["iteration"] == 120:
+            raise KeyboardInterrupt
+        return advance(sampler)
+
+    advance = HMC.advance
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(HMC, "advance", cut_short)
+        model.infer(mock[1], tmp_path, seed=0)
     with pytest.raises(ValueError, match="belongs to other chains"):
         model.infer(GCStars(n_stars=300, truth=TRUTH, seed=3), tmp_path, seed=0)
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.special import gammaincc
 
 from models.gc_emulator.emulator import IsothermalEmulator
-from models.gc_emulator.posterior import PARAMETERS, Stars, physical
+from models.gc_emulator.posterior import Stars, parameters, physical
 from models.gc_emulator.sky import RV_PRIOR, Sky, sky_stars
 from physics import cluster_stars
-from physics.lowered_isothermal import solve
+from physics.lowered_isothermal import solve, solve_share
 
 BINS = 10  # of the ranks
 LEVELS = (50, 90)  # of the central intervals, per cent
@@ -35,9 +35,11 @@ def simulated(
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     sets, n = data.n_sets, data.n_stars
-    truth = dict(zip(PARAMETERS, physical(normal(sets, 4)), strict=True))
-    W0, g, log_mass, log_rh = truth.values()
-    phase = cluster_stars.draw(solve(W0, g), 10**log_mass, 10**log_rh, n, generator)
+    names = parameters(emulator)
+    truth = dict(zip(names, physical(normal(sets, len(names))), strict=True))
+    W0, g, log_mass, log_rh, *anisotropy = truth.values()
+    model = solve_share(W0, g, anisotropy[0]) if anisotropy else solve(W0, g)
+    phase = cluster_stars.draw(model, 10**log_mass, 10**log_rh, n, generator)
     if not data.sky:
         return Stars(emulator, phase), truth
     truth["centre_distance"] = data.distance + data.distance_error * normal(sets)
@@ -85,6 +87,8 @@ def judged(
             facts[f"coverage_{level}_{name}"] = float(inside.double().mean())
     p = [value for name, value in facts.items() if name.startswith("rank_p_")]
     facts |= {"n": float(sets), "rank_p_min": min(p), "rank_p_needed": 0.01 / len(p)}
+    low, high = binomial_range(sets, 1 / BINS, 0.99)
+    facts |= {"rank_bins": float(BINS), "rank_count_low": low, "rank_count_high": high}
     for level in LEVELS:
         low, high = binomial_range(sets, level / 100, 0.99)
         facts |= {f"coverage_{level}_low": low / sets, f"coverage_{level}_high": high / sets}

@@ -142,7 +142,13 @@ class Cluster(NamedTuple):
             return log_f
         if j2 is None:
             raise ValueError("an anisotropic cluster's stars need their angular momenta, j2")
-        return log_f - 0.5 * j2 * self.inverse_ra2 / self.s**2
+        return log_f + self.log_anisotropy(j2)
+
+    def log_anisotropy(self, j2: Tensor) -> Tensor:
+        """What squared angular momenta, (pc km/s)^2, add to ln f: nothing in isotropic clusters."""
+        if self.inverse_ra2 is None:
+            return torch.zeros_like(j2)
+        return -0.5 * j2 * self.inverse_ra2 / self.s**2
 
     def log_lowered(self, energy: Tensor) -> Tensor:
         """ln E_gamma(g, energy); below `EDGE` continued by a line, through zero energy."""

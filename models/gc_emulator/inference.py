@@ -70,6 +70,8 @@ def sample(
         if saved is not None and (i + 1) % SAVED_EVERY == 0:
             state = {"asked": asked, "sampler": sampler.state(), "kept": kept, "latents": latents}
             write_checkpoint(state, saved)
+    if saved is not None:
+        saved.unlink(missing_ok=True)  # nothing is left to go on with
     u = torch.stack(kept, 2)
     diagnosed = [_diagnosed(u)]
     if posterior.n_latents:

@@ -59,28 +59,34 @@ def log_members(
     weak = s.pm_error**2 / (s.pm_error**2 + typical_pm[..., None] ** 2)
     pm = (1 - weak) * s.pm + weak * centre.pm + s.pm_error * (1 - weak).sqrt() * n[..., 2:4]
     log_p = (log_normal((s.pm - pm) / s.pm_error) + 0.5 * (1 - weak).log()).sum(-1)
-    energy, log_depth = place.energy(pm, n[..., 0])
-    log_p = log_p + log_depth + place.log_p
+    moving = place.moving(pm, n[..., 0])
+    energy = moving.energy
+    log_p = log_p + moving.log_p + place.log_p
 
     # velocity along the line of sight
     floor = EDGE * cluster.W0
     left = 0.5 * (energy + (energy**2 + floor**2).sqrt())
     escape = cluster.s * (2 * left).sqrt()
     precision = 1 + cluster.g + 1.27 * left * (left + 1.54) / (left + 4.86 + 1.07 * cluster.g)
-    mean: Tensor | float = 0.0
+    pull: Tensor | float = 0.0  # precision times mean
+    if cluster.inverse_ra2 is not None:  # which prefers radial velocities
+        weight = math.sqrt(2 / math.pi) * escape * cluster.inverse_ra2 / cluster.s**2
+        precision = precision + math.sqrt(2 / math.pi) * weight * escape * place.R2
+        mean = weight * moving.along * moving.zeta / precision
+        pull = precision * 2 * torch.tanh(0.5 * mean)  # a share beyond erf(2) is no good guess
     if s.rv is not None:
         measured, rv, error = _filled(s.rv, s.rv_error)
         known = torch.where(measured, (escape / error).square() * 2 / math.pi, 0.0)
-        seen = (rv - place.centre_rv) / escape
         precision = precision + known
-        mean = math.sqrt(math.pi / 2) * known * seen / precision
-    share, log_share = _bounded(mean + precision.rsqrt() * n[..., 1])
+        pull = pull + math.sqrt(math.pi / 2) * known * (rv - place.centre_rv) / escape
+    share, log_share = _bounded(pull / precision + precision.rsqrt() * n[..., 1])
     v = escape * share
     log_p = log_p + escape.log() - 0.5 * precision.log() + log_share
     if s.rv is not None:
         off = (rv - place.centre_rv - v) / error
         log_p = log_p + torch.where(measured, log_normal(off) - error.log(), 0.0)
-    return log_p + cluster.log_f0 + cluster.log_lowered(energy - 0.5 * (v / cluster.s) ** 2)
+    log_f = cluster.log_lowered(energy - 0.5 * (v / cluster.s) ** 2)
+    return log_p + cluster.log_f0 + log_f + cluster.log_anisotropy(place.j2(moving, v))
 
 
 def log_members_without_errors(
@@ -89,16 +95,31 @@ def log_members_without_errors(
     """ln p(data, n of the depth | cluster), (chains, stars), velocities taken as they are measured.
 
     Where none was along the line of sight f is integrated over it: ``marginal`` is the cluster
-    with g + 1/2. ``n`` (chains, stars, 1).
+    with g + 1/2; the angular momentum is then the least that there can be, roughly. ``n``
+    (chains, stars, 1).
     """
     place = _Place(s, cluster, centre, n)
-    energy, log_depth = place.energy(s.pm, n[..., 0])
-    log_f = marginal.log_lowered(energy) + cluster.s.log() + 0.5 * math.log(2 * math.pi)
+    moving = place.moving(s.pm, n[..., 0])
+    log_f = marginal.log_lowered(moving.energy) + cluster.s.log() + 0.5 * math.log(2 * math.pi)
+    v = moving.along * moving.zeta / (place.R2 + 0.01 * cluster.r0**2)
     if s.rv is not None:
         measured, rv, _ = _filled(s.rv, s.rv_error)
-        v = (rv - place.centre_rv) / cluster.s
-        log_f = torch.where(measured, cluster.log_lowered(energy - 0.5 * v**2), log_f)
-    return log_depth + place.log_p + cluster.log_f0 + log_f
+        seen = rv - place.centre_rv
+        v = torch.where(measured, seen, v)
+        log_known = cluster.log_lowered(moving.energy - 0.5 * (seen / cluster.s) ** 2)
+        log_f = torch.where(measured, log_known, log_f)
+    log_f = log_f + cluster.log_anisotropy(place.j2(moving, v))
+    return moving.log_p + place.log_p + cluster.log_f0 + log_f
+
+
+class _Moving(NamedTuple):
+    """Stars of given proper motions and depths, each (chains, stars)."""
+
+    zeta: Tensor  # depth, pc
+    energy: Tensor  # without the velocity along the line of sight, s^2
+    log_p: Tensor  # of all that the depth gives
+    across2: Tensor  # squared velocity across the line of sight, (km/s)^2
+    along: Tensor  # projected radius times the velocity along it on the sky, pc km/s
 
 
 class _Place:
@@ -116,26 +137,38 @@ class _Place:
         across = torch.linalg.cross(*torch.broadcast_tensors(direction, centre.direction))
         self.R2 = centre.distance**2 * across.square().sum(-1)
         self.along = centre.distance * (direction * centre.direction).sum(-1)
+        self.offset = [
+            self.along * (direction * axis).sum(-1)
+            - centre.distance * (centre.direction * axis).sum(-1)
+            for axis in (east, north)
+        ]
         velocity = [(centre.velocity * axis).sum(-1) for axis in (east, north, out)]
         self.centre_v, self.centre_rv = velocity[:2], velocity[2]
 
-    def tangential(self, distance: Tensor, pm: Tensor) -> Tensor:
-        """Squared velocity across the line of sight, (km/s)^2, relative to the centre."""
-        a, b = (KMS * distance * pm[..., i] - self.centre_v[i] for i in (0, 1))
-        return a.square() + b.square()
+    def across(self, distance: Tensor, pm: Tensor) -> list[Tensor]:
+        """Velocities to the east and north, km/s, relative to the centre."""
+        return [KMS * distance * pm[..., i] - self.centre_v[i] for i in (0, 1)]
 
-    def energy(self, pm: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy without the velocity along the line of sight; ln p of all that the depth gives."""
+    def moving(self, pm: Tensor, n: Tensor) -> _Moving:
+        """Stars at these numbers of the depth."""
         cluster, s = self.cluster, self.s
-        zeta, log_slope = depth(cluster, self.R2, self.tangential(self.along, pm), n)
+        a, b = self.across(self.along, pm)
+        zeta, log_slope = depth(cluster, self.R2, a.square() + b.square(), n)
         distance = self.along + zeta
         log_p = log_slope + 4 * distance.log() + 2 * math.log(KMS)
         if s.parallax is not None:
             measured, parallax, error = _filled(s.parallax, s.parallax_error)
             off = (parallax - 1e3 / distance) / error
             log_p = log_p + torch.where(measured, log_normal(off) - error.log(), 0.0)
-        v2 = self.tangential(distance, pm)
-        return cluster.potential(self.R2 + zeta**2) - 0.5 * v2 / cluster.s**2, log_p
+        a, b = self.across(distance, pm)
+        across2 = a.square() + b.square()
+        energy = cluster.potential(self.R2 + zeta**2) - 0.5 * across2 / cluster.s**2
+        return _Moving(zeta, energy, log_p, across2, self.offset[0] * a + self.offset[1] * b)
+
+    def j2(self, moving: _Moving, v: Tensor) -> Tensor:
+        """Squared angular momenta, (pc km/s)^2, of stars with the velocity v along the sight."""
+        r2, radial = self.R2 + moving.zeta**2, moving.along + moving.zeta * v
+        return r2 * (moving.across2 + v.square()) - radial.square()
 
 
 def depth(cluster: Cluster, R2: Tensor, v2: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.gc_emulator.emulator import IsothermalEmulator
-from models.gc_emulator.posterior import PARAMETERS, UNITS, physical, whitened
+from models.gc_emulator.posterior import UNITS, parameters, physical, whitened
 from physics.cluster_profiles import PC_PER_ARCMIN_KPC, Profile, observed, radius
 from physics.cluster_projection import Projected
 from physics.cluster_stars import KMS_PER_MAS_YR_KPC
@@ -38,7 +38,7 @@ class Seen(NamedTuple):
 class Profiles:
     """Profiles of one cluster, whose distance, kpc, is normal a priori: (mean, sigma).
 
-    Globals: those of `PARAMETERS`, the distance and, if there is a number density, the logarithm
+    Globals: those of `parameters`, the distance and, if there is a number density, the logarithm
     of its extra error. Radii are angles, so that the model is asked at a new radius, pc, for each
     distance.
     """
@@ -54,7 +54,8 @@ class Profiles:
         distance: tuple[float, float],
     ) -> None:
         self.emulator, self.profiles, self.distance = emulator, list(profiles), distance
-        self.names: tuple[str, ...] = (*PARAMETERS, "distance")
+        self.of_cluster = parameters(emulator)
+        self.names: tuple[str, ...] = (*self.of_cluster, "distance")
         if any(profile.kind == "density" for profile in profiles):
             self.names += ("log10_extra",)
         self.n_globals = len(self.names)
@@ -82,8 +83,9 @@ class Profiles:
 
     def projected(self, named: Mapping[str, Tensor], r: Tensor) -> Projected:
         """Models of these parameters, each (models,), at angles ``r`` (n,), arcmin."""
-        W0, g, log_mass, log_rh = (named[name] for name in PARAMETERS)
-        cluster = self.emulator.cluster(W0, g, 10**log_mass, 10**log_rh)
+        W0, g, log_mass, log_rh, *anisotropy = (named[name] for name in self.of_cluster)
+        rh = 10**log_rh
+        cluster = self.emulator.cluster(W0, g, 10**log_mass, rh, *(rh / s for s in anisotropy))
         return Projected(*cluster.projected(radius(r, named["distance"][:, None]).square()))
 
     def candidates(self) -> Iterator[Tensor]:
@@ -118,20 +120,21 @@ class Profiles:
 
     def named(self, u: Tensor) -> dict[str, Tensor]:
         """Named parameters, each of the shape of ``u`` without its last axis."""
-        mean, sigma = self.distance
-        values = [*physical(u[..., :4]), mean + sigma * u[..., 4]]
-        if self.n_globals > 5:
-            values.append(LOG_EXTRA[0] + LOG_EXTRA[1] * u[..., 5])
+        (mean, sigma), k = self.distance, len(self.of_cluster)
+        values = [*physical(u[..., :k]), mean + sigma * u[..., k]]
+        if "log10_extra" in self.names:
+            values.append(LOG_EXTRA[0] + LOG_EXTRA[1] * u[..., k + 1])
         return dict(zip(self.names, values, strict=True))
 
     def whitened(self, named: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `named`, (..., n_globals)."""
-        W0, g, log_mass, log_rh = (named[name] for name in PARAMETERS)
-        four = whitened(W0, g / g_limit(W0), log_mass, log_rh)
+        W0, g, log_mass, log_rh, *anisotropy = (named[name] for name in self.of_cluster)
+        share = g / g_limit(W0, *anisotropy)
+        first = whitened(W0, share, log_mass, log_rh, *anisotropy)
         others = [(named["distance"] - self.distance[0]) / self.distance[1]]
         if "log10_extra" in self.names:
             others.append((named["log10_extra"] - LOG_EXTRA[0]) / LOG_EXTRA[1])
-        return torch.cat([four, torch.stack(others, -1)], -1)
+        return torch.cat([first, torch.stack(others, -1)], -1)
 
 
 def compare(profile: Profile, model: Tensor, extra: Tensor) -> Seen:

@@ -30,7 +30,7 @@ from models.gc_emulator.members import (
     log_members_without_errors,
     log_normal,
 )
-from models.gc_emulator.posterior import PARAMETERS, UNITS, cluster_of, grid, physical
+from models.gc_emulator.posterior import UNITS, cluster_of, grid, parameters, physical
 from physics.cluster_stars import axes, to_sky
 
 CENTRE = {"ra": "deg", "dec": "deg", "distance": "kpc", "pm_ra": "mas/yr", "pm_dec": "mas/yr",
@@ -53,7 +53,7 @@ class Selection(NamedTuple):
 class Sky:
     """Data sets, each with a posterior of its own; see `models.gc_emulator.start.Posterior`.
 
-    Globals: `PARAMETERS`; of the centre the offsets east and north of ``middle``, the distance,
+    Globals: `parameters`; of the centre the offsets east and north of ``middle``, the distance,
     proper motions and velocity along the line of sight; of the field its share, and mean and
     width of what is measured. ``distance``: mean and error of its normal prior, pc.
     """
@@ -91,7 +91,10 @@ class Sky:
             for name, (x, e) in zip(FIELD, pairs, strict=True)
             if x is not None and e is not None
         }
-        self.n_globals = 10 + (1 + 2 * len(self.measured) if field else 0)
+        self.names = parameters(emulator)
+        self.n_cluster = len(self.names)
+        self.n_placed = self.n_cluster + len(CENTRE)  # parameters of the cluster and its centre
+        self.n_globals = self.n_placed + (1 + 2 * len(self.measured) if field else 0)
 
         out = F.normalize(stars.direction.mean(1), dim=-1)
         ra, dec = torch.atan2(out[:, 1], out[:, 0]), out[:, 2].asin()
@@ -123,7 +126,7 @@ class Sky:
 
     def _centre(self, u: Tensor) -> tuple[Centre, Tensor]:
         """The centre, and its log prior (sets, chains); u (sets, chains, n_globals or more)."""
-        x = self.middle[:, None] + self.unit[:, None] * u[..., 4:10]
+        x = self.middle[:, None] + self.unit[:, None] * u[..., self.n_cluster : self.n_placed]
         tangent = torch.cat([x[..., :2], torch.ones_like(x[..., :1])], -1)
         direction = F.normalize((tangent @ self.tangent), dim=-1)
         east = torch.stack([-direction[..., 1], direction[..., 0], 0 * direction[..., 2]], -1)
@@ -131,18 +134,21 @@ class Sky:
         north = torch.linalg.cross(direction, east)
         speed = KMS * x[..., 2:3] * x[..., 3:5]
         velocity = speed[..., :1] * east + speed[..., 1:] * north + x[..., 5:6] * direction
-        prior = u[..., 6].square() + (u[..., 9].square() if self.stars.rv is None else 0.0)
+        prior = u[..., self.n_cluster + 2].square()  # of the distance, and of an unknown velocity
+        if self.stars.rv is None:
+            prior = prior + u[..., self.n_cluster + 5].square()
         flat = [v.flatten(0, 1)[:, None] for v in (direction, velocity, x[..., 3:5])]
         return Centre(x[..., 2].reshape(-1, 1), *flat), -0.5 * prior
 
     def _field(self, u: Tensor) -> dict[str, Tensor]:
         """Share of the field, means and widths of what is measured, each (sets, chains)."""
-        named = {"field_share": torch.sigmoid(2 * u[..., 10])}
+        named = {"field_share": torch.sigmoid(2 * u[..., self.n_placed])}
         for i, (name, (x, _)) in enumerate(self.measured.items()):
+            at, log_width = u[..., self.n_placed + 1 + 2 * i], u[..., self.n_placed + 2 + 2 * i]
             mean = x.nanmean(1, keepdim=True)
             width = (x - mean).square().nanmean(1, keepdim=True).sqrt()
-            named[f"field_{name}"] = mean + width * u[..., 11 + 2 * i]
-            named[f"field_{name}_width"] = width * u[..., 12 + 2 * i].exp()
+            named[f"field_{name}"] = mean + width * at
+            named[f"field_{name}_width"] = width * log_width.exp()
         return named
 
     def _log_field(self, named: dict[str, Tensor]) -> Tensor:
@@ -202,9 +208,11 @@ class Sky:
     def _parts(self, u: Tensor, marginal: bool) -> tuple[Tensor, Tensor, Tensor]:
         """ln p of stars as members and as of the field, (sets * chains, n), and the log prior."""
         sets, chains = u.shape[:2]
-        cluster, log_prior = cluster_of(self.emulator, u[..., :4])
+        cluster, log_prior = cluster_of(self.emulator, u)
         centre, log_centre = self._centre(u)
-        log_prior = log_prior + log_centre - 0.5 * u[..., 10 : self.n_globals].square().sum(-1)
+        log_prior = (
+            log_prior + log_centre - 0.5 * u[..., self.n_placed : self.n_globals].square().sum(-1)
+        )
         typical = self.typical_pm.repeat_interleave(chains, 0)
         if marginal:
             s = self._spread(chains, NODES)
@@ -216,7 +224,7 @@ class Sky:
             n = u[..., self.n_globals :].reshape(sets * chains, -1, self.per_star)
             members = log_members(self._spread(chains, 1), typical, cluster, centre, n)
             of_n = log_normal(n).sum(-1)
-        mass = (10 ** physical(u[..., :4])[2]).reshape(-1, 1)
+        mass = (10 ** physical(u[..., : self.n_cluster])[2]).reshape(-1, 1)
         members = members - self._log_inside(cluster, centre, mass)
         if not self.field:
             return members, torch.full_like(members, -torch.inf), log_prior
@@ -251,8 +259,7 @@ class Sky:
 
     def candidates(self) -> Iterator[Tensor]:
         v2 = 3 * (KMS * self.middle[:, 2:3] * self.typical_pm) ** 2
-        for u in grid(self.typical_r, v2):
-            yield torch.cat([u, u.new_zeros(*u.shape[:2], self.n_globals - 4)], -1)
+        yield from grid(self.typical_r, v2, self.n_globals)
 
     @torch.no_grad()
     def membership(self, u: Tensor) -> Tensor:
@@ -266,8 +273,10 @@ class Sky:
         phase = torch.cat([centre.distance * centre.direction[:, 0], centre.velocity[:, 0]], -1)
         sky = to_sky(phase).view(*u.shape[:-1], 6)
         sky = torch.cat([sky[..., :2].rad2deg(), 1e-3 * sky[..., 2:3], sky[..., 3:]], -1)
-        names = [*PARAMETERS, *(f"centre_{name}" for name in CENTRE)]
-        found = dict(zip(names, [*physical(u), *sky.unbind(-1)], strict=True))
+        names = [*self.names, *(f"centre_{name}" for name in CENTRE)]
+        found = dict(
+            zip(names, [*physical(u[..., : self.n_cluster]), *sky.unbind(-1)], strict=True)
+        )
         if self.field:
             named = self._field(flat)
             found |= {name: value.view(u.shape[:-1]) for name, value in named.items()}

@@ -30,6 +30,7 @@ PAIRS = {  # taken where there are both of them
     ("parallax", "parallax_error"): (("parallax", "mas"), ("parallax_error", "mas")),
     ("rv", "rv_error"): (("radial_velocity", "km/s"), ("radial_velocity_error", "km/s")),
 }
+FEWEST = 10  # stars on the sky
 TRUTH = ("W0", "g", "log10_mass", "log10_rh")  # and of an anisotropic cluster rh_ra
 SKY_TRUTH = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
 
@@ -97,7 +98,18 @@ class GCStars(CatalogueData):
     # --- reading ------------------------------------------------------------------------------
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
-        names = set(catalogue.names)
+        roles = self._found(set(catalogue.names))
+        bare = [
+            f"{column} ({unit})"
+            for column, unit in roles.values()
+            if column in catalogue.names and column not in catalogue.units
+        ]
+        if bare and (self.path is not None or self.table is not None):
+            self.say(f"{self.label}: columns without a unit are taken as {', '.join(bare)}")
+        return roles
+
+    def _found(self, names: set[str]) -> dict[str, tuple[str, str | None]]:
+        """The columns of the stars, in phase space or on the sky, by role."""
 
         def found(role: str, default: str) -> str:
             return str(self.columns.get(role, default))
@@ -149,6 +161,11 @@ class GCStars(CatalogueData):
                     f"data.field are for stars on the sky"
                 )
             return stars
+        if len(stars["ra"]) < FEWEST:
+            raise ValueError(
+                f"{self.label} has {len(stars['ra'])} stars; about a centre that is not known the "
+                f"sky says nothing with less than {FEWEST}"
+            )
         chosen = self.selected()
         if chosen is None:
             return stars

@@ -290,6 +290,32 @@ def test_chains_of_other_stars_do_not_go_on(mock, model, tmp_path, monkeypatch):
         model.infer(GCStars(n_stars=300, truth=TRUTH, seed=3), tmp_path, seed=0)
 
 
+def test_a_single_star_leaves_the_prior_nearly_as_it_is(model, tmp_path):
+    model.chains, model.warmup, model.draws = 4, 100, 100
+    facts = model.infer(GCStars(n_stars=1, truth=TRUTH), tmp_path, seed=0).metrics
+    assert facts["W0_std"] > 3  # uniform from 1.5 to 14: 3.6
+    assert facts["log10_mass_std"] > 0.25
+
+
+def test_stars_that_no_cluster_could_hold_are_remarked_upon(model, tmp_path):
+    data = GCStars(n_stars=100, truth=TRUTH)
+    stars = data.stars()
+    data.stars = lambda: {k: v * (100 if k[0] == "v" else 1) for k, v in stars.items()}
+    model.chains, model.warmup, model.draws = 4, 60, 60
+    told = model.infer(data, tmp_path, seed=0).remarks
+    assert any("log10_mass is 5" in line and "not bound" in line for line in told), told
+
+
+def test_anisotropy_of_a_mock_is_found(anisotropic, tmp_path):
+    truth = {"W0": 6.0, "g": 1.2, "log10_mass": 5.5, "log10_rh": 0.7, "rh_ra": 0.7}
+    anisotropic.chains, anisotropic.warmup, anisotropic.draws = 4, 150, 200
+    product = anisotropic.infer(GCStars(n_stars=1000, truth=truth, seed=1), tmp_path, seed=0)
+    facts = product.metrics
+    assert all(abs(facts[f"{name}_z"]) < 4 for name in truth)
+    assert facts["rh_ra_std"] < 0.1, "a thousand stars tell"
+    assert facts["divergences"] == 0
+
+
 def test_a_star_list_gives_a_posterior_that_xarray_reads(tmp_path):
     xarray = pytest.importorskip("xarray")
     from astropy import units as u

@@ -16,6 +16,7 @@ from models.gc_emulator.fit import fit
 from models.gc_emulator.inference import sample
 from models.gc_emulator.posterior import PHASE, Stars
 from models.gc_emulator.profiles import Profiles
+from models.gc_emulator.remarks import remarks
 from models.gc_emulator.sky import Sky, select, sky_stars
 from physics import lowered_isothermal as limepy
 from physics.cluster_projection import project
@@ -218,7 +219,9 @@ class GCEmulator(Component):
                 facts[f"{name}_z"] = (facts[name] - data.truth()[name]) / facts[f"{name}_std"]
         if isinstance(posterior, Profiles):
             beside = fit(posterior, found.u, seed)
-            return Product(draws, posterior.units, {**facts, **beside.facts}, *beside[1:])
+            told = [*beside.remarks, *remarks(found.u, facts)]
+            facts |= beside.facts
+            return Product(draws, posterior.units, facts, told, beside.groups, beside.shown)
         facts["n"] = float(
             len(posterior.r2[0] if isinstance(posterior, Stars) else posterior.stars.pm[0])
         )
@@ -226,7 +229,7 @@ class GCEmulator(Component):
         if isinstance(posterior, Sky) and posterior.field:
             member = torch.stack([posterior.membership(u) for u in found.whole])
             groups["members"] = {"probability": member.mean((0, 1, 2)).cpu().numpy()}
-        return Product(draws, posterior.units, facts, groups=groups)
+        return Product(draws, posterior.units, facts, remarks(found.u, facts), groups)
 
     def _calibration(self, data: Any, folder: Path, seed: int) -> Product:
         """Ranks of the truth in posteriors of simulated data sets, in place of draws."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.special import gammaincc, ndtr
+from torch.special import gammaincc
 
 from models.gc_emulator.profiles import Profiles
 from models.gc_emulator.start import newton
@@ -15,7 +15,6 @@ from physics.cluster_profiles import observed
 REPLICATED = 100  # draws of each chain that data are replicated from
 QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)  # of the bands
 GRID = 120  # radii of the bands
-EDGE, CROWDED = 0.02, 0.2  # outer share of a prior, and how many draws are too many in it
 SWAMPED = 0.2  # share of the counts below the extra error that is worth a remark
 PULLED = 2.0  # errors that a distance may be off its prior without a remark
 MISFIT = 1e-3  # probability of a chi^2 below which a model does not fit
@@ -40,7 +39,7 @@ def fit(posterior: Profiles, u: Tensor, seed: int) -> Fit:
     with torch.no_grad():
         groups = _groups(posterior, named, few.shape[:2], torch.Generator().manual_seed(seed))
         shown = _shown(posterior, named)
-    return Fit(facts, misfits + _pulled(u, posterior) + _crowded(u), groups, shown)
+    return Fit(facts, misfits + _pulled(u, posterior), groups, shown)
 
 
 def _best(posterior: Profiles, u: Tensor) -> tuple[dict[str, float], list[str]]:
@@ -100,20 +99,6 @@ def _pulled(u: Tensor, posterior: Profiles) -> list[str]:
         f"the distance is {abs(pull):.1f} errors {'below' if pull < 0 else 'above'} its prior of "
         f"{posterior.distance[0]:g} ± {posterior.distance[1]:.2g} kpc"
     ]
-
-
-def _crowded(u: Tensor) -> list[str]:
-    """Remarks about draws at an end of the priors of W0 and g, which are uniform."""
-    found = []
-    for i, name in enumerate(("W0", "g")):
-        share = ndtr(u[..., i])
-        for end, near in (("lower", share < EDGE), ("upper", share > 1 - EDGE)):
-            if float(near.double().mean()) > CROWDED:
-                found.append(
-                    f"the posterior of {name} is squeezed against the {end} end of the domain: "
-                    f"{float(near.double().mean()):.0%} of the draws lie in its last {EDGE:.0%}"
-                )
-    return found
 
 
 def _groups(

@@ -18,8 +18,17 @@ PANELS = {
     ("density",): r"number density $\Sigma$ [arcmin$^{-2}$]",
     ("los",): r"$\sigma_\mathrm{los}$ [km s$^{-1}$]",
     ("radial", "tangential", "total"): r"$\sigma_\mathrm{pm}$ [mas yr$^{-1}$]",
+    ("space_density",): r"number density $n$ [pc$^{-3}$]",
+    ("sigma_r", "sigma_t"): r"$\sigma_r$, $\sigma_t$ [km s$^{-1}$]",
 }
-MARKERS = {"density": "o", "los": "o", "radial": "o", "tangential": "^", "total": "s"}
+COUNTS = (("density",), ("space_density",))
+LABELS = {
+    "density": "stars",
+    "space_density": "stars",
+    "sigma_r": r"$\sigma_r$",
+    "sigma_t": r"$\sigma_t$",
+}
+MARKERS = {"tangential": "^", "sigma_t": "^", "total": "s"}
 WIDE, NARROW = style.PALETTE[4], style.PALETTE[0]
 
 
@@ -27,10 +36,10 @@ WIDE, NARROW = style.PALETTE[4], style.PALETTE[0]
 def profiles(rows: Rows, metrics: Mapping[str, float]) -> Figure:
     """Profiles over the posterior: median model, where 68 and 95% of models lie, residuals.
 
-    rows: names of `profiles` and their `kinds`; `<name>_r`, arcmin, `_value`, `_down`, `_up` and
-        `_error`, which has the extra error in it; of each kind `<kind>_r` and `<kind>_band`, (5, n)
-        quantiles; the `extra` error.
-    metrics: `chi2_<name>` of the best model.
+    rows: names of `profiles` and their `kinds`; `<name>_r`, arcmin or pc, `_value`, `_down`, `_up`
+        and `_error`, which has the extra error in it; of each kind `<kind>_grid` of radii and
+        `<kind>_band`, (5, n) quantiles; the `extra` error, if there is one.
+    metrics: `chi2_<name>` of the best model, if data are binned.
     """
     kinds = dict(zip(rows["profiles"].tolist(), rows["kinds"].tolist(), strict=True))
     panels = {k: label for k, label in PANELS.items() if set(k) & set(kinds.values())}
@@ -42,16 +51,19 @@ def profiles(rows: Rows, metrics: Mapping[str, float]) -> Figure:
             _points(upper, lower, rows, name, kinds[name], colour)
         lower.axhspan(-1, 1, color=style.BAND, alpha=0.6, lw=0)
         lower.axhline(0, color=NARROW, lw=1.5)
-        if wanted == ("density",) and rows["extra"][0] > _lowest(rows, names):
+        if wanted == ("density",) and "extra" in rows and rows["extra"][0] > _lowest(rows, names):
             upper.axhline(
                 rows["extra"][0], ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$"
             )
-        chi2 = sum(metrics[f"chi2_{name}"] for name in names)
-        points = sum(len(rows[f"{name}_r"]) for name in names)
-        upper.set_title(rf"best $\chi^2$ = {chi2:.0f} for {points} points", fontsize=14)
+        if all(f"chi2_{name}" in metrics for name in names):
+            chi2 = sum(metrics[f"chi2_{name}"] for name in names)
+            points = sum(len(rows[f"{name}_r"]) for name in names)
+            upper.set_title(rf"best $\chi^2$ = {chi2:.0f} for {points} points", fontsize=14)
         upper.set(ylabel=label, xscale="log", yscale="log")
-        lower.set(xlabel=r"projected radius $R$ [arcmin]", ylim=_residual_limits(lower))
-        _limits(upper, rows, names, wanted == ("density",))
+        in_space = wanted[0] in ("space_density", "sigma_r")
+        xlabel = "radius $r$ [pc]" if in_space else "projected radius $R$ [arcmin]"
+        lower.set(xlabel=xlabel, ylim=_residual_limits(lower))
+        _limits(upper, rows, names, wanted in COUNTS)
         upper.legend(loc="lower left", fontsize=12)
     axes[1, 0].set_ylabel("residual [errors]")
     fig.align_ylabels(axes[:, 0])
@@ -65,7 +77,7 @@ def profiles(rows: Rows, metrics: Mapping[str, float]) -> Figure:
 
 
 def _bands(axis: Axes, rows: Rows, kind: str) -> None:
-    r, (lowest, low, median, high, highest) = rows[f"{kind}_r"], rows[f"{kind}_band"]
+    r, (lowest, low, median, high, highest) = rows[f"{kind}_grid"], rows[f"{kind}_band"]
     axis.fill_between(r, lowest, highest, color=WIDE, alpha=0.35, lw=0)
     axis.fill_between(r, low, high, color=NARROW, alpha=0.5, lw=0)
     axis.plot(r, median, color=NARROW, zorder=3)
@@ -91,18 +103,24 @@ def _points(upper: Axes, lower: Axes, rows: Rows, name: str, kind: str, colour: 
     r, value, down, up, error = (
         rows[f"{name}_{what}"] for what in ("r", "value", "down", "up", "error")
     )
-    component = {"density": "", "los": ""}.get(kind, f", {kind}")
-    marks: Any = {"fmt": MARKERS[kind], "color": colour, "ms": 5, "elinewidth": 1, "mew": 0}
+    component = f", {kind}" if kind in ("radial", "tangential", "total") else ""
+    marks: Any = {
+        "fmt": MARKERS.get(kind, "o"),
+        "color": colour,
+        "ms": 5,
+        "elinewidth": 1,
+        "mew": 0,
+    }
     shown = value > 0
-    label = _source(name, kind) + component
+    label = LABELS.get(name) or _source(name, kind) + component
     if (hidden := int((~shown).sum())) > 0:
         label += f" ({hidden} below 0 not shown)"
     upper.errorbar(
         r[shown], value[shown], (np.minimum(down, 0.99 * np.abs(value))[shown], up[shown]),
         label=label, **marks,
     )  # fmt: skip
-    model = np.interp(np.log(r.clip(1e-9)), np.log(rows[f"{kind}_r"]), rows[f"{kind}_band"][2])
-    lower.plot(r, (value - model) / error, MARKERS[kind], color=colour, ms=5, mew=0)
+    model = np.interp(np.log(r.clip(1e-9)), np.log(rows[f"{kind}_grid"]), rows[f"{kind}_band"][2])
+    lower.plot(r, (value - model) / error, MARKERS.get(kind, "o"), color=colour, ms=5, mew=0)
 
 
 def _residual_limits(axis: Axes) -> tuple[float, float]:

@@ -257,6 +257,14 @@ def test_a_mock_gives_back_its_truth(mock):
     assert facts["rhat_max"] < 1.03
 
 
+def test_stars_in_bins_lie_about_the_models(mock):
+    shown = mock[2].shown
+    for name in ("space_density", "sigma_r", "sigma_t"):
+        model = np.interp(shown[f"{name}_r"], shown[f"{name}_grid"], shown[f"{name}_band"][2])
+        z = (shown[f"{name}_value"] - model) / shown[f"{name}_error"]
+        assert 0.3 < (z**2).mean() < 2.5, name
+
+
 def test_an_interrupted_chain_goes_on_exactly(mock, model, tmp_path, monkeypatch):
     _, data, whole = mock
 

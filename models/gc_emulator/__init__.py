@@ -17,12 +17,14 @@ from models.gc_emulator.inference import sample
 from models.gc_emulator.posterior import PHASE, Stars
 from models.gc_emulator.profiles import Profiles
 from models.gc_emulator.remarks import remarks
+from models.gc_emulator.seen import in_space, on_the_sky
 from models.gc_emulator.sky import Sky, select, sky_stars
 from physics import lowered_isothermal as limepy
 from physics.cluster_projection import project
 
 COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge
 SEEN, RIM = 100, 0.99  # projected radii judged, and the outermost, r_t
+SHOWN_DRAWS = 400  # models whose profiles are drawn over the stars
 MODE_MODELS = 600  # whose principal components compress the tables
 SLICE = 64  # models judged at once
 MASS, RH = 10**5.5, 5.0  # of the cluster that is judged and timed, Msun and pc
@@ -225,11 +227,16 @@ class GCEmulator(Component):
         facts["n"] = float(
             len(posterior.r2[0] if isinstance(posterior, Stars) else posterior.stars.pm[0])
         )
-        groups = {}
-        if isinstance(posterior, Sky) and posterior.field:
-            member = torch.stack([posterior.membership(u) for u in found.whole])
-            groups["members"] = {"probability": member.mean((0, 1, 2)).cpu().numpy()}
-        return Product(draws, posterior.units, facts, remarks(found.u, facts), groups)
+        some = found.u.flatten(1, 2)[:, :: max(1, found.u[0, :, :, 0].numel() // SHOWN_DRAWS)]
+        told = remarks(found.u, facts)
+        if isinstance(posterior, Stars):
+            return Product(draws, posterior.units, facts, told, shown=in_space(posterior, some))
+        groups, member = {}, None
+        if posterior.field:
+            member = torch.stack([posterior.membership(u) for u in found.whole]).mean((0, 1, 2))
+            groups["members"] = {"probability": member.cpu().numpy()}
+        shown = on_the_sky(posterior, some, member)
+        return Product(draws, posterior.units, facts, told, groups, shown)
 
     def _calibration(self, data: Any, folder: Path, seed: int) -> Product:
         """Ranks of the truth in posteriors of simulated data sets, in place of draws."""

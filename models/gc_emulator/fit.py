@@ -168,6 +168,6 @@ def _shown(posterior: Profiles, named: Mapping[str, Tensor]) -> Arrays:
         if kind == "density" and first is not None:
             values = first * values
         quantiles = torch.tensor(QUANTILES, dtype=values.dtype)
-        shown[f"{kind}_r"] = grid.numpy()
+        shown[f"{kind}_grid"] = grid.numpy()
         shown[f"{kind}_band"] = values.quantile(quantiles, 0).numpy()
     return shown

@@ -174,7 +174,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _words_that_matter(words: list[str]) -> list[str]:
     """The command line without where the run was written and tracked."""
-    return [word for word in words if not word.startswith(("hydra.", "logger=", "+hydra."))]
+    return [
+        word for word in words if not word.startswith(("hydra.", "logger=", "+hydra.", "run_dir="))
+    ]
 
 
 def _git_commit() -> str:

@@ -1,5 +1,7 @@
 """The pretrained emulator against the solver, and inference on mocks with known truth."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import zoo
 from datamodules.gc_stars import GCStars
 from models.blocks.hmc import HMC
 from models.checkpoint import read_checkpoint, restore
+from models.gc_emulator.calibration import judged
 from physics import cluster_stars
 from physics import lowered_isothermal as limepy
 
@@ -363,3 +366,28 @@ def test_bad_star_lists_are_refused(change, message, tmp_path):
     table.write(tmp_path / "stars.ecsv")
     with pytest.raises(ValueError, match=message):
         GCStars(path=str(tmp_path / "stars.ecsv")).stars()
+
+
+def test_ranks_tell_a_right_posterior_from_one_that_is_too_narrow():
+    generator = torch.Generator().manual_seed(0)
+    truth = {"W0": torch.randn(200, generator=generator, dtype=D)}
+    seen = truth["W0"] + torch.randn(200, generator=generator, dtype=D)
+    noise = torch.randn(200, 4, 250, generator=generator, dtype=D)
+    for width, right in ((0.5**0.5, True), (0.4, False)):
+        draws = {"W0": 0.5 * seen[:, None, None] + width * noise}
+        facts, _ = judged(draws, truth, seed=0)
+        assert (facts["rank_p_min"] > facts["rank_p_needed"]) == right
+        inside = facts["coverage_90_low"] <= facts["coverage_90_W0"] <= facts["coverage_90_high"]
+        assert inside == right
+
+
+def test_calibration_is_an_experiment(tmp_path):
+    done = command(
+        "evaluate.py", "checkpoint=gc_emulator", "experiment=gc_emulator_calibration",
+        "data.n_sets=6", "data.n_stars=30", "model.warmup=30", "model.draws=20",
+        f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["n"] == 6 and metrics["rank_p_needed"] == 0.0025
+    assert (tmp_path / "calibration.png").stat().st_size > 10_000

@@ -1,8 +1,10 @@
-"""HEALPix (Gorski et al. 2005) in nested order, on the CPU in float64: what a prior on the sky needs.
+"""HEALPix (Gorski et al. 2005) in nested order, on the CPU in float64: what a prior needs.
 
 The lookups are astropy-healpix's: compiled, tested against the reference library, under astropy's
 licence (healpy is GPL). Pixels are int64, directions are vectors (..., 3).
 """
+
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ def count(nside: int) -> int:
     return 12 * nside**2
 
 
+@lru_cache(maxsize=4)
 def centres(nside: int) -> Tensor:
     """Unit vectors to the centres of all pixels, (pixels, 3)."""
     xyz = core.healpix_to_xyz(np.arange(count(nside)), nside, order="nested")
@@ -43,23 +46,35 @@ def neighbours(nside: int, pixels: Tensor) -> Tensor:
     return torch.from_numpy(found.T.copy())
 
 
-def neighbourhood(nside: int, pixels: Tensor) -> Tensor:
-    """Each pixel and 8 others near it, (pixels, 9): its neighbours and, where one is missing, the
-    nearest pixel that is not yet there."""
-    near = torch.cat([pixels[:, None], neighbours(nside, pixels)], 1)
-    short = (near < 0).any(1)
-    if short.any():
-        unit = centres(nside)
-        around = near[short]
-        beyond = neighbours(nside, around.clamp_min(0).flatten()).reshape(len(around), -1)
-        beyond = torch.where(beyond < 0, around[:, :1], beyond)
-        taken = (beyond[:, :, None] == around[:, None, :]).any(2)
-        # rounded, so that equally near ones are taken in the order of their number
-        closeness = (unit[beyond] @ unit[around[:, 0], :, None])[..., 0].mul(1e9).round()
-        best = torch.where(taken, -torch.inf, closeness).argmax(1)
-        fill = beyond[torch.arange(len(around)), best]
-        near[short] = torch.where(around < 0, fill[:, None], around)
-    return near
+def neighbourhood(nside: int, pixels: Tensor, size: int = 9) -> Tensor:
+    """Each pixel and those about it, (pixels, size): first itself, then the 8 that touch it, or 7
+    where one is missing, then the nearest of the ring beyond.
+
+    ``size`` is at most 21, at Nside 2 at most 13.
+    """
+    ring = neighbours(nside, pixels)
+    second = neighbours(nside, ring.clamp_min(0).flatten()).reshape(len(pixels), -1)
+    second = torch.where((ring < 0).repeat_interleave(8, 1), -1, second)
+    around = torch.cat([pixels[:, None], ring, second], 1)
+    unit = centres(nside)
+    # rounded, so that rounding errors do not decide between equally near ones
+    merit = (unit[around] @ unit[pixels, :, None])[..., 0].mul(1e9).round().mul(1e-9)
+    merit[:, :9] += 4.0
+    merit[around < 0] = -torch.inf
+    # the first of each number counts: `around` holds pixels of the second ring several times
+    order = torch.argsort(around, dim=1, stable=True)
+    ranked = around.gather(1, order)
+    again = torch.zeros_like(ranked, dtype=torch.bool)
+    again[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
+    merit.scatter_(1, order, merit.gather(1, order).masked_fill(again, -torch.inf))
+    best = torch.argsort(merit, dim=1, descending=True, stable=True)[:, :size]
+    return around.gather(1, best)
+
+
+def parity(nside: int) -> Tensor:
+    """0 or 1 as on a chessboard, (pixels,): pixels that share an edge within a face differ."""
+    within = torch.arange(count(nside))
+    return (within ^ (within >> 1)) & 1  # the lowest bits of x and y in the face
 
 
 def rotations(nside: int) -> Tensor:

@@ -30,17 +30,17 @@ class Turn(NamedTuple):
 
     mean: Tensor  # R, (blocks, 8, K)
     noise: Tensor  # sqrt(D), (blocks, 8, 8)
-    inputs: Tensor  # (blocks, K, members): place of each value; fine places follow the coarse ones
-    uses: Tensor  # the transpose: after each fine value of this turn, where later inputs hold it
-    offsets: Tensor  # (blocks x 8 x members,), where in `uses` each begins
+    inputs: Tensor  # (blocks, K, members), int32: places; fine ones come after the coarse ones
+    start: int  # place of its first fine value
+    stop: int
 
 
 class Level(NamedTuple):
-    """A refinement. The inputs of its turns, last turn first, stand one after the other."""
+    """A refinement."""
 
     turns: list[Turn]
-    uses: Tensor  # of the coarse values
-    offsets: Tensor  # (coarse voxels,)
+    n_coarse: int  # voxels
+    n_fine: int
 
 
 def hadamard(s: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def refinement(
         filled += len(inner)
 
     wide = healpix.neighbourhood(coarse.nside, first, stencil.pixels)
-    matrices = []
+    turns, start = [], places.numel()
     for turn, some in enumerate(chosen):
         parts = []
         for index, shell in (part.unbind(1) for part in some.split(CHUNK)):
@@ -108,8 +108,11 @@ def refinement(
             mean, noise = conditional(near, new, valid, kernel)
             parts.append((mean, noise, inputs.permute(1, 2, 0)))
         mean, noise, inputs = (torch.cat(part) for part in zip(*parts, strict=True))
-        matrices.append((mean, noise, inputs.contiguous()))
-    return _level(matrices, places.numel()), fine_places - places.numel()
+        stop = start + noise[..., 0].numel() * MEMBERS
+        turns.append(Turn(mean, noise, inputs.int().contiguous(), start, stop))
+        start = stop
+    level = Level(turns, places.numel(), fine_places.numel())
+    return level, fine_places - places.numel()
 
 
 def children(fine: Grid, pixel: Tensor, shell: Tensor) -> Tensor:
@@ -163,21 +166,3 @@ def _root(covariance: Tensor) -> Tensor:
     """Lower triangular root, (..., n, n)."""
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
     return torch.linalg.cholesky(covariance + JITTER * identity)
-
-
-def _level(matrices: list[tuple[Tensor, Tensor, Tensor]], n_coarse: int) -> Level:
-    """Adds the transpose of the inputs, by which the adjoint gathers instead of scattering."""
-    # the adjoint goes through the turns from the last to the first
-    flat = torch.cat([inputs.flatten() for _, _, inputs in reversed(matrices)])
-    sizes = [n_coarse, *(noise[..., 0].numel() * MEMBERS for _, noise, _ in matrices)]
-    uses = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=sum(sizes))
-    found = []
-    for use, count in zip(
-        uses.split([int(part.sum()) for part in counts.split(sizes)]),
-        counts.split(sizes),
-        strict=True,
-    ):
-        found.append((use, count.cumsum(0) - count))
-    turns = [Turn(*held, *used) for held, used in zip(matrices, found[1:], strict=True)]
-    return Level(turns, *found[0])

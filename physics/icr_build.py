@@ -22,7 +22,7 @@ class Stencil(NamedTuple):
 
 
 PLAIN = Stencil(9, 0)
-WIDE = Stencil(13, 16)
+WIDE = Stencil(13, 20)
 
 
 class Turn(NamedTuple):

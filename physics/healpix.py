@@ -1,0 +1,94 @@
+"""HEALPix (Gorski et al. 2005) in nested order, on the CPU in float64: what a prior needs.
+
+The lookups are astropy-healpix's: compiled, tested against the reference library, under astropy's
+licence (healpy is GPL). Pixels are int64, directions are vectors (..., 3).
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from astropy_healpix import core
+from torch import Tensor
+
+
+def count(nside: int) -> int:
+    """Pixels of the sphere."""
+    if nside < 1 or nside & (nside - 1):
+        raise ValueError(f"nside is {nside}; nested HEALPix needs a power of two: 1, 2, 4, 8, ...")
+    return 12 * nside**2
+
+
+@lru_cache(maxsize=4)
+def centres(nside: int) -> Tensor:
+    """Unit vectors to the centres of all pixels, (pixels, 3)."""
+    xyz = core.healpix_to_xyz(np.arange(count(nside)), nside, order="nested")
+    return torch.from_numpy(np.stack(xyz, 1))
+
+
+def pixel(nside: int, directions: Tensor) -> Tensor:
+    """Pixel that holds each of the ``directions`` (..., 3), of any length, (...)."""
+    count(nside)
+    unit = torch.nn.functional.normalize(directions.double().cpu(), dim=-1)
+    found = core.xyz_to_healpix(*unit.unbind(-1), nside, order="nested")
+    return torch.as_tensor(np.asarray(found))
+
+
+def neighbours(nside: int, pixels: Tensor) -> Tensor:
+    """The 8 pixels that share an edge or a corner, (pixels, 8), from south-west clockwise.
+
+    Where only seven pixels touch (24 places on the sphere, 8 of them at Nside 1), the missing one
+    is -1.
+    """
+    count(nside)
+    with np.errstate(invalid="ignore"):  # astropy-healpix warns of the -1
+        found = core.neighbours(pixels.numpy(), nside, order="nested")
+    return torch.from_numpy(found.T.copy())
+
+
+def neighbourhood(nside: int, pixels: Tensor, size: int = 9) -> Tensor:
+    """Each pixel and those about it, (pixels, size): first itself, then the 8 that touch it, or 7
+    where one is missing, then the nearest of the ring beyond.
+
+    ``size`` is at most 21, at Nside 2 at most 13.
+    """
+    ring = neighbours(nside, pixels)
+    second = neighbours(nside, ring.clamp_min(0).flatten()).reshape(len(pixels), -1)
+    second = torch.where((ring < 0).repeat_interleave(8, 1), -1, second)
+    around = torch.cat([pixels[:, None], ring, second], 1)
+    unit = centres(nside)
+    # rounded, so that rounding errors do not decide between equally near ones
+    merit = (unit[around] @ unit[pixels, :, None])[..., 0].mul(1e9).round().mul(1e-9)
+    merit[:, :9] += 4.0
+    merit[around < 0] = -torch.inf
+    # the first of each number counts: `around` holds pixels of the second ring several times
+    order = torch.argsort(around, dim=1, stable=True)
+    ranked = around.gather(1, order)
+    again = torch.zeros_like(ranked, dtype=torch.bool)
+    again[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
+    merit.scatter_(1, order, merit.gather(1, order).masked_fill(again, -torch.inf))
+    best = torch.argsort(merit, dim=1, descending=True, stable=True)[:, :size]
+    return around.gather(1, best)
+
+
+def parity(nside: int) -> Tensor:
+    """0 or 1 as on a chessboard, (pixels,): pixels that share an edge within a face differ."""
+    within = torch.arange(count(nside))
+    return (within ^ (within >> 1)) & 1  # the lowest bits of x and y in the face
+
+
+def rotations(nside: int) -> Tensor:
+    """Where each pixel goes under the 8 rotations that map HEALPix to itself, (8, pixels).
+
+    Quarter turns about the poles, with and without a half turn about the x axis. From Nside 2 on no
+    pixel stays where it is, so that the sphere falls into classes of 8 pixels that see the same.
+    """
+    quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    half = torch.diag(torch.tensor([1.0, -1, -1], dtype=torch.float64))
+    unit = centres(nside)
+    turned = []
+    for flip in (torch.eye(3, dtype=torch.float64), half):
+        for k in range(4):
+            turn = flip @ torch.linalg.matrix_power(quarter, k)
+            turned.append(pixel(nside, unit @ turn.T))
+    return torch.stack(turned)

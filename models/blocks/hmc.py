@@ -85,21 +85,23 @@ class HMC:
         jitter = 2 * _halton(now["iteration"] + 1)
         log_step = now["log_step"] if warming else now["mean_log_step"]
         step = log_step.exp()[:, None, None]
-        steps = round(jitter * float((now["log_length"] - log_step.mean()).exp()))
         early = now["iteration"] < WINDOWS[0] * self.warmup  # the metric is not known yet
-        steps = max(1, min(steps, 16 if early else self.max_steps))
+        steps = (jitter * (now["log_length"] - log_step).exp()).round()
+        steps = steps.clamp(1, 16 if early else self.max_steps)[:, None, None]
+        longest = int(steps.max())
 
         momentum = self._normal(now["position"].shape)
         position, gradient, log_p = now["position"], now["gradient"], now["log_p"]
         energy = log_p - 0.5 * momentum.square().sum(-1)
         q, p, force = position, momentum, self._whiten(gradient)
-        for _ in range(steps):
-            p = p + 0.5 * step * force
-            q = q + self._unwhiten(step * p)
+        for i in range(longest):
+            move = step * (i < steps)  # a group whose trajectory is over stands still
+            p = p + 0.5 * move * force
+            q = q + self._unwhiten(move * p)
             log_q, gradient_q = self._gradient(q)
             force = self._whiten(gradient_q)
-            p = p + 0.5 * step * force
-        now["gradients"] += steps
+            p = p + 0.5 * move * force
+        now["gradients"] += longest
         change = log_q - 0.5 * p.square().sum(-1) - energy
         change = torch.where(torch.isfinite(change), change, -torch.inf)
         accept = change.clamp_max(0).exp()

@@ -241,6 +241,7 @@ class GCEmulator(Component):
     def _calibration(self, data: Any, folder: Path, seed: int) -> Product:
         """Ranks of the truth in posteriors of simulated data sets, in place of draws."""
         posterior, truth = simulated(self.emulator.requires_grad_(False), data, data.seed)
+        posterior.accept = 0.95  # at the ends of the prior there are posteriors with walls
         found = sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
         facts, ranks = judged(found.named, truth, data.seed)
         draws = {name: values[0].cpu().numpy() for name, values in found.named.items()}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from conftest import ROOT, command
+from test_gc_profile import cluster_file
 
 import zoo
 from datamodules.gc_stars import GCStars
@@ -21,6 +22,7 @@ COMMANDS = [
     if line.startswith("python ") and "pip install" not in line
 ]
 TRUTH = {"W0": 5.0, "g": 1.8, "log10_mass": 5.0, "log10_rh": 0.5}
+PLACE = {"ra": 57.3, "dec": 28.6, "distance": 1.0, "pm_ra": 5.0, "pm_dec": -3.0, "rv": 20.0}
 SMALL = {
     "train.py": ["experiment=zephyr_quick", "model.epochs=1"],
     "evaluate.py": ["data.n_test=100"],
@@ -40,8 +42,10 @@ def folder(tmp_path_factory):
     table["redshift"] = table["ZSPEC"] = random.uniform(0.1, 2, 300)
     table["survey"] = random.choice(["spec", "grism"], 300)
     table["tomographic_bin"] = random.integers(0, 3, 300)
-    stars = GCStars(n_stars=60, truth=TRUTH).simulate("test")
-    Table(stars).write(folder / "stars.fits")
+    Table(GCStars(n_stars=60, truth=TRUTH).simulate("test")).write(folder / "stars.fits")
+    seen = GCStars(n_stars=90, truth=TRUTH | PLACE, field=True, radius=[1.0, 20.0])
+    Table(seen.simulate("test")).write(folder / "gaia.fits")
+    cluster_file(folder / "cluster.hdf")
     for name in ("cat.fits", "train.fits", "cat.parquet"):
         if name.endswith("fits"):
             table.write(folder / name)
@@ -62,7 +66,7 @@ def test_a_command_of_readme_runs(line, folder, runs):
         words += ["--cfg", "job"]
     elif "init_from" in line:  # weights fit the settings that they were trained with
         words += ["model.epochs=1", "data.batch_size=64"]
-    elif "gc_stars" in line:
+    elif "data=gc_" in line:
         words += ["model.chains=2", "model.warmup=20", "model.draws=20"]
     elif words[0] in SMALL and "--help" not in words and "--cfg" not in words:
         words += SMALL[words[0]]

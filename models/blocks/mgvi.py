@@ -1,9 +1,9 @@
 """Metric Gaussian variational inference (Knollmueller & Ensslin 2019, arXiv:1901.11033).
 
 The posterior of standard normal latents u, given data d = f(u) + noise, is taken to be normal with
-the inverse covariance M = 1 + J^T N^-1 J at its mean, J = df/du. Samples need no matrix: if e1 and e2 are unit
-normal, n = J^T N^-1/2 e1 + e2 has the covariance M, and M^-1 n that of the posterior. The mean
-minimises the energy averaged over such samples, which are held as they are meanwhile.
+the inverse covariance M = 1 + J^T N^-1 J at its mean, J = df/du. Samples need no matrix: if e1 and
+e2 are unit normal, n = J^T N^-1/2 e1 + e2 has the covariance M, and M^-1 n that of the posterior.
+The mean minimises the energy averaged over such samples, which are held as they are meanwhile.
 
 Everything is batched over samples, (samples, latents); with several processes each holds its own
 samples, and what is averaged over samples is averaged over processes.

@@ -1,0 +1,279 @@
+"""dust: a 3D map of interstellar dust as a variational Gaussian process."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from models.base import Batch, Component, Output
+from models.blocks import mgvi
+from models.dust.field import Density, Extinction, Prior, Stars
+from models.dust.judged import Sky, judged
+from physics.extinction import log_normal, path_lengths
+from physics.icr import ICR, grids, matern
+
+TOLERANCE, MOST = 0.03, 300  # of conjugate gradients: relative residual, and steps
+NEWTON = 5  # steps of an outer iteration
+SLICE = 8192  # stars predicted at once
+
+
+class Dust(Component):
+    """Extinction per parsec on HEALPix x log distance, after arXiv:2308.01295.
+
+    ln rho is a Gaussian process of Matern covariance, by Iterative Charted Refinement
+    (`physics.icr`), whose mean and amplitude are learned with it. The extinction of a star is the
+    density along its sightline, over the distances that its parallax allows; their variance is
+    added to that of the measurement. The posterior is found by metric Gaussian variational
+    inference (`models.blocks.mgvi`): an epoch is an outer iteration, which draws ``pairs`` of
+    mirrored samples and moves their mean. Processes share out the pairs.
+
+    In: the batch of `datamodules.dust`: ``direction`` (batch, 3), Galactic; ``parallax`` and
+    ``parallax_error`` (batch,), mas; ``extinction`` and ``extinction_error`` (batch,), E of Zhang,
+    Green & Rix (2023). Out: see `outputs`; the map itself, `sky_map`.
+    """
+
+    precisions = ("32-true",)
+    smaller_is_better = frozenset(("chi2", "icr_covariance_error"))
+
+    def __init__(
+        self,
+        nside: int,
+        n_radial: int,
+        nearest: float,
+        farthest: float,
+        base_nside: int = 4,
+        nu: float = 1.5,
+        scale: float = 150.0,
+        amplitude: float = 1.0,
+        amplitude_error: float = 0.5,
+        mean_error: float = 1.0,
+        pairs: int = 4,
+        seed: int = 0,
+        epochs: int = 12,
+    ) -> None:
+        super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
+        self.automatic_optimization = False
+        self.pairs, self.seed = pairs, seed
+        self.amplitude, self.mean_error = (amplitude, amplitude_error), mean_error
+        levels = grids(nside, n_radial, nearest, farthest, base_nside)
+        self.kernel = matern(scale, nu)
+        self.grid, self.gp = levels[-1], ICR(levels, self.kernel)
+        n = self.prior.n_latents
+        self.mean = torch.nn.Parameter(torch.zeros(1, n))
+        self.register_buffer("residuals", torch.zeros(pairs, n))
+        # of the prior: ln of the mean density, a first guess, 1/pc
+        self.register_buffer("log_density", torch.tensor(-8.0))
+        self.register_buffer("noise", torch.zeros(0), persistent=False)
+        self.register_buffer("widths", self.grid.widths.float(), persistent=False)
+        self._rho: tuple[tuple[int, int], Tensor] | None = None
+
+    residuals: Tensor
+    log_density: Tensor
+    noise: Tensor
+    widths: Tensor
+
+    @property
+    def prior(self) -> Prior:
+        guess = float(self.log_density) if hasattr(self, "log_density") else 0.0
+        return Prior(self.gp, (guess, self.mean_error), self.amplitude)
+
+    # --- the fit ------------------------------------------------------------------------------
+
+    def prepare(self, data: Any) -> None:
+        """The mean density that stars of an even medium would have."""
+        batch = data.training_batch()
+        paths = self.stars(batch).lengths.sum(1)
+        even = float(batch["extinction"].mean() / paths.mean())
+        if not even > 0:
+            raise ValueError(f"the stars have a mean extinction of {even:.2g}; expected above 0")
+        spread = 0.5 * self.amplitude[0] ** 2  # the mean of exp(s) over its median
+        self.log_density.fill_(math.log(even) - spread)
+
+    def stars(self, batch: Batch) -> Stars:
+        """Pixels, and paths through the shells."""
+        pixel = self.grid.voxel(batch["direction"], 1e3 / batch["parallax"].clamp_min(1e-6))[0]
+        edges = self.grid.boundaries.to(batch["parallax"])
+        lengths = path_lengths(edges, batch["parallax"], batch["parallax_error"]).float()
+        return Stars(pixel.to(lengths.device), lengths)
+
+    def samples(self) -> Tensor:
+        """Latents of the posterior, (2 pairs, latents)."""
+        return torch.cat([self.mean + self.residuals, self.mean - self.residuals])
+
+    def loss(self, batch: Batch) -> Tensor:
+        """In training the energy per star, averaged over samples: minus ln of the posterior.
+
+        In validation minus the mean log density of the stars' extinctions.
+        """
+        stars, prior = self.stars(batch), self.prior
+        if not self.training:
+            return -self._log_density(batch, stars).mean()
+        variance = self._variance(batch, stars)
+        at = Extinction(prior, stars, self.samples())
+        misfit = (at.value - batch["extinction"]).square() / variance
+        return 0.5 * misfit.mean() + 0.5 * self.mean.square().sum() / self.n_training
+
+    @property
+    def n_training(self) -> int:
+        """Stars that the map is made of."""
+        return max(len(self.noise), 1)
+
+    @torch.no_grad()
+    def _variance(self, batch: Batch, stars: Stars) -> Tensor:
+        """Of the noise: that of the measurement, and that over the distances as they are now."""
+        at = Extinction(self.prior, stars, self.samples() if self._drawn() else self.mean)
+        return batch["extinction_error"].square() + at.variance(self.widths).mean(0)
+
+    def _drawn(self) -> bool:
+        return self.global_step > 0 or bool(self.residuals.any())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
+        """An outer iteration: samples about the mean, then the mean among its samples."""
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        if self.pairs % world:
+            raise ValueError(f"model.pairs={self.pairs} cannot be shared evenly by {world}")
+        stars, prior = self.stars(batch), self.prior
+        variance = self._variance(batch, stars)
+        data = mgvi.Data(batch["extinction"], variance)
+        n_stars = len(stars.pixel)
+        e1, e2 = self._noise(range(rank, self.pairs, world), n_stars)
+
+        def model(u: Tensor) -> Extinction:
+            return Extinction(prior, stars, u)
+
+        with torch.no_grad():
+            mine = mgvi.residuals(model, data, self.mean, e1, e2, TOLERANCE, MOST)
+            both = torch.cat([mine, -mine])
+            mean, energy = mgvi.newton(model, data, self.mean.data, both, NEWTON, TOLERANCE, MOST)
+            self.residuals.copy_(_of_all_ranks(mine, world))
+            self.mean.grad = self.mean - mean
+        optimizer: Any = self.optimizers()
+        optimizer.step()  # of unit rate
+        loss = (energy + 0.5 * variance.log().sum()) / n_stars
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+
+    def _noise(self, pairs: range, n_stars: int) -> tuple[Tensor, Tensor]:
+        """Unit normal numbers of these pairs, which depend on the seed and the epoch alone."""
+        found = []
+        for pair in pairs:
+            seed = (self.seed * 1_000_003 + self.current_epoch) * 1009 + pair
+            generator = torch.Generator().manual_seed(seed)
+            n = n_stars + self.mean.shape[1]
+            found.append(torch.randn(n, generator=generator))
+        both = torch.stack(found).to(self.device)
+        return both[:, :n_stars], both[:, n_stars:]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    # --- what the rows are --------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        return {
+            "extinction": Output("", "mean, E of Zhang, Green & Rix (2023); A_V = 2.8 E"),
+            "extinction_std": Output("", "its posterior standard deviation"),
+            "extinction_std_distance": Output("", "what the star's distance error adds"),
+            "extinction_samples": Output("", "posterior samples, which keep sightlines together"),
+            "flags": Output(
+                "",
+                "1 nearer than the map, 2 beyond it: extinction to its edge, 4 no star near",
+            ),
+            "log_density": Output("", "of the catalogue's extinction, if there is one"),
+            "pull": Output("", "of it: deviation over all errors together"),
+        }
+
+    def rho(self) -> Tensor:
+        """Extinction per pc of the samples, (2 pairs, pixels, shells)."""
+        key = (self.mean._version, self.residuals._version)
+        if self._rho is None or self._rho[0] != key or self._rho[1].device != self.mean.device:
+            with torch.no_grad():
+                self._rho = key, Density(self.prior, self.samples()).log.exp()
+        return self._rho[1]
+
+    def _log_density(self, batch: Batch, stars: Stars) -> Tensor:
+        along = self.rho()[:, stars.pixel]
+        mean, variance = mean_and_variance(along, stars.lengths, self.widths)
+        variance = variance + batch["extinction_error"].square()
+        log_p = log_normal(batch["extinction"], mean, variance)
+        return log_p.logsumexp(0) - math.log(len(along))
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
+        tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
+        n = len(tensors["row"])
+        parts = [
+            self._predict({k: v[i : i + SLICE] for k, v in tensors.items()})
+            for i in range(0, n, SLICE)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        stars = self.stars(batch)
+        mean, variance = mean_and_variance(self.rho()[:, stars.pixel], stars.lengths, self.widths)
+        distance = 1e3 / batch["parallax"]
+        edges = self.grid.boundaries
+        flags = (distance < edges[0]).short() + 2 * (distance > edges[-1]).short()
+        rows = {
+            "extinction": mean.mean(0),
+            "extinction_std": _std(mean),
+            "extinction_std_distance": variance.mean(0).sqrt(),
+            "extinction_samples": mean.T.contiguous(),
+            "flags": flags,
+        }
+        if "extinction" in batch:
+            total = rows["extinction_std"].square() + variance.mean(0)
+            total = total + batch["extinction_error"].square()
+            rows["log_density"] = self._log_density(batch, stars)
+            rows["pull"] = (batch["extinction"] - rows["extinction"]) / total.sqrt()
+        return rows
+
+    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        known = np.isfinite(rows.get("log_density", np.empty(0)))
+        if not known.any():
+            return {}
+        pull = rows["pull"][known].astype(float)
+        return {
+            "n": int(known.sum()),
+            "heldout_lpd": float(rows["log_density"][known].mean(dtype=float)),
+            "chi2": float(np.mean(pull**2)),
+        }
+
+    def judged(self, data: Any) -> dict[str, float]:
+        """The map beside the simulation's, and the prior beside its kernel."""
+        ours = Sky(self.grid, self.gp, self.kernel, self.rho().log(), self.stars)
+        return judged(ours, data)
+
+    def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
+        xi = torch.randn(8, self.gp.n_excitations, generator=torch.Generator().manual_seed(0))
+        voxels = 8 * math.prod(self.gp.shape)
+        return super().timed(batch) | {
+            "voxel_samples_per_second": (lambda: self.gp.apply(xi), voxels)
+        }
+
+    def scope(self) -> list[str]:
+        edges = self.grid.boundaries
+        return [
+            f"all directions, {float(edges[0]):.0f} to {float(edges[-1]):.0f} pc; voxels of Nside "
+            f"{self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
+            "structure smaller than a voxel is not resolved; `flags` say where the map ends",
+            "extinction nearer than the innermost boundary is not counted",
+        ]
+
+
+def _std(samples: Tensor) -> Tensor:
+    """Of mirrored samples, (2 pairs, ...), each of whose pairs has one deviation."""
+    first, second = samples.chunk(2)
+    return (0.5 * (first - second)).square().mean(0).sqrt()
+
+
+def _of_all_ranks(mine: Tensor, world: int) -> Tensor:
+    """The residuals of all processes, pair after pair."""
+    if world == 1:
+        return mine
+    parts = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts, 1).flatten(0, 1)

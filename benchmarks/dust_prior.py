@@ -70,8 +70,66 @@ def ours(name: str, stencil: Any, base: int) -> dict[str, Any]:
 
 
 def niftys(base: int) -> dict[str, Any]:
-    """The same of nifty8.re, whose field of 8 samples is a vmap and whose adjoint is jax's."""
+    speed, errors = nifty_speeds(base), nifty_errors(base)
+    return {"method": "nifty8.re", "base_nside": base, **speed, **errors}
+
+
+def nifty_speeds(base: int) -> dict[str, float]:
+    """The field of 8 samples is a vmap, the adjoint jax's."""
     import jax
+    from jax import numpy as jnp
+
+    prior, fine = nifty_field(FAST, base, jnp.float32)
+    build = jax.jit(lambda: prior.matrices())
+
+    def matrices() -> Any:
+        with jax.enable_x64(True):
+            made = jax.block_until_ready(build())
+        return jax.block_until_ready(jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), made))
+
+    def excitations(*samples: int) -> list[Any]:
+        shapes = [(*samples, *part.shape) for part in prior.domain]
+        return [np.random.default_rng(0).normal(size=s).astype(np.float32) for s in shapes]
+
+    held = matrices()
+    started = time.process_time()
+    matrices()
+    seconds = time.process_time() - started
+    one, eight = excitations(), excitations(SAMPLES)
+    g = np.random.default_rng(0).normal(size=fine.shape).astype(np.float32)
+    many = jax.jit(jax.vmap(prior, (0, None)))
+    back = jax.jit(lambda g, held: jax.linear_transpose(lambda xi: prior(xi, held), one)(g))
+    jax.block_until_ready((many(eight, held), back(g, held)))
+    speed = speeds(
+        seconds,
+        lambda: jax.block_until_ready(many(eight, held)),
+        lambda: jax.block_until_ready(back(g, held)),
+        SAMPLES * g.size,
+    )
+    held_bytes = sum(np.asarray(matrix).nbytes for matrix in jax.tree.leaves(held))
+    return {**speed, "bytes_per_voxel": held_bytes / g.size}
+
+
+def nifty_errors(base: int) -> dict[str, float]:
+    import jax
+    from jax import numpy as jnp
+
+    with jax.enable_x64(True):
+        prior, fine = nifty_field(EXACT, base, jnp.float64)
+        held = jax.jit(lambda: prior.matrices())()
+        like = [jnp.zeros(part.shape) for part in prior.domain]
+
+        def implied(g: Any) -> Any:
+            def run(xi: Any) -> Any:
+                return prior(xi, held)
+
+            return run(*jax.linear_transpose(run, like)(g))
+
+        run = jax.jit(jax.vmap(implied))
+        return covariance_errors(lambda g: torch.tensor(np.asarray(run(g.numpy()))), fine)
+
+
+def nifty_field(shape: tuple[int, int], base: int, dtype: Any) -> tuple[Any, Grid]:
     from jax import numpy as jnp
     from nifty8.re.refine.chart import HEALPixChart
     from nifty8.re.refine.healpix_field import ChartedHPField
@@ -80,71 +138,17 @@ def niftys(base: int) -> dict[str, Any]:
         x = np.sqrt(3) / SCALE * distance
         return (1 + x) * jnp.exp(-x)
 
-    def field(shape: tuple[int, int], dtype: Any) -> tuple[Any, Grid]:
-        coarse, *_, fine = levels = grids(*shape, NEAREST, FARTHEST, base)
-        chart = HEALPixChart(
-            min_shape=fine.shape,
-            depth=len(levels) - 1,
-            nonhp_rg2cart=lambda x: (jnp.exp(coarse.first + coarse.step * x[0]),),
-            nonhp_cart2rg=lambda x: ((jnp.log(x[0]) - coarse.first) / coarse.step,),
-        )
-        assert chart.shape == fine.shape
-        np.testing.assert_allclose(
-            chart.nonhp_ind2cart((np.arange(fine.shells),), chart.depth)[0], fine.centres, rtol=1e-5
-        )
-        return ChartedHPField(chart, kernel, dtype=dtype), fine
-
-    def matrices(compiled: Any, dtype: Any) -> Any:
-        with jax.enable_x64(True):
-            made = jax.block_until_ready(compiled())
-        return jax.block_until_ready(jax.tree.map(lambda m: jnp.asarray(m, dtype), made))
-
-    def excitations(prior: Any, *samples: int) -> list[Any]:
-        shapes = [(*samples, *part.shape) for part in prior.domain]
-        return [np.random.default_rng(0).normal(size=s).astype(np.float32) for s in shapes]
-
-    prior, fine = field(FAST, jnp.float32)
-    build = jax.jit(lambda: prior.matrices())
-    held = matrices(build, jnp.float32)
-    apply = jax.jit(lambda xi, held: prior(xi, held))
-    many = jax.jit(jax.vmap(apply, (0, None)))
-    one, eight = excitations(prior), excitations(prior, SAMPLES)
-    g = np.random.default_rng(0).normal(size=fine.shape).astype(np.float32)
-    back = jax.jit(lambda g, held: jax.linear_transpose(lambda xi: prior(xi, held), one)(g))
-    jax.block_until_ready((many(eight, held), back(g, held)))
-    started = time.process_time()
-    matrices(build, jnp.float32)
-    row = speeds(
-        time.process_time() - started,
-        lambda: jax.block_until_ready(many(eight, held)),
-        lambda: jax.block_until_ready(back(g, held)),
-        SAMPLES * g.size,
+    coarse, *_, fine = levels = grids(*shape, NEAREST, FARTHEST, base)
+    chart = HEALPixChart(
+        min_shape=fine.shape,
+        depth=len(levels) - 1,
+        nonhp_rg2cart=lambda x: (jnp.exp(coarse.first + coarse.step * x[0]),),
+        nonhp_cart2rg=lambda x: ((jnp.log(x[0]) - coarse.first) / coarse.step,),
     )
-    held_bytes = sum(np.asarray(m).nbytes for m in jax.tree.leaves(held))
-
-    with jax.enable_x64(True):
-        small, fine_small = field(EXACT, jnp.float64)
-        held_small = matrices(jax.jit(lambda: small.matrices()), jnp.float64)
-        like = [jnp.zeros(part.shape) for part in small.domain]
-
-        def implied(g: Any) -> Any:
-            def run(xi: Any) -> Any:
-                return small(xi, held_small)
-
-            return run(*jax.linear_transpose(run, like)(g))
-
-        run = jax.jit(jax.vmap(implied))
-        errors = covariance_errors(
-            lambda unit: torch.from_numpy(np.asarray(run(unit.numpy())).copy()), fine_small
-        )
-    per_voxel = held_bytes / g.size
-    return {
-        "method": "nifty8.re",
-        "base_nside": base,
-        **row,
-        "bytes_per_voxel": per_voxel,
-        **errors,
-    }
+    centres = chart.nonhp_ind2cart((np.arange(fine.shells),), chart.depth)[0]
+    if chart.shape != fine.shape or not np.allclose(centres, fine.centres, rtol=1e-5):
+        raise RuntimeError("NIFTy's grid is not ours")
+    return ChartedHPField(chart, kernel, dtype=dtype), fine
 
 
 def speeds(

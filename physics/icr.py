@@ -56,7 +56,8 @@ class ICR:
         self.base, places = base_root(levels[0], kernel)
         self.levels: list[Level] = []
         for coarse, fine in pairwise(levels):
-            level, places = refinement(coarse, fine, places, kernel, stencil)
+            size = stencil if fine is self.grid else stencil.wider(coarse.nside)
+            level, places = refinement(coarse, fine, places, kernel, size)
             self.levels.append(level)
         self.places = places.flatten().int()  # of the voxels of the map
         self.order = torch.argsort(self.places).int()  # voxel at each place

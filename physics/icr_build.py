@@ -11,7 +11,7 @@ from physics.kernel import Kernel
 
 JITTER = 1e-6  # on the diagonal of covariances of unit variance
 MEMBERS = 8  # pixels of a class
-CHUNK = 4096  # blocks of which matrices are made at once: 300 MB
+CHUNK = 256  # blocks of which matrices are made at once: 20 MB
 
 
 class Stencil(NamedTuple):
@@ -19,6 +19,10 @@ class Stencil(NamedTuple):
 
     pixels: int  # of the coarse grid, x 3 shells
     beside: int  # fine values of earlier turns; with 0 there is one turn
+
+    def wider(self, nside: int) -> "Stencil":
+        """For the coarser levels, of which each costs an eighth of the next."""
+        return Stencil(21 if nside > 2 else 13, 2 * self.beside) if self.beside else self
 
 
 PLAIN = Stencil(9, 0)
@@ -72,7 +76,9 @@ def refinement(
     shells = coarse.shells - 2
     turning = healpix.rotations(coarse.nside)
     first = turning.amin(0).unique()  # a pixel of each class
-    colour = healpix.parity(coarse.nside)[:, None] + 2 * (torch.arange(shells) % 2)
+    # a chessboard in three dimensions: of two blocks that share a face one is in the last two turns
+    parity, odd = healpix.parity(coarse.nside)[:, None], torch.arange(shells) % 2
+    colour = parity + 2 * (parity ^ odd)
     if not stencil.beside:
         colour = torch.zeros_like(colour)
     chosen = [torch.nonzero(colour[first] == k) for k in range(int(colour.max()) + 1)]

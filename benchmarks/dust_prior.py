@@ -22,14 +22,14 @@ from importlib.util import find_spec
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.speed import best_of_five
-from physics.icr import ICR, PLAIN, WIDE, Grid, grids, matern
+from physics.icr import ICR, PLAIN, WIDE, Grid, Stencil, grids, matern, memory
 
 NEAREST, FARTHEST, SCALE = 69.0, 1250.0, 100.0  # pc
 FAST, EXACT = (16, 68), (8, 36)  # Nside, shells
@@ -38,6 +38,8 @@ ROWS, SAMPLES = 512, 8
 
 def main() -> None:
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):  # XLA has no setting that holds it to one thread
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rows = [ours(name, stencil, base) for name, stencil in STENCILS.items() for base in (4, 2)]
     if all(map(find_spec, ("nifty8", "jax", "healpy"))):
         rows += [niftys(base) for base in (4, 2)]
@@ -50,7 +52,7 @@ def main() -> None:
 STENCILS = {"icr wide": WIDE, "icr plain": PLAIN}
 
 
-def ours(name: str, stencil: Any, base: int) -> dict[str, Any]:
+def ours(name: str, stencil: Stencil, base: int) -> dict[str, Any]:
     kernel = matern(SCALE)
     levels = grids(*FAST, NEAREST, FARTHEST, base)
     prior = ICR(levels, kernel, stencil)
@@ -65,7 +67,7 @@ def ours(name: str, stencil: Any, base: int) -> dict[str, Any]:
         levels = grids(*EXACT, NEAREST, FARTHEST, base)
         exact = ICR(levels, kernel, stencil).to(dtype=torch.float64)
         errors = covariance_errors(lambda unit: exact.apply(exact.adjoint(unit)), levels[-1])
-    bytes_per_voxel = prior.nbytes / g.numel()
+    bytes_per_voxel = memory(grids(*FAST, NEAREST, FARTHEST, base), stencil) / g.numel()
     return {"method": name, "base_nside": base, **row, "bytes_per_voxel": bytes_per_voxel, **errors}
 
 

@@ -18,6 +18,7 @@ voxels of a level are in the order (turn, block, child, shell, member): a turn i
 product over its blocks.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from physics.icr_build import (
+    MEMBERS,
     PLAIN,
     WIDE,
     Level,
@@ -38,10 +40,24 @@ from physics.icr_build import (
 from physics.icr_grid import Grid, grids
 from physics.kernel import Kernel, matern
 
-__all__ = ["ICR", "PLAIN", "WIDE", "Grid", "Stencil", "grids", "matern"]
+__all__ = ["ICR", "PLAIN", "WIDE", "Grid", "Stencil", "grids", "matern", "memory"]
 
 
 CACHE = 2**17  # values of inputs that are looked up at once, of which the cache holds twice as many
+
+
+def memory(levels: list[Grid], stencil: Stencil = WIDE) -> int:
+    """Bytes that the matrices and places of a prior will take, to be known before it is made."""
+    pixels, shells = levels[-1].shape
+    total = 4 * math.prod(levels[0].shape) ** 2 // 4 + 8 * pixels * shells
+    for coarse, fine in pairwise(levels):
+        size = stencil if fine is levels[-1] else stencil.wider(coarse.nside)
+        blocks = math.prod(fine.shape) // (8 * MEMBERS)
+        # half of the pixels of a shell are in the first two turns, of which the first knows nothing
+        first = coarse.shape[0] // MEMBERS // 2 * ((coarse.shells - 1) // 2)
+        inputs = blocks * 3 * size.pixels + (blocks - first) * size.beside
+        total += 4 * (8 + MEMBERS) * inputs + 4 * 64 * blocks
+    return total
 
 
 class ICR:
@@ -66,12 +82,6 @@ class ICR:
     @property
     def n_excitations(self) -> int:
         return self.base[..., 0].numel() + sum(level.n_fine for level in self.levels)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the matrices and places."""
-        turns = [tensor for level in self.levels for turn in level.turns for tensor in turn[:3]]
-        return sum(tensor.nbytes for tensor in (self.base, self.places, self.order, *turns))
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None

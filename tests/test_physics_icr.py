@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from physics import healpix
-from physics.icr import ICR, PLAIN, WIDE, Grid, grids, matern
+from physics.icr import ICR, PLAIN, WIDE, Grid, grids, matern, memory
 
 D = torch.float64
 SCALE = 100.0  # pc
@@ -174,8 +174,8 @@ def test_implied_covariance_is_the_kernel(stencil, error, local):
 
 
 def test_variance_is_one():
-    """To the jitter with the plain stencil above an exact base, to 4% with turns."""
-    for stencil, tolerance in ((PLAIN, 3e-6), (WIDE, 0.04)):
+    """To the jitter with the plain stencil above an exact base; to 7% with turns, 1% on average."""
+    for stencil, tolerance in ((PLAIN, 3e-6), (WIDE, 0.07)):
         icr = prior(shells=36, farthest=1250, stencil=stencil)
         voxels = some_voxels(icr)
         variance = implied(icr, voxels)[torch.arange(len(voxels)), voxels]
@@ -208,15 +208,11 @@ def test_draws_have_the_variance_of_the_kernel_in_float32():
     assert float(field.square().mean()) == pytest.approx(1, abs=0.02)
 
 
-def test_memory_is_told():
-    icr = ICR(grids(8, 36, 69, 1250), matern(SCALE))
-    assert (
-        icr.nbytes
-        == 4 * icr.base.numel()
-        + sum(
-            4 * (t.mean.numel() + t.noise.numel() + t.inputs.numel())
-            for level in icr.levels
-            for t in level.turns
-        )
-        + 4 * 2 * 768 * 36
-    )
+@pytest.mark.parametrize("stencil", [PLAIN, WIDE])
+def test_memory_is_known_before(stencil):
+    levels = grids(16, 20, 69.0, 300.0)
+    icr = ICR(levels, matern(SCALE), stencil)
+    held = [icr.base, icr.places, icr.order]
+    for level in icr.levels:
+        held += [tensor for turn in level.turns for tensor in turn[:3]]
+    assert memory(levels, stencil) == sum(tensor.nbytes for tensor in held)

@@ -180,7 +180,8 @@ def _rows(s: Tensor) -> Tensor:
 def _add_back(total: Tensor, fine: Tensor, mean: Tensor, inputs: Tensor) -> None:
     """Adds R^T ``fine`` to the places of inputs; int64, with int32 torch takes 20 times as long."""
     if total.shape[1] == 1:  # a product with so few columns is twice as fast from the left
-        back, places = fine.mT @ mean, inputs.mT.reshape(-1).long()
+        back = fine.mT @ mean
+        places = inputs.mT.to(torch.long, memory_format=torch.contiguous_format).view(-1)
         total.view(-1).scatter_add_(0, places, back.view(-1))
     else:
         back = (mean.mT @ fine).view(-1, total.shape[1])

@@ -9,8 +9,11 @@ ones (4 child pixels x 2 shells), whose values follow from those around and from
 The map from excitations xi ~ N(0, 1) to s is linear, and s has about the covariance K of the
 kernel. In the paper s_c are 3 x 3 pixels x 3 shells: `PLAIN`. What blocks share beyond that is
 lost, which is most of the error where voxels are as large as the scale of the kernel. `WIDE` takes
-13 pixels x 3 shells and refines in four turns, chessboard by chessboard; blocks then also know the
-20 nearest fine values of earlier turns. That halves the error at twice the cost.
+13 pixels x 3 shells and refines in four turns, as on a chessboard in three dimensions; blocks then
+also know the 20 nearest fine values of earlier turns. On the reference sky (Nside 8 x 36) errors
+between neighbours are a fifth of those of `PLAIN`, for 1.4 times the time (benchmarks/dust_prior).
+Variances fall short of 1 by .5% on average and 6% at worst, and by more the more levels there are;
+from an exact base `PLAIN` has 1 after a level, but .74 to 1.07 after two.
 
 The sphere is tiled by classes of 8 pixels that rotations map to one another
 (`healpix.rotations`), so that a matrix serves 8 blocks. Inside, samples come last, and the fine

@@ -22,14 +22,14 @@ from importlib.util import find_spec
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.speed import best_of_five
-from physics.icr import ICR, PLAIN, WIDE, Grid, grids, matern
+from physics.icr import ICR, PLAIN, WIDE, Grid, Stencil, grids, matern, memory
 
 NEAREST, FARTHEST, SCALE = 69.0, 1250.0, 100.0  # pc
 FAST, EXACT = (16, 68), (8, 36)  # Nside, shells
@@ -38,6 +38,8 @@ ROWS, SAMPLES = 512, 8
 
 def main() -> None:
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):  # XLA has no setting that holds it to one thread
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rows = [ours(name, stencil, base) for name, stencil in STENCILS.items() for base in (4, 2)]
     if all(map(find_spec, ("nifty8", "jax", "healpy"))):
         rows += [niftys(base) for base in (4, 2)]
@@ -50,7 +52,7 @@ def main() -> None:
 STENCILS = {"icr wide": WIDE, "icr plain": PLAIN}
 
 
-def ours(name: str, stencil: Any, base: int) -> dict[str, Any]:
+def ours(name: str, stencil: Stencil, base: int) -> dict[str, Any]:
     kernel = matern(SCALE)
     levels = grids(*FAST, NEAREST, FARTHEST, base)
     prior = ICR(levels, kernel, stencil)
@@ -65,13 +67,71 @@ def ours(name: str, stencil: Any, base: int) -> dict[str, Any]:
         levels = grids(*EXACT, NEAREST, FARTHEST, base)
         exact = ICR(levels, kernel, stencil).to(dtype=torch.float64)
         errors = covariance_errors(lambda unit: exact.apply(exact.adjoint(unit)), levels[-1])
-    bytes_per_voxel = prior.nbytes / g.numel()
+    bytes_per_voxel = memory(grids(*FAST, NEAREST, FARTHEST, base), stencil) / g.numel()
     return {"method": name, "base_nside": base, **row, "bytes_per_voxel": bytes_per_voxel, **errors}
 
 
 def niftys(base: int) -> dict[str, Any]:
-    """The same of nifty8.re, whose field of 8 samples is a vmap and whose adjoint is jax's."""
+    speed, errors = nifty_speeds(base), nifty_errors(base)
+    return {"method": "nifty8.re", "base_nside": base, **speed, **errors}
+
+
+def nifty_speeds(base: int) -> dict[str, float]:
+    """The field of 8 samples is a vmap, the adjoint jax's."""
     import jax
+    from jax import numpy as jnp
+
+    prior, fine = nifty_field(FAST, base, jnp.float32)
+    build = jax.jit(lambda: prior.matrices())
+
+    def matrices() -> Any:
+        with jax.enable_x64(True):
+            made = jax.block_until_ready(build())
+        return jax.block_until_ready(jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), made))
+
+    def excitations(*samples: int) -> list[Any]:
+        shapes = [(*samples, *part.shape) for part in prior.domain]
+        return [np.random.default_rng(0).normal(size=s).astype(np.float32) for s in shapes]
+
+    held = matrices()
+    started = time.process_time()
+    matrices()
+    seconds = time.process_time() - started
+    one, eight = excitations(), excitations(SAMPLES)
+    g = np.random.default_rng(0).normal(size=fine.shape).astype(np.float32)
+    many = jax.jit(jax.vmap(prior, (0, None)))
+    back = jax.jit(lambda g, held: jax.linear_transpose(lambda xi: prior(xi, held), one)(g))
+    jax.block_until_ready((many(eight, held), back(g, held)))
+    speed = speeds(
+        seconds,
+        lambda: jax.block_until_ready(many(eight, held)),
+        lambda: jax.block_until_ready(back(g, held)),
+        SAMPLES * g.size,
+    )
+    held_bytes = sum(np.asarray(matrix).nbytes for matrix in jax.tree.leaves(held))
+    return {**speed, "bytes_per_voxel": held_bytes / g.size}
+
+
+def nifty_errors(base: int) -> dict[str, float]:
+    import jax
+    from jax import numpy as jnp
+
+    with jax.enable_x64(True):
+        prior, fine = nifty_field(EXACT, base, jnp.float64)
+        held = jax.jit(lambda: prior.matrices())()
+        like = [jnp.zeros(part.shape) for part in prior.domain]
+
+        def implied(g: Any) -> Any:
+            def run(xi: Any) -> Any:
+                return prior(xi, held)
+
+            return run(*jax.linear_transpose(run, like)(g))
+
+        run = jax.jit(jax.vmap(implied))
+        return covariance_errors(lambda g: torch.tensor(np.asarray(run(g.numpy()))), fine)
+
+
+def nifty_field(shape: tuple[int, int], base: int, dtype: Any) -> tuple[Any, Grid]:
     from jax import numpy as jnp
     from nifty8.re.refine.chart import HEALPixChart
     from nifty8.re.refine.healpix_field import ChartedHPField
@@ -80,71 +140,17 @@ def niftys(base: int) -> dict[str, Any]:
         x = np.sqrt(3) / SCALE * distance
         return (1 + x) * jnp.exp(-x)
 
-    def field(shape: tuple[int, int], dtype: Any) -> tuple[Any, Grid]:
-        coarse, *_, fine = levels = grids(*shape, NEAREST, FARTHEST, base)
-        chart = HEALPixChart(
-            min_shape=fine.shape,
-            depth=len(levels) - 1,
-            nonhp_rg2cart=lambda x: (jnp.exp(coarse.first + coarse.step * x[0]),),
-            nonhp_cart2rg=lambda x: ((jnp.log(x[0]) - coarse.first) / coarse.step,),
-        )
-        assert chart.shape == fine.shape
-        np.testing.assert_allclose(
-            chart.nonhp_ind2cart((np.arange(fine.shells),), chart.depth)[0], fine.centres, rtol=1e-5
-        )
-        return ChartedHPField(chart, kernel, dtype=dtype), fine
-
-    def matrices(compiled: Any, dtype: Any) -> Any:
-        with jax.enable_x64(True):
-            made = jax.block_until_ready(compiled())
-        return jax.block_until_ready(jax.tree.map(lambda m: jnp.asarray(m, dtype), made))
-
-    def excitations(prior: Any, *samples: int) -> list[Any]:
-        shapes = [(*samples, *part.shape) for part in prior.domain]
-        return [np.random.default_rng(0).normal(size=s).astype(np.float32) for s in shapes]
-
-    prior, fine = field(FAST, jnp.float32)
-    build = jax.jit(lambda: prior.matrices())
-    held = matrices(build, jnp.float32)
-    apply = jax.jit(lambda xi, held: prior(xi, held))
-    many = jax.jit(jax.vmap(apply, (0, None)))
-    one, eight = excitations(prior), excitations(prior, SAMPLES)
-    g = np.random.default_rng(0).normal(size=fine.shape).astype(np.float32)
-    back = jax.jit(lambda g, held: jax.linear_transpose(lambda xi: prior(xi, held), one)(g))
-    jax.block_until_ready((many(eight, held), back(g, held)))
-    started = time.process_time()
-    matrices(build, jnp.float32)
-    row = speeds(
-        time.process_time() - started,
-        lambda: jax.block_until_ready(many(eight, held)),
-        lambda: jax.block_until_ready(back(g, held)),
-        SAMPLES * g.size,
+    coarse, *_, fine = levels = grids(*shape, NEAREST, FARTHEST, base)
+    chart = HEALPixChart(
+        min_shape=fine.shape,
+        depth=len(levels) - 1,
+        nonhp_rg2cart=lambda x: (jnp.exp(coarse.first + coarse.step * x[0]),),
+        nonhp_cart2rg=lambda x: ((jnp.log(x[0]) - coarse.first) / coarse.step,),
     )
-    held_bytes = sum(np.asarray(m).nbytes for m in jax.tree.leaves(held))
-
-    with jax.enable_x64(True):
-        small, fine_small = field(EXACT, jnp.float64)
-        held_small = matrices(jax.jit(lambda: small.matrices()), jnp.float64)
-        like = [jnp.zeros(part.shape) for part in small.domain]
-
-        def implied(g: Any) -> Any:
-            def run(xi: Any) -> Any:
-                return small(xi, held_small)
-
-            return run(*jax.linear_transpose(run, like)(g))
-
-        run = jax.jit(jax.vmap(implied))
-        errors = covariance_errors(
-            lambda unit: torch.from_numpy(np.asarray(run(unit.numpy())).copy()), fine_small
-        )
-    per_voxel = held_bytes / g.size
-    return {
-        "method": "nifty8.re",
-        "base_nside": base,
-        **row,
-        "bytes_per_voxel": per_voxel,
-        **errors,
-    }
+    centres = chart.nonhp_ind2cart((np.arange(fine.shells),), chart.depth)[0]
+    if chart.shape != fine.shape or not np.allclose(centres, fine.centres, rtol=1e-5):
+        raise RuntimeError("NIFTy's grid is not ours")
+    return ChartedHPField(chart, kernel, dtype=dtype), fine
 
 
 def speeds(

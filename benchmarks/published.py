@@ -25,7 +25,7 @@ def peers(
     rows = []
     for path in sorted(Path(__file__).parent.glob("*.csv")):
         with path.open(newline="") as file:
-            rows += [r for r in csv.DictReader(file) if r.get("test_sha256") == test_sha256]
+            rows += [row for row in csv.DictReader(file) if row.get("test_sha256") == test_sha256]
     found = {}
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != component):
         mine = [row for row in rows if row["method"] == method]

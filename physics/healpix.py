@@ -29,9 +29,9 @@ def centres(nside: int) -> Tensor:
 def pixel(nside: int, directions: Tensor) -> Tensor:
     """Pixel that holds each of the ``directions`` (..., 3), of any length, (...)."""
     count(nside)
-    unit = torch.nn.functional.normalize(directions.double().cpu(), dim=-1)
-    found = core.xyz_to_healpix(*unit.unbind(-1), nside, order="nested")
-    return torch.as_tensor(np.asarray(found))
+    unit = torch.nn.functional.normalize(directions.double().cpu(), dim=-1).numpy()
+    found = core.xyz_to_healpix(*np.moveaxis(unit, -1, 0), nside, order="nested")
+    return torch.as_tensor(found)
 
 
 def neighbours(nside: int, pixels: Tensor) -> Tensor:

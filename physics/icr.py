@@ -9,8 +9,11 @@ ones (4 child pixels x 2 shells), whose values follow from those around and from
 The map from excitations xi ~ N(0, 1) to s is linear, and s has about the covariance K of the
 kernel. In the paper s_c are 3 x 3 pixels x 3 shells: `PLAIN`. What blocks share beyond that is
 lost, which is most of the error where voxels are as large as the scale of the kernel. `WIDE` takes
-13 pixels x 3 shells and refines in four turns, chessboard by chessboard; blocks then also know the
-20 nearest fine values of earlier turns. That halves the error at twice the cost.
+13 pixels x 3 shells and refines in four turns, as on a chessboard in three dimensions; blocks then
+also know the 20 nearest fine values of earlier turns. On the reference sky (Nside 8 x 36) errors
+between neighbours are a fifth of those of `PLAIN`, for 1.4 times the time (benchmarks/dust_prior).
+Variances fall short of 1 by .5% on average and 6% at worst, and by more the more levels there are;
+from an exact base `PLAIN` has 1 after a level, but .74 to 1.07 after two.
 
 The sphere is tiled by classes of 8 pixels that rotations map to one another
 (`healpix.rotations`), so that a matrix serves 8 blocks. Inside, samples come last, and the fine
@@ -18,6 +21,7 @@ voxels of a level are in the order (turn, block, child, shell, member): a turn i
 product over its blocks.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -26,6 +30,7 @@ import torch
 from torch import Tensor
 
 from physics.icr_build import (
+    MEMBERS,
     PLAIN,
     WIDE,
     Level,
@@ -38,10 +43,24 @@ from physics.icr_build import (
 from physics.icr_grid import Grid, grids
 from physics.kernel import Kernel, matern
 
-__all__ = ["ICR", "PLAIN", "WIDE", "Grid", "Stencil", "grids", "matern"]
+__all__ = ["ICR", "PLAIN", "WIDE", "Grid", "Stencil", "grids", "matern", "memory"]
 
 
 CACHE = 2**17  # values of inputs that are looked up at once, of which the cache holds twice as many
+
+
+def memory(levels: list[Grid], stencil: Stencil = WIDE) -> int:
+    """Bytes that the matrices and places of a prior will take, to be known before it is made."""
+    pixels, shells = levels[-1].shape
+    total = 4 * math.prod(levels[0].shape) ** 2 // 4 + 8 * pixels * shells
+    for coarse, fine in pairwise(levels):
+        size = stencil if fine is levels[-1] else stencil.wider(coarse.nside)
+        blocks = math.prod(fine.shape) // (8 * MEMBERS)
+        # half of the pixels of a shell are in the first two turns, of which the first knows nothing
+        first = coarse.shape[0] // MEMBERS // 2 * ((coarse.shells - 1) // 2)
+        inputs = blocks * 3 * size.pixels + (blocks - first) * size.beside
+        total += 4 * (8 + MEMBERS) * inputs + 4 * 64 * blocks
+    return total
 
 
 class ICR:
@@ -56,7 +75,8 @@ class ICR:
         self.base, places = base_root(levels[0], kernel)
         self.levels: list[Level] = []
         for coarse, fine in pairwise(levels):
-            level, places = refinement(coarse, fine, places, kernel, stencil)
+            size = stencil if fine is self.grid else stencil.wider(coarse.nside)
+            level, places = refinement(coarse, fine, places, kernel, size)
             self.levels.append(level)
         self.places = places.flatten().int()  # of the voxels of the map
         self.order = torch.argsort(self.places).int()  # voxel at each place
@@ -65,12 +85,6 @@ class ICR:
     @property
     def n_excitations(self) -> int:
         return self.base[..., 0].numel() + sum(level.n_fine for level in self.levels)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the matrices and places."""
-        turns = [tensor for level in self.levels for turn in level.turns for tensor in turn[:3]]
-        return sum(tensor.nbytes for tensor in (self.base, self.places, self.order, *turns))
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -169,7 +183,8 @@ def _rows(s: Tensor) -> Tensor:
 def _add_back(total: Tensor, fine: Tensor, mean: Tensor, inputs: Tensor) -> None:
     """Adds R^T ``fine`` to the places of inputs; int64, with int32 torch takes 20 times as long."""
     if total.shape[1] == 1:  # a product with so few columns is twice as fast from the left
-        back, places = fine.mT @ mean, inputs.mT.reshape(-1).long()
+        back = fine.mT @ mean
+        places = inputs.mT.to(torch.long, memory_format=torch.contiguous_format).view(-1)
         total.view(-1).scatter_add_(0, places, back.view(-1))
     else:
         back = (mean.mT @ fine).view(-1, total.shape[1])

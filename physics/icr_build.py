@@ -11,7 +11,9 @@ from physics.kernel import Kernel
 
 JITTER = 1e-6  # on the diagonal of covariances of unit variance
 MEMBERS = 8  # pixels of a class
-CHUNK = 4096  # blocks of which matrices are made at once: 300 MB
+# places in pc of values that are missing, so far away that they get no weight at all
+NOWHERE = 1e7 * torch.arange(1.0, 101.0, dtype=torch.float64)[:, None]
+CHUNK = 256  # blocks of which matrices are made at once: 20 MB
 
 
 class Stencil(NamedTuple):
@@ -19,6 +21,10 @@ class Stencil(NamedTuple):
 
     pixels: int  # of the coarse grid, x 3 shells
     beside: int  # fine values of earlier turns; with 0 there is one turn
+
+    def wider(self, nside: int) -> "Stencil":
+        """For the coarser levels, of which each costs an eighth of the next."""
+        return Stencil(21 if nside > 2 else 13, 2 * self.beside) if self.beside else self
 
 
 PLAIN = Stencil(9, 0)
@@ -72,7 +78,9 @@ def refinement(
     shells = coarse.shells - 2
     turning = healpix.rotations(coarse.nside)
     first = turning.amin(0).unique()  # a pixel of each class
-    colour = healpix.parity(coarse.nside)[:, None] + 2 * (torch.arange(shells) % 2)
+    # a chessboard in three dimensions: of two blocks that share a face one is in the last two turns
+    parity, odd = healpix.parity(coarse.nside)[:, None], torch.arange(shells) % 2
+    colour = parity + 2 * (parity ^ odd)
     if not stencil.beside:
         colour = torch.zeros_like(colour)
     chosen = [torch.nonzero(colour[first] == k) for k in range(int(colour.max()) + 1)]
@@ -97,15 +105,16 @@ def refinement(
             near = coarse.at(pixel, window).flatten(1, 2)
             inputs = places[turning[:, pixel], window].flatten(2)
             new = children(fine, first[index], shell)
-            valid = torch.ones(inputs.shape[1:], dtype=torch.bool)
             if turn:
-                pixel, window, valid_fine = beside(
+                pixel, window, there = beside(
                     colour, turn, fine, first[index], shell, stencil.beside
                 )
-                near = torch.cat([near, fine.at(pixel, window)], 1)
+                place = torch.where(
+                    there[..., None], fine.at(pixel, window), NOWHERE[: stencil.beside]
+                )
+                near = torch.cat([near, place], 1)
                 inputs = torch.cat([inputs, fine_places[turning_fine[:, pixel], window]], 2)
-                valid = torch.cat([valid, valid_fine], 1)
-            mean, noise = conditional(near, new, valid, kernel)
+            mean, noise = conditional(near, new, kernel)
             parts.append((mean, noise, inputs.permute(1, 2, 0)))
         mean, noise, inputs = (torch.cat(part) for part in zip(*parts, strict=True))
         stop = start + noise[..., 0].numel() * MEMBERS
@@ -144,17 +153,11 @@ def beside(
     return pixels, 2 * inside.flatten(1).gather(1, block) + child % 2, distance < torch.inf
 
 
-def conditional(near: Tensor, new: Tensor, valid: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """R and sqrt(D) of values at ``new`` (batch, f, 3) given those at ``near`` (batch, c, 3), pc.
-
-    Those that are not ``valid`` (batch, c) get no weight.
-    """
-    both = valid[:, :, None] & valid[:, None]
-    among = torch.where(both, kernel(_distances(near, near)), 0.0)
-    among.diagonal(dim1=1, dim2=2).fill_(1.0)
-    across = torch.where(valid[:, :, None], kernel(_distances(near, new)), 0.0)
-    mean = torch.cholesky_solve(across, _root(among)).mT
-    return mean, _root(kernel(_distances(new, new)) - mean @ across)
+def conditional(near: Tensor, new: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """R and sqrt(D) of values at ``new`` (batch, f, 3) given ``near`` (batch, c, 3), pc."""
+    across = kernel(_distances(near, new))
+    mean = torch.cholesky_solve(across, _root(kernel(_distances(near, near)))).mT
+    return mean, _root(kernel(_distances(new, new)).baddbmm_(mean, across, alpha=-1))
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
@@ -163,6 +166,6 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """Lower triangular root, (..., n, n)."""
-    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
-    return torch.linalg.cholesky(covariance + JITTER * identity)
+    """Lower triangular root, (..., n, n); changes ``covariance``."""
+    covariance.diagonal(dim1=-2, dim2=-1).add_(JITTER)
+    return torch.linalg.cholesky(covariance)

@@ -19,6 +19,6 @@ def matern(scale: float, nu: float = 1.5) -> Kernel:
         decay = torch.exp(-x)
         if nu == 0.5:
             return decay
-        return (1 + x if nu == 1.5 else 1 + x + x * x / 3) * decay
+        return torch.addcmul(decay, decay, x if nu == 1.5 else x + x * x / 3)
 
     return kernel

@@ -61,7 +61,7 @@ class DustData(CatalogueData):
                 f"(2023), or A_V = {A_V_PER_E} E"
             )
         self.per_unit = 1.0 if extinction_unit == "E" else 1 / A_V_PER_E
-        self.process = {"mean": mean, "amplitude": amplitude, "scale": scale, "clouds": clouds}
+        self.process, self.clouds = (mean, amplitude, scale), clouds
         self.sigma = sigma
         self._true: tuple[Tensor, dust_sky.Stars] | None = None
 
@@ -95,7 +95,7 @@ class DustData(CatalogueData):
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        values = {
+        values: dict[str, np.ndarray] = {
             name: np.ma.filled(np.ma.asarray(v, float), np.nan) for name, v in columns.items()
             if not name.startswith(("keep:", "group_by"))
         }  # fmt: skip
@@ -171,7 +171,7 @@ class DustData(CatalogueData):
         if self._true is None:
             generator = torch.Generator().manual_seed(self.seed)
             grid: Grid = grids(*self.sky)[-1]
-            rho = dust_sky.density(grid, generator=generator, **self.process)
+            rho = dust_sky.density(grid, *self.process, self.clouds, generator)
             n, snr, sigma = self.n_stars, self.min_snr, self.sigma
             self._true = rho, dust_sky.stars(grid, rho, n, snr, sigma, generator)
         return self._true

@@ -61,6 +61,7 @@ class Component(L.LightningModule):
     stacked_column: str | None = None  # the density that data.group_by stacks
     fast: frozenset[str] = frozenset()  # names of parameters that need a higher learning rate
     precisions: tuple[str, ...] = ("32-true", "bf16-mixed")
+    clip: float | None = 5.0  # norm of the gradient, against a single bad batch
 
     def __init__(self, lr: float, weight_decay: float, epochs: int) -> None:
         super().__init__()
@@ -114,6 +115,10 @@ class Component(L.LightningModule):
 
     def learned(self) -> dict[str, float]:
         """Parameters of the fit that mean something, reported with the metrics."""
+        return {}
+
+    def judged(self, data: Any) -> dict[str, float]:
+        """Figures of merit that rows do not hold, such as those of a map; on one process."""
         return {}
 
     def scope(self) -> list[str]:
@@ -174,6 +179,11 @@ class Component(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any) -> None:
+        """Of the component, not of the trainer: a Newton step has none."""
+        if self.clip is not None:
+            self.clip_gradients(optimizer, self.clip, "norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[RECORD] = self.record

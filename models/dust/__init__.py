@@ -12,8 +12,8 @@ from torch import Tensor
 from models.base import Batch, Component, Output
 from models.blocks import mgvi
 from models.dust.field import Density, Extinction, Prior, Stars
-from models.dust.judged import Sky, judged
-from physics.extinction import log_normal, path_lengths
+from models.dust.judged import Map, judged
+from physics.extinction import log_normal, mean_and_variance, path_lengths
 from physics.icr import ICR, grids, matern
 
 TOLERANCE, MOST = 0.03, 300  # of conjugate gradients: relative residual, and steps
@@ -67,13 +67,16 @@ class Dust(Component):
         self.register_buffer("residuals", torch.zeros(pairs, n))
         # of the prior: ln of the mean density, a first guess, 1/pc
         self.register_buffer("log_density", torch.tensor(-8.0))
-        self.register_buffer("noise", torch.zeros(0), persistent=False)
+        # the constant density that fits the stars best, and the scatter about it
+        self.register_buffer("even", torch.tensor([1e-4, 0.1]))
+        self.register_buffer("n_training", torch.tensor(1))
         self.register_buffer("widths", self.grid.widths.float(), persistent=False)
         self._rho: tuple[tuple[int, int], Tensor] | None = None
 
     residuals: Tensor
     log_density: Tensor
-    noise: Tensor
+    even: Tensor
+    n_training: Tensor
     widths: Tensor
 
     @property
@@ -84,14 +87,20 @@ class Dust(Component):
     # --- the fit ------------------------------------------------------------------------------
 
     def prepare(self, data: Any) -> None:
-        """The mean density that stars of an even medium would have."""
+        """A first guess of the density: that of an even medium."""
         batch = data.training_batch()
-        paths = self.stars(batch).lengths.sum(1)
-        even = float(batch["extinction"].mean() / paths.mean())
-        if not even > 0:
-            raise ValueError(f"the stars have a mean extinction of {even:.2g}; expected above 0")
-        spread = 0.5 * self.amplitude[0] ** 2  # the mean of exp(s) over its median
-        self.log_density.fill_(math.log(even) - spread)
+        paths, extinction = self.stars(batch).lengths.sum(1), batch["extinction"]
+        density = extinction.mean() / paths.mean()
+        if not bool(density > 0):
+            raise ValueError(
+                f"the stars have a mean extinction of {float(extinction.mean()):.2g}; expected "
+                f"above 0: are these extinctions?"
+            )
+        scatter = (extinction - density * paths).square() - batch["extinction_error"].square()
+        self.even.copy_(torch.stack([density, scatter.mean().clamp_min(0).sqrt()]))
+        spread = 0.5 * self.amplitude[0] ** 2  # of ln: the mean of exp(s) over its median
+        self.log_density.copy_(density.log() - spread)
+        self.n_training.fill_(len(paths))
 
     def stars(self, batch: Batch) -> Stars:
         """Pixels, and paths through the shells."""
@@ -117,19 +126,12 @@ class Dust(Component):
         misfit = (at.value - batch["extinction"]).square() / variance
         return 0.5 * misfit.mean() + 0.5 * self.mean.square().sum() / self.n_training
 
-    @property
-    def n_training(self) -> int:
-        """Stars that the map is made of."""
-        return max(len(self.noise), 1)
-
     @torch.no_grad()
     def _variance(self, batch: Batch, stars: Stars) -> Tensor:
         """Of the noise: that of the measurement, and that over the distances as they are now."""
-        at = Extinction(self.prior, stars, self.samples() if self._drawn() else self.mean)
+        drawn = bool(self.residuals.any())
+        at = Extinction(self.prior, stars, self.samples() if drawn else self.mean)
         return batch["extinction_error"].square() + at.variance(self.widths).mean(0)
-
-    def _drawn(self) -> bool:
-        return self.global_step > 0 or bool(self.residuals.any())
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """An outer iteration: samples about the mean, then the mean among its samples."""
@@ -244,8 +246,8 @@ class Dust(Component):
 
     def judged(self, data: Any) -> dict[str, float]:
         """The map beside the simulation's, and the prior beside its kernel."""
-        ours = Sky(self.grid, self.gp, self.kernel, self.rho().log(), self.stars)
-        return judged(ours, data)
+        rho = self.rho().log()
+        return judged(Map(self.grid, self.gp, self.kernel, rho, self.stars, self.even), data)
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
         xi = torch.randn(8, self.gp.n_excitations, generator=torch.Generator().manual_seed(0))

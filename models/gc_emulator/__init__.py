@@ -44,6 +44,7 @@ class GCEmulator(Component):
     """
 
     precisions = ("32-true", "64-true")  # the tables are float64 either way
+    clip = None  # the step is exact as it is
     smaller_is_better = frozenset(
         (
             *("f_max_rel_error", "phi_max_rel_error", "rho_max_rel_error", "dlogl_2000_max"),
@@ -94,9 +95,6 @@ class GCEmulator(Component):
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
         """A step of one batch's size: the loss is a mean over the batch, a node is in it once."""
         return torch.optim.SGD(self.parameters(), lr=float(self.trainer.datamodule.batch_size))  # type: ignore[attr-defined]
-
-    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        """None: the step is exact as it is."""
 
     # --- what the rows are --------------------------------------------------------------------
 

@@ -1,0 +1,103 @@
+"""The map beside what a simulation knows, and its prior beside the kernel."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.dust.field import Stars
+from physics.extinction import log_normal, mean_and_variance
+from physics.icr import ICR, Grid
+from physics.kernel import Kernel
+
+ROWS = 64  # of the covariance, drawn with seed 0
+CROSSED = 0.5  # share of a voxel's depth that the light of a star crosses, for it to be seen
+
+
+class Map(NamedTuple):
+    """What is judged."""
+
+    grid: Grid
+    gp: ICR
+    kernel: Kernel
+    log_rho: Tensor  # (2 pairs, pixels, shells), mirrored
+    stars: Callable[[Mapping[str, Tensor]], Stars]
+    even: Tensor  # (2,): the best constant density, 1/pc, and the scatter about it
+
+
+def judged(ours: Map, data: Any) -> dict[str, float]:
+    """Figures of merit; those that need the truth only where ``data`` is a simulation."""
+    facts = {"icr_covariance_error": covariance_error(ours.gp, ours.grid, ours.kernel)}
+    parts = [{k: v for k, v in b.items() if k not in ("keep", "group")}
+             for b in data.prediction_batches()]  # fmt: skip
+    batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if "extinction" not in batch:
+        return facts
+    known = batch["extinction"].isfinite()
+    batch = {name: values[known] for name, values in batch.items()}
+    stars, widths = ours.stars(batch), ours.grid.widths.float()
+    density, scatter = ours.even.tolist()
+
+    def lpd(rho: Tensor, more: float = 0.0) -> float:
+        mean, variance = mean_and_variance(rho, stars.lengths, widths)
+        total = variance + batch["extinction_error"].square() + more**2
+        return float(log_normal(batch["extinction"], mean, total).mean())
+
+    even = torch.full_like(stars.lengths, density)
+    facts |= {
+        "heldout_lpd_constant": lpd(even, scatter),
+        "heldout_lpd_constant_without_scatter": lpd(even),
+    }
+    truth = data.true_density()
+    if truth is None:
+        return facts
+    facts["heldout_lpd_truth"] = lpd(truth.float()[stars.pixel])
+    data.setup("fit")
+    training = ours.stars(data.training_batch())
+    seen = torch.zeros(truth.shape, dtype=torch.bool)
+    crossed = training.lengths > CROSSED * widths
+    pixel, shell = training.pixel[:, None].expand(crossed.shape), torch.arange(len(widths))
+    seen[pixel[crossed], shell.expand(crossed.shape)[crossed]] = True
+    return facts | beside_truth(ours.log_rho.cpu(), truth.log(), seen)
+
+
+def beside_truth(log_rho: Tensor, truth: Tensor, seen: Tensor) -> dict[str, float]:
+    """In the voxels that are ``seen``; log_rho (2 pairs, ...), mirrored."""
+    first, second = (half[:, seen].double() for half in log_rho.chunk(2))
+    mean, std = 0.5 * (first + second).mean(0), (0.5 * (first - second)).square().mean(0).sqrt()
+    z = (truth[seen] - mean) / std
+    n = len(first)
+    return {
+        "voxels_seen": float(seen.double().mean()),
+        "lnrho_correlation_seen": float(torch.corrcoef(torch.stack([mean, truth[seen]]))[0, 1]),
+        "coverage_68": float((z.abs() < 1).double().mean()),
+        # the deviation of n pairs has n degrees of freedom
+        "coverage_68_expected": student_inside(n),
+    }
+
+
+def student_inside(n: int) -> float:
+    """P(|t| < 1) of Student's t of n degrees of freedom, by t = sqrt(n) tan x."""
+    angle = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    within, all_of_it = (
+        float(torch.trapezoid((top * angle).cos().pow(n - 1), top * angle))
+        for top in (math.atan(n**-0.5), 0.5 * math.pi)
+    )
+    return within / all_of_it
+
+
+def covariance_error(gp: ICR, grid: Grid, kernel: Kernel, rows: int = ROWS) -> float:
+    """Of A A^T against the kernel: relative Frobenius norm over some random rows."""
+    places = grid.positions.flatten(0, 1)
+    chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:rows]
+    wrong = total = 0.0
+    for some in chosen.split(16):
+        unit = torch.zeros(len(some), len(places))
+        unit[torch.arange(len(some)), some] = 1
+        found = gp.apply(gp.adjoint(unit.view(-1, *grid.shape).to(gp.base.device))).flatten(1).cpu()
+        exact = kernel(torch.cdist(places[some], places))
+        wrong += float((found - exact).square().sum())
+        total += float(exact.square().sum())
+    return (wrong / total) ** 0.5

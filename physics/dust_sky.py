@@ -16,9 +16,9 @@ from physics.icr_grid import Grid
 
 FEATURES = 2000
 PARALLAX_ERRORS = (0.05, 0.15)  # mas, of bright and faint stars, half each: Gaia DR3 at G 15 and 18
-CLOUD_RADII = (15.0, 40.0)  # pc
+CLOUD_RADII = (20.0, 40.0)  # pc
 CLOUD_DISTANCES = (120.0, 700.0)  # pc
-CLOUD_PEAKS = (5.0, 20.0)  # times the mean density
+CLOUD_PEAKS = (3.0, 8.0)  # times the mean density: E of 0.1 to 0.4 through the middle
 CLOUD_HEIGHT = 60.0  # pc, above or below the plane
 
 

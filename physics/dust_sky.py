@@ -1,8 +1,7 @@
 """A synthetic sky of dust about the Sun, and stars behind it: what a map can be judged against.
 
-ln of the smooth density is a Gaussian process of Matern covariance, here by random Fourier features
-(Rahimi & Recht 2007), so that it knows nothing of how a map is made; compact clouds are added to
-it. The sky is constant within the voxels of a grid. Not in it: the Galactic disc, the Local Bubble,
+ln of the density is a Gaussian process of Matern covariance, here by random Fourier features (Rahimi
+& Recht 2007), so that it knows nothing of how a map is made; on top of it are compact clouds. The sky is constant within the voxels of a grid. Not in it: the Galactic disc, the Local Bubble,
 stars that extinction hides, errors of extinction that depend on colour.
 """
 
@@ -16,9 +15,9 @@ from physics.icr_grid import Grid
 
 FEATURES = 2000
 PARALLAX_ERRORS = (0.05, 0.15)  # mas, of bright and faint stars, half each: Gaia DR3 at G 15 and 18
-CLOUD_RADII = (20.0, 40.0)  # pc
+CLOUD_RADII = (25.0, 50.0)  # pc
 CLOUD_DISTANCES = (120.0, 700.0)  # pc
-CLOUD_PEAKS = (3.0, 8.0)  # times the mean density: E of 0.1 to 0.4 through the middle
+CLOUD_PEAKS = (1.5, 2.5)  # of ln density over what is around: 4 to 12 times as dense
 CLOUD_HEIGHT = 60.0  # pc, above or below the plane
 
 
@@ -60,15 +59,14 @@ def density(
     place = grid.positions.flatten(0, 1)
     s = torch.cat([(part @ waves.T + phase).cos().sum(1) for part in place.split(20_000)])
     s = s * math.sqrt(2 / FEATURES)
-    smooth = torch.exp(mean + amplitude * s)
 
-    typical = math.exp(mean + 0.5 * amplitude**2)
     angle, height = uniform(0, 2 * math.pi), uniform(-CLOUD_HEIGHT, CLOUD_HEIGHT)
     distance, radius = uniform(*CLOUD_DISTANCES), uniform(*CLOUD_RADII)
-    peak = typical * uniform(*CLOUD_PEAKS)
+    peak = uniform(*CLOUD_PEAKS)
     centre = torch.stack([distance * angle.cos(), distance * angle.sin(), height], 1)
     near = (torch.cdist(place, centre) / radius).square()
-    return (smooth + (peak * torch.exp(-0.5 * near)).sum(1)).view(grid.shape)
+    compact = (peak * torch.exp(-0.5 * near)).sum(1)
+    return torch.exp(mean + amplitude * s + compact).view(grid.shape)
 
 
 def stars(

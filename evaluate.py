@@ -56,7 +56,13 @@ def evaluate(
     from benchmarks.speed import speeds
     from datamodules.catalogue import Writer
     from datamodules.predictions import Predictions
+    from datamodules.products import write_sky_map
 
+    if output and data.path is None and (whole := model.whole(columns)):
+        if trainer.is_global_zero:
+            write_sky_map(output, whole, {"model": title})
+            print(f"map: {output}")
+        output = columns = None
     facts = {key: model.record[key] for key in ("versions", "git_commit")}
     meta = {"model": title, "zoo": json.dumps(facts)}
     predictions = Predictions(

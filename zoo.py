@@ -26,6 +26,12 @@ class Predictor:
         self.config = checkpoint["orrery"]["config"]
         self.model = restore(checkpoint)
 
+    def __getattr__(self, name: str) -> Any:
+        """What only this component answers, such as ``load("dust").query(coords)``."""
+        if name == "model":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
     def predict(self, table: Any, **data: Any) -> "Table":
         """Predictions as an astropy Table, a row per row of ``table``, in its order.
 

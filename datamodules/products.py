@@ -1,8 +1,9 @@
-"""Posterior draws in a file that ArviZ reads: ``arviz.from_netcdf(path)``."""
+"""What is no row of a table: posterior draws, as ArviZ reads them, and maps of the sky."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5netcdf
 import numpy as np
@@ -54,3 +55,49 @@ def _write_group(
         variable = group.create_variable(name, tuple(dimensions), data=values)
         if units.get(name):
             variable.attrs["units"] = units[name]
+
+
+def write_sky_map(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str, str]) -> None:
+    """A map of dust in the layout that the dustmaps package reads (`Edenhofer2023Query`).
+
+    ``arrays``: ``nside``; ``centres`` and ``boundaries`` of the shells, pc; and either ``mean`` and
+    ``std`` of the extinction per pc, (shells, pixels), nested Galactic HEALPix, or ``samples``,
+    (samples, shells, pixels). What is nearer than the first boundary is zero. The file appears
+    when it is whole.
+    """
+    from astropy.io import fits
+
+    path = Path(path)
+    if path.suffix != ".fits":
+        raise ValueError(f"output={path}: a map is written as FITS, <name>.fits")
+    within = f"{arrays['boundaries'][0]:g} PC"
+    hdus: list[Any] = [fits.PrimaryHDU()]
+    hdus[0].header.update({key[:8].upper(): str(value)[:60] for key, value in meta.items()})
+
+    def image(name: str, values: np.ndarray, contents: str) -> None:
+        hdu = fits.ImageHDU(values.astype("f4"), name=name)
+        hdu.header["NSIDE"], hdu.header["ORDERING"] = arrays["nside"], "NEST"
+        hdu.header["CTYPE"] = contents
+        hdus.append(hdu)
+
+    inner = f"nner density integrated within {within.lower()}"
+    if "samples" in arrays:
+        image("SAMPLES", arrays["samples"], "extinction density")
+        nothing = np.zeros_like(arrays["samples"][:, 0])
+        image(f"INTEGRATED INNER {within}", nothing, f"I{inner}")
+    else:
+        nothing = np.zeros_like(arrays["mean"][0])
+        image("MEAN", arrays["mean"], "extinction density")
+        image(f"MEAN OF INTEGRATED INNER {within}", nothing, f"I{inner}")
+        image("STD.", arrays["std"], "std. of extinction density")
+        image(f"STD. OF INTEGRATED INNER {within}", nothing, f"std. of i{inner}")
+    for what in ("centres", "boundaries"):
+        name = f"radial pixel {'centers' if what == 'centres' else what}"
+        column = fits.Column(name, "D", unit="pc", array=arrays[what])
+        hdus.append(fits.BinTableHDU.from_columns([column], name=name.upper()))
+    part = path.with_name(f".{path.name}.part")
+    try:
+        fits.HDUList(hdus).writeto(part, overwrite=True)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

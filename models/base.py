@@ -117,6 +117,10 @@ class Component(L.LightningModule):
         """Parameters of the fit that mean something, reported with the metrics."""
         return {}
 
+    def whole(self, columns: list[str] | None) -> dict[str, Any]:
+        """What the model itself is, such as a map, for ``output=`` without a catalogue."""
+        return {}
+
     def judged(self, data: Any) -> dict[str, float]:
         """Figures of merit that rows do not hold, such as those of a map; on one process."""
         return {}

@@ -1,8 +1,9 @@
 """A synthetic sky of dust about the Sun, and stars behind it: what a map can be judged against.
 
-ln of the density is a Gaussian process of Matern covariance, here by random Fourier features (Rahimi
-& Recht 2007), so that it knows nothing of how a map is made; on top of it are compact clouds. The sky is constant within the voxels of a grid. Not in it: the Galactic disc, the Local Bubble,
-stars that extinction hides, errors of extinction that depend on colour.
+ln of the density is a Gaussian process of Matern covariance, here by random Fourier features
+(Rahimi & Recht 2007), so that it knows nothing of how a map is made; on top are compact clouds. The
+sky is constant within the voxels of a grid. Not in it: the Galactic disc, the Local Bubble, stars
+that extinction hides, errors of extinction that depend on colour.
 """
 
 import math

@@ -13,7 +13,8 @@ from models.base import Batch, Component, Output
 from models.blocks import mgvi
 from models.dust.field import Density, Extinction, Prior, Stars
 from models.dust.judged import Map, judged
-from physics.extinction import log_normal, mean_and_variance, path_lengths
+from models.dust.query import query, sky_map, stars_at, summary
+from physics.extinction import log_normal, mean_and_variance
 from physics.icr import ICR, grids, matern
 
 TOLERANCE, MOST = 0.03, 300  # of conjugate gradients: relative residual, and steps
@@ -104,10 +105,8 @@ class Dust(Component):
 
     def stars(self, batch: Batch) -> Stars:
         """Pixels, and paths through the shells."""
-        pixel = self.grid.voxel(batch["direction"], 1e3 / batch["parallax"].clamp_min(1e-6))[0]
-        edges = self.grid.boundaries.to(batch["parallax"])
-        lengths = path_lengths(edges, batch["parallax"], batch["parallax_error"]).float()
-        return Stars(pixel.to(lengths.device), lengths)
+        place = (batch[name] for name in ("direction", "parallax", "parallax_error"))
+        return stars_at(self.grid, *place)
 
     def samples(self) -> Tensor:
         """Latents of the posterior, (2 pairs, latents)."""
@@ -221,7 +220,7 @@ class Dust(Component):
         flags = (distance < edges[0]).short() + 2 * (distance > edges[-1]).short()
         rows = {
             "extinction": mean.mean(0),
-            "extinction_std": _std(mean),
+            "extinction_std": summary(mean, "std"),
             "extinction_std_distance": variance.mean(0).sqrt(),
             "extinction_samples": mean.T.contiguous(),
             "flags": flags,
@@ -244,6 +243,16 @@ class Dust(Component):
             "chi2": float(np.mean(pull**2)),
         }
 
+    def query(self, coords: Any, mode: str = "mean", integrated: bool = True) -> np.ndarray:
+        """Extinction from us to ``coords``, an astropy SkyCoord with distances: E.
+
+        ``mode``: "mean", "std" or "samples"; without ``integrated`` the density there, E per pc.
+        """
+        return query(self.rho().cpu(), self.grid, coords, mode, integrated)
+
+    def whole(self, columns: list[str] | None) -> dict[str, Any]:
+        return sky_map(self.rho().cpu(), self.grid, columns)
+
     def judged(self, data: Any) -> dict[str, float]:
         """The map beside the simulation's, and the prior beside its kernel."""
         rho = self.rho().log()
@@ -264,12 +273,6 @@ class Dust(Component):
             "structure smaller than a voxel is not resolved; `flags` say where the map ends",
             "extinction nearer than the innermost boundary is not counted",
         ]
-
-
-def _std(samples: Tensor) -> Tensor:
-    """Of mirrored samples, (2 pairs, ...), each of whose pairs has one deviation."""
-    first, second = samples.chunk(2)
-    return (0.5 * (first - second)).square().mean(0).sqrt()
 
 
 def _of_all_ranks(mine: Tensor, world: int) -> Tensor:

@@ -94,7 +94,9 @@ def evaluate(
     if data.insample:
         print(f"{data.label} is what the model was trained on: its metrics are not held out")
         metrics = {f"{key}_insample": value for key, value in metrics.items()}
-    metrics |= model.learned() | data.truth() | model.judged(data)
+    facts, shown = model.judged(data)
+    metrics |= model.learned() | data.truth() | facts
+    rows |= shown
     metrics |= speeds(model, next(data.prediction_batches()))
     true_rows = model.true_model(data)
     beside = {"true model": model.metrics(true_rows)} if true_rows else {}

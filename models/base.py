@@ -121,9 +121,9 @@ class Component(L.LightningModule):
         """What the model itself is, such as a map, for ``output=`` without a catalogue."""
         return {}
 
-    def judged(self, data: Any) -> dict[str, float]:
-        """Figures of merit that rows do not hold, such as those of a map; on one process."""
-        return {}
+    def judged(self, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Figures of merit that rows do not hold, such as a map's, and what its figures show."""
+        return {}, {}
 
     def scope(self) -> list[str]:
         """For which objects the model holds, a sentence each, for the model card."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from models.base import Batch, Component, Output
 from models.blocks import mgvi
 from models.dust.field import Density, Extinction, Prior, Stars
-from models.dust.judged import Map, judged
+from models.dust.judged import Map, judged, known_stars
+from models.dust.pictures import pictures
 from models.dust.query import query, sky_map, stars_at, summary
 from physics.extinction import log_normal, mean_and_variance
 from physics.icr import ICR, grids, matern
@@ -186,6 +187,7 @@ class Dust(Component):
             ),
             "log_density": Output("", "of the catalogue's extinction, if there is one"),
             "pull": Output("", "of it: deviation over all errors together"),
+            "extinction_true": Output("", "of the catalogue, E"),
         }
 
     def rho(self) -> Tensor:
@@ -229,6 +231,7 @@ class Dust(Component):
             total = rows["extinction_std"].square() + variance.mean(0)
             total = total + batch["extinction_error"].square()
             rows["log_density"] = self._log_density(batch, stars)
+            rows["extinction_true"] = batch["extinction"]
             rows["pull"] = (batch["extinction"] - rows["extinction"]) / total.sqrt()
         return rows
 
@@ -253,10 +256,15 @@ class Dust(Component):
     def whole(self, columns: list[str] | None) -> dict[str, Any]:
         return sky_map(self.rho().cpu(), self.grid, columns)
 
-    def judged(self, data: Any) -> dict[str, float]:
-        """The map beside the simulation's, and the prior beside its kernel."""
-        rho = self.rho().log()
-        return judged(Map(self.grid, self.gp, self.kernel, rho, self.stars, self.even), data)
+    def judged(self, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The map beside the simulation's, and the prior beside its kernel; images."""
+        rho = self.rho()
+        ours = Map(self.grid, self.gp, self.kernel, rho.log(), self.stars, self.even)
+        stars = known_stars(data)
+        if not stars:
+            return {}, {}
+        shown = pictures(rho.cpu(), self.grid, data.true_density(), stars)
+        return judged(ours, data, stars), shown
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
         xi = torch.randn(8, self.gp.n_excitations, generator=torch.Generator().manual_seed(0))

@@ -27,16 +27,23 @@ class Map(NamedTuple):
     even: Tensor  # (2,): the best constant density, 1/pc, and the scatter about it
 
 
-def judged(ours: Map, data: Any) -> dict[str, float]:
-    """Figures of merit; those that need the truth only where ``data`` is a simulation."""
-    facts = {"icr_covariance_error": covariance_error(ours.gp, ours.grid, ours.kernel)}
+def known_stars(data: Any) -> dict[str, Tensor]:
+    """All held-out stars whose extinction is known; empty if there are none."""
     parts = [{k: v for k, v in b.items() if k not in ("keep", "group")}
              for b in data.prediction_batches()]  # fmt: skip
     batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if "extinction" not in batch:
-        return facts
+        return {}
     known = batch["extinction"].isfinite()
-    batch = {name: values[known] for name, values in batch.items()}
+    return {name: values[known] for name, values in batch.items()}
+
+
+def judged(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
+    """Figures of merit; those that need the truth only where ``data`` is a simulation.
+
+    ``batch``: `known_stars`.
+    """
+    facts = {"icr_covariance_error": covariance_error(ours.gp, ours.grid, ours.kernel)}
     stars, widths = ours.stars(batch), ours.grid.widths.float()
     density, scatter = ours.even.tolist()
 

@@ -1,0 +1,142 @@
+"""Figures of `dust`: the map on the sky and from above, a sightline, calibration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from figures import style
+
+Rows = Mapping[str, np.ndarray]
+EXTINCTION = "extinction $E$ [Zhang, Green & Rix 2023]"
+NAMES = {"mean": "map, posterior mean", "truth": "truth", "std": "posterior standard deviation"}
+
+
+def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+    """Every figure that the rows allow, by name: see `models.dust.pictures` for the images."""
+    drawn = {}
+    if "sky_mean" in rows:
+        drawn = {"sky": sky(rows), "slices": slices(rows), "plane": plane(rows)}
+        drawn["sightline"] = sightline(rows)
+    if "pull" in rows and np.isfinite(rows["pull"]).any():
+        drawn["calibration"] = calibration(rows, metrics)
+    return drawn
+
+
+def _mollweide(axis: Any, image: np.ndarray, top: float) -> Any:
+    lon = np.radians(np.linspace(180, -180, image.shape[1]))
+    lat = np.radians(np.linspace(-90, 90, image.shape[0]))
+    drawn = axis.pcolormesh(-lon, lat, image, cmap="inferno", vmin=0, vmax=top, rasterized=True)
+    axis.set_xticks(np.radians([-120, -60, 0, 60, 120]), ["120°", "60°", "0°", "300°", "240°"])
+    axis.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["−60°", "−30°", "0°", "30°", "60°"])
+    axis.tick_params(axis="x", colors="white", labelsize=11)
+    axis.tick_params(axis="y", labelsize=11)
+    axis.grid(color="white", lw=0.3, alpha=0.5)
+    return drawn
+
+
+@style.figure
+def sky(rows: Rows) -> Figure:
+    """Extinction through the whole map; the Galactic centre is in the middle."""
+    names = [name for name in NAMES if f"sky_{name}" in rows]
+    fig, axes = style.new(
+        len(names), 1, size=(6.6 * len(names), 4.9), subplot_kw={"projection": "mollweide"}
+    )
+    top = float(np.quantile(rows["sky_mean"], 0.995))
+    for axis, name in zip(axes[0], names, strict=True):
+        limit = float(np.quantile(rows["sky_std"], 0.995)) if name == "std" else top
+        drawn = _mollweide(axis, rows[f"sky_{name}"], limit)
+        axis.set_title(NAMES[name], pad=14)
+        fig.colorbar(drawn, ax=axis, label=EXTINCTION, location="bottom", shrink=0.8, extend="max")
+    return fig
+
+
+@style.figure
+def slices(rows: Rows) -> Figure:
+    """Extinction between distances, in Galactic coordinates."""
+    names = [name for name in ("mean", "truth") if f"slice_{name}" in rows]
+    edges = rows["slice_edges"]
+    n = len(rows["slice_mean"])
+    fig, axes = style.new(
+        n,
+        len(names),
+        size=(5.2 * n, 3.6 * len(names) + 0.6),
+        subplot_kw={"projection": "mollweide"},
+    )
+    for j in range(n):
+        top = float(np.quantile(rows["slice_mean"][j], 0.995))
+        for i, name in enumerate(names):
+            drawn = _mollweide(axes[i, j], rows[f"slice_{name}"][j], top)
+            title = f"{edges[j]:.0f} to {edges[j + 1]:.0f} pc" if i == 0 else ""
+            axes[i, j].set_title(title or NAMES[name], pad=14, fontsize=14)
+        fig.colorbar(drawn, ax=axes[:, j], label="$E$", location="bottom", shrink=0.8, extend="max")
+    return fig
+
+
+@style.figure
+def plane(rows: Rows) -> Figure:
+    """The Galactic plane from above, with us in the middle: density at b = 0."""
+    names = [name for name in ("mean", "truth") if f"plane_{name}" in rows]
+    fig, axes = style.new(len(names), 1, size=(7.4 * len(names), 7.2), sharey=True)
+    low, high = np.nanquantile(rows[f"plane_{names[-1]}"], (0.01, 0.99)) / np.log(10)
+    for axis, name in zip(axes[0], names, strict=True):
+        drawn = axis.imshow(
+            rows[f"plane_{name}"] / np.log(10), extent=rows["plane_extent"], origin="lower",
+            cmap="inferno", vmin=low, vmax=high,
+        )  # fmt: skip
+        axis.plot(0, 0, "o", color=style.PALETTE[4], ms=6)
+        axis.grid(False)
+        axis.set(title=NAMES[name], xlabel="$x$ towards the Galactic centre [pc]")
+    axes[0, 0].set_ylabel("$y$ towards $l$ = 90° [pc]")
+    fig.colorbar(drawn, ax=axes, label=r"$\log_{10}$ extinction density [$E$ pc$^{-1}$]",
+                 extend="both")  # fmt: skip
+    return fig
+
+
+@style.figure
+def sightline(rows: Rows) -> Figure:
+    """Extinction along the sightline with most stars; whiskers are errors of parallax and E."""
+    fig, axes = style.new()
+    axis, r = axes[0, 0], rows["sight_r"]
+    samples = rows["sight_samples"]
+    for i, line in enumerate(samples):
+        axis.plot(r, line, color=style.PALETTE[4], lw=1, label="samples" if i == 0 else None)
+    axis.plot(r, samples.mean(0), color=style.PALETTE[0], lw=3, label="posterior mean")
+    if "sight_truth" in rows:
+        axis.plot(r, rows["sight_truth"], color=style.TRUTH, lw=2.5, ls="--", label="truth")
+    parallax, error = rows["sight_parallax"], rows["sight_parallax_error"]
+    distance = 1e3 / parallax
+    near, far = 1e3 / (parallax + error), 1e3 / np.maximum(parallax - error, 1e-2)
+    axis.errorbar(
+        distance, rows["sight_extinction"], rows["sight_extinction_error"],
+        (distance - near, far - distance), fmt="o", color=style.INK, ms=6, elinewidth=1,
+        label="held-out stars",
+    )  # fmt: skip
+    axis.set(xlabel="distance [pc]", ylabel=EXTINCTION, xlim=(0, 1.05 * r[-1]))
+    axis.legend()
+    return fig
+
+
+@style.figure
+def calibration(rows: Rows, metrics: Mapping[str, float]) -> Figure:
+    """Held-out stars: deviation of their extinction from the map's, over all errors together."""
+    fig, axes = style.new(2)
+    pull = rows["pull"][np.isfinite(rows["pull"])]
+    left, right = axes[0]
+    x = np.linspace(-5, 5, 201)
+    left.hist(pull, 50, range=(-5, 5), density=True, color=style.PALETTE[0], alpha=0.85)
+    left.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color=style.TRUTH, label="unit normal")
+    left.set(xlabel="pull", ylabel="density", title=f"variance {np.var(pull):.2f}")
+    left.legend()
+    seen = rows["extinction_true"]
+    style.density(right, rows["extinction"], seen, _extent(seen), (60, 60))
+    low, high = _extent(seen)[:2]
+    right.plot([low, high], [low, high], color=style.TRUTH, lw=1.5)
+    right.set(xlabel="extinction of the map", ylabel="extinction of the star")
+    return fig
+
+
+def _extent(values: np.ndarray) -> tuple[float, float, float, float]:
+    low, high = np.quantile(values[np.isfinite(values)], (0.001, 0.999))
+    return low, high, low, high

@@ -1,5 +1,6 @@
 """Stars behind dust: a catalogue of extinctions, or a synthetic sky."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from datamodules.base import CatalogueData, Rows, refuse
 from datamodules.catalogue import Catalogue
 from physics import dust_sky
 from physics.icr_grid import Grid, grids
+from physics.memory import refuse_too_large
 
 GALACTIC, EQUATORIAL = ("l", "b"), ("ra", "dec")
 ECLIPTIC = ("ecl_lon", "ecl_lat", "elon", "elat", "lambda", "beta")
@@ -117,9 +119,8 @@ class DustData(CatalogueData):
             error = parallax * values.get("distance_error", 0 * parallax) / values["distance"]
         else:
             parallax, error = values["parallax"], values["parallax_error"]
-            known = parallax > 0 if not training else np.ones_like(parallax, bool)
-            refuse(~known, str(self.columns.get("parallax", "parallax")), parallax,
-                   "is not positive and tells no distance", "mas, above 0",
+            refuse((parallax <= 0) & (error == 0), str(self.columns.get("parallax", "parallax")),
+                   parallax, "is not positive and exact: no distance", "mas, above 0",
                    "drop those stars")  # fmt: skip
         batch |= {"parallax": torch.from_numpy(parallax), "parallax_error": torch.from_numpy(error)}
         for name in ("extinction", "extinction_error"):
@@ -171,6 +172,10 @@ class DustData(CatalogueData):
         if self._true is None:
             generator = torch.Generator().manual_seed(self.seed)
             grid: Grid = grids(*self.sky)[-1]
+            refuse_too_large(
+                200 * math.prod(grid.shape), f"a synthetic sky of {math.prod(grid.shape):,} voxels",
+                "model.nside=<less> model.n_radial=<less>",
+            )  # fmt: skip
             rho = dust_sky.density(grid, *self.process, self.clouds, generator)
             n, snr, sigma = self.n_stars, self.min_snr, self.sigma
             self._true = rho, dust_sky.stars(grid, rho, n, snr, sigma, generator)

@@ -5,6 +5,7 @@ is normal and positive. What lies behind a distance is the dust that the star do
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,17 @@ from torch import Tensor
 NODES = 4  # of the quadrature over a shell
 
 
-def path_lengths(boundaries: Tensor, parallax: Tensor, error: Tensor) -> Tensor:
-    """Mean path of the light of each star through each shell, (stars, shells), pc.
+class Paths(NamedTuple):
+    """Of the light of stars through shells, (stars, shells)."""
 
-    The integral over the shell of P(star is beyond r); ``boundaries`` (shells + 1,), pc;
-    ``parallax`` and ``error`` (stars,), mas. An ``error`` of 0 means a known distance.
+    lengths: Tensor  # mean path, pc: the integral over the shell of P(star is beyond r)
+    squares: Tensor  # half the mean squared path, pc^2: that of (r - lower boundary) P
+
+
+def paths(boundaries: Tensor, parallax: Tensor, error: Tensor) -> Paths:
+    """``boundaries`` (shells + 1,), pc; ``parallax`` and ``error`` (stars,), mas.
+
+    An ``error`` of 0 means a known distance.
     """
     nodes, weights = (torch.from_numpy(x).to(boundaries) for x in _legendre())
     width = boundaries.diff()[:, None]
@@ -29,22 +36,27 @@ def path_lengths(boundaries: Tensor, parallax: Tensor, error: Tensor) -> Tensor:
     behind = _ndtr((centre - 1e3 / r) / sigma)  # P(1/d > 1/r)
     positive = _ndtr(centre / sigma)
     beyond = (1 - behind / positive).clamp(0, 1)
-    found = (beyond * weights * width).sum(-1)
+    element = beyond * weights * width
+    lengths, squares = element.sum(-1), (element * width * nodes).sum(-1)
     exact = (1e3 / parallax[:, None].to(r) - boundaries[:-1]).clamp_min(0)
-    return torch.where(known[:, None], torch.minimum(exact, width[:, 0]), found)
+    exact = torch.minimum(exact, width[:, 0])
+    sure = known[:, None]
+    return Paths(
+        torch.where(sure, exact, lengths), torch.where(sure, 0.5 * exact.square(), squares)
+    )
 
 
-def mean_and_variance(rho: Tensor, lengths: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_variance(rho: Tensor, through: Paths, widths: Tensor) -> tuple[Tensor, Tensor]:
     """Extinction of stars, and its variance over their distances, (..., stars).
 
-    ``rho`` (..., stars, shells): density along each sightline, 1/pc; ``lengths`` of `path_lengths`;
-    ``widths`` (shells,), pc. E[A^2] = integral of 2 A(r) rho(r) P(d > r) dr.
+    ``rho`` (..., stars, shells): density along each sightline, 1/pc; ``widths`` (shells,), pc.
+    E[A^2] = integral of 2 A(r) rho(r) P(d > r) dr.
     """
-    through = rho * lengths
-    mean = through.sum(-1)
     column = rho * widths
-    middle = column.cumsum(-1) - 0.5 * column
-    second = (2 * middle * through).sum(-1)
+    below = column.cumsum(-1) - column
+    part = rho * through.lengths
+    mean = part.sum(-1)
+    second = 2 * (below * part + rho.square() * through.squares).sum(-1)
     return mean, (second - mean.square()).clamp_min(0)
 
 

@@ -16,7 +16,8 @@ from models.dust.judged import Map, judged, known_stars
 from models.dust.pictures import pictures
 from models.dust.query import query, sky_map, stars_at, summary
 from physics.extinction import log_normal, mean_and_variance
-from physics.icr import ICR, grids, matern
+from physics.icr import ICR, grids, matern, memory
+from physics.memory import refuse_too_large
 
 TOLERANCE, MOST = 0.03, 300  # of conjugate gradients: relative residual, and steps
 NEWTON = 5  # steps of an outer iteration
@@ -63,6 +64,12 @@ class Dust(Component):
         self.amplitude, self.mean_error = (amplitude, amplitude_error), mean_error
         levels = grids(nside, n_radial, nearest, farthest, base_nside)
         self.kernel = matern(scale, nu)
+        # the matrices, and latents and densities of all samples with their derivatives
+        voxels = math.prod(levels[-1].shape)
+        refuse_too_large(
+            memory(levels) + 4 * voxels * (12 * pairs + 12), f"a map of {voxels:,} voxels",
+            "model.nside=<less> model.n_radial=<less> model.pairs=<less>",
+        )  # fmt: skip
         self.grid, self.gp = levels[-1], ICR(levels, self.kernel)
         n = self.prior.n_latents
         self.mean = torch.nn.Parameter(torch.zeros(1, n))
@@ -91,7 +98,7 @@ class Dust(Component):
     def prepare(self, data: Any) -> None:
         """A first guess of the density: that of an even medium."""
         batch = data.training_batch()
-        paths, extinction = self.stars(batch).lengths.sum(1), batch["extinction"]
+        paths, extinction = self.stars(batch).paths.lengths.sum(1), batch["extinction"]
         density = extinction.mean() / paths.mean()
         if not bool(density > 0):
             raise ValueError(
@@ -200,7 +207,7 @@ class Dust(Component):
 
     def _log_density(self, batch: Batch, stars: Stars) -> Tensor:
         along = self.rho()[:, stars.pixel]
-        mean, variance = mean_and_variance(along, stars.lengths, self.widths)
+        mean, variance = mean_and_variance(along, stars.paths, self.widths)
         variance = variance + batch["extinction_error"].square()
         log_p = log_normal(batch["extinction"], mean, variance)
         return log_p.logsumexp(0) - math.log(len(along))
@@ -216,7 +223,7 @@ class Dust(Component):
 
     def _predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         stars = self.stars(batch)
-        mean, variance = mean_and_variance(self.rho()[:, stars.pixel], stars.lengths, self.widths)
+        mean, variance = mean_and_variance(self.rho()[:, stars.pixel], stars.paths, self.widths)
         distance = 1e3 / batch["parallax"]
         edges = self.grid.boundaries
         flags = (distance < edges[0]).short() + 2 * (distance > edges[-1]).short()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from physics.extinction import mean_and_variance
+from physics.extinction import Paths, mean_and_variance
 from physics.icr import ICR
 
 HYPER = 2  # latents besides the excitations: of the mean, and of ln amplitude
@@ -29,7 +29,7 @@ class Stars(NamedTuple):
     """Where stars are, and what their light goes through."""
 
     pixel: Tensor  # (stars,)
-    lengths: Tensor  # (stars, shells), pc
+    paths: Paths
 
 
 class Density:
@@ -76,7 +76,7 @@ class Extinction:
     def __init__(self, prior: Prior, stars: Stars, u: Tensor) -> None:
         self.stars, self.density = stars, Density(prior, u)
         self.rho = self.density.log.exp()
-        self.through = self.rho[:, stars.pixel] * stars.lengths  # (samples, stars, shells)
+        self.through = self.rho[:, stars.pixel] * stars.paths.lengths  # (samples, stars, shells)
         self.value = self.through.sum(2)
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -97,4 +97,4 @@ class Extinction:
     def variance(self, widths: Tensor) -> Tensor:
         """Over the distances of the stars, (samples, stars)."""
         along = self.rho[:, self.stars.pixel]
-        return mean_and_variance(along, self.stars.lengths, widths)[1]
+        return mean_and_variance(along, self.stars.paths, widths)[1]

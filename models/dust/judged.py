@@ -48,11 +48,11 @@ def judged(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float
     density, scatter = ours.even.tolist()
 
     def lpd(rho: Tensor, more: float = 0.0) -> float:
-        mean, variance = mean_and_variance(rho, stars.lengths, widths)
+        mean, variance = mean_and_variance(rho, stars.paths, widths)
         total = variance + batch["extinction_error"].square() + more**2
         return float(log_normal(batch["extinction"], mean, total).mean())
 
-    even = torch.full_like(stars.lengths, density)
+    even = torch.full_like(stars.paths.lengths, density)
     facts |= {
         "heldout_lpd_constant": lpd(even, scatter),
         "heldout_lpd_constant_without_scatter": lpd(even),
@@ -64,7 +64,7 @@ def judged(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float
     data.setup("fit")
     training = ours.stars(data.training_batch())
     seen = torch.zeros(truth.shape, dtype=torch.bool)
-    crossed = training.lengths > CROSSED * widths
+    crossed = training.paths.lengths > CROSSED * widths
     pixel, shell = training.pixel[:, None].expand(crossed.shape), torch.arange(len(widths))
     seen[pixel[crossed], shell.expand(crossed.shape)[crossed]] = True
     return facts | beside_truth(ours.log_rho.cpu(), truth.log(), seen)

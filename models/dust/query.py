@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.dust.field import Stars
-from physics.extinction import path_lengths
+from physics.extinction import Paths, paths
 from physics.icr import Grid
 
 if TYPE_CHECKING:  # astropy.coordinates takes a second to import
@@ -39,7 +39,7 @@ def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bo
     for part, d in zip(xyz.split(SLICE), distance.split(SLICE), strict=True):
         pixel, shell = grid.voxel(part, d)
         if integrated:
-            lengths = path_lengths(grid.boundaries, 1e3 / d, 0 * d).to(rho)
+            lengths = paths(grid.boundaries, 1e3 / d, 0 * d).lengths.to(rho)
             values = (rho[:, pixel] * lengths).sum(2)
             outside = d > grid.boundaries[-1]
         else:
@@ -78,4 +78,5 @@ def sky_map(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any
 def stars_at(grid: Grid, direction: Tensor, parallax: Tensor, error: Tensor) -> Stars:
     """Pixels, and paths through the shells; ``direction`` (stars, 3), parallaxes in mas."""
     pixel = grid.voxel(direction, 1e3 / parallax.clamp_min(1e-6))[0].to(parallax.device)
-    return Stars(pixel, path_lengths(grid.boundaries.to(parallax), parallax, error).float())
+    found = paths(grid.boundaries.to(parallax), parallax, error)
+    return Stars(pixel, Paths(*(x.float() for x in found)))

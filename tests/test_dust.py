@@ -1,0 +1,200 @@
+"""The dust map: its derivative, its answers, its file, and bad catalogues."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from astropy import units as u
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.table import Table
+from conftest import command
+
+import zoo
+from datamodules.dust import DustData
+from models.dust.field import Density, Extinction, Prior, Stars
+from models.dust.judged import student_inside
+from physics.extinction import paths
+from physics.icr import ICR, grids, matern
+
+SMALL = {"nside": 4, "n_radial": 8, "nearest": 100.0, "farthest": 1000.0}
+
+
+@pytest.fixture(scope="module")
+def dust(runs):
+    return zoo.load(runs("dust") / "best.ckpt")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Extinction of a few stars behind a small sky, in float64."""
+    levels = grids(8, 12, 100.0, 1000.0)
+    prior = Prior(ICR(levels, matern(150.0)).to(dtype=torch.float64), (-8.0, 1.0), (1.0, 0.5))
+    generator = torch.Generator().manual_seed(0)
+    pixel = torch.randint(768, (40,), generator=generator)
+    parallax = 1 + 4 * torch.rand(40, generator=generator, dtype=torch.float64)
+    stars = Stars(pixel, paths(levels[-1].boundaries, parallax, 0.05 * parallax))
+    latents = torch.randn(3, prior.n_latents, generator=generator, dtype=torch.float64)
+    return prior, stars, latents, generator
+
+
+def test_the_derivative_is_that_of_differences_and_has_its_transpose(model):
+    prior, stars, latents, generator = model
+    at = Extinction(prior, stars, latents)
+    v = torch.randn(latents.shape, generator=generator, dtype=torch.float64)
+    step = 1e-5
+    up, down = (Extinction(prior, stars, latents + s * step * v).value for s in (1, -1))
+    torch.testing.assert_close(at.jvp(v), (up - down) / (2 * step), rtol=1e-5, atol=1e-9)
+    w = torch.randn(at.value.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close((at.jvp(v) * w).sum(1), (v * at.vjp(w)).sum(1))
+    torch.testing.assert_close(at.vjp_mean(w), at.vjp(w).mean(0, keepdim=True))
+
+
+def test_density_is_log_normal_as_the_prior_says(model):
+    prior, _, _, generator = model
+    latents = torch.randn(200, prior.n_latents, generator=generator, dtype=torch.float64)
+    log_rho = Density(prior, latents).log
+    # m ~ N(-8, 1), and the mean of a^2 is exp(2 0.5^2)
+    variance = 1 + math.exp(2 * 0.25)
+    assert float(log_rho.mean()) == pytest.approx(-8, abs=0.3)
+    assert float(log_rho.var()) == pytest.approx(variance, rel=0.25)
+
+
+def test_a_query_counts_a_part_of_a_voxel_and_grows_outwards(dust):
+    r = np.linspace(80, 1200, 60)
+    coords = SkyCoord(np.full(60, 30.0) * u.deg, 10 * u.deg, distance=r * u.pc, frame="galactic")
+    mean, std, samples = (dust.query(coords, mode) for mode in ("mean", "std", "samples"))
+    assert (np.diff(mean) > 0).all() and (std[1:] > 0).all()
+    assert samples.shape == (2 * dust.model.pairs, 60)
+    np.testing.assert_allclose(samples.mean(0), mean, rtol=1e-5)
+    density = dust.query(coords, integrated=False)
+    middle = np.searchsorted(r, 500)
+    slope = (mean[middle + 1] - mean[middle]) / (r[middle + 1] - r[middle])
+    assert density[middle : middle + 2].min() <= slope * 1.0001
+    assert slope <= density[middle : middle + 2].max() * 1.0001
+    far = SkyCoord(0 * u.deg, 0 * u.deg, distance=5000 * u.pc, frame="galactic")
+    assert np.isnan(dust.query(far))
+
+
+def test_coordinates_without_a_distance_are_refused(dust):
+    with pytest.raises(ValueError, match="have no distance"):
+        dust.query(SkyCoord(0 * u.deg, 0 * u.deg, frame="galactic"))
+    here = SkyCoord(0 * u.deg, 0 * u.deg, distance=1 * u.kpc, frame="galactic")
+    with pytest.raises(ValueError, match="mode is 'median'"):
+        dust.query(here, "median")
+
+
+def test_equatorial_and_galactic_columns_give_the_same(dust):
+    coords = SkyCoord([10.0, 200.0] * u.deg, [5.0, -60.0] * u.deg, frame="galactic")
+    rest = {"distance": [300.0, 800.0]}
+    galactic = dust.predict({"l": coords.l.deg, "b": coords.b.deg, **rest})
+    equatorial = dust.predict({"ra": coords.icrs.ra.deg, "dec": coords.icrs.dec.deg, **rest})
+    np.testing.assert_allclose(galactic["extinction"], equatorial["extinction"], rtol=1e-5)
+    there = SkyCoord(coords.l, coords.b, distance=rest["distance"] * u.pc, frame="galactic")
+    np.testing.assert_allclose(galactic["extinction"], dust.query(there), rtol=1e-5)
+
+
+def test_the_map_is_a_file_in_the_layout_of_dustmaps(runs, dust, tmp_path):
+    best = runs("dust") / "best.ckpt"
+    done = command("evaluate.py", f"checkpoint={best}", f"output={tmp_path}/map.fits",
+                   f"hydra.run.dir={tmp_path}/run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with fits.open(tmp_path / "map.fits") as hdus:
+        assert [hdu.name for hdu in hdus] == [
+            "PRIMARY", "MEAN", "MEAN OF INTEGRATED INNER 69 PC", "STD.",
+            "STD. OF INTEGRATED INNER 69 PC", "RADIAL PIXEL CENTERS", "RADIAL PIXEL BOUNDARIES",
+        ]  # fmt: skip
+        mean, bounds = hdus["MEAN"].data, hdus[-1].data["radial pixel boundaries"]
+        assert hdus["MEAN"].header["ORDERING"] == "NEST"
+        assert mean.shape == (12, 768) and (mean > 0).all()
+        np.testing.assert_allclose(mean.T, dust.rho().mean(0), rtol=1e-5)
+        assert bounds[0] == pytest.approx(69) and len(bounds) == 13
+    dustmaps = pytest.importorskip("dustmaps.edenhofer2023")
+    query = dustmaps.Edenhofer2023Query(str(tmp_path / "map.fits"), integrated=True)
+    coords = SkyCoord([10.0, 100.0] * u.deg, [5.0, -40.0] * u.deg, distance=700 * u.pc,
+                      frame="galactic")  # fmt: skip
+    np.testing.assert_allclose(query.query(coords), dust.query(coords), rtol=0.4)
+
+
+def test_expected_coverage_is_that_of_student():
+    assert student_inside(1) == pytest.approx(0.5, abs=1e-4)  # Cauchy
+    assert student_inside(4) == pytest.approx(0.6261, abs=1e-4)
+    assert student_inside(10_000) == pytest.approx(0.6827, abs=1e-3)
+
+
+def table():
+    return Table(DustData(**SMALL, n_stars=400).simulate("fit"))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda t: (
+                t.__setitem__("parallax_error", 0 * t["parallax"])
+                or t["parallax"].__setitem__(3, -0.2)
+            ),
+            "-0.2 is not positive and exact",
+        ),
+        (lambda t: t["extinction"].__setitem__(3, np.nan), "'extinction': nan is not measured"),
+        (lambda t: t["extinction_error"].__setitem__(0, 0.0), "is no error"),
+        (lambda t: t.remove_columns(["extinction"]), "no column 'extinction'"),
+        (lambda t: t.rename_columns(["l", "b"], ["ecl_lon", "ecl_lat"]), "ecliptic coordinates"),
+        (lambda t: t.remove_rows(slice(50, None)), "stars are left to make a map of"),
+        (lambda t: setattr(t["parallax"], "unit", "pc"), "'parallax' is in 'pc'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*are left out")
+def test_bad_catalogues_are_refused(change, message, tmp_path):
+    stars = table()
+    change(stars)
+    stars.write(tmp_path / "stars.ecsv")
+    with pytest.raises(ValueError, match=message):
+        DustData(**SMALL, path=str(tmp_path / "stars.ecsv"), val_fraction=0).setup("fit")
+
+
+def test_stars_beyond_the_map_are_left_out_aloud(tmp_path):
+    stars = table()
+    stars["parallax"][:40] = 0.5
+    stars["parallax_error"][:40] = 0.01
+    stars["parallax"][40:50] = -1.0
+    stars.write(tmp_path / "stars.ecsv")
+    data = DustData(**SMALL, path=str(tmp_path / "stars.ecsv"), val_fraction=0, test_fraction=0)
+    said = r"10 stars of a parallax below 3 errors and 40 beyond 1000 pc are left out"
+    with pytest.warns(UserWarning, match=said):
+        data.setup("fit")
+    assert len(data.training_batch()["row"]) == len(stars) - 50
+
+
+def test_extinction_in_magnitudes_is_converted(tmp_path):
+    stars = table()
+    stars.write(tmp_path / "e.ecsv")
+    stars["extinction"] *= 2.8
+    stars["extinction_error"] *= 2.8
+    stars.write(tmp_path / "av.ecsv")
+    found = []
+    for name, unit in (("e", "E"), ("av", "A_V")):
+        data = DustData(**SMALL, path=str(tmp_path / f"{name}.ecsv"), extinction_unit=unit,
+                        val_fraction=0)  # fmt: skip
+        data.setup("fit")
+        found.append(data.training_batch()["extinction"])
+    torch.testing.assert_close(*found)
+    with pytest.raises(ValueError, match="it is E, of Zhang"):
+        DustData(**SMALL, extinction_unit="mag")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["model.nside=12"], "needs a power of two"),
+        (["model.n_radial=35"], "do not come of whole shells"),
+        (["model.nside=1024", "model.n_radial=516"], "GB"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused_before_anything_starts(words, message):
+    done = command("train.py", "model=dust", *words)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert message in done.stderr, done.stderr
+    assert sys.getsizeof(done.stderr) < 4000

@@ -1,0 +1,78 @@
+"""The variational method on a linear model, whose posterior is known."""
+
+import torch
+
+from models.blocks import mgvi
+
+D = torch.float64
+
+
+class LinearModel:
+    """f(u) = B u."""
+
+    def __init__(self, b, u):
+        self.b, self.value = b, u @ b.T
+
+    def jvp(self, v):
+        return v @ self.b.T
+
+    def vjp(self, w):
+        return w @ self.b
+
+    def vjp_mean(self, w):
+        return self.vjp(w).mean(0, keepdim=True)
+
+
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    b = torch.randn(30, 12, generator=generator, dtype=D)
+    variance = 0.5 + torch.rand(30, generator=generator, dtype=D)
+    truth = torch.randn(1, 12, generator=generator, dtype=D)
+    noise = variance.sqrt() * torch.randn(30, generator=generator, dtype=D)
+    return b, mgvi.Data((truth @ b.T)[0] + noise, variance), generator
+
+
+def test_residuals_have_the_covariance_of_the_posterior():
+    b, data, generator = problem()
+    e1 = torch.randn(20_000, 30, generator=generator, dtype=D)
+    e2 = torch.randn(20_000, 12, generator=generator, dtype=D)
+    zero = torch.zeros(1, 12, dtype=D)
+    drawn = mgvi.residuals(lambda u: LinearModel(b, u), data, zero, e1, e2, 1e-6, 100)
+    exact = torch.linalg.inv(torch.eye(12, dtype=D) + b.T @ (b / data.variance[:, None]))
+    assert float((torch.cov(drawn.T) - exact).abs().max()) < 0.03 * float(exact.diagonal().max())
+
+
+def test_the_mean_is_that_of_the_posterior():
+    b, data, generator = problem()
+    precision = torch.eye(12, dtype=D) + b.T @ (b / data.variance[:, None])
+    exact = torch.linalg.solve(precision, b.T @ (data.value / data.variance))
+    half = 0.1 * torch.randn(3, 12, generator=generator, dtype=D)
+    both = torch.cat([half, -half])
+    zero = torch.zeros(1, 12, dtype=D)
+    mean, _ = mgvi.newton(lambda u: LinearModel(b, u), data, zero, both, 5, 1e-8, 100)
+    torch.testing.assert_close(mean[0], exact, atol=1e-6, rtol=1e-6)
+
+
+def test_a_step_that_leads_up_is_not_taken():
+    """f(u) = u^3 has no metric at 0 to speak of, and a full step would overshoot."""
+
+    class Cubic:
+        def __init__(self, u):
+            self.u, self.value = u, u**3
+
+        def jvp(self, v):
+            return 3 * self.u**2 * v
+
+        def vjp(self, w):
+            return 3 * self.u**2 * w
+
+        def vjp_mean(self, w):
+            return self.vjp(w).mean(0, keepdim=True)
+
+    data = mgvi.Data(torch.ones(1, dtype=D), torch.full((1,), 1e-4, dtype=D))
+    start = torch.full((1, 1), 0.2, dtype=D)
+    nothing = torch.zeros(2, 1, dtype=D)
+    before = 0.5 * (0.2**3 - 1) ** 2 / 1e-4 + 0.02
+    found, energy = mgvi.newton(Cubic, data, start, nothing, 30, 1e-6, 10)
+    assert float(energy) < before
+    assert abs(float(found) - 1) < 0.01

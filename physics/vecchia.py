@@ -79,12 +79,12 @@ class Vecchia:
 
     def inverse(self, s: Tensor) -> Tensor:
         """The excitations of a field (samples, ``*shape``): (samples, n_excitations)."""
-        s = s.reshape(len(s), -1).T.index_select(0, self.order)
-        first, *rest = self.levels
-        xi = [s[level.start : level.stop] - level.mean @ s[: level.start] for level in rest]
-        n0 = first.stop
+        s = _inside(self, s.reshape(len(s), -1))
+        n0 = len(self.root)
         base = torch.linalg.solve_triangular(self.root, s[:n0], upper=False)
-        return torch.cat([base, torch.cat([s[:0], *xi]) / self.noise[:, None]]).T
+        means = [mean @ s[:start] for start, _, mean, _ in self.levels[1:]]
+        rest = (s[n0:] - torch.cat([s[:0], *means])) / self.noise[:, None]
+        return _outside(self, torch.cat([base, rest]))
 
     def logdet(self) -> float:
         """log |det A|, half that of the covariance A A^T."""
@@ -117,25 +117,33 @@ class _Adjoint(torch.autograd.Function):
 
 
 def _apply(prior: Vecchia, xi: Tensor) -> Tensor:
-    n0, xi = len(prior.root), xi.T
-    s = torch.empty(xi.shape, dtype=xi.dtype, device=xi.device)
+    n0, xi = len(prior.root), _inside(prior, xi)
+    s = torch.empty_like(xi)
     torch.mm(prior.root, xi[:n0], out=s[:n0])
     torch.mul(prior.noise[:, None], xi[n0:], out=s[n0:])
     for start, stop, mean, _ in prior.levels[1:]:
         _add_product(s[start:stop], mean, s[:start])
-    return s.index_select(0, prior.places).T.reshape(-1, *prior.shape)
+    return _outside(prior, s).view(-1, *prior.shape)
 
 
 def _adjoint(prior: Vecchia, g: Tensor) -> Tensor:
-    n0 = len(prior.root)
-    t = g.reshape(len(g), -1).T.index_select(0, prior.order)
+    n0, t = len(prior.root), _inside(prior, g.reshape(len(g), -1))
     for start, stop, _, back in reversed(prior.levels):
         _add_product(t[start:stop], back, t[stop:])
-    return torch.cat([prior.root.mT @ t[:n0], prior.noise[:, None] * t[n0:]]).T
+    return _outside(prior, torch.cat([prior.root.mT @ t[:n0], prior.noise[:, None] * t[n0:]]))
+
+
+def _inside(prior: Vecchia, values: Tensor) -> Tensor:
+    """From (samples, n) in the order of the points to (n, samples) in that of the levels."""
+    return values.index_select(1, prior.order).T.contiguous()
+
+
+def _outside(prior: Vecchia, values: Tensor) -> Tensor:
+    return values.T.contiguous().index_select(1, prior.places)
 
 
 def _add_product(total: Tensor, matrix: Tensor, s: Tensor) -> None:
-    if s.shape[1] == 1:  # a third faster than as a matrix of one column
+    if s.shape[1] == 1:  # with a vector the product is a third faster
         total.view(-1).addmv_(matrix, s.view(-1))
     else:
         total.addmm_(matrix, s)

@@ -2,11 +2,10 @@
 
 import warnings
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -16,8 +15,6 @@ from physics.kernel import Kernel
 
 GROWTH = 0.25  # points whose predecessors are looked up at once, of those before them
 CHUNK = 2**17  # covariances that are made at once: 1 MB, which stays in cache
-
-Integers = NDArray[np.integer[Any]]
 
 
 class Level(NamedTuple):
@@ -39,60 +36,59 @@ class Factors(NamedTuple):
 def factors(points: Tensor, kernel: Kernel, k: int, n0: int) -> Factors:
     """Of ``points`` (n, 3), pc, float64; all but the order are float32."""
     n, n0 = len(points), min(n0, len(points))
-    order, path = kd_order(points)
+    order, rank = kd_order(points)
     points = points[order]
     stops = growing(n, n0)
-    # within a batch in the order of paths, so that neighbours are near in memory
-    batches = [a + path[a:b].argsort() for a, b in pairwise([0, *stops])]
+    batches = [torch.nonzero((rank >= a) & (rank < b))[:, 0] for a, b in pairwise([0, *stops])]
     _, root = conditional(points[None, :0], points[None, batches[0]], kernel)
-    depth = np.zeros(n, np.int32)  # in the graph
+    depth = torch.zeros(n, dtype=torch.int32)  # in the graph
     inputs, means, noises = [], [], [root.new_empty(0)]
     for batch, (start, stop) in zip(batches[1:], pairwise(stops), strict=True):
-        count = min(start, predecessor_count(k, start / n))
-        near = predecessors(points[:stop].numpy(), batch.numpy(), count)
-        deepen(depth, batch.numpy(), near)
-        mean, noise = row_factors(points[batch], points, torch.from_numpy(near), kernel)
+        near = predecessors(points, rank, batch, stop, min(start, predecessor_count(k, start / n)))
+        deepen(depth, batch, near)
+        mean, noise = row_factors(points[batch], points, near, kernel)
         inputs.append(near)
         means.append(mean)
         noises.append(noise)
 
-    rows = torch.cat(batches).numpy()
-    by_level = np.lexsort((path[rows].numpy(), depth[rows]))
-    matrix = sparse(means, inputs, n)[by_level]
-    rows = rows[by_level]
-    place = np.empty(n, np.int32)
-    place[rows] = np.arange(n, dtype=np.int32)
-    matrix.indices = place[matrix.indices]
+    rows = torch.cat(batches)
+    # within a level in the order of the tree, so that neighbours are near in memory
+    by_level = torch.from_numpy(np.lexsort((rows, depth[rows])))
+    place = torch.empty(n, dtype=torch.int32)
+    place[rows[by_level]] = torch.arange(n, dtype=torch.int32)
+    matrix = sparse(means, [place[near] for near in inputs], n)[by_level.numpy()]
+    bounds = [0, *depth.bincount().cumsum(0).tolist()]
     noise = torch.cat(noises)[by_level[n0:] - n0]
-    bounds = [0, *np.bincount(depth).cumsum().tolist()]
-    return Factors(root[0].float(), noise.float(), levels(matrix, bounds), order[rows])
+    return Factors(root[0].float(), noise.float(), levels(matrix, bounds), order[rows[by_level]])
 
 
 def kd_order(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Points from coarse to fine, and the path through the tree to each of them, both (n,).
+    """Points in the order of the leaves of a k-d tree, and the rank of these, both (n,).
 
-    Cells are halved along their widest side until they hold one point, and a path is the sequence
-    of choices. Read from its last bit it is the rank of a point, so that the first 2^g points are
-    one of each cell of generation g. Some points stand twice, to make their number a power of two.
+    Cells are halved along their widest side until they hold one point. The number of a leaf has the
+    choices on the way as bits; read from the last bit it is the rank, so that the first 2^g points
+    are one of each cell of generation g. Some points stand twice, to make the number of leaves a
+    power of two.
     """
-    n = len(points)
-    generations = (n - 1).bit_length()
+    n, generations = len(points), (len(points) - 1).bit_length()
     # what differs by rounding alone is a tie, so that all machines find the same order
-    rounded = (points / points.abs().max().clamp(min=1e-300) * 2**20).round().float()
-    index = torch.arange(1 << generations) * n >> generations
+    whole = (points / points.abs().max().clamp(min=1e-300) * 2**20).round().int()
+    leaves = torch.arange(1 << generations) * n >> generations
     for generation in range(generations):
-        cells = index.view(1 << generation, -1)
-        place = rounded[cells]
+        cells = leaves.view(1 << generation, -1)
+        place = whole[cells]
         widest = (place.amax(1) - place.amin(1)).argmax(1)
         along = place.gather(2, widest[:, None, None].expand(*cells.shape, 1))[..., 0]
-        index = cells.gather(1, along.argsort(dim=1, stable=True)).view(-1)
-    path = torch.arange(len(index))
-    rank = torch.zeros_like(path)
+        # with the point in the last bits of the key, halves are parted faster than by sorting
+        keys = np.partition((along.long() << 40 | cells).numpy(), cells.shape[1] // 2, axis=1)
+        leaves = torch.from_numpy(keys).view(-1) & ((1 << 40) - 1)
+    number = torch.arange(len(leaves))
+    reverse = torch.zeros_like(number)
     for generation in range(generations):
-        rank += (path >> generation & 1) << (generations - 1 - generation)
-    first = torch.full((n,), len(index)).scatter_reduce_(0, index, rank, "amin")
-    order = first.argsort()
-    return order, rank[first[order]]
+        reverse += (number >> generation & 1) << (generations - 1 - generation)
+    first = torch.full((n,), len(leaves)).scatter_reduce_(0, leaves, reverse, "amin")
+    order = reverse[first].argsort()  # of leaves, as bits reversed twice are as before
+    return order, first.argsort().argsort()[order]
 
 
 def growing(n: int, n0: int) -> list[int]:
@@ -112,29 +108,34 @@ def predecessor_count(k: int, share: float) -> int:
     return max(1, round(k * min(4, 2 / 3 * share ** (-1 / 3))))
 
 
-def predecessors(points: NDArray[np.float64], batch: Integers, k: int) -> Integers:
-    """The k points nearest to each of ``batch`` (m,) among those before it, (m, k)."""
-    tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
-    found = np.empty((len(batch), k), np.int32)
-    missing, asked = np.arange(len(batch)), int((1 + GROWTH) * k) + 4
+def predecessors(points: Tensor, rank: Tensor, batch: Tensor, stop: int, k: int) -> Tensor:
+    """The k points nearest to each of ``batch`` (m,) among those of lower rank, (m, k), int32.
+
+    ``stop`` is above the ranks of the batch.
+    """
+    known = torch.nonzero(rank < stop)[:, 0]
+    tree = cKDTree(points[known], leafsize=32, balanced_tree=False, compact_nodes=False)
+    found = torch.empty(len(batch), k, dtype=torch.int32)
+    missing, asked = torch.arange(len(batch)), int((1 + GROWTH) * k) + 4
     while len(missing):
-        asked = min(asked, len(points))
-        own = batch[missing]
-        near = tree.query(points[own], [*range(1, asked + 1)], workers=torch.get_num_threads())[1]
-        before = near < own[:, None]
-        before &= before.cumsum(1, dtype=np.int32) <= k
+        asked = min(asked, stop)
+        own, count = batch[missing], [*range(1, asked + 1)]
+        near = tree.query(points[own], count, workers=torch.get_num_threads())[1]
+        near = known[torch.from_numpy(near)]
+        before = rank[near] < rank[own, None]
+        before &= before.cumsum(1, dtype=torch.int32) <= k
         enough = before.sum(1) == k
-        found[missing[enough]] = near[before & enough[:, None]].reshape(-1, k)
+        found[missing[enough]] = near[before & enough[:, None]].view(-1, k).int()
         missing, asked = missing[~enough], 2 * asked
     return found
 
 
-def deepen(depth: Integers, batch: Integers, near: Integers) -> None:
+def deepen(depth: Tensor, batch: Tensor, near: Tensor) -> None:
     """Sets the depth of ``batch``: the longest way from the first n0 points, in steps."""
     known = None
-    while known is None or not np.array_equal(known, depth[batch]):
+    while known is None or not known.equal(depth[batch]):
         known = depth[batch]
-        depth[batch] = 1 + depth[near].max(1)
+        depth[batch] = 1 + depth.index_select(0, near.view(-1)).view(near.shape).amax(1)
 
 
 def row_factors(new: Tensor, points: Tensor, near: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
@@ -149,16 +150,14 @@ def row_factors(new: Tensor, points: Tensor, near: Tensor, kernel: Kernel) -> tu
     return mean, noise
 
 
-def sparse(means: list[Tensor], inputs: list[Integers], n: int) -> csr_matrix:
+def sparse(means: list[Tensor], inputs: list[Tensor], n: int) -> csr_matrix:
     """All r below one another; the first rows, of points without predecessors, are empty."""
-    counts = np.zeros(n + 1, np.int64)
-    end = n + 1
-    for near in reversed(inputs):
-        counts[end - len(near) : end] = near.shape[1]
-        end -= len(near)
-    data = torch.cat([torch.empty(0), *(mean.flatten() for mean in means)])
-    columns = np.concatenate([np.empty(0, np.int32), *(near.ravel() for near in inputs)])
-    return csr_matrix((data.numpy(), columns, counts.cumsum()), (n, n))
+    counts = [torch.full((len(near),), near.shape[1]) for near in inputs]
+    rows = torch.cat([torch.zeros(n - sum(map(len, counts)), dtype=torch.long), *counts])
+    values = torch.cat([torch.empty(0), *(mean.view(-1) for mean in means)])
+    columns = torch.cat([torch.empty(0, dtype=torch.int32), *(near.view(-1) for near in inputs)])
+    ends = torch.cat([rows[:0].new_zeros(1), rows.cumsum(0)])
+    return csr_matrix((values.numpy(), columns.numpy(), ends.numpy()), (n, n))
 
 
 def levels(matrix: csr_matrix, bounds: list[int]) -> list[Level]:

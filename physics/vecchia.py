@@ -1,7 +1,7 @@
 """A Gaussian process at arbitrary points by the graph-ordered Vecchia approximation.
 
 GraphGP, arXiv:2606.11402. Points are taken from coarse to fine: the first ``n0`` have their exact
-covariance K_0, every other one is drawn given the ``k`` nearest of those before it, N(i),
+covariance K_0, every other one is drawn given about ``k``, the nearest of those before it, N(i),
 
     s_0 = sqrt(K_0) xi_0,   s_i = r_i . s_N(i) + d_i xi_i,
     r_i = K_NN^-1 K_Ni,     d_i^2 = K_ii - r_i . K_Ni.
@@ -10,9 +10,10 @@ The map A from excitations xi ~ N(0, 1) to s is linear and triangular, and A A^T
 covariance K of the kernel. Unlike that of `physics.icr`, A is square: it has an inverse and a
 determinant, and both cost no more than a draw.
 
-The order is that of a k-d tree, read with its bits reversed. Points whose predecessors are all in
-earlier levels make a level, which is one sparse product. Inside, points are sorted by level, and
-samples come last.
+Points are ranked by a k-d tree, its bits reversed. Those whose predecessors are all in earlier
+levels make a level: a sparse product for the field, and with the transpose, kept beside it, one for
+the adjoint. On the reference sky k = 48, n0 = 1000 has a quarter of the errors of ICR between
+neighbours, for four times the time and five times the memory (benchmarks/dust_prior).
 """
 
 import math
@@ -32,12 +33,20 @@ class Vecchia:
     """s = A xi for excitations xi ~ N(0, 1), A^T and A^-1; float32, built in float64.
 
     ``points`` are places in pc, (..., 3), or a grid, of whose voxels they are the centres; fields
-    are of ``shape`` (...). The order of the excitations is that of the inside. Equal points are
-    refused: their covariance has no root.
+    are of ``shape`` (...). Excitations are in the order of the points, each that of its point.
+    Inside, points are in the order of the levels, and samples come last.
     """
 
     def __init__(self, points: Tensor | Grid, kernel: Kernel, k: int = 20, n0: int = 200):
         places = points.positions if isinstance(points, Grid) else points
+        lost = int((~places.isfinite()).sum())
+        if places.ndim < 2 or places.shape[-1] != 3 or lost:
+            raise ValueError(
+                f"points are {tuple(places.shape)} with {lost} values that are not finite; give "
+                "finite places in pc, (..., 3)"
+            )
+        if k < 1 or n0 < 1:
+            raise ValueError(f"k is {k} and n0 is {n0}; take 1 or more")
         self.shape = tuple(places.shape[:-1])
         made = factors(places.reshape(-1, 3).double(), kernel, k, n0)
         self.root, self.noise, self.levels, self.order = made

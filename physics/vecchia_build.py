@@ -38,7 +38,7 @@ def factors(points: Tensor, kernel: Kernel, k: int, n0: int) -> Factors:
     n, n0 = len(points), min(n0, len(points))
     order, rank = kd_order(points)
     points = points[order]
-    stops = growing(n, n0)
+    stops = growing(n, n0, k)
     batches = [torch.nonzero((rank >= a) & (rank < b))[:, 0] for a, b in pairwise([0, *stops])]
     _, root = conditional(points[None, :0], points[None, batches[0]], kernel)
     depth = torch.zeros(n, dtype=torch.int32)  # in the graph
@@ -91,11 +91,13 @@ def kd_order(points: Tensor) -> tuple[Tensor, Tensor]:
     return order, first.argsort().argsort()[order]
 
 
-def growing(n: int, n0: int) -> list[int]:
-    """Where batches end, of which the first is of n0 points."""
+def growing(n: int, n0: int, k: int) -> list[int]:
+    """Where batches end, of which the first is of n0 points, in the order of ranks."""
     stops = [n0]
     while stops[-1] < n:
-        stops.append(min(n, stops[-1] + max(1, int(GROWTH * stops[-1]))))
+        # a point that has fewer than it may is conditioned on all others, so it comes alone
+        more = max(1, int(GROWTH * stops[-1])) if stops[-1] >= 2 * k else 1
+        stops.append(min(n, stops[-1] + more))
     return stops
 
 

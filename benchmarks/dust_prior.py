@@ -9,11 +9,13 @@ matrices: once, compiled before), beside a 1024^3 matrix product. Errors hold fo
 float64, for a Matern-3/2 kernel of 100 pc: the covariance is A A^T, of which 512 rows drawn with
 seed 0 are compared with the kernel. `covariance_error` is relative, in the Frobenius norm;
 `local_error` is the mean over those voxels of the mean absolute error towards others within 100 pc,
-`pair_error` the mean over all such pairs.
+`pair_error` the mean over all such pairs. Vecchia (`physics.vecchia`) has no base; its rows and
+the field of one sample are of a later run than the others.
 Without nifty8, jax and healpy only our own rows are printed.
 """
 
 import csv
+import math
 import os
 import sys
 import time
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.speed import best_of_five
 from physics.icr import ICR, PLAIN, WIDE, Grid, Stencil, grids, matern, memory
+from physics.vecchia import Vecchia
 
 NEAREST, FARTHEST, SCALE = 69.0, 1250.0, 100.0  # pc
 FAST, EXACT = (16, 68), (8, 36)  # Nside, shells
@@ -40,7 +43,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):  # XLA has no setting that holds it to one thread
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    rows = [ours(name, stencil, base) for name, stencil in STENCILS.items() for base in (4, 2)]
+    rows = [icr(name, stencil, base) for name, stencil in STENCILS.items() for base in (4, 2)]
+    rows += [vecchia(k, n0) for k, n0 in ((20, 200), (48, 1000))]
     if all(map(find_spec, ("nifty8", "jax", "healpy"))):
         rows += [niftys(base) for base in (4, 2)]
     writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
@@ -52,23 +56,41 @@ def main() -> None:
 STENCILS = {"icr wide": WIDE, "icr plain": PLAIN}
 
 
-def ours(name: str, stencil: Stencil, base: int) -> dict[str, Any]:
-    kernel = matern(SCALE)
-    levels = grids(*FAST, NEAREST, FARTHEST, base)
-    prior = ICR(levels, kernel, stencil)
+def icr(name: str, stencil: Stencil, base: int) -> dict[str, Any]:
+    def levels(shape: tuple[int, int]) -> list[Grid]:
+        return grids(*shape, NEAREST, FARTHEST, base)
+
+    row = ours(lambda shape: ICR(levels(shape), matern(SCALE), stencil))
+    bytes_per_voxel = memory(levels(FAST), stencil) / math.prod(levels(FAST)[-1].shape)
+    return {"method": name, "base_nside": base, "bytes_per_voxel": bytes_per_voxel, **row}
+
+
+def vecchia(k: int, n0: int) -> dict[str, Any]:
+    def prior(shape: tuple[int, int]) -> Vecchia:
+        return Vecchia(grids(*shape, NEAREST, FARTHEST)[-1], matern(SCALE), k, n0)
+
+    made = prior(FAST)
+    bytes_per_voxel = made.nbytes / made.n_excitations
+    row = ours(prior)
+    return {"method": f"vecchia k={k} n0={n0}", "bytes_per_voxel": bytes_per_voxel, **row}
+
+
+def ours(make: Callable[[tuple[int, int]], Any]) -> dict[str, float]:
+    """``make`` gives the prior of Nside, shells."""
+    prior = make(FAST)
     xi, g = torch.randn(SAMPLES, prior.n_excitations), torch.randn(1, *prior.shape)
     with torch.inference_mode():
+        one = g.numel() / best_of_five(lambda: prior.apply(xi[:1]))
         row = speeds(
-            best_of_five(lambda: ICR(levels, kernel, stencil)),
+            best_of_five(lambda: make(FAST)),
             lambda: prior.apply(xi),
             lambda: prior.adjoint(g),
             SAMPLES * g.numel(),
         )
-        levels = grids(*EXACT, NEAREST, FARTHEST, base)
-        exact = ICR(levels, kernel, stencil).to(dtype=torch.float64)
-        errors = covariance_errors(lambda unit: exact.apply(exact.adjoint(unit)), levels[-1])
-    bytes_per_voxel = memory(grids(*FAST, NEAREST, FARTHEST, base), stencil) / g.numel()
-    return {"method": name, "base_nside": base, **row, "bytes_per_voxel": bytes_per_voxel, **errors}
+        exact = make(EXACT).to(dtype=torch.float64)
+        grid = grids(*EXACT, NEAREST, FARTHEST)[-1]
+        errors = covariance_errors(lambda unit: exact.apply(exact.adjoint(unit)), grid)
+    return {"forward_one_voxels_per_second": one, **row, **errors}
 
 
 def niftys(base: int) -> dict[str, Any]:

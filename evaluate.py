@@ -58,7 +58,8 @@ def evaluate(
     from datamodules.predictions import Predictions
     from datamodules.products import write_sky_map
 
-    if output and data.path is None and (whole := model.whole(columns)):
+    as_map = output is not None and data.path is None and output.endswith(".fits")
+    if as_map and (whole := model.whole(columns)):
         if trainer.is_global_zero:
             write_sky_map(output, whole, {"model": title})
             print(f"map: {output}")

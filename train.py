@@ -54,6 +54,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
             f"trainer.precision={plain['trainer']['precision']} is not safe for this component; "
             f"it allows {', '.join(model.precisions)}"
         )
+    if plain["trainer"]["precision"] == "64-true":
+        model.double()  # now: a run that goes on is loaded before Lightning does so
     described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
     provenance = data.provenance()
     model.record = new_record(described, provenance, data.found_out())

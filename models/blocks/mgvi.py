@@ -97,7 +97,8 @@ def newton(
 def conjugate_gradients(product: Product, b: Tensor, tolerance: float, most: int) -> Tensor:
     """x (samples, latents) of ``product``(x) = b for a positive definite product of each sample.
 
-    Stops when the squared residual of every sample is below ``tolerance``^2 |b|^2.
+    Stops when the squared residual of every sample, of all processes, is below ``tolerance``^2
+    |b|^2: so that any number of processes gives the samples of one.
     """
     x, r, p = torch.zeros_like(b), b, b
     rr = b.square().sum(1, keepdim=True)
@@ -108,11 +109,19 @@ def conjugate_gradients(product: Product, b: Tensor, tolerance: float, most: int
         x, r = x + alpha * p, r - alpha * q
         new = r.square().sum(1, keepdim=True)
         # asked every few steps: an answer makes a GPU wait
-        if i % 5 == 4 and bool((new <= goal).all()):
+        if i % 5 == 4 and everywhere((new <= goal).all()):
             break
         p = r + (new / rr.clamp_min(1e-30)) * p
         rr = new
     return x
+
+
+def everywhere(done: Tensor) -> bool:
+    """Whether all processes are ``done``, which each of them asks at the same time."""
+    if dist.is_initialized():
+        done = done.float()
+        dist.all_reduce(done, dist.ReduceOp.MIN)
+    return bool(done)
 
 
 def over_ranks(x: Tensor) -> Tensor:

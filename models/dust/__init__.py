@@ -11,24 +11,28 @@ from torch import Tensor
 
 from models.base import Batch, Component, Output
 from models.blocks import mgvi
-from models.dust.field import Density, Extinction, Prior, Stars
+from models.dust.field import HYPER, Density, Extinction, Prior, Stars
 from models.dust.judged import Map, judged, known_stars
 from models.dust.pictures import pictures
 from models.dust.query import query, sky_map, stars_at, summary
-from physics.extinction import log_normal, mean_and_variance
+from physics.extinction import Paths, log_normal, mean_and_variance
 from physics.icr import ICR, grids, matern, memory
 from physics.memory import refuse_too_large
+from physics.vecchia import Vecchia
 
-TOLERANCE, MOST = 0.03, 300  # of conjugate gradients: relative residual, and steps
+MOST = 300  # steps of conjugate gradients
 NEWTON = 5  # steps of an outer iteration
 SLICE = 8192  # stars predicted at once
+PREDECESSORS = (48, 1000)  # of a voxel in Vecchia's approximation, and those of dense Cholesky
+VECCHIA_BYTES = 1600  # of a voxel: twice its matrices, for what their making takes
 
 
 class Dust(Component):
     """Extinction per parsec on HEALPix x log distance, after arXiv:2308.01295.
 
     ln rho is a Gaussian process of Matern covariance, by Iterative Charted Refinement
-    (`physics.icr`), whose mean and amplitude are learned with it. The extinction of a star is the
+    (`physics.icr`) or Vecchia's approximation (`physics.vecchia`: ``prior``), whose mean and
+    amplitude are learned with it. The extinction of a star is the
     density along its sightline, over the distances that its parallax allows; their variance is
     added to that of the measurement. The posterior is found by metric Gaussian variational
     inference (`models.blocks.mgvi`): an epoch is an outer iteration, which draws ``pairs`` of
@@ -39,7 +43,7 @@ class Dust(Component):
     Green & Rix (2023). Out: see `outputs`; the map itself, `sky_map`.
     """
 
-    precisions = ("32-true",)
+    precisions = ("32-true", "64-true")
     smaller_is_better = frozenset(("chi2", "icr_covariance_error"))
 
     def __init__(
@@ -48,6 +52,7 @@ class Dust(Component):
         n_radial: int,
         nearest: float,
         farthest: float,
+        prior: str = "icr",
         base_nside: int = 4,
         nu: float = 1.5,
         scale: float = 150.0,
@@ -55,23 +60,32 @@ class Dust(Component):
         amplitude_error: float = 0.5,
         mean_error: float = 1.0,
         pairs: int = 4,
+        tolerance: float = 0.03,
         seed: int = 0,
         epochs: int = 12,
     ) -> None:
         super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
         self.automatic_optimization = False
-        self.pairs, self.seed = pairs, seed
+        self.pairs, self.tolerance, self.seed = pairs, tolerance, seed
         self.amplitude, self.mean_error = (amplitude, amplitude_error), mean_error
         levels = grids(nside, n_radial, nearest, farthest, base_nside)
         self.kernel = matern(scale, nu)
+        if prior not in ("icr", "vecchia"):
+            raise ValueError(f"model.prior is '{prior}'; it is icr or vecchia")
         # the matrices, and latents and densities of all samples with their derivatives
         voxels = math.prod(levels[-1].shape)
+        matrices = memory(levels) if prior == "icr" else VECCHIA_BYTES * voxels
         refuse_too_large(
-            memory(levels) + 4 * voxels * (12 * pairs + 12), f"a map of {voxels:,} voxels",
+            matrices + 4 * voxels * (12 * pairs + 12), f"a map of {voxels:,} voxels",
             "model.nside=<less> model.n_radial=<less> model.pairs=<less>",
         )  # fmt: skip
-        self.grid, self.gp = levels[-1], ICR(levels, self.kernel)
-        n = self.prior.n_latents
+        self.grid = levels[-1]
+        self.gp: ICR | Vecchia
+        if prior == "vecchia":
+            self.gp = Vecchia(self.grid, self.kernel, *PREDECESSORS)
+        else:
+            self.gp = ICR(levels, self.kernel)
+        n = self.gp.n_excitations + HYPER
         self.mean = torch.nn.Parameter(torch.zeros(1, n))
         self.register_buffer("residuals", torch.zeros(pairs, n))
         # of the prior: ln of the mean density, a first guess, 1/pc
@@ -80,7 +94,7 @@ class Dust(Component):
         self.register_buffer("even", torch.tensor([1e-4, 0.1]))
         self.register_buffer("n_training", torch.tensor(1))
         self.register_buffer("widths", self.grid.widths.float(), persistent=False)
-        self._rho: tuple[tuple[int, int], Tensor] | None = None
+        self._rho: tuple[tuple[float, float], Tensor] | None = None
 
     residuals: Tensor
     log_density: Tensor
@@ -90,8 +104,9 @@ class Dust(Component):
 
     @property
     def prior(self) -> Prior:
-        guess = float(self.log_density) if hasattr(self, "log_density") else 0.0
-        return Prior(self.gp, (guess, self.mean_error), self.amplitude)
+        """Where the model is, and in its precision: matrices are no part of a checkpoint."""
+        self.gp.to(self.mean.device, self.mean.dtype)
+        return Prior(self.gp, (float(self.log_density), self.mean_error), self.amplitude)
 
     # --- the fit ------------------------------------------------------------------------------
 
@@ -114,7 +129,8 @@ class Dust(Component):
     def stars(self, batch: Batch) -> Stars:
         """Pixels, and paths through the shells."""
         place = (batch[name] for name in ("direction", "parallax", "parallax_error"))
-        return stars_at(self.grid, *place)
+        found = stars_at(self.grid, *place)
+        return Stars(found.pixel, Paths(*(x.to(self.mean.dtype) for x in found.paths)))
 
     def samples(self) -> Tensor:
         """Latents of the posterior, (2 pairs, latents)."""
@@ -155,9 +171,11 @@ class Dust(Component):
             return Extinction(prior, stars, u)
 
         with torch.no_grad():
-            mine = mgvi.residuals(model, data, self.mean, e1, e2, TOLERANCE, MOST)
+            mine = mgvi.residuals(model, data, self.mean, e1, e2, self.tolerance, MOST)
             both = torch.cat([mine, -mine])
-            mean, energy = mgvi.newton(model, data, self.mean.data, both, NEWTON, TOLERANCE, MOST)
+            mean, energy = mgvi.newton(
+                model, data, self.mean.data, both, NEWTON, self.tolerance, MOST
+            )
             self.residuals.copy_(_of_all_ranks(mine, world))
             self.mean.grad = self.mean - mean
         optimizer: Any = self.optimizers()
@@ -172,8 +190,8 @@ class Dust(Component):
             seed = (self.seed * 1_000_003 + self.current_epoch) * 1009 + pair
             generator = torch.Generator().manual_seed(seed)
             n = n_stars + self.mean.shape[1]
-            found.append(torch.randn(n, generator=generator))
-        both = torch.stack(found).to(self.device)
+            found.append(torch.randn(n, generator=generator, dtype=torch.float32))
+        both = torch.stack(found).to(self.mean)
         return both[:, :n_stars], both[:, n_stars:]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
@@ -199,8 +217,8 @@ class Dust(Component):
 
     def rho(self) -> Tensor:
         """Extinction per pc of the samples, (2 pairs, pixels, shells)."""
-        key = (self.mean._version, self.residuals._version)
-        if self._rho is None or self._rho[0] != key or self._rho[1].device != self.mean.device:
+        key = (float(self.mean.detach().square().sum()), float(self.residuals.square().sum()))
+        if self._rho is None or self._rho[0] != key or self._rho[1].device != self.device:
             with torch.no_grad():
                 self._rho = key, Density(self.prior, self.samples()).log.exp()
         return self._rho[1]
@@ -258,7 +276,7 @@ class Dust(Component):
 
         ``mode``: "mean", "std" or "samples"; without ``integrated`` the density there, E per pc.
         """
-        return query(self.rho().cpu(), self.grid, coords, mode, integrated)
+        return query(self.rho().cpu().float(), self.grid, coords, mode, integrated)
 
     def whole(self, columns: list[str] | None) -> dict[str, Any]:
         return sky_map(self.rho().cpu(), self.grid, columns)
@@ -266,19 +284,19 @@ class Dust(Component):
     def judged(self, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The map beside the simulation's, and the prior beside its kernel; images."""
         rho = self.rho()
+        self.gp.to("cpu", torch.float32)
         ours = Map(self.grid, self.gp, self.kernel, rho.log(), self.stars, self.even)
         stars = known_stars(data)
         if not stars:
             return {}, {}
-        shown = pictures(rho.cpu(), self.grid, data.true_density(), stars)
+        shown = pictures(rho.cpu().float(), self.grid, data.true_density(), stars)
         return judged(ours, data, stars), shown
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
-        xi = torch.randn(8, self.gp.n_excitations, generator=torch.Generator().manual_seed(0))
+        gp = self.prior.gp
+        xi = torch.randn(8, gp.n_excitations, dtype=self.mean.dtype)
         voxels = 8 * math.prod(self.gp.shape)
-        return super().timed(batch) | {
-            "voxel_samples_per_second": (lambda: self.gp.apply(xi), voxels)
-        }
+        return super().timed(batch) | {"voxel_samples_per_second": (lambda: gp.apply(xi), voxels)}
 
     def scope(self) -> list[str]:
         edges = self.grid.boundaries

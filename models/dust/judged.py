@@ -11,6 +11,7 @@ from models.dust.field import Stars
 from physics.extinction import log_normal, mean_and_variance
 from physics.icr import ICR, Grid
 from physics.kernel import Kernel
+from physics.vecchia import Vecchia
 
 ROWS = 64  # of the covariance, drawn with seed 0
 CROSSED = 0.5  # share of a voxel's depth that the light of a star crosses, for it to be seen
@@ -20,7 +21,7 @@ class Map(NamedTuple):
     """What is judged."""
 
     grid: Grid
-    gp: ICR
+    gp: ICR | Vecchia
     kernel: Kernel
     log_rho: Tensor  # (2 pairs, pixels, shells), mirrored
     stars: Callable[[Mapping[str, Tensor]], Stars]
@@ -44,7 +45,7 @@ def judged(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float
     ``batch``: `known_stars`.
     """
     facts = {"icr_covariance_error": covariance_error(ours.gp, ours.grid, ours.kernel)}
-    stars, widths = ours.stars(batch), ours.grid.widths.float()
+    stars, widths = ours.stars(batch), ours.grid.widths.to(ours.log_rho)
     density, scatter = ours.even.tolist()
 
     def lpd(rho: Tensor, more: float = 0.0) -> float:
@@ -60,7 +61,7 @@ def judged(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float
     truth = data.true_density()
     if truth is None:
         return facts
-    facts["heldout_lpd_truth"] = lpd(truth.float()[stars.pixel])
+    facts["heldout_lpd_truth"] = lpd(truth.to(ours.log_rho)[stars.pixel])
     data.setup("fit")
     training = ours.stars(data.training_batch())
     seen = torch.zeros(truth.shape, dtype=torch.bool)
@@ -95,7 +96,7 @@ def student_inside(n: int) -> float:
     return within / all_of_it
 
 
-def covariance_error(gp: ICR, grid: Grid, kernel: Kernel, rows: int = ROWS) -> float:
+def covariance_error(gp: ICR | Vecchia, grid: Grid, kernel: Kernel, rows: int = ROWS) -> float:
     """Of A A^T against the kernel: relative Frobenius norm over some random rows."""
     places = grid.positions.flatten(0, 1)
     chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:rows]
@@ -103,7 +104,7 @@ def covariance_error(gp: ICR, grid: Grid, kernel: Kernel, rows: int = ROWS) -> f
     for some in chosen.split(16):
         unit = torch.zeros(len(some), len(places))
         unit[torch.arange(len(some)), some] = 1
-        found = gp.apply(gp.adjoint(unit.view(-1, *grid.shape).to(gp.base.device))).flatten(1).cpu()
+        found = gp.apply(gp.adjoint(unit.view(-1, *grid.shape))).flatten(1)
         exact = kernel(torch.cdist(places[some], places))
         wrong += float((found - exact).square().sum())
         total += float(exact.square().sum())

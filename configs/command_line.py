@@ -23,7 +23,9 @@ def user_errors(door: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(door)
     def wrapped(config: Any) -> Any:
         try:
-            return door(config)
+            found = door(config)
+            _leave_group()
+            return found
         except Exception as error:
             mistake = isinstance(error, ValueError | OSError)
             # of the trainer's settings: no such accelerator, precision...
@@ -37,6 +39,13 @@ def user_errors(door: Callable[[Any], Any]) -> Callable[[Any], Any]:
             raise SystemExit(2) from None
 
     return wrapped
+
+
+def _leave_group() -> None:
+    """A process that ends while it talks to others may die of it, and take them along."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def open_groups(*groups: str) -> None:

@@ -58,8 +58,8 @@ def evaluate(
     from datamodules.predictions import Predictions
     from datamodules.products import write_sky_map
 
-    as_map = output is not None and data.path is None and output.endswith(".fits")
-    if as_map and (whole := model.whole(columns)):
+    of_model = output and output.endswith(".fits") and data.path is None
+    if output and of_model and (whole := model.whole(columns)):
         if trainer.is_global_zero:
             write_sky_map(output, whole, {"model": title})
             print(f"map: {output}")

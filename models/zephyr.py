@@ -20,7 +20,6 @@ from models.blocks.recalibration import (
     apply_pit_map,
     for_ensemble,
     pit_map,
-    pit_moments,
 )
 from models.blocks.stack import Stack
 
@@ -143,20 +142,16 @@ class Zephyr(Component):
             self._refit_noise(data.validation_batch())
         if self.noise is not None and self.noise.clean_sigma > 0:
             return
-        several = self.members // self.folds
-        pits: dict[str, list[Tensor]] = {"single": [], "several": []}
+        pits, fold = [], []
         for part in _slices(data.validation_batch(), SLICE):
             exact = (part["source"] == self.clean) & (part["label_error"] == 0)
             part = {k: v[exact] for k, v in part.items()}
-            own = self._own_fold(part)
-            for i in range(several):
-                pits["single"].append(self._pit(part, own & (own.cumsum(0) == i + 1)))
-            pits["several"].append(self._pit(part, own))
-        if not sum(map(len, pits["several"])):
-            return
-        single, together = (pit_moments(torch.cat(pits[name])) for name in ("single", "several"))
-        moments = for_ensemble(single, together, several, self.members)
-        self.pit_map = pit_map(moments, n=sum(map(len, pits["several"]))).to(self.device)
+            pits.append(self._pits(part))
+            fold.append(part["row"] % self.folds)
+        n = sum(map(len, fold))
+        if n:
+            of_members = torch.cat(pits, 1).unflatten(0, (-1, self.folds))
+            self.pit_map = pit_map(for_ensemble(of_members, torch.cat(fold)), n).to(self.device)
 
     def _refit_noise(self, batch: Batch) -> None:
         """The noise of each source from its densities, by members that did not learn the row."""
@@ -170,10 +165,12 @@ class Zephyr(Component):
             own.append(of_row / of_row[:, -1:])  # a weighted part, normed
         self.noise.refit(torch.cat(own), self.edges, batch["redshift"], batch["source"])
 
-    def _pit(self, batch: Batch, members: Tensor) -> Tensor:
-        """PIT before recalibration, of the ``members`` (members, batch) chosen for each object."""
-        cdf, *_ = self._mixture(batch, members)
-        return grid.scores(cdf, self.edges, batch["redshift"])["pit"]
+    def _pits(self, batch: Batch) -> Tensor:
+        """PIT before recalibration of each member by itself, (members, batch)."""
+        parameters, weight, _ = self._flows(batch)
+        cdf = self._on_grid(parameters[None], weight[None]).sum(-2).clamp(0, 1).flatten(0, 1)
+        z = batch["redshift"].repeat(self.members)
+        return grid.scores(cdf, self.edges, z)["pit"].unflatten(0, (self.members, -1))
 
     # --- likelihood ---------------------------------------------------------------------------
 
@@ -241,28 +238,40 @@ class Zephyr(Component):
 
         ``chosen`` (members, batch), bool: the members that speak for each object; None: all.
         """
-        h = self.encoder(*self.photometry(batch))
-        parameters = self.head(h)[:, :, None]  # (members, batch, sources, n_parameters)
-        gate = torch.ones_like(parameters[..., 0])
-        if len(self.sources) > 1:
-            parameters = parameters + self.deviation(h).unflatten(-1, (len(self.sources), -1))
-            gate = F.softmax(self.gate(h), -1)
+        parameters, weight, gate = self._flows(batch)
         share = torch.ones_like(gate[..., :1]) if chosen is None else chosen.float()[..., None]
         share = share / share.sum(0)
-        weight = gate * share
-        responsibility = weight.sum(0)
+        parts = self._on_grid(parameters, weight * share)
+        return parts.sum(1).clamp(0, 1), (gate * share).sum(0), parts.movedim(1, 0)
+
+    def _flows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Parameters (members, batch, sources, n_parameters) of the flows that speak, their weights
+        (members, batch, sources) in the mixture of a member, and the gate, of the same shape.
+
+        Weights and gate differ where ``target_source`` speaks alone.
+        """
+        h = self.encoder(*self.photometry(batch))
+        parameters = self.head(h)[:, :, None]
+        if len(self.sources) == 1:
+            gate = torch.ones_like(parameters[..., 0])
+            return parameters, gate, gate
+        gate = F.softmax(self.gate(h), -1)
+        parameters = parameters + self.deviation(h).unflatten(-1, (len(self.sources), -1))
         if self.target is not None:
-            parameters, weight = parameters[:, :, [self.target]], share
+            return parameters[:, :, [self.target]], torch.ones_like(gate[..., :1]), gate
+        return parameters, gate, gate
+
+    def _on_grid(self, parameters: Tensor, weight: Tensor) -> Tensor:
+        """The weighted sum of the members' flows at the edges, (..., n_grid + 1)."""
 
         def place(y: Tensor) -> Tensor:
             mean, std = self.y_scale
             return torch.expm1(y * std + mean) / (self.edges[1] - self.edges[0])
 
-        parts = self.flow.mixture_on_grid(parameters, weight, self._scaled(self.edges), place)
+        cdf = self.flow.mixture_on_grid(parameters, weight, self._scaled(self.edges), place)
         # a member that puts its density outside the grid says nothing: uniform
-        lost = weight.sum(0)[..., None] - parts[..., -1:]
-        parts = parts + lost * torch.linspace(0, 1, self.n_grid + 1, device=h.device)
-        return parts.sum(1).clamp(0, 1), responsibility, parts.movedim(1, 0)
+        lost = weight.sum(0)[..., None] - cdf[..., -1:]
+        return cdf + lost * torch.linspace(0, 1, cdf.shape[-1], device=cdf.device)
 
     # --- what the rows are --------------------------------------------------------------------
 

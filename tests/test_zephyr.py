@@ -184,19 +184,24 @@ def test_recalibration_leaves_the_calibrated_alone():
     assert float((few - identity).abs().max()) < 0.02
 
 
-def test_recalibration_of_an_ensemble_is_that_of_its_size():
-    """Members scatter about the truth; two of them foretell the calibration of ten."""
+@pytest.mark.parametrize("of_rows", [0.0, 0.2])
+def test_recalibration_of_an_ensemble_is_that_of_all_its_members(of_rows):
+    """Members scatter about the truth by their start and by the rows that they learned, less where
+    they have learned the object; two of one fold foretell the calibration of all ten."""
     generator = torch.Generator().manual_seed(0)
-    n = 40_000
-    offset = 0.6 * torch.randn(10, n, generator=generator)  # of each member, from the true mean
+    n, folds = 40_000, 5
+    fold = torch.arange(n) % folds
     truth = torch.randn(n, generator=generator)
-
-    def moments(m):
-        return pit_moments(torch.special.ndtr(truth - offset[:m]).mean(0))
-
-    found = for_ensemble(moments(1), moments(2), 2, 10)
-    assert float((moments(2) - moments(10)).norm()) > 0.03
-    assert float((found - moments(10)).norm()) < 0.005
+    offset = 0.3 * torch.randn(2, folds, n, generator=generator)
+    offset = offset + of_rows * torch.randn(folds, n, generator=generator)
+    learned = torch.arange(folds)[:, None] != fold
+    new = torch.special.ndtr(truth - offset)
+    pits = torch.special.ndtr(truth * torch.where(learned, 0.7, 1.0) - offset * (1 - 0.4 * learned))
+    whole, of_fold = pit_moments(new.mean((0, 1))), pit_moments(new[:, 0].mean(0))
+    assert float((of_fold - whole).norm()) > 0.015
+    assert float((for_ensemble(pits, fold) - whole).norm()) < 0.005
+    single = for_ensemble(pits[:1], fold)
+    torch.testing.assert_close(single, pit_moments(new[0, fold, torch.arange(n)]))
 
 
 def test_support_is_a_quantile_of_the_training_set():

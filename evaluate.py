@@ -166,4 +166,5 @@ def report(
 
 if __name__ == "__main__":
     command_line.open_groups("data", "model")
+    command_line.propose_choices()
     main()

@@ -100,4 +100,5 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
 
 if __name__ == "__main__":
     command_line.open_groups("data.columns")
+    command_line.propose_choices()
     main()

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,25 @@ def open_groups(*groups: str) -> None:
     words = [re.sub(pattern, "++", word) for word in sys.argv[1:]]
     # a column pattern such as MAG_{band} needs quotes in Hydra's grammar, which a shell takes away
     sys.argv[1:] = [re.sub(r"^([\w.+]+)=([^'\"]*\{band\}[^'\"]*)$", r"\1='\2'", w) for w in words]
+
+
+def propose_choices() -> None:
+    """Refuse ``model=zephir`` with the near ``zephyr``: Hydra lists the choices, and proposes none.
+
+    Where nothing is near, and for groups that are not ours, the word is left to Hydra.
+    """
+    for word in sys.argv[1:]:
+        group, _, names = word.lstrip("+").partition("=")
+        known = sorted(path.stem for path in (Path(__file__).parent / group).glob("*.yaml"))
+        for name in names.split(","):  # several in a sweep
+            near = get_close_matches(name, known)
+            if near and name not in known:
+                print(
+                    f"\nerror: there is no {group}={name}; near: {', '.join(near)}; "
+                    f"there are {', '.join(known)}",
+                    file=sys.stderr,
+                )
+                raise SystemExit(2)
 
 
 def refuse_sweep_of_ddp(config: DictConfig) -> None:

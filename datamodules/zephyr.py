@@ -115,7 +115,20 @@ class ZephyrData(CatalogueData):
                 roles[role] = (column, None)
         if "ebv" in self.columns:
             roles["ebv"] = (self.columns["ebv"], None)
+        if not training and "redshift" in roles and not self._any_truth(catalogue, roles):
+            of = f" of the source {self.clean_source}" if "source" in roles else ""
+            self.say(
+                f"{self.label}: column '{redshift}' holds no redshift of 0 to 20{of}: "
+                f"nothing can be scored"
+            )
+            del roles["redshift"]
         return roles
+
+    def _any_truth(self, catalogue: Catalogue, roles: Mapping[str, tuple[str, str | None]]) -> bool:
+        """Whether any row has a redshift to score against; the first chunk with one ends it."""
+        needed = {role: roles[role] for role in ("redshift", "source") if role in roles}
+        chunks = self._read(catalogue, needed, 0, len(catalogue), None)
+        return any(np.isfinite(self._truth(columns)["redshift"]).any() for _, columns in chunks)
 
     def _no_photometry(self, names: Sequence[str]) -> str:
         wanted = f"of the bands {', '.join(self.bands)}" if self.bands else "in any band"

@@ -20,14 +20,13 @@ from models.blocks.recalibration import (
     apply_pit_map,
     for_ensemble,
     pit_map,
-    pit_moments,
 )
 from models.blocks.stack import Stack
 
 FLOOR = 1e-4  # share of p(z) that is uniform: no redshift is ever impossible
 QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_q975": 0.975}
 TRAIN_FLOOR = 1e-3  # the same in training, where it tempers outliers
-SLICE = 64  # objects predicted at once: their grids stay in the cache of a core
+SLICE = 256  # objects predicted at once: enough to keep torch busy, few enough for the cache
 OUTLIER = 0.15  # |dz|/(1 + z) of an outlier: Hildebrandt et al. (2010)
 MANY_UNLIKE = 0.1  # share of objects unlike the training set, of which 0.1% would be by chance
 
@@ -143,20 +142,16 @@ class Zephyr(Component):
             self._refit_noise(data.validation_batch())
         if self.noise is not None and self.noise.clean_sigma > 0:
             return
-        several = self.members // self.folds
-        pits: dict[str, list[Tensor]] = {"single": [], "several": []}
-        for part in _slices(data.validation_batch(), 1024):
+        pits, fold = [], []
+        for part in _slices(data.validation_batch(), SLICE):
             exact = (part["source"] == self.clean) & (part["label_error"] == 0)
             part = {k: v[exact] for k, v in part.items()}
-            own = self._own_fold(part)
-            for i in range(several):
-                pits["single"].append(self._pit(part, own & (own.cumsum(0) == i + 1)))
-            pits["several"].append(self._pit(part, own))
-        if not sum(map(len, pits["several"])):
-            return
-        single, together = (pit_moments(torch.cat(pits[name])) for name in ("single", "several"))
-        moments = for_ensemble(single, together, several, self.members)
-        self.pit_map = pit_map(moments, n=sum(map(len, pits["several"]))).to(self.device)
+            pits.append(self._pits(part))
+            fold.append(part["row"] % self.folds)
+        n = sum(map(len, fold))
+        if n:
+            of_members = torch.cat(pits, 1).unflatten(0, (-1, self.folds))
+            self.pit_map = pit_map(for_ensemble(of_members, torch.cat(fold)), n).to(self.device)
 
     def _refit_noise(self, batch: Batch) -> None:
         """The noise of each source from its densities, by members that did not learn the row."""
@@ -164,16 +159,18 @@ class Zephyr(Component):
         noisy = (batch["source"] != self.clean) & (batch["label_error"] == 0)
         batch = {name: values[noisy] for name, values in batch.items()}
         own = []
-        for part in _slices(batch, 1024):
+        for part in _slices(batch, SLICE):
             _, _, parts = self._mixture(part, self._own_fold(part))
             of_row = parts[part["source"], torch.arange(len(part["source"]))]
             own.append(of_row / of_row[:, -1:])  # a weighted part, normed
         self.noise.refit(torch.cat(own), self.edges, batch["redshift"], batch["source"])
 
-    def _pit(self, batch: Batch, members: Tensor) -> Tensor:
-        """PIT before recalibration, of the ``members`` (members, batch) chosen for each object."""
-        cdf, *_ = self._mixture(batch, members)
-        return grid.scores(cdf, self.edges, batch["redshift"])["pit"]
+    def _pits(self, batch: Batch) -> Tensor:
+        """PIT before recalibration of each member by itself, (members, batch)."""
+        parameters, weight, _ = self._flows(batch)
+        cdf = self._on_grid(parameters[None], weight[None]).sum(-2).clamp(0, 1).flatten(0, 1)
+        z = batch["redshift"].repeat(self.members)
+        return grid.scores(cdf, self.edges, z)["pit"].unflatten(0, (self.members, -1))
 
     # --- likelihood ---------------------------------------------------------------------------
 
@@ -241,33 +238,40 @@ class Zephyr(Component):
 
         ``chosen`` (members, batch), bool: the members that speak for each object; None: all.
         """
-        h = self.encoder(*self.photometry(batch))
-        common = self.head(h)
-        share = torch.ones(common.shape[:2], device=h.device) if chosen is None else chosen.float()
+        parameters, weight, gate = self._flows(batch)
+        share = torch.ones_like(gate[..., :1]) if chosen is None else chosen.float()[..., None]
         share = share / share.sum(0)
-        y = self._scaled(self.edges)
+        parts = self._on_grid(parameters, weight * share)
+        return parts.sum(1).clamp(0, 1), (gate * share).sum(0), parts.movedim(1, 0)
+
+    def _flows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Parameters (members, batch, sources, n_parameters) of the flows that speak, their weights
+        (members, batch, sources) in the mixture of a member, and the gate, of the same shape.
+
+        Weights and gate differ where ``target_source`` speaks alone.
+        """
+        h = self.encoder(*self.photometry(batch))
+        parameters = self.head(h)[:, :, None]
         if len(self.sources) == 1:
-            deviations = torch.zeros_like(common)[:, :, None]
-            gate = torch.ones_like(share)[..., None]
-        else:
-            deviations = self.deviation(h).unflatten(-1, (len(self.sources), -1))
-            gate = F.softmax(self.gate(h), -1)
-        responsibility = (gate * share[..., None]).sum(0)
+            gate = torch.ones_like(parameters[..., 0])
+            return parameters, gate, gate
+        gate = F.softmax(self.gate(h), -1)
+        parameters = parameters + self.deviation(h).unflatten(-1, (len(self.sources), -1))
         if self.target is not None:
-            gate = torch.ones_like(gate)
-        parts = []
-        for s in range(len(self.sources)):
-            if self.target not in (None, s):
-                continue
-            cdf = self.flow.cdf_on_grid(common + deviations[:, :, s], y)  # (members, batch, edges)
-            first, weight = cdf[..., :1], (gate[..., s] * share)[..., None]
-            inside = (cdf - first) / (cdf[..., -1:] - first).clamp_min(1e-6)
-            part = (inside * weight).sum(0)
-            # a member that puts its density outside the grid says nothing: uniform
-            lost = weight.sum(0) - part[:, -1:]
-            parts.append(part + lost * torch.linspace(0, 1, len(y), device=y.device))
-        stacked = torch.stack(parts)
-        return stacked.sum(0).clamp(0, 1), responsibility, stacked
+            return parameters[:, :, [self.target]], torch.ones_like(gate[..., :1]), gate
+        return parameters, gate, gate
+
+    def _on_grid(self, parameters: Tensor, weight: Tensor) -> Tensor:
+        """The weighted sum of the members' flows at the edges, (..., n_grid + 1)."""
+
+        def place(y: Tensor) -> Tensor:
+            mean, std = self.y_scale
+            return torch.expm1(y * std + mean) / (self.edges[1] - self.edges[0])
+
+        cdf = self.flow.mixture_on_grid(parameters, weight, self._scaled(self.edges), place)
+        # a member that puts its density outside the grid says nothing: uniform
+        lost = weight.sum(0)[..., None] - cdf[..., -1:]
+        return cdf + lost * torch.linspace(0, 1, cdf.shape[-1], device=cdf.device)
 
     # --- what the rows are --------------------------------------------------------------------
 

@@ -29,8 +29,24 @@ def refused(*words: str) -> str:
 
 
 def test_an_unknown_model_lists_the_zoo():
-    message = refused("train.py", "model=zephir")
-    assert all(name in message for name in COMPONENTS)
+    for word in ("zephir", "nothing_like_it"):
+        message = refused("train.py", f"model={word}")
+        assert all(name in message for name in COMPONENTS)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train.py model=zephir", "no model=zephir; near: zephyr;"),
+        ("train.py -m model=zephyr,gc_emulater", "no model=gc_emulater; near: gc_emulator;"),
+        ("train.py experiment=zephyr_quik", "no experiment=zephyr_quik; near: zephyr_quick"),
+        ("train.py experiment=foo", "Could not find 'experiment/foo'"),
+        ("evaluate.py checkpoint=zephyr data=gc_stras", "no data=gc_stras; near: gc_stars"),
+        ("evaluate.py checkpoint=zephyr data=foo", "Could not find 'data/foo'"),
+    ],
+)
+def test_a_mistyped_choice_is_refused_with_the_near_ones(words, said):
+    assert said in refused(*words.split())
 
 
 def test_an_unknown_checkpoint_lists_the_pretrained():

@@ -10,7 +10,7 @@ from scipy import integrate
 
 from models.blocks import grid
 from models.blocks.ensemble import Encoder
-from models.blocks.flows import SPLINES, SplineFlow
+from models.blocks.flows import LEAST_MASS, SPLINES, SplineFlow, zuko_spline
 from models.blocks.label_noise import LabelNoise
 from models.blocks.recalibration import apply_pit_map, for_ensemble, pit_map, pit_moments
 from models.blocks.support import Support
@@ -41,16 +41,32 @@ def test_density_integrates_to_one_and_to_its_cdf(backend, bins, components):
     torch.testing.assert_close(until, flow.cdf(p, y[21_999]), rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("bins", [0, 8])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_cdf_on_a_grid_is_the_cdf(backend):
-    flow = SplineFlow(8, 2, backend=backend)
-    p, y = some_parameters(flow), torch.linspace(-7, 7, 301)
-    slow = flow.cdf(p, y[:, None]).T
-    torch.testing.assert_close(flow.cdf_on_grid(p, y), slow, rtol=0, atol=2e-6)
-    assert torch.all(slow.diff(dim=-1) >= -1e-6)
-    nodes = torch.randn(len(p), 9) * 4
-    slow = torch.stack([flow.cdf(p, column) for column in nodes.T], -1)
-    torch.testing.assert_close(flow.cdf_at_nodes(p, nodes), slow, rtol=0, atol=2e-6)
+def test_a_mixture_on_a_grid_is_that_of_the_cdfs(backend, bins, components):
+    """Narrow flows and broad ones, some of them outside the grid: but 1e-6 of each is there."""
+    flow, z = SplineFlow(bins, components, backend=backend), torch.linspace(0, 3, 301).double()
+    p = torch.stack([some_parameters(flow, 200, spread) for spread in (0.5, 2.0, 6.0)]).double()
+    weight = torch.rand(3, 200, generator=torch.Generator().manual_seed(0)).double()
+    y = 4 * torch.log1p(z) - 3
+    found = flow.mixture_on_grid(p, weight, y, lambda y: 100 * torch.expm1((y + 3) / 4))
+    cdf = flow.cdf(p, y[:, None, None])
+    inside = (cdf[-1] - cdf[0]).clamp_min(LEAST_MASS)
+    assert float(inside.min()) < 1e-3 and float(inside.max()) > 0.999
+    error = (found.T - ((cdf - cdf[0]) / inside * weight).sum(1)).abs()
+    assert torch.all(error <= 1.1 * (weight * 2e-6 / inside).sum(0))
+    assert flow.mixture_on_grid(p[:, :0], weight[:, :0], y, torch.expm1).shape == (0, 301)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cdf_at_nodes_is_the_cdf(backend):
+    for components in (1, 2):
+        flow = SplineFlow(8, components, backend=backend)
+        p = some_parameters(flow)
+        nodes = torch.randn(len(p), 9, generator=torch.Generator().manual_seed(0)) * 4
+        slow = torch.stack([flow.cdf(p, column) for column in nodes.T], -1)
+        torch.testing.assert_close(flow.cdf_at_nodes(p, nodes), slow, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -168,19 +184,24 @@ def test_recalibration_leaves_the_calibrated_alone():
     assert float((few - identity).abs().max()) < 0.02
 
 
-def test_recalibration_of_an_ensemble_is_that_of_its_size():
-    """Members scatter about the truth; two of them foretell the calibration of ten."""
+@pytest.mark.parametrize("of_rows", [0.0, 0.2])
+def test_recalibration_of_an_ensemble_is_that_of_all_its_members(of_rows):
+    """Members scatter about the truth by their start and by the rows that they learned, less where
+    they have learned the object; two of one fold foretell the calibration of all ten."""
     generator = torch.Generator().manual_seed(0)
-    n = 40_000
-    offset = 0.6 * torch.randn(10, n, generator=generator)  # of each member, from the true mean
+    n, folds = 40_000, 5
+    fold = torch.arange(n) % folds
     truth = torch.randn(n, generator=generator)
-
-    def moments(m):
-        return pit_moments(torch.special.ndtr(truth - offset[:m]).mean(0))
-
-    found = for_ensemble(moments(1), moments(2), 2, 10)
-    assert float((moments(2) - moments(10)).norm()) > 0.03
-    assert float((found - moments(10)).norm()) < 0.005
+    offset = 0.3 * torch.randn(2, folds, n, generator=generator)
+    offset = offset + of_rows * torch.randn(folds, n, generator=generator)
+    learned = torch.arange(folds)[:, None] != fold
+    new = torch.special.ndtr(truth - offset)
+    pits = torch.special.ndtr(truth * torch.where(learned, 0.7, 1.0) - offset * (1 - 0.4 * learned))
+    whole, of_fold = pit_moments(new.mean((0, 1))), pit_moments(new[:, 0].mean(0))
+    assert float((of_fold - whole).norm()) > 0.015
+    assert float((for_ensemble(pits, fold) - whole).norm()) < 0.005
+    single = for_ensemble(pits[:1], fold)
+    torch.testing.assert_close(single, pit_moments(new[0, fold, torch.arange(n)]))
 
 
 def test_support_is_a_quantile_of_the_training_set():
@@ -211,6 +232,18 @@ def test_p_of_z_integrates_to_one_and_is_never_zero(runs):
         assert float(rows["pz"].detach().min()) > 0
         shares = sum(rows[f"responsibility_{s}"] for s in model.sources)
         torch.testing.assert_close(shares, torch.ones_like(shares))
+
+
+def test_p_of_z_is_that_of_the_cdfs_on_the_whole_grid(runs):
+    checkpoint = read_checkpoint(runs("zephyr") / "best.ckpt")
+    model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
+    batch = next(data.prediction_batches())
+    with torch.inference_mode():
+        fast = model._mixture(batch)
+        model.flow.spline = lambda *spline: zuko_spline(*spline)  # one that has no fast way
+        plain = model._mixture(batch)
+    for ours, theirs in zip(fast, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
 
 
 def test_parts_of_the_sources_sum_to_p_of_z(runs):

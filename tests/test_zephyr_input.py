@@ -221,6 +221,17 @@ def test_unknown_and_noisy_redshifts_are_not_scored(model, galaxies):
     assert np.isfinite(rows["z_true"][20:30]).all() and np.isnan(rows["z_true"][30:]).all()
 
 
+def test_a_truth_column_without_a_truth_is_said_and_left_out(model, galaxies):
+    galaxies["redshift"][:] = [np.nan, -99.0] * 30
+    with pytest.warns(UserWarning, match="column 'redshift' holds no redshift of 0 to 20: nothing"):
+        rows = model.predict(galaxies)
+    assert "z_median" in rows.colnames and "crps" not in rows.colnames
+    galaxies["redshift"][59] = 0.5
+    galaxies["source"] = "manyband"
+    with pytest.warns(UserWarning, match="no redshift of 0 to 20 of the source spec"):
+        model.predict(galaxies)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [("EBV", -99.0, "is no ebv"), ("EBV", np.nan, "is no ebv")],
@@ -287,6 +298,10 @@ def test_a_truth_column_is_needed_in_training_alone(runs, galaxies, tmp_path):
     out = Table.read(tmp_path / "pz.fits", hdu=1)
     np.testing.assert_array_equal(out["id"], galaxies["id"])
     assert "ask for predictions: output=" in refusal(door(runs, tmp_path, path))
+    galaxies["redshift"] = np.nan
+    galaxies.write(tmp_path / "cat.fits", overwrite=True)
+    message = refusal(door(runs, tmp_path, path))
+    assert "'redshift' holds no redshift" in message and "no truth to score against" in message
 
 
 @pytest.mark.parametrize("ending", ["fits", "ecsv", "csv", "parquet", "hdf5"])

@@ -61,9 +61,10 @@ class Periodic(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, n, 1, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        phase = 2 * math.pi * x[..., None] * self.frequency
-        waves = torch.cat([phase.cos(), phase.sin()], -1).transpose(1, 2)
-        return F.relu(waves @ self.weight + self.bias).transpose(1, 2).flatten(2)
+        # the batch is the innermost axis: it is long, and the others are short
+        phase = x.mT[:, :, None] * (2 * math.pi * self.frequency[:, 0, ..., None])
+        waves = torch.cat([phase.cos(), phase.sin()], 2)
+        return F.relu(self.weight.mT @ waves + self.bias.mT).flatten(1, 2).mT
 
 
 class Encoder(nn.Module):

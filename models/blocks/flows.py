@@ -5,6 +5,7 @@ The flow has no weights of its own; a network gives its parameters, (..., n_para
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from zuko.transforms import MonotonicRQSTransform
 
 MIN_SLOPE = 1e-3  # of the spline; written here because zuko's own default has changed once
 MIN_WIDTH = 3e-3  # of a base component, in units of the standardised variable
+TAIL = 4.75  # widths of a base component beyond which it has a mass of 1e-6
+LEAST_MASS = 1e-6  # inside a grid, of a flow that counts
+
+Pick = Callable[[Tensor], Tensor]
 
 
 class SplineFlow:
@@ -62,18 +67,40 @@ class SplineFlow:
         log_weight, mean, width = self._base(parameters)
         return (log_weight.exp() * torch.special.ndtr((u[..., None] - mean) / width)).sum(-1)
 
-    def cdf_on_grid(self, parameters: Tensor, y: Tensor) -> Tensor:
-        """`cdf` on a rising grid ``y`` (n,) that all objects share: (..., n).
+    def mixture_on_grid(
+        self, parameters: Tensor, weight: Tensor, y: Tensor, place: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """sum_m weight_m F_m at a rising grid ``y`` (n,) that all objects share: (..., n).
 
-        The knots are looked up in the grid and not the grid in the knots: ten times faster.
+        F_m is the cdf of member m inside the grid, from 0 at its first point to 1 at its last; a
+        member without mass inside adds nothing. ``parameters`` (members, ..., n_parameters),
+        ``weight`` (members, ...). ``place`` is the inverse of the grid: place(y[i]) = i.
+
+        Each flow is evaluated only where it has mass, which is a third of a grid or less.
         """
         if self.spline is not zuko_spline or not self.bins:
-            return self.cdf(parameters, y.view(-1, *[1] * (parameters.ndim - 1))).movedim(0, -1)
-        knots = self._knots(parameters)
-        above = torch.searchsorted(y, knots.horizontal.contiguous())  # first grid point of each
-        cell = torch.zeros(*above.shape[:-1], len(y) + 1, dtype=torch.long, device=y.device)
-        cell = cell.scatter_add_(-1, above, torch.ones_like(above)).cumsum(-1)[..., :-1]
-        return self._base_cdf(parameters, spline_in_cells(knots, cell, y))
+            cdf = self.cdf(parameters, y.view(-1, *[1] * (parameters.ndim - 1)))
+            inside = (cdf - cdf[0]) / (cdf[-1] - cdf[0]).clamp_min(LEAST_MASS)
+            return (inside * weight).sum(1).movedim(0, -1)
+        knots, n = self._knots(parameters), len(y)
+        low, high = place(knots.inv(self._reach(parameters)))
+        points = points_between(low, high, place(knots.horizontal), n)
+
+        def of_cell(values: Tensor) -> Tensor:
+            return values.flatten().index_select(0, points.cell)
+
+        def of_flow(values: Tensor) -> Tensor:
+            return of_cell(values[..., None].expand(*values.shape, self.bins + 2))
+
+        grids = weight[0].numel()
+        y = y.repeat(grids).index_select(0, points.target)
+        cdf = self._cdf(parameters, knots, y, of_cell, of_flow)
+        mass = cdf.diff(prepend=cdf[:1])
+        mass[points.first] = 0  # not of the flow before
+        inside = (cdf[points.last] - cdf[points.first]).clamp_min(LEAST_MASS)
+        mass = mass * of_flow(weight / inside)
+        mixture = mass.new_zeros(grids * n).index_add_(0, points.target, mass)
+        return mixture.view(*weight.shape[1:], n).cumsum(-1)
 
     def cdf_at_nodes(self, parameters: Tensor, y: Tensor) -> Tensor:
         """`cdf` at n points of each object, ``y`` (..., n): (..., n)."""
@@ -81,18 +108,41 @@ class SplineFlow:
             return self.cdf(parameters, y.movedim(-1, 0)).movedim(0, -1)
         knots = self._knots(parameters)
         cell = torch.searchsorted(knots.horizontal.detach().contiguous(), y.detach().contiguous())
-        return self._base_cdf(parameters, spline_in_cells(knots, cell, y))
+        return self._cdf(parameters, knots, y, lambda v: v.gather(-1, cell), lambda v: v[..., None])
 
     def _knots(self, parameters: Tensor) -> MonotonicRQSTransform:
         widths, heights, slopes = parameters.split(self.sizes, -1)[:3]
         return MonotonicRQSTransform(widths, heights, slopes, bound=self.bound, slope=MIN_SLOPE)
 
-    def _base_cdf(self, parameters: Tensor, u: Tensor) -> Tensor:
-        """Cumulative base distribution of each object at ``u`` (..., n)."""
-        log_weight, mean, width = (p.unsqueeze(-2) for p in self._base(parameters))
-        if self.components == 1:
-            return torch.special.ndtr((u - mean[..., 0]) / width[..., 0])
-        return (log_weight.exp() * torch.special.ndtr((u[..., None] - mean) / width)).sum(-1)
+    def _cdf(
+        self,
+        parameters: Tensor,
+        knots: MonotonicRQSTransform,
+        y: Tensor,
+        of_cell: Pick,
+        of_flow: Pick,
+    ) -> Tensor:
+        """`cdf` at points ``y`` of any shape.
+
+        ``of_cell`` gives each point what (..., bins + 2) holds for its cell, ``of_flow`` what (...)
+        holds for its flow.
+        """
+        log_weight, mean, width = self._base(parameters)
+        x, v, d = knots.horizontal, knots.vertical, knots.derivatives
+        if self.components == 1:  # the knots, which are fewer than the points, take the scaling
+            return torch.special.ndtr(spline_in_cells(x, (v - mean) / width, d / width, y, of_cell))
+        u = spline_in_cells(x, v, d, y, of_cell)
+        parts = zip(*(p.unbind(-1) for p in (log_weight.exp(), mean, width)), strict=True)
+        return sum(
+            (of_flow(w) * torch.special.ndtr((u - of_flow(m)) / of_flow(s)) for w, m, s in parts),
+            torch.zeros_like(u),
+        )
+
+    def _reach(self, parameters: Tensor) -> Tensor:
+        """Between which u each flow has all its mass but `TAIL` on each side: (2, ...)."""
+        _, mean, width = self._base(parameters)
+        reach = TAIL * width
+        return torch.stack([(mean - reach).amin(-1), (mean + reach).amax(-1)])
 
     def _to_base(self, parameters: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         y = y.expand(torch.broadcast_shapes(y.shape, parameters.shape[:-1]))
@@ -106,28 +156,65 @@ class SplineFlow:
         return F.log_softmax(logits, -1), mean, F.softplus(width + 0.5) + MIN_WIDTH
 
 
-def spline_in_cells(knots: MonotonicRQSTransform, cell: Tensor, y: Tensor) -> Tensor:
-    """The spline at ``y`` (..., n), whose points lie in the cells ``cell``: (..., n).
+class Points(NamedTuple):
+    """Points of a grid of n that many flows share, (members, ...): each flow its own range."""
 
-    Cell k is left of knot k; beyond the outer knots the spline is the identity, which is one more
-    cell of slope one on each side. Equation 4 of Durkan et al. (2019).
+    first: Tensor  # (members, ...), where the points of a flow begin in the arrays below
+    last: Tensor
+    cell: Tensor  # (points,), of each point in the flat (members, ..., cells)
+    target: Tensor  # (points,), of each point in the flat (..., n)
+
+
+def points_between(low: Tensor, high: Tensor, knots: Tensor, n: int) -> Points:
+    """The points of a grid from ``low`` to ``high`` (members, ...), by flow, and their cells.
+
+    ``knots`` (members, ..., cells - 1). All are places in the grid, 0 to n - 1 or beyond. The knots
+    are looked up in the grid and not the grid in the knots, for they are fewer.
     """
-    x, v, d = knots.horizontal, knots.vertical, knots.derivatives
+    # where rounding breaks the inverse of a steep spline: the whole grid, or a point at least
+    low = low.floor().nan_to_num(0).clamp(0, n - 1).long()
+    high = high.ceil().nan_to_num(n - 1).clamp(0, n - 1).long().maximum(low)
+    count = high - low + 1
+    stop = count.flatten().cumsum(0).view(count.shape)
+    first, total = stop - count, int(count.sum())
+
+    # a cell begins at the first point right of its knot, the leftmost one with the flow
+    begin = (knots.ceil().nan_to_num(0) - low[..., None]).clamp_min(0)
+    begin = F.pad(torch.minimum(begin, count[..., None]).long(), (1, 0)) + first[..., None]
+    cell = torch.zeros(total + 1, dtype=torch.long, device=low.device)
+    cell.scatter_add_(0, begin.flatten(), torch.ones_like(begin).flatten())
+    cell[0] -= 1
+    cell = cell.cumsum_(0)[:-1]
+
+    # each point is one after the one before it, but for the first of a flow
+    rows = torch.arange(low[0].numel(), device=low.device).view(low.shape[1:])
+    start = (rows * n + low).flatten()
+    end = start + count.flatten() - 1
+    step = torch.ones_like(cell)
+    step[first.flatten()] = start - F.pad(end, (1, 0))[:-1]
+    return Points(first, stop - 1, cell, step.cumsum_(0))
+
+
+def spline_in_cells(x: Tensor, v: Tensor, d: Tensor, y: Tensor, of_cell: Pick) -> Tensor:
+    """The spline through the knots (x, v) with slopes d, each (..., knots), at the points ``y``.
+
+    ``of_cell`` gives each point what (..., knots + 1) holds for its cell; cell k is left of knot k.
+    Beyond the outer knots the spline goes on straight, which is one more cell of width one on each
+    side. Equation 4 of Durkan et al. (2019).
+    """
     one = torch.ones_like(x[..., :1])
     inverse_width = torch.cat([one, 1 / x.diff(dim=-1), one], -1)
-    height = torch.cat([one, v.diff(dim=-1), one], -1)
-    left_x, left_v = (torch.cat([k[..., :1] - 1, k], -1) for k in (x, v))
-    left_d, right_d = torch.cat([one, d], -1), torch.cat([d, one], -1)
+    height = torch.cat([d[..., :1], v.diff(dim=-1), d[..., -1:]], -1)
+    left_x = torch.cat([x[..., :1] - 1, x], -1)
+    left_v = torch.cat([v[..., :1] - d[..., :1], v], -1)
+    left_d, right_d = torch.cat([d[..., :1], d], -1), torch.cat([d, d[..., -1:]], -1)
     slope = height * inverse_width
+    start = left_d / slope
 
-    def of_cell(values: Tensor) -> Tensor:
-        return values.gather(-1, cell)
-
-    # what is constant in a cell is multiplied there: the points outnumber the cells twenty to one
+    # what is constant in a cell is multiplied there: the points outnumber the cells
     xi = torch.addcmul(of_cell(-left_x * inverse_width), of_cell(inverse_width), y)
-    rise = torch.addcmul(of_cell(height * left_d), of_cell(height * (slope - left_d)), xi) * xi
-    rest = torch.addcmul(xi, xi, xi, value=-1)
-    run = torch.addcmul(of_cell(slope), of_cell(left_d + right_d - 2 * slope), rest)
+    rise = torch.addcmul(of_cell(height * start), of_cell(height * (1 - start)), xi) * xi
+    run = torch.addcmul(xi, xi, xi, value=-1) * of_cell(start + right_d / slope - 2) + 1
     return torch.addcdiv(of_cell(left_v), rise, run)
 
 

@@ -12,17 +12,30 @@ def pit_moments(pit: Tensor) -> Tensor:
     return _legendre(pit.double().clamp(0, 1)).mean(0)
 
 
-def for_ensemble(single: Tensor, several: Tensor, n_several: int, n_all: int) -> Tensor:
-    """Moments of an ensemble of ``n_all`` members from those of one and of ``n_several``.
+def for_ensemble(pits: Tensor, fold: Tensor) -> Tensor:
+    """Moments of the PIT of an ensemble, for objects that no member has learned.
 
-    The PIT of an ensemble is the mean of its members' PITs, so that its variance is linear in 1/m:
-    exactly for the second moment, nearly for the higher. A held-out object has only ``n_several``
-    members that did not learn from it; this is how they foretell the whole ensemble.
+    ``pits`` (members of a fold, folds, n), of each member by itself; the members of fold f have not
+    learned the objects whose ``fold`` (n,), int64, is f.
+
+    The PIT of an ensemble is the mean of its members' PITs. Its variance exceeds that of infinitely
+    many members by what a member's random start scatters, over the number of members, and what the
+    rows that it learned scatter, over the number of folds; the higher moments do so nearly. The
+    members to which an object is new are all of one fold, and tell of the first scatter alone. The
+    second is to the first as it is for objects that the members have learned.
     """
-    if n_several == 1:
-        return single
-    slope = (single - several) / (1 - 1 / n_several)
-    return several + slope * (1 / n_all - 1 / n_several)
+    per_fold, folds, n = pits.shape
+    turn = (fold + torch.arange(folds, device=fold.device)[:, None]) % folds
+    pits = pits.gather(1, turn.expand(per_fold, folds, n))
+    unseen, seen = pits[:, 0], pits[:, 1:]
+    together = pit_moments(unseen.mean(0))
+    if per_fold == 1:
+        return together
+    of_start = (pit_moments(unseen.flatten()) - together) / (1 - 1 / per_fold)
+    ratio = 0.0
+    if folds > 2:
+        ratio = float(seen.mean(0).var(0).mean() / seen.var(0).mean()) - 1 / per_fold
+    return together - of_start * (1 / per_fold + max(0.0, ratio)) * (1 - 1 / folds)
 
 
 def pit_map(moments: Tensor, n: int, ridge: float = 1.0) -> Tensor:

@@ -184,7 +184,7 @@ class Component(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Of the component, not of the trainer: a Newton step has none."""
         if self.clip is not None:
             self.clip_gradients(optimizer, self.clip, "norm")

@@ -6,11 +6,14 @@ import warnings
 
 import numpy as np
 import pytest
+from astropy import units as u
+from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from conftest import ROOT, command
 from test_gc_profile import cluster_file
 
 import zoo
+from datamodules.dust import DustData
 from datamodules.gc_stars import GCStars
 
 README = (ROOT / "README.md").read_text()
@@ -46,6 +49,10 @@ def folder(tmp_path_factory):
     seen = GCStars(n_stars=90, truth=TRUTH | PLACE, field=True, radius=[1.0, 20.0])
     Table(seen.simulate("test")).write(folder / "gaia.fits")
     cluster_file(folder / "cluster.hdf")
+    dust = DustData(8, 12, 69.0, 1250.0, n_stars=400).simulate("fit")
+    Table(dust).write(folder / "extinctions.fits")
+    places = {"l": [10.0, 200.0], "b": [0.0, -30.0], "distance": [300.0, 900.0]}
+    Table(places).write(folder / "sightlines.csv")
     for name in ("cat.fits", "train.fits", "cat.parquet"):
         if name.endswith("fits"):
             table.write(folder / name)
@@ -66,6 +73,9 @@ def test_a_command_of_readme_runs(line, folder, runs):
         words += ["--cfg", "job"]
     elif "init_from" in line:  # weights fit the settings that they were trained with
         words += ["model.epochs=1", "data.batch_size=64"]
+    elif "dust" in line:
+        words = [w for w in words if "nside" not in w and "radial" not in w]
+        words += ["model.n_radial=12", "model.epochs=1"] if "train" in line else []
     elif "data=gc_" in line:
         words += ["model.chains=2", "model.warmup=20", "model.draws=20"]
     elif words[0] in SMALL and "--help" not in words and "--cfg" not in words:
@@ -86,7 +96,8 @@ def test_a_command_of_readme_runs(line, folder, runs):
 
 def test_the_python_of_readme_runs(folder):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    names = {"table": Table.read(folder / "table.ecsv")}
+    place = SkyCoord(0 * u.deg, 0 * u.deg, distance=500 * u.pc, frame="galactic")
+    names = {"table": Table.read(folder / "table.ecsv"), "coords": place}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         exec(code, names)  # README is ours

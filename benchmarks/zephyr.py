@@ -166,7 +166,9 @@ def summary(path: Path) -> str:
             values = [float(np.mean([float(row[c]) for row in mine])) for c in columns]
             means[method] = len(mine), values
         peers = sorted((m for m in means if m != "zephyr"), key=lambda m: means[m][1][0])
-        means = {m: means[m] for m in (*peers[:1], "zephyr") if m in means}
+        if "zephyr" not in means:
+            continue
+        means = {m: means[m] for m in (*peers[:1], "zephyr")}
         best = [min(values[i] for _, values in means.values()) for i in range(5)]
         for method, (seeds, values) in means.items():
             cells = [f"{v:.4f}" if i != 3 else f"{v:.2f}" for i, v in enumerate(values[:5])]

@@ -67,7 +67,7 @@ def test_a_query_counts_a_part_of_a_voxel_and_grows_outwards(dust):
     coords = SkyCoord(np.full(60, 30.0) * u.deg, 10 * u.deg, distance=r * u.pc, frame="galactic")
     mean, std, samples = (dust.query(coords, mode) for mode in ("mean", "std", "samples"))
     assert (np.diff(mean) > 0).all() and (std[1:] > 0).all()
-    assert samples.shape == (2 * dust.model.pairs, 60)
+    assert samples.shape == (2 * len(dust.model.posterior), 60)
     np.testing.assert_allclose(samples.mean(0), mean, rtol=1e-5)
     density = dust.query(coords, integrated=False)
     middle = np.searchsorted(r, 500)
@@ -94,6 +94,22 @@ def test_equatorial_and_galactic_columns_give_the_same(dust):
     np.testing.assert_allclose(galactic["extinction"], equatorial["extinction"], rtol=1e-5)
     there = SkyCoord(coords.l, coords.b, distance=rest["distance"] * u.pc, frame="galactic")
     np.testing.assert_allclose(galactic["extinction"], dust.query(there), rtol=1e-5)
+
+
+def test_flags_say_where_the_map_ends_and_where_it_has_no_stars(dust):
+    empty = int((dust.model.n_stars == 0).nonzero()[0])
+    there = dust.model.grid.positions[empty, 0]
+    sky = SkyCoord(*there.tolist(), representation_type="cartesian", frame="galactic").spherical
+    full = int(dust.model.n_stars.argmax())
+    other = SkyCoord(*dust.model.grid.positions[full, 0].tolist(), frame="galactic",
+                     representation_type="cartesian").spherical  # fmt: skip
+    found = dust.predict({
+        "l": [other.lon.deg] * 3 + [sky.lon.deg],
+        "b": [other.lat.deg] * 3 + [sky.lat.deg],
+        "distance": [10.0, 500.0, 9000.0, 500.0],
+    })  # fmt: skip
+    assert found["flags"].tolist() == [1, 0, 2, 4]
+    assert found["extinction"][0] == 0
 
 
 def test_the_map_is_a_file_in_the_layout_of_dustmaps(runs, dust, tmp_path):

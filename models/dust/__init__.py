@@ -60,6 +60,7 @@ class Dust(Component):
         amplitude_error: float = 0.5,
         mean_error: float = 1.0,
         pairs: int = 4,
+        draws: int = 16,
         tolerance: float = 0.03,
         seed: int = 0,
         epochs: int = 12,
@@ -76,7 +77,7 @@ class Dust(Component):
         voxels = math.prod(levels[-1].shape)
         matrices = memory(levels) if prior == "icr" else VECCHIA_BYTES * voxels
         refuse_too_large(
-            matrices + 4 * voxels * (12 * pairs + 12), f"a map of {voxels:,} voxels",
+            matrices + 4 * voxels * (12 * pairs + 4 * draws + 12), f"a map of {voxels:,} voxels",
             "model.nside=<less> model.n_radial=<less> model.pairs=<less>",
         )  # fmt: skip
         self.grid = levels[-1]
@@ -88,18 +89,20 @@ class Dust(Component):
         n = self.gp.n_excitations + HYPER
         self.mean = torch.nn.Parameter(torch.zeros(1, n))
         self.register_buffer("residuals", torch.zeros(pairs, n))
+        self.register_buffer("posterior", torch.zeros(draws, n))  # those of the finished map
         # of the prior: ln of the mean density, a first guess, 1/pc
         self.register_buffer("log_density", torch.tensor(-8.0))
         # the constant density that fits the stars best, and the scatter about it
         self.register_buffer("even", torch.tensor([1e-4, 0.1]))
-        self.register_buffer("n_training", torch.tensor(1))
+        self.register_buffer("n_stars", torch.zeros(self.grid.shape[0], dtype=torch.int32))
         self.register_buffer("widths", self.grid.widths.float(), persistent=False)
-        self._rho: tuple[tuple[float, float], Tensor] | None = None
+        self._rho: tuple[tuple[float, ...], Tensor] | None = None
 
     residuals: Tensor
+    posterior: Tensor
     log_density: Tensor
     even: Tensor
-    n_training: Tensor
+    n_stars: Tensor  # behind each pixel, of the training set
     widths: Tensor
 
     @property
@@ -124,7 +127,8 @@ class Dust(Component):
         self.even.copy_(torch.stack([density, scatter.mean().clamp_min(0).sqrt()]))
         spread = 0.5 * self.amplitude[0] ** 2  # of ln: the mean of exp(s) over its median
         self.log_density.copy_(density.log() - spread)
-        self.n_training.fill_(len(paths))
+        pixel = self.stars(batch).pixel
+        self.n_stars.copy_(torch.bincount(pixel, minlength=len(self.n_stars)))
 
     def stars(self, batch: Batch) -> Stars:
         """Pixels, and paths through the shells."""
@@ -132,9 +136,26 @@ class Dust(Component):
         found = stars_at(self.grid, *place)
         return Stars(found.pixel, Paths(*(x.to(self.mean.dtype) for x in found.paths)))
 
+    @torch.no_grad()
+    def calibrate(self, data: Any) -> None:
+        """More samples about the mean, for the finished map."""
+        batch = {name: values.to(self.device) for name, values in data.training_batch().items()}
+        stars, prior = self.stars(batch), self.prior
+        found = mgvi.Data(batch["extinction"].to(self.mean), self._variance(batch, stars))
+        e1, e2 = self._noise(range(1000, 1000 + len(self.posterior)), len(stars.pixel))
+        parts = [
+            mgvi.residuals(
+                lambda u: Extinction(prior, stars, u), found, self.mean, *e, self.tolerance, MOST
+            )
+            for e in zip(e1.split(self.pairs), e2.split(self.pairs), strict=True)
+        ]
+        self.posterior.copy_(torch.cat(parts))
+
     def samples(self) -> Tensor:
-        """Latents of the posterior, (2 pairs, latents)."""
-        return torch.cat([self.mean + self.residuals, self.mean - self.residuals])
+        """Latents of the posterior, (2 pairs, latents), mirrored."""
+        finished = not self.training and bool(self.posterior.any())
+        half = self.posterior if finished else self.residuals
+        return torch.cat([self.mean + half, self.mean - half])
 
     def loss(self, batch: Batch) -> Tensor:
         """In training the energy per star, averaged over samples: minus ln of the posterior.
@@ -147,7 +168,7 @@ class Dust(Component):
         variance = self._variance(batch, stars)
         at = Extinction(prior, stars, self.samples())
         misfit = (at.value - batch["extinction"]).square() / variance
-        return 0.5 * misfit.mean() + 0.5 * self.mean.square().sum() / self.n_training
+        return 0.5 * misfit.mean() + 0.5 * self.mean.square().sum() / self.n_stars.sum()
 
     @torch.no_grad()
     def _variance(self, batch: Batch, stars: Stars) -> Tensor:
@@ -187,12 +208,15 @@ class Dust(Component):
         """Unit normal numbers of these pairs, which depend on the seed and the epoch alone."""
         found = []
         for pair in pairs:
-            seed = (self.seed * 1_000_003 + self.current_epoch) * 1009 + pair
+            seed = (self.seed * 1_000_003 + self._epoch()) * 1_000_003 + pair
             generator = torch.Generator().manual_seed(seed)
             n = n_stars + self.mean.shape[1]
             found.append(torch.randn(n, generator=generator, dtype=torch.float32))
         both = torch.stack(found).to(self.mean)
         return both[:, :n_stars], both[:, n_stars:]
+
+    def _epoch(self) -> int:
+        return self.current_epoch if self._trainer is not None and self.training else -1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
         return torch.optim.SGD(self.parameters(), lr=1.0)
@@ -208,7 +232,7 @@ class Dust(Component):
             "extinction_samples": Output("", "posterior samples, which keep sightlines together"),
             "flags": Output(
                 "",
-                "1 nearer than the map, 2 beyond it: extinction to its edge, 4 no star near",
+                "1 nearer than the map, 2 beyond it: extinction to its edge, 4 no star behind it",
             ),
             "log_density": Output("", "of the catalogue's extinction, if there is one"),
             "pull": Output("", "of it: deviation over all errors together"),
@@ -217,7 +241,8 @@ class Dust(Component):
 
     def rho(self) -> Tensor:
         """Extinction per pc of the samples, (2 pairs, pixels, shells)."""
-        key = (float(self.mean.detach().square().sum()), float(self.residuals.square().sum()))
+        whole = self.mean.detach(), self.residuals, self.posterior
+        key = tuple(float(x.square().sum()) for x in whole)
         if self._rho is None or self._rho[0] != key or self._rho[1].device != self.device:
             with torch.no_grad():
                 self._rho = key, Density(self.prior, self.samples()).log.exp()
@@ -245,6 +270,7 @@ class Dust(Component):
         distance = 1e3 / batch["parallax"]
         edges = self.grid.boundaries
         flags = (distance < edges[0]).short() + 2 * (distance > edges[-1]).short()
+        flags = flags + 4 * (self.n_stars[stars.pixel] == 0).short()
         rows = {
             "extinction": mean.mean(0),
             "extinction_std": summary(mean, "std"),

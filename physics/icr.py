@@ -24,11 +24,11 @@ product over its blocks.
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from physics.gaussian_process import GaussianProcess
 from physics.icr_build import (
     MEMBERS,
     PLAIN,
@@ -63,7 +63,7 @@ def memory(levels: list[Grid], stencil: Stencil = WIDE) -> int:
     return total
 
 
-class ICR:
+class ICR(GaussianProcess):
     """s = A xi for excitations xi ~ N(0, 1), and A^T; float32, built in float64; `to` moves it.
 
     ``levels`` are those of `icr_grid.grids`. The order of the excitations is that of the inside.
@@ -104,37 +104,11 @@ class ICR:
             ]
         return self
 
-    def apply(self, xi: Tensor) -> Tensor:
-        """The field of excitations (samples, n_excitations): (samples, pixels, shells)."""
-        return _Apply.apply(xi, self)  # type: ignore[no-untyped-call,no-any-return]
+    def _apply(self, xi: Tensor) -> Tensor:
+        return _apply(self, xi)
 
-    def adjoint(self, g: Tensor) -> Tensor:
-        """A^T g of (samples, pixels, shells): (samples, n_excitations)."""
-        return _Adjoint.apply(g, self)  # type: ignore[no-untyped-call,no-any-return]
-
-
-class _Apply(torch.autograd.Function):
-    """Its derivative is the adjoint, which is much faster than what autograd would do."""
-
-    @staticmethod
-    def forward(ctx: Any, xi: Tensor, prior: ICR) -> Tensor:
-        ctx.prior = prior
-        return _apply(prior, xi)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.prior.adjoint(grad), None
-
-
-class _Adjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, prior: ICR) -> Tensor:
-        ctx.prior = prior
-        return _adjoint(prior, g)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.prior.apply(grad), None
+    def _adjoint(self, g: Tensor) -> Tensor:
+        return _adjoint(self, g)
 
 
 def _apply(prior: ICR, xi: Tensor) -> Tensor:

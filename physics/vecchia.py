@@ -18,11 +18,11 @@ and 5 times the memory (benchmarks/dust_prior).
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from physics.gaussian_process import GaussianProcess
 from physics.icr_grid import Grid
 from physics.kernel import Kernel
 from physics.vecchia_build import factors
@@ -30,7 +30,7 @@ from physics.vecchia_build import factors
 __all__ = ["Vecchia"]
 
 
-class Vecchia:
+class Vecchia(GaussianProcess):
     """s = A xi for excitations xi ~ N(0, 1), A^T and A^-1; float32, built in float64.
 
     ``points`` are places in pc, (..., 3), or a grid, of whose voxels they are the centres; fields
@@ -79,13 +79,11 @@ class Vecchia:
         ]
         return self
 
-    def apply(self, xi: Tensor) -> Tensor:
-        """The field of excitations (samples, n_excitations): (samples, ``*shape``)."""
-        return _Apply.apply(xi, self)  # type: ignore[no-untyped-call,no-any-return]
+    def _apply(self, xi: Tensor) -> Tensor:
+        return _apply(self, xi)
 
-    def adjoint(self, g: Tensor) -> Tensor:
-        """A^T g of (samples, ``*shape``): (samples, n_excitations)."""
-        return _Adjoint.apply(g, self)  # type: ignore[no-untyped-call,no-any-return]
+    def _adjoint(self, g: Tensor) -> Tensor:
+        return _adjoint(self, g)
 
     def inverse(self, s: Tensor) -> Tensor:
         """The excitations of a field (samples, ``*shape``): (samples, n_excitations)."""
@@ -100,30 +98,6 @@ class Vecchia:
         """log |det A|, half that of the covariance A A^T."""
         scales = torch.cat([self.root.diagonal(), self.noise])
         return float(scales.double().log().sum())
-
-
-class _Apply(torch.autograd.Function):
-    """Its derivative is the adjoint, which is much faster than what autograd would do."""
-
-    @staticmethod
-    def forward(ctx: Any, xi: Tensor, prior: Vecchia) -> Tensor:
-        ctx.prior = prior
-        return _apply(prior, xi)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.prior.adjoint(grad), None
-
-
-class _Adjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, prior: Vecchia) -> Tensor:
-        ctx.prior = prior
-        return _adjoint(prior, g)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.prior.apply(grad), None
 
 
 def _apply(prior: Vecchia, xi: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from models.dust.judged import Map, judged, known_stars
 from models.dust.pictures import pictures
 from models.dust.query import query, sky_map, stars_at, summary
 from physics.extinction import Paths, log_normal, mean_and_variance
+from physics.gaussian_process import GaussianProcess
 from physics.icr import ICR, grids, matern, memory
 from physics.memory import refuse_too_large
 from physics.vecchia import Vecchia
@@ -81,7 +82,7 @@ class Dust(Component):
             "model.nside=<less> model.n_radial=<less> model.pairs=<less>",
         )  # fmt: skip
         self.grid = levels[-1]
-        self.gp: ICR | Vecchia
+        self.gp: GaussianProcess
         if prior == "vecchia":
             self.gp = Vecchia(self.grid, self.kernel, *PREDECESSORS)
         else:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from physics.extinction import Paths, mean_and_variance
-from physics.icr import ICR
-from physics.vecchia import Vecchia
+from physics.gaussian_process import GaussianProcess
 
 HYPER = 2  # latents besides the excitations: of the mean, and of ln amplitude
 LN_MAX = 5.0  # ln of the density over its prior mean, beyond which nothing is told apart
@@ -17,7 +16,7 @@ LN_MAX = 5.0  # ln of the density over its prior mean, beyond which nothing is t
 class Prior(NamedTuple):
     """ln rho = m + a s, with m ~ N(mean, mean_error) and ln a ~ N(ln amplitude, error)."""
 
-    gp: ICR | Vecchia
+    gp: GaussianProcess
     mean: tuple[float, float]
     amplitude: tuple[float, float]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from models.dust.field import Stars
 from physics.extinction import log_normal, mean_and_variance
-from physics.icr import ICR, Grid
+from physics.gaussian_process import GaussianProcess
+from physics.icr import Grid
 from physics.kernel import Kernel
-from physics.vecchia import Vecchia
 
 ROWS = 64  # of the covariance, drawn with seed 0
 CROSSED = 0.5  # share of a voxel's depth that the light of a star crosses, for it to be seen
@@ -21,7 +21,7 @@ class Map(NamedTuple):
     """What is judged."""
 
     grid: Grid
-    gp: ICR | Vecchia
+    gp: GaussianProcess
     kernel: Kernel
     log_rho: Tensor  # (2 pairs, pixels, shells), mirrored
     stars: Callable[[Mapping[str, Tensor]], Stars]
@@ -96,7 +96,7 @@ def student_inside(n: int) -> float:
     return within / all_of_it
 
 
-def covariance_error(gp: ICR | Vecchia, grid: Grid, kernel: Kernel, rows: int = ROWS) -> float:
+def covariance_error(gp: GaussianProcess, grid: Grid, kernel: Kernel, rows: int = ROWS) -> float:
     """Of A A^T against the kernel: relative Frobenius norm over some random rows."""
     places = grid.positions.flatten(0, 1)
     chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:rows]

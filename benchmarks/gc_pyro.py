@@ -83,11 +83,12 @@ def ours(posterior: Stars | Sky) -> tuple[dict[str, int], dict[str, float], dict
 
 
 def nuts(
-    posterior: Posterior, chains: int
+    posterior: Posterior, chains: int, warmup: int = 300, n: int = 1000
 ) -> tuple[dict[str, int], dict[str, float], dict[str, Tensor]]:
+    """``n`` draws of each chain."""
     from pyro.infer.mcmc import MCMC, NUTS
 
-    settings = {"chains": chains, "warmup": 300, "draws": 1000}
+    settings = {"chains": chains, "warmup": warmup, "draws": n}
     began = time.process_time()
     start, _ = starting_points(posterior, chains, torch.Generator().manual_seed(0))
     k, calls = posterior.n_globals, 0

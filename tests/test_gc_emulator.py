@@ -83,6 +83,10 @@ def test_density_is_its_own_mass_profile(model):
     assert float(mass[0, -1]) == pytest.approx(2e5, rel=1e-4)
     inside = torch.searchsorted(mass[0], torch.tensor(1e5, dtype=D))
     assert float(r[0, inside]) == pytest.approx(4.0, rel=1e-2)
+    enclosed = cluster.enclosed_mass(r[:, 1:] ** 2)
+    torch.testing.assert_close(enclosed[:, 100:], mass[:, 100:], rtol=1e-3, atol=0)
+    outside = cluster.enclosed_mass(4 * cluster.rt**2)
+    assert float(outside) == pytest.approx(2e5, rel=1e-6)
 
 
 def test_the_sky_beyond_the_edge_is_dark_and_smooth(model):

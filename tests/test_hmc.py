@@ -70,3 +70,19 @@ def test_diagnostics_see_what_they_should():
     for i in range(1, 20_000):
         slow[:, i] = 0.9 * slow[:, i - 1] + torch.randn(4, generator=generator, dtype=D)
     assert float(ess(slow)) == pytest.approx(80_000 * 0.1 / 1.9, rel=0.15)
+
+
+@pytest.mark.slow
+def test_draws_are_those_of_pyro():
+    """Where it is installed: `pip install -e ".[bench]"`."""
+    pytest.importorskip("pyro")
+    from benchmarks.gc_pyro import nuts, of_stars
+    from models.gc_emulator.inference import sample
+
+    posterior = of_stars(100, sky=False)
+    ours = sample(posterior, chains=4, warmup=200, draws=300, seed=0).named
+    _, _, theirs = nuts(posterior, chains=1, warmup=200, n=400)
+    for name, draws in ours.items():
+        apart = (draws.mean() - theirs[name].mean()) / draws.std()
+        assert abs(float(apart)) < 0.35, name
+        assert float(theirs[name].std() / draws.std()) == pytest.approx(1, abs=0.3), name

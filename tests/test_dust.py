@@ -1,5 +1,6 @@
 """The dust map: its derivative, its answers, its file, and bad catalogues."""
 
+import json
 import math
 import sys
 
@@ -214,3 +215,17 @@ def test_grids_that_cannot_be_are_refused_before_anything_starts(words, message)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert message in done.stderr, done.stderr
     assert sys.getsizeof(done.stderr) < 4000
+
+
+def test_the_other_prior_serves_as_well(tmp_path, runs):
+    done = command("train.py", "model=dust", "experiment=dust_quick", "model.prior=vecchia",
+                   f"hydra.run.dir={tmp_path}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    theirs, ours = (
+        json.loads((run / "metrics.json").read_text()) for run in (runs("dust"), tmp_path)
+    )
+    assert ours["heldout_lpd"] == pytest.approx(theirs["heldout_lpd"], abs=0.3)
+    assert ours["heldout_lpd"] > ours["heldout_lpd_constant"]
+    assert ours["heldout_lpd"] < ours["heldout_lpd_truth"], "nothing beats the truth"
+    message = command("train.py", "model=dust", "model.prior=kriging").stderr
+    assert "model.prior is 'kriging'; it is icr or vecchia" in message

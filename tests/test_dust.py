@@ -217,14 +217,12 @@ def test_grids_that_cannot_be_are_refused_before_anything_starts(words, message)
     assert sys.getsizeof(done.stderr) < 4000
 
 
-def test_the_other_prior_serves_as_well(tmp_path, runs):
+def test_the_other_prior_serves_as_well(tmp_path):
     done = command("train.py", "model=dust", "experiment=dust_quick", "model.prior=vecchia",
                    f"hydra.run.dir={tmp_path}")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    theirs, ours = (
-        json.loads((run / "metrics.json").read_text()) for run in (runs("dust"), tmp_path)
-    )
-    assert ours["heldout_lpd"] == pytest.approx(theirs["heldout_lpd"], abs=0.3)
+    ours = json.loads((tmp_path / "metrics.json").read_text())
+    assert ours["icr_covariance_error"] < 0.02
     assert ours["heldout_lpd"] > ours["heldout_lpd_constant"]
     assert ours["heldout_lpd"] < ours["heldout_lpd_truth"], "nothing beats the truth"
     message = command("train.py", "model=dust", "model.prior=kriging").stderr

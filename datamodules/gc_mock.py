@@ -22,14 +22,14 @@ def observed(
     centre: Tensor,
     n: int,
     of_field: int,
-    errors: tuple[float, float | None],
+    errors: tuple[float | None, float | None],
     selected: Selected | None,
     generator: torch.Generator,
 ) -> dict[str, np.ndarray]:
     """The first ``n`` selected stars of ``sky``, and some of a field, in columns as Gaia's.
 
     ``sky`` (stars, 6) as `physics.cluster_stars.to_sky` gives it, ``centre`` (6,) too; ``errors``
-    in mas and mas/yr, and of velocities along the line of sight in km/s, if there are any.
+    in mas and mas/yr, and of velocities along the line of sight in km/s; None: not measured.
     """
 
     def normal(*shape: int) -> Tensor:
@@ -61,15 +61,18 @@ def observed(
         field[:, 5] = 60 * field[:, 5]
         sky = torch.cat([sky, field])
     m, (error, rv_error) = len(sky), errors
-    found = {
-        "ra": (sky[:, 0] + error * normal(m) * ARCMIN / 6e4 / sky[:, 1].cos()).rad2deg(),
-        "dec": (sky[:, 1] + error * normal(m) * ARCMIN / 6e4).rad2deg(),
-        "pmra": sky[:, 3] + error * normal(m),
-        "pmdec": sky[:, 4] + error * normal(m),
-        "parallax": 1e3 / sky[:, 2] + error * normal(m),
-    }
-    columns = {name: value.numpy() for name, value in found.items()}
-    columns |= {f"{name}_error": np.full(m, error) for name in found}
+    columns = {"ra": sky[:, 0].rad2deg().numpy(), "dec": sky[:, 1].rad2deg().numpy()}
+    if error is not None:
+        off = error * normal(2, m) * ARCMIN / 6e4
+        found = {
+            "ra": (sky[:, 0] + off[0] / sky[:, 1].cos()).rad2deg(),
+            "dec": (sky[:, 1] + off[1]).rad2deg(),
+            "pmra": sky[:, 3] + error * normal(m),
+            "pmdec": sky[:, 4] + error * normal(m),
+            "parallax": 1e3 / sky[:, 2] + error * normal(m),
+        }
+        columns = {name: value.numpy() for name, value in found.items()}
+        columns |= {f"{name}_error": np.full(m, error) for name in found}
     if rv_error is not None:
         columns["radial_velocity"] = (sky[:, 5] + rv_error * normal(m)).numpy()
         columns["radial_velocity_error"] = np.full(m, rv_error)

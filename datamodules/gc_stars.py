@@ -17,18 +17,23 @@ from physics.lowered_isothermal import solve, solve_share
 
 PHASE = {"x": "pc", "y": "pc", "z": "pc", "vx": "km/s", "vy": "km/s", "vz": "km/s"}
 # columns of the Gaia archive, by role
-NEEDED = {
-    "ra": ("ra", "deg"),
-    "dec": ("dec", "deg"),
-    "pm_ra": ("pmra", "mas/yr"),
-    "pm_dec": ("pmdec", "mas/yr"),
-    "pm_ra_error": ("pmra_error", "mas/yr"),
-    "pm_dec_error": ("pmdec_error", "mas/yr"),
-}
-PAIRS = {  # taken where there are both of them
-    ("ra_error", "dec_error"): (("ra_error", "mas"), ("dec_error", "mas")),
-    ("parallax", "parallax_error"): (("parallax", "mas"), ("parallax_error", "mas")),
-    ("rv", "rv_error"): (("radial_velocity", "km/s"), ("radial_velocity_error", "km/s")),
+NEEDED = {"ra": ("ra", "deg"), "dec": ("dec", "deg")}
+MEASURED = {  # all or none of each, of a list and of a star
+    "errors of the directions": {
+        "ra_error": ("ra_error", "mas"),
+        "dec_error": ("dec_error", "mas"),
+    },
+    "proper motions": {
+        "pm_ra": ("pmra", "mas/yr"),
+        "pm_dec": ("pmdec", "mas/yr"),
+        "pm_ra_error": ("pmra_error", "mas/yr"),
+        "pm_dec_error": ("pmdec_error", "mas/yr"),
+    },
+    "parallaxes": {"parallax": ("parallax", "mas"), "parallax_error": ("parallax_error", "mas")},
+    "velocities along the line of sight": {
+        "rv": ("radial_velocity", "km/s"),
+        "rv_error": ("radial_velocity_error", "km/s"),
+    },
 }
 FEWEST = 10  # stars on the sky
 TRUTH = ("W0", "g", "log10_mass", "log10_rh")  # and of an anisotropic cluster rh_ra
@@ -38,9 +43,9 @@ SKY_TRUTH = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/
 class GCStars(CatalogueData):
     """Stars in phase space, or on the sky as the Gaia archive has them: as the columns say.
 
-    Phase space: ``x y z``, pc, and ``vx vy vz``, km/s, relative to the centre. Sky: ``ra dec``,
-    ``pmra pmdec`` with their errors, and where there are ``parallax``, ``radial_velocity`` and
-    ``ra_error dec_error`` (any of these may be masked for some stars). ``distance`` and
+    Phase space: ``x y z``, pc, and ``vx vy vz``, km/s, relative to the centre. Sky: ``ra dec``, and
+    what there is of ``pmra pmdec``, ``parallax`` and ``radial_velocity``, each with its error, and
+    of ``ra_error dec_error`` (any of these may be masked for some stars). ``distance`` and
     ``distance_error``, kpc, are then a normal prior; null: from the parallaxes, to 10%.
 
     ``radius`` [r_min, r_max], arcmin about ``centre`` [ra, dec], deg, is where stars were selected;
@@ -51,8 +56,8 @@ class GCStars(CatalogueData):
     Without ``path``: a mock of ``n_stars`` of a cluster of parameters ``truth``, with which the
     posterior is compared: W0, g, log10 of M in Msun, log10 of r_h in pc, and rh_ra = r_h / r_a of
     an anisotropic one; on the sky also ra, dec, distance, pm_ra, pm_dec, rv, with errors of
-    ``mock_error`` in mas and mas/yr and ``mock_rv_error`` in km/s. With ``field`` a third of the
-    stars are of the field.
+    ``mock_error`` in mas and mas/yr and ``mock_rv_error`` in km/s; null: not measured. With
+    ``field`` a third of the stars are of the field.
     """
 
     product = "stars"
@@ -67,7 +72,7 @@ class GCStars(CatalogueData):
         radius: Sequence[float] | None = None,
         completeness: str | None = None,
         field: bool = False,
-        mock_error: float = 0.1,
+        mock_error: float | None = 0.1,
         mock_rv_error: float | None = None,
         **catalogue: Any,
     ) -> None:
@@ -120,33 +125,34 @@ class GCStars(CatalogueData):
         roles: dict[str, tuple[str, str | None]] = {
             role: (found(role, c), unit) for role, (c, unit) in NEEDED.items()
         }
-        for pair, columns in PAIRS.items():
-            there = [found(role, c) in names for role, (c, _) in zip(pair, columns, strict=True)]
-            asked = any(role in self.columns for role in pair)
-            if all(there) or asked:
-                for role, (column, unit) in zip(pair, columns, strict=True):
-                    roles[role] = (found(role, column), unit)
-            elif any(there):
-                self.say(f"only one of {' and '.join(pair)} is in {self.label}: neither is used")
+        for what, columns in MEASURED.items():
+            wanted = {role: (found(role, column), unit) for role, (column, unit) in columns.items()}
+            there = [column in names for column, _ in wanted.values()]
+            asked = any(role in self.columns for role in columns)
+            # a proper motion that is named badly is not to be overlooked
+            if all(there) or asked or (any(there) and what == "proper motions"):
+                roles |= wanted
+            elif any(there) or what == "proper motions":
+                missing = [column for column, _ in wanted.values() if column not in names]
+                self.say(f"{self.label} has no column {', '.join(missing)}: no {what} are used")
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         values: dict[str, np.ndarray] = {
             name: np.ma.filled(np.ma.asarray(v, float), np.nan) for name, v in columns.items()
         }
-        optional = {role for pair in PAIRS for role in pair}
+        known = NEEDED | {k: v for group in MEASURED.values() for k, v in group.items()}
         for name, value in values.items():
-            column = str(self.columns.get(name, NEEDED.get(name, (name,))[0]))
-            if name not in optional:
+            column = str(self.columns.get(name, known.get(name, (name,))[0]))
+            if name in NEEDED or name in PHASE:
                 refuse(~np.isfinite(value), column, value, "is not measured",
                        "a number for every star", "drop those stars")  # fmt: skip
             if name.endswith("_error"):
                 refuse(value <= 0, column, value, "is no error", "above 0", "drop those stars")
-        for pair in PAIRS:
-            if pair[0] in values:
-                gone = ~np.isfinite(values[pair[0]]) | ~np.isfinite(values[pair[1]])
-                for name in pair:
-                    values[name] = np.where(gone, np.nan, values[name])
+        for group in MEASURED.values():
+            if there := [name for name in group if name in values]:
+                gone = ~np.isfinite([values[name] for name in there]).all(0)
+                values |= {name: np.where(gone, np.nan, values[name]) for name in there}
         return {name: torch.from_numpy(value) for name, value in values.items()}
 
     def stars(self) -> dict[str, Tensor]:

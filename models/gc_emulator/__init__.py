@@ -18,7 +18,8 @@ from models.gc_emulator.posterior import PHASE, Stars
 from models.gc_emulator.profiles import Profiles
 from models.gc_emulator.remarks import remarks
 from models.gc_emulator.seen import in_space, on_the_sky
-from models.gc_emulator.sky import Sky, select, sky_stars
+from models.gc_emulator.selection import select
+from models.gc_emulator.sky import Sky, sky_stars
 from physics import lowered_isothermal as limepy
 from physics.cluster_projection import project
 
@@ -64,11 +65,13 @@ class GCEmulator(Component):
         chains: int = 8,
         warmup: int = 300,
         draws: int = 1000,
+        marginal: bool = False,
         epochs: int = 1,
     ) -> None:
         super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
         self.steps, self.n_stars, self.modes = steps, n_stars, modes
         self.chains, self.warmup, self.draws = chains, warmup, draws
+        self.marginal = marginal
         self.emulator = IsothermalEmulator(n_W0, n_g, n_q, n_ra, modes)
 
     # --- the fit ------------------------------------------------------------------------------
@@ -222,9 +225,7 @@ class GCEmulator(Component):
             told = [*beside.remarks, *remarks(found.u, facts)]
             facts |= beside.facts
             return Product(draws, posterior.units, facts, told, beside.groups, beside.shown)
-        facts["n"] = float(
-            len(posterior.r2[0] if isinstance(posterior, Stars) else posterior.stars.pm[0])
-        )
+        facts["n"] = float(posterior.n_stars)
         some = found.u.flatten(1, 2)[:, :: max(1, found.u[0, :, :, 0].numel() // SHOWN_DRAWS)]
         told = remarks(found.u, facts)
         if isinstance(posterior, Stars):
@@ -256,7 +257,8 @@ class GCEmulator(Component):
         chosen = data.selected()
         selection = None if chosen is None else select(*chosen)
         seen = sky_stars({name: value[None] for name, value in stars.items()})
-        return Sky(emulator, seen, (1e3 * mean, 1e3 * error), selection, data.field)
+        distance = (1e3 * mean, 1e3 * error)
+        return Sky(emulator, seen, distance, selection, data.field, self.marginal)
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
         """Value and gradient of the likelihood of so many stars, of profiles, and the solver."""

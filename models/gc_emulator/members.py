@@ -1,19 +1,23 @@
 """How probable is what was measured of a star, if it belongs to a cluster.
 
-What is not measured, the depth zeta along the line of sight and mostly the velocity along it, is
-counted by numbers n that are roughly unit normal and cannot leave the cluster:
+What is not measured, the depth zeta along the line of sight, mostly the velocity along it and
+sometimes those across, is counted by numbers n that are roughly unit normal and cannot leave the
+cluster:
 
     zeta = (R^2 + r_0^2 / 4)^(1/2) sinh y,  y = y_max erf(c n),     v = v_esc erf(c' n'),
 
 where y_max is where the star's tangential velocity alone would just let it escape, and v_esc what
-is left at its depth. So there is no wall for a trajectory to hit, and a star's numbers hardly know
-of the cluster's. c and c' give n the width 1 (fitted over the prior: to 6 and 3%).
+is left at its depth (of a velocity across: at none). So there is no wall for a trajectory to hit,
+and a star's numbers hardly know of the cluster's. c and c' give n the width 1 (fitted over the
+prior: to 6 and 3%), which makes a Gauss-Hermite rule of few nodes, too.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 from models.gc_emulator.emulator import EDGE, Cluster
@@ -21,6 +25,7 @@ from physics.cluster_stars import KMS_PER_MAS_YR_KPC, axes
 
 KMS = 1e-3 * KMS_PER_MAS_YR_KPC  # km/s of 1 mas/yr at 1 pc
 MAS = math.pi / 180 / 3.6e6  # rad
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class SkyStars(NamedTuple):
@@ -28,12 +33,18 @@ class SkyStars(NamedTuple):
 
     direction: Tensor  # (sets, n, 3) unit vectors
     direction_error: Tensor  # (sets, n, 2) mas, east and north; 0: known
-    pm: Tensor  # (sets, n, 2) mas/yr, east and north
-    pm_error: Tensor
-    parallax: Tensor | None = None  # (sets, n) mas; None: of no star
+    pm: Tensor | None = None  # (sets, n, 2) mas/yr, east and north; None: of no star
+    pm_error: Tensor | None = None
+    parallax: Tensor | None = None  # (sets, n) mas
     parallax_error: Tensor | None = None
     rv: Tensor | None = None  # (sets, n) km/s
     rv_error: Tensor | None = None
+    all_pm: bool = False  # that every star has a proper motion, or none
+
+    def each(self, what: Callable[[Tensor], Tensor]) -> "SkyStars":
+        """The same function of all the columns."""
+        columns = {name: what(x) for name, x in self._asdict().items() if torch.is_tensor(x)}
+        return self._replace(**columns)  # type: ignore[arg-type]
 
 
 class Centre(NamedTuple):
@@ -46,28 +57,33 @@ class Centre(NamedTuple):
 
 
 def log_members(
-    s: SkyStars, typical_pm: Tensor, cluster: Cluster, centre: Centre, n: Tensor
+    s: SkyStars,
+    typical_pm: Tensor,
+    cluster: Cluster,
+    centre: Centre,
+    n: Tensor,
+    along: Cluster | None = None,
 ) -> Tensor:
     """ln p(data of a star, n | cluster), (chains, stars), with ``n`` (chains, stars, 4 or 6).
 
     The numbers are of the depth, the velocity along the line of sight, the proper motions and,
     where directions have errors, these. Data as densities per rad^2, (mas/yr)^2, mas and km/s.
     ``typical_pm`` (chains, 1): dispersion of proper motions, mas/yr, roughly.
+
+    ``along``: the cluster with g + 1/2, if f is to be integrated over the velocity along the line
+    of sight; for isotropic clusters and stars of which none has one. Its number is not looked at.
     """
     place = _Place(s, cluster, centre, n)
-    # proper motions: as measured, drawn towards the centre's where that says little
-    weak = s.pm_error**2 / (s.pm_error**2 + typical_pm[..., None] ** 2)
-    pm = (1 - weak) * s.pm + weak * centre.pm + s.pm_error * (1 - weak).sqrt() * n[..., 2:4]
-    log_p = (log_normal((s.pm - pm) / s.pm_error) + 0.5 * (1 - weak).log()).sum(-1)
+    pm, log_p = _proper_motions(place, typical_pm, centre, n[..., 2:4])
     moving = place.moving(pm, n[..., 0])
     energy = moving.energy
-    log_p = log_p + moving.log_p + place.log_p
+    log_p = log_p + moving.log_p + place.log_p + cluster.log_f0
+    if along is not None:
+        return log_p + along.log_lowered(energy) + cluster.s.log() + HALF_LOG_2PI
 
     # velocity along the line of sight
-    floor = EDGE * cluster.W0
-    left = 0.5 * (energy + (energy**2 + floor**2).sqrt())
-    escape = cluster.s * (2 * left).sqrt()
-    precision = 1 + cluster.g + 1.27 * left * (left + 1.54) / (left + 4.86 + 1.07 * cluster.g)
+    left, escape = _escape(cluster, energy)
+    precision = _precision(left, cluster.g)
     pull: Tensor | float = 0.0  # precision times mean
     if cluster.inverse_ra2 is not None:  # which prefers radial velocities
         weight = math.sqrt(2 / math.pi) * escape * cluster.inverse_ra2 / cluster.s**2
@@ -86,30 +102,34 @@ def log_members(
         off = (rv - place.centre_rv - v) / error
         log_p = log_p + torch.where(measured, log_normal(off) - error.log(), 0.0)
     log_f = cluster.log_lowered(energy - 0.5 * (v / cluster.s) ** 2)
-    return log_p + cluster.log_f0 + log_f + cluster.log_anisotropy(place.j2(moving, v))
+    return log_p + log_f + cluster.log_anisotropy(place.j2(moving, v))
 
 
-def log_members_without_errors(
-    s: SkyStars, marginal: Cluster, cluster: Cluster, centre: Centre, n: Tensor
-) -> Tensor:
-    """ln p(data, n of the depth | cluster), (chains, stars), velocities taken as they are measured.
+def nodes(depths: int, speeds: int, corners: int) -> tuple[Tensor, Tensor]:
+    """Numbers n (nodes, 4) and ln weights of a quadrature of exp(`log_members`) over them.
 
-    Where none was along the line of sight f is integrated over it: ``marginal`` is the cluster
-    with g + 1/2; the angular momentum is then the least that there can be, roughly. ``n``
-    (chains, stars, 1).
+    Gauss-Hermite over the depth and the velocity along the line of sight (``speeds`` = 0: that one
+    is not summed over). Over proper motions the centre and a hexagon (``corners`` = 6, of degree
+    5), a triangle (3, of degree 2), or as they are measured (0).
     """
-    place = _Place(s, cluster, centre, n)
-    moving = place.moving(s.pm, n[..., 0])
-    log_f = marginal.log_lowered(moving.energy) + cluster.s.log() + 0.5 * math.log(2 * math.pi)
-    v = moving.along * moving.zeta / (place.R2 + 0.01 * cluster.r0**2)
-    if s.rv is not None:
-        measured, rv, _ = _filled(s.rv, s.rv_error)
-        seen = rv - place.centre_rv
-        v = torch.where(measured, seen, v)
-        log_known = cluster.log_lowered(moving.energy - 0.5 * (seen / cluster.s) ** 2)
-        log_f = torch.where(measured, log_known, log_f)
-    log_f = log_f + cluster.log_anisotropy(place.j2(moving, v))
-    return moving.log_p + place.log_p + cluster.log_f0 + log_f
+    angle = torch.arange(corners, dtype=torch.float64) * (2 * math.pi / max(corners, 1))
+    ring = torch.stack([angle.cos(), angle.sin()], -1)
+    middle = torch.zeros(1, 2, dtype=torch.float64)
+    pm, pm_weight = {
+        0: (middle, torch.ones(1)),
+        3: (math.sqrt(2) * ring, torch.full((3,), 1 / 3)),
+        6: (torch.cat([middle, 2 * ring]), torch.tensor([1 / 2, *6 * [1 / 12]])),
+    }[corners]
+    (depth, depth_weight), (speed, speed_weight) = (
+        (torch.from_numpy(x), torch.from_numpy(w) / w.sum())
+        for x, w in map(hermegauss, (depths, max(speeds, 1)))
+    )
+    i, j, k = torch.meshgrid(*map(torch.arange, (depths, len(speed), len(pm))), indexing="ij")
+    i, j, k = i.flatten(), j.flatten(), k.flatten()
+    n = torch.cat([depth[i, None], speed[j, None], pm[k]], -1)
+    counted = n if speeds else n[:, [0, 2, 3]]
+    weight = depth_weight[i] * speed_weight[j] * pm_weight.double()[k]
+    return n, weight.log() - log_normal(counted).sum(-1)
 
 
 class _Moving(NamedTuple):
@@ -127,7 +147,7 @@ class _Place:
 
     def __init__(self, s: SkyStars, cluster: Cluster, centre: Centre, n: Tensor) -> None:
         self.s, self.cluster = s, cluster
-        direction, self.log_p = s.direction, torch.zeros_like(s.pm[..., 0])
+        direction, self.log_p = s.direction, torch.zeros_like(s.direction[..., 0])
         east, north, out = axes(torch.atan2(direction[..., 1], direction[..., 0]),
                                 direction[..., 2].clamp(-1, 1).asin())  # fmt: skip
         if n.shape[-1] > 4:
@@ -148,6 +168,21 @@ class _Place:
     def across(self, distance: Tensor, pm: Tensor) -> list[Tensor]:
         """Velocities to the east and north, km/s, relative to the centre."""
         return [KMS * distance * pm[..., i] - self.centre_v[i] for i in (0, 1)]
+
+    def unmeasured(self, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Proper motions that were not measured, at numbers n (chains, stars, 2); ln slope."""
+        cluster, found = self.cluster, []
+        energy = cluster.potential(self.R2)
+        log_slope = -2 * (KMS * self.along).log()
+        for i, more in ((0, 1.0), (1, 0.5)):  # g of what is left to integrate over
+            left, escape = _escape(cluster, energy)
+            precision = _precision(left, cluster.g + more)
+            share, log_share = _bounded(precision.rsqrt() * n[..., i])
+            v = escape * share
+            energy = energy - 0.5 * (v / cluster.s) ** 2
+            log_slope = log_slope + escape.log() - 0.5 * precision.log() + log_share
+            found.append((v + self.centre_v[i]) / (KMS * self.along))
+        return torch.stack(found, -1), log_slope
 
     def moving(self, pm: Tensor, n: Tensor) -> _Moving:
         """Stars at these numbers of the depth."""
@@ -171,6 +206,25 @@ class _Place:
         return r2 * (moving.across2 + v.square()) - radial.square()
 
 
+def _proper_motions(
+    place: _Place, typical_pm: Tensor, centre: Centre, n: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Proper motions at numbers n (chains, stars, 2), and ln p(measured, n | them)."""
+    s = place.s
+    if s.pm is None:
+        return place.unmeasured(n)
+    # as measured, drawn towards the centre's where that says little
+    measured, seen, error = _filled(s.pm, s.pm_error)
+    weak = error**2 / (error**2 + typical_pm[..., None] ** 2)
+    pm = (1 - weak) * seen + weak * centre.pm + error * (1 - weak).sqrt() * n
+    log_p = (log_normal((seen - pm) / error) + 0.5 * (1 - weak).log()).sum(-1)
+    if s.all_pm:
+        return pm, log_p
+    free, log_free = place.unmeasured(n)
+    both = measured.all(-1)
+    return torch.where(both[..., None], pm, free), torch.where(both, log_p, log_free)
+
+
 def depth(cluster: Cluster, R2: Tensor, v2: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     """zeta, pc, and ln |d zeta / dn| at numbers n; R2, pc^2, and v2, (km/s)^2, on the sky."""
     apocentre2 = cluster.radius2(0.5 * v2 / cluster.s**2)
@@ -185,6 +239,18 @@ def depth(cluster: Cluster, R2: Tensor, v2: Tensor, n: Tensor) -> tuple[Tensor, 
     return core2.sqrt() * torch.sinh(y), log_slope + log_share
 
 
+def _escape(cluster: Cluster, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of an energy, s^2, a little for those without any, and its speed, km/s."""
+    floor = EDGE * cluster.W0
+    left = 0.5 * (energy + (energy**2 + floor**2).sqrt())
+    return left, cluster.s * (2 * left).sqrt()
+
+
+def _precision(left: Tensor, g: Tensor) -> Tensor:
+    """Of a number n whose bounded velocity has the density E_g(left - v^2 / 2)."""
+    return 1 + g + 1.27 * left * (left + 1.54) / (left + 4.86 + 1.07 * g)
+
+
 def _filled(values: Tensor, errors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Which are measured; values and errors without NaN, whose gradients would spread."""
     assert errors is not None
@@ -193,7 +259,7 @@ def _filled(values: Tensor, errors: Tensor | None) -> tuple[Tensor, Tensor, Tens
 
 
 def log_normal(x: Tensor) -> Tensor:
-    return -0.5 * x.square() - 0.5 * math.log(2 * math.pi)
+    return -0.5 * x.square() - HALF_LOG_2PI
 
 
 def _bounded(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ class Stars:
 
     def __init__(self, emulator: IsothermalEmulator, phase: Tensor) -> None:
         self.emulator, self.names = emulator, parameters(emulator)
-        self.n_globals = len(self.names)
+        self.n_globals, self.n_stars = len(self.names), phase.shape[1]
         position, velocity = phase[..., :3], phase[..., 3:]
         self.r2, self.v2, self.j2 = (
             x.square().sum(-1) for x in (position, velocity, torch.linalg.cross(position, velocity))

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from models.gc_emulator.fit import QUANTILES
 from models.gc_emulator.posterior import Stars, cluster_of
-from models.gc_emulator.sky import ARCMIN, Sky
+from models.gc_emulator.selection import ARCMIN
+from models.gc_emulator.sky import Sky
 from physics.cluster_profiles import observed
 from physics.cluster_projection import Projected
 from physics.cluster_stars import axes
 
 PER_BIN, MOST_BINS = 25, 16
 GRID = 80  # radii of the bands
+_TURNED = torch.tensor([-1.0, 1.0], dtype=torch.float64)
 POWERS = {"space_density": 3, "density": 2}  # of r in the size of a bin
 
 Arrays = dict[str, np.ndarray]
@@ -49,9 +51,10 @@ def in_space(posterior: Stars, u: Tensor) -> Arrays:
 
 @torch.no_grad()
 def on_the_sky(posterior: Sky, u: Tensor, member: Tensor | None = None) -> Arrays:
-    """Number density, 1/arcmin2, and dispersions of proper motions, mas/yr, over arcmin.
+    """Number density, 1/arcmin2, and dispersions of what is measured of velocities, over arcmin.
 
-    ``member`` (stars,): the weight of each star, 1 if None.
+    Of proper motions in mas/yr, along the line of sight in km/s. ``member`` (stars,): the weight
+    of each star, 1 if None.
     """
     stars = posterior.stars
     centre, _ = posterior._centre(u)
@@ -60,23 +63,23 @@ def on_the_sky(posterior: Sky, u: Tensor, member: Tensor | None = None) -> Array
     place = stars.direction[0] @ torch.stack([east, north], 1) / ARCMIN
     r = place.norm(dim=1)
     bins = _Bins(r, torch.ones_like(r) if member is None else member.to(r))
-    pm = stars.pm[0] - centre.pm.mean((0, 1))
-    along, across = (
-        (pm * axis).sum(1) / r for axis in (place, torch.stack([-place[:, 1], place[:, 0]], 1))
-    )
-    error2 = 0.5 * stars.pm_error[0].square().sum(1)
-    points = {
-        "density": bins.counts(torch.pi * bins.edges**2),
-        "radial": bins.dispersion(along.square() - error2, 1),
-        "tangential": bins.dispersion(across.square() - error2, 1),
-    }
+    points = {"density": bins.counts(torch.pi * bins.edges**2)}
+    if stars.pm is not None and stars.pm_error is not None:
+        pm = stars.pm[0] - centre.pm.mean((0, 1))
+        error2 = 0.5 * stars.pm_error[0].square().sum(1)
+        for kind, axis in (("radial", place), ("tangential", place[:, [1, 0]] * _TURNED)):
+            points[kind] = bins.dispersion(((pm * axis).sum(1) / r).square() - error2, 1)
+    if stars.rv is not None and stars.rv_error is not None:
+        rv = (centre.velocity * middle).sum(-1).mean()
+        v2 = (stars.rv[0] - rv).square() - stars.rv_error[0].square()
+        points["los"] = bins.dispersion(v2, 1)
     cluster, _ = cluster_of(posterior.emulator, u)
     mass = 10 ** posterior.named(u)["log10_mass"].view(-1, 1)
     pc = ARCMIN * centre.distance  # of an arcmin, (draws, 1)
     seen = Projected(*cluster.projected((bins.grid * pc).square()))
     density = float(bins.weight.sum()) * seen.surface_density * pc.square() / mass
-    density = density / posterior._log_inside(cluster, centre, mass).exp()
     if (chosen := posterior.selection) is not None:
+        density = density / chosen.log_inside(cluster, centre, mass, posterior.scale).exp()
         complete = np.interp(bins.grid, chosen.radius, chosen.completeness, left=0, right=0)
         density = density * torch.from_numpy(complete)
     moving = {kind: observed(kind, seen, 1e-3 * centre.distance) for kind in tuple(points)[1:]}
@@ -105,9 +108,10 @@ class _Bins:
         return n / size, n.sqrt() / size
 
     def dispersion(self, v2: Tensor, components: int) -> tuple[Tensor, Tensor]:
-        """Root mean square of one component and its error; ``v2`` is the mean of so many."""
-        n = self._sum(self.weight)
-        sigma = (self._sum(self.weight * v2) / n).clamp_min(0).sqrt()
+        """Root mean square of one component and its error; ``v2``: of so many the mean, or NaN."""
+        weight = torch.where(v2.isfinite(), self.weight, 0.0)
+        n = self._sum(weight)
+        sigma = (self._sum(weight * v2.nan_to_num()) / n).clamp_min(0).sqrt()
         return sigma, sigma / (2 * components * n).sqrt()
 
     def typical(self, model: np.ndarray, power: int) -> np.ndarray:

@@ -7,17 +7,14 @@ the field knows nothing of its numbers n, which are then unit normal, so that th
     p(data, n) = (1 - f) p(data, n | cluster) / F + f p(data | field) N(n)
 
 is the exact posterior of the mixture of marginal densities. F is the share of the cluster inside
-the selection: p(S | theta).
+the selection: p(S | theta). Stars without any velocity have no numbers: their density on the sky
+is a closed form. The others' can be summed over by quadrature instead of being sampled.
 """
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.polynomial.hermite_e import hermegauss
-from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,27 +24,19 @@ from models.gc_emulator.members import (
     Centre,
     SkyStars,
     log_members,
-    log_members_without_errors,
     log_normal,
+    nodes,
 )
-from models.gc_emulator.posterior import UNITS, cluster_of, grid, parameters, physical
+from models.gc_emulator.posterior import LOG_MASS, UNITS, cluster_of, grid, parameters, physical
+from models.gc_emulator.selection import Selection, on_sky
 from physics.cluster_stars import axes, to_sky
+from physics.lowered_isothermal import G
 
 CENTRE = {"ra": "deg", "dec": "deg", "distance": "kpc", "pm_ra": "mas/yr", "pm_dec": "mas/yr",
           "rv": "km/s"}  # fmt: skip
 FIELD = {"pm_ra": "mas/yr", "pm_dec": "mas/yr", "parallax": "mas", "rv": "km/s"}
-RV_PRIOR = 200.0  # km/s, of a centre's velocity that nothing measures
-NODES = 12  # of the quadrature over depths, where chains begin
-RINGS, RAYS = 64, 8  # of the quadrature over the selected part of the sky
-ARCMIN = math.pi / 180 / 60
-
-
-class Selection(NamedTuple):
-    """Which stars are in the list, by their distance from a point of the sky."""
-
-    direction: Tensor  # (3,)
-    radius: Tensor  # (k,) arcmin, rising
-    completeness: Tensor  # (k,) linear in between; none outside
+RV_PRIOR, PM_PRIOR = 200.0, 10.0  # km/s and mas/yr, of a centre's motion that nothing measures
+Nodes = tuple[Tensor, Tensor]  # of `nodes`
 
 
 class Sky:
@@ -55,7 +44,9 @@ class Sky:
 
     Globals: `parameters`; of the centre the offsets east and north of ``middle``, the distance,
     proper motions and velocity along the line of sight; of the field its share, and mean and
-    width of what is measured. ``distance``: mean and error of its normal prior, pc.
+    width of what is measured. ``distance``: mean and error of its normal prior, pc. ``marginal``:
+    the stars' numbers are summed over, not sampled. Which stars have a velocity at all must be the
+    same in all sets.
     """
 
     accept = 0.9
@@ -72,17 +63,30 @@ class Sky:
         distance: tuple[float, float],
         selection: Selection | None = None,
         field: bool = False,
+        marginal: bool = False,
     ) -> None:
-        self.emulator, self.stars, self.selection, self.field = emulator, stars, selection, field
+        self.emulator, self.stars, self.selection = emulator, stars, selection
+        self.field = field
         if field and selection is None:
             raise ValueError("a field needs a selection: how much sky it fills")
-        sets, n = stars.pm.shape[:2]
+        moves = torch.zeros(stars.direction.shape[:2], dtype=torch.bool)
+        if stars.pm is not None:
+            moves |= stars.pm.isfinite().all(-1)
+        if stars.rv is not None:
+            moves |= stars.rv.isfinite()
+        moves, self.n_stars = moves.any(0), moves.shape[1]
+        moving, self.places = stars.each(lambda x: x[:, moves]), stars.direction[:, ~moves]
+        moving = moving._replace(all_pm=moving.pm is None or bool(moving.pm.isfinite().all()))
+        self.moving = moving
+        self.in_order = torch.cat([moves.nonzero(), (~moves).nonzero()])[:, 0].argsort()
         self.per_star = 6 if bool((stars.direction_error > 0).any()) else 4
-        self.n_latents = self.per_star * n
+        self.n_latents = 0 if marginal else self.per_star * int(moves.sum())
         # columns that the field has a normal distribution of
+        pm, pm_error = (
+            (None, None) if x is None else x.unbind(-1) for x in (stars.pm, stars.pm_error)
+        )
         pairs = [
-            (stars.pm[..., 0], stars.pm_error[..., 0]),
-            (stars.pm[..., 1], stars.pm_error[..., 1]),
+            *zip(pm, pm_error, strict=True),
             (stars.parallax, stars.parallax_error),
             (stars.rv, stars.rv_error),
         ]
@@ -95,32 +99,54 @@ class Sky:
         self.n_cluster = len(self.names)
         self.n_placed = self.n_cluster + len(CENTRE)  # parameters of the cluster and its centre
         self.n_globals = self.n_placed + (1 + 2 * len(self.measured) if field else 0)
+        self.closed = stars.rv is None and self.n_cluster == 4  # see `along` of `log_members`
+        known = moving.all_pm and moving.pm is not None
+        self.rough = nodes(6, 0 if self.closed else 3, 0 if known else 3)
+        self.rule = nodes(8, 0 if self.closed else 5, 6) if marginal else None
+        self._look(distance)
 
+    def _look(self, distance: tuple[float, float]) -> None:
+        """Where the cluster is and how it moves, roughly: coordinates of the centre are offsets."""
+        stars, few = self.stars, self.n_stars**-0.5
         out = F.normalize(stars.direction.mean(1), dim=-1)
         ra, dec = torch.atan2(out[:, 1], out[:, 0]), out[:, 2].asin()
         self.tangent = torch.stack(axes(ra, dec), 1)  # (sets, 3, 3): east, north, out
         offset = stars.direction @ self.tangent[:, :2].mT
         offset = offset - offset.median(1, keepdim=True).values
         r = offset.norm(dim=-1)
-        # the stars of the inner half say how the cluster moves
-        inner = (r <= r.median(1, keepdim=True).values)[..., None]
-        pm = torch.where(inner, stars.pm, torch.nan)
-        middle = pm.nanmedian(1, keepdim=True).values
-        scatter = 1.4826 * (pm - middle).abs().nanmedian(1).values.mean(-1, keepdim=True)
-        error = stars.pm_error.square().mean((1, 2)).sqrt()[:, None]
-        pm_width = torch.maximum((scatter**2 - error**2).clamp_min(0).sqrt(), 0.3 * scatter)
-        self.typical_pm = pm_width  # (sets, 1)
-        d = torch.tensor(distance, dtype=torch.float64).expand(sets, 2)
-        self.typical_r = 1.3 * r.median(1, keepdim=True).values * d[:, :1]
-        rv = d[:, :1] * 0 if stars.rv is None else stars.rv.nanmedian(1, keepdim=True).values
-        self.middle = torch.cat([0 * d, d[:, :1], middle[:, 0], rv], 1)  # (sets, 6)
-        few = n**-0.5
+        d = torch.tensor(distance, dtype=torch.float64).expand(len(r), 2)
+        self.typical_r = 1.3 * r.median(1, keepdim=True).values * d[:, :1]  # (sets, 1), pc
         angle = few * self.typical_r / d[:, :1]
-        speed = 0 * rv + RV_PRIOR if stars.rv is None else KMS * d[:, :1] * scatter * few
-        self.unit = torch.cat([angle, angle, d[:, 1:], scatter * few, scatter * few, speed], 1)
-        nodes, weights = (torch.from_numpy(x) for x in hermegauss(NODES))
-        self.nodes = nodes.repeat(n)[None, :, None]
-        self.log_weights = (weights / weights.sum()).log() - log_normal(nodes)
+        self.scale = 0.3 * float((self.typical_r / d[:, :1]).mean())  # rad, of what is dense
+        # dispersion (sets, 1), km/s: of a cluster from the prior, or what there is of velocities
+        speed = (0.4 / 3 * G * 10 ** LOG_MASS[0] / self.typical_r).sqrt()
+        rv, rv_unit = 0 * angle, torch.full_like(angle, RV_PRIOR)
+        if stars.rv is not None:
+            rv = stars.rv.nanmedian(1, keepdim=True).values
+            speed = 1.4826 * (stars.rv - rv).abs().nanmedian(1, keepdim=True).values
+            rv_unit = speed * few
+        pm = torch.zeros_like(d)
+        pm_unit = torch.full_like(d, PM_PRIOR)
+        if stars.pm is not None and stars.pm_error is not None:
+            # the stars of the inner half say how the cluster moves
+            measured = torch.where(stars.pm[..., 0].isfinite(), r, torch.nan)
+            inner = (measured <= measured.nanmedian(1, keepdim=True).values)[..., None]
+            seen = torch.where(inner, stars.pm, torch.nan)
+            pm = seen.nanmedian(1).values
+            scatter = 1.4826 * (seen - pm[:, None]).abs().nanmedian(1).values.mean(-1, keepdim=True)
+            error = stars.pm_error.square().nanmean((1, 2)).sqrt()[:, None]
+            width = torch.maximum((scatter**2 - error**2).clamp_min(0).sqrt(), 0.3 * scatter)
+            speed = KMS * d[:, :1] * width
+            pm_unit = (scatter * few).expand(-1, 2)
+            if stars.rv is not None:
+                rv_unit = KMS * d[:, :1] * scatter * few
+        self.speed = speed
+        self.typical_pm = speed / (KMS * d[:, :1])
+        self.middle = torch.cat([0 * d, d[:, :1], pm, rv], 1)  # (sets, 6)
+        self.unit = torch.cat([angle, angle, d[:, 1:], pm_unit, rv_unit], 1)
+        # coordinates of the centre with a prior
+        self.unsure = [2, *([] if stars.pm is not None else [3, 4]),
+                       *([] if stars.rv is not None else [5])]  # fmt: skip
 
     # --- globals ------------------------------------------------------------------------------
 
@@ -134,9 +160,7 @@ class Sky:
         north = torch.linalg.cross(direction, east)
         speed = KMS * x[..., 2:3] * x[..., 3:5]
         velocity = speed[..., :1] * east + speed[..., 1:] * north + x[..., 5:6] * direction
-        prior = u[..., self.n_cluster + 2].square()  # of the distance, and of an unknown velocity
-        if self.stars.rv is None:
-            prior = prior + u[..., self.n_cluster + 5].square()
+        prior = u[..., [self.n_cluster + i for i in self.unsure]].square().sum(-1)
         flat = [v.flatten(0, 1)[:, None] for v in (direction, velocity, x[..., 3:5])]
         return Centre(x[..., 2].reshape(-1, 1), *flat), -0.5 * prior
 
@@ -153,7 +177,9 @@ class Sky:
 
     def _log_field(self, named: dict[str, Tensor]) -> Tensor:
         """ln p(data of a star | field), (sets * chains, stars)."""
-        log_p = torch.tensor(-self._log_sky(), dtype=torch.float64)
+        assert self.selection is not None
+        log_sky = self.selection.log_sky(self.scale)
+        log_p = torch.full((1, 1, self.n_stars), -log_sky, dtype=torch.float64)
         for name, (x, e) in self.measured.items():
             mean, width = (named[f"field_{name}{more}"][..., None] for more in ("", "_width"))
             seen = x.isfinite()[:, None]
@@ -162,70 +188,53 @@ class Sky:
             log_p = log_p + torch.where(seen, log_normal((x - mean) / total) - total.log(), 0.0)
         return log_p.flatten(0, 1)
 
-    # --- the selection ------------------------------------------------------------------------
-
-    def _rings(self) -> tuple[Tensor, Tensor]:
-        """Radii, rad, of a quadrature over the selected sky, and weights, rad^2."""
-        assert self.selection is not None
-        knots = self.selection.radius * ARCMIN
-        x, w = (torch.from_numpy(v) for v in leggauss(RINGS))
-        # equal steps of asinh(radius), for the cluster is concentrated
-        scale = 0.3 * float((self.typical_r / self.middle[:, 2:3]).mean())
-        low, high = (torch.asinh(v / scale) for v in (knots[0], knots[-1]))
-        y = 0.5 * (low + high) + 0.5 * (high - low) * x
-        rho = scale * torch.sinh(y)
-        weight = 0.5 * (high - low) * w * scale * torch.cosh(y) * 2 * math.pi * rho
-        right = torch.searchsorted(knots, rho).clamp(1, len(knots) - 1)
-        share = (rho - knots[right - 1]) / (knots[right] - knots[right - 1])
-        complete = torch.lerp(
-            self.selection.completeness[right - 1], self.selection.completeness[right], share
-        )
-        return rho, weight * complete
-
-    def _log_sky(self) -> float:
-        """ln of the solid angle that is selected, rad^2."""
-        return float(self._rings()[1].sum().log())
-
-    def _log_inside(self, cluster: Cluster, centre: Centre, mass: Tensor) -> Tensor:
-        """ln of the share of the cluster that is selected, (chains, 1)."""
-        if self.selection is None:
-            return torch.zeros_like(mass)
-        rho, weight = self._rings()
-        out = self.selection.direction
-        east, north, _ = axes(torch.atan2(out[1], out[0]), out[2].asin())
-        angle = torch.arange(RAYS, dtype=torch.float64) * (2 * math.pi / RAYS)
-        ray = angle.cos()[:, None] * east + angle.sin()[:, None] * north
-        places = (out + rho.tan()[:, None, None] * ray).flatten(0, 1)
-        places = F.normalize(places, dim=-1)[None]
-        across = torch.linalg.cross(*torch.broadcast_tensors(places, centre.direction))
-        R2 = centre.distance**2 * across.square().sum(-1)
-        density = cluster.projected(R2).surface_density * centre.distance**2  # Msun / rad^2
-        inside = (density.unflatten(1, (RINGS, RAYS)).mean(2) * weight).sum(1, keepdim=True)
-        return (inside / mass).clamp(1e-30, 1.0).log()
-
     # --- the posterior ------------------------------------------------------------------------
 
-    def _parts(self, u: Tensor, marginal: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """ln p of stars as members and as of the field, (sets * chains, n), and the log prior."""
+    def _moving(self, u: Tensor, cluster: Cluster, centre: Centre) -> tuple[Tensor, Tensor]:
+        """ln p of the stars with velocities as members, with their numbers, and of these."""
+        sets, chains = u.shape[:2]
+        n = u[..., self.n_globals :].reshape(sets * chains, -1, self.per_star)
+        s, typical = self._spread(chains, 1), self.typical_pm.repeat_interleave(chains, 0)
+        return log_members(s, typical, cluster, centre, n), log_normal(n).sum(-1)
+
+    def _summed(
+        self, chains: int, cluster: Cluster, centre: Centre, rule: Nodes
+    ) -> tuple[Tensor, Tensor]:
+        """The same summed over the numbers by a quadrature."""
+        n, log_weights = rule
+        s, typical = self._spread(chains, len(n)), self.typical_pm.repeat_interleave(chains, 0)
+        along = self.emulator.lowered(cluster, 0.5) if self.closed else None
+        each = n.repeat(self.moving.direction.shape[1], 1)[None]
+        log_p = log_members(s, typical, cluster, centre, each, along)
+        log_p = (log_p.unflatten(1, (-1, len(n))) + log_weights).logsumexp(2)
+        return log_p, torch.zeros_like(log_p)
+
+    def _parts(self, u: Tensor, rule: Nodes | None) -> tuple[Tensor, Tensor, Tensor]:
+        """ln p of stars as members and as of the field, (sets * chains, n), and the log prior.
+
+        With the numbers of the stars in ``u``, or a quadrature over them.
+        """
         sets, chains = u.shape[:2]
         cluster, log_prior = cluster_of(self.emulator, u)
         centre, log_centre = self._centre(u)
         log_prior = (
             log_prior + log_centre - 0.5 * u[..., self.n_placed : self.n_globals].square().sum(-1)
         )
-        typical = self.typical_pm.repeat_interleave(chains, 0)
-        if marginal:
-            s = self._spread(chains, NODES)
-            wide = self.emulator.lowered(cluster, 0.5)
-            members = log_members_without_errors(s, wide, cluster, centre, self.nodes)
-            members = (members.unflatten(1, (-1, NODES)) + self.log_weights).logsumexp(2)
-            of_n: Tensor | float = 0.0
-        else:
-            n = u[..., self.n_globals :].reshape(sets * chains, -1, self.per_star)
-            members = log_members(self._spread(chains, 1), typical, cluster, centre, n)
-            of_n = log_normal(n).sum(-1)
         mass = (10 ** physical(u[..., : self.n_cluster])[2]).reshape(-1, 1)
-        members = members - self._log_inside(cluster, centre, mass)
+        parts = []
+        if self.moving.direction.shape[1]:
+            parts.append(
+                self._moving(u, cluster, centre)
+                if rule is None
+                else self._summed(chains, cluster, centre, rule)
+            )
+        if self.places.shape[1]:
+            places = self.places.repeat_interleave(chains, 0) if sets > 1 else self.places
+            log_p = (on_sky(cluster, centre, places) / mass).log()
+            parts.append((log_p, torch.zeros_like(log_p)))
+        members, of_n = (torch.cat(x, 1)[:, self.in_order] for x in zip(*parts, strict=True))
+        if self.selection is not None:
+            members = members - self.selection.log_inside(cluster, centre, mass, self.scale)
         if not self.field:
             return members, torch.full_like(members, -torch.inf), log_prior
         named = self._field(u)
@@ -234,37 +243,34 @@ class Sky:
         return members + torch.log1p(-share), field + share.log(), log_prior
 
     def _spread(self, chains: int, times: int) -> SkyStars:
-        """The stars for each chain of each set, each ``times`` over."""
-        sets = len(self.stars.pm)
+        """The stars with velocities for each chain of each set, each ``times`` over."""
+        sets = len(self.stars.direction)
 
-        def spread(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
+        def spread(x: Tensor) -> Tensor:
             x = x.repeat_interleave(times, 1) if times > 1 else x
             return x.repeat_interleave(chains, 0) if sets > 1 else x
 
-        return SkyStars(*(spread(x) for x in self.stars))  # type: ignore[arg-type]
+        return self.moving.each(spread)
 
-    def _log_p(self, u: Tensor, marginal: bool) -> Tensor:
-        members, field, log_prior = self._parts(u, marginal)
+    def _log_p(self, u: Tensor, rule: Nodes | None) -> Tensor:
+        members, field, log_prior = self._parts(u, rule)
         log_p = torch.logaddexp(members, field) if self.field else members
         return log_prior + log_p.sum(1).view(u.shape[:2])
 
     def log_prob(self, u: Tensor) -> Tensor:
-        return self._log_p(u, marginal=False)
+        return self._log_p(u, self.rule)
 
     def marginal(self, u: Tensor) -> Tensor:
-        """Quadrature over the depths; velocities are taken as they are measured."""
-        return self._log_p(u, marginal=True)
+        """By a rough quadrature; what is measured is taken as it is, but for velocities."""
+        return self._log_p(u, self.rough)
 
     def candidates(self) -> Iterator[Tensor]:
-        v2 = 3 * (KMS * self.middle[:, 2:3] * self.typical_pm) ** 2
-        yield from grid(self.typical_r, v2, self.n_globals)
+        yield from grid(self.typical_r, 3 * self.speed**2, self.n_globals)
 
     @torch.no_grad()
     def membership(self, u: Tensor) -> Tensor:
         """Probability of each star to be of the cluster, (sets, chains, n), at sampled points."""
-        members, field, _ = self._parts(u, marginal=False)
+        members, field, _ = self._parts(u, self.rule)
         return torch.sigmoid(members - field).view(*u.shape[:2], -1)
 
     def named(self, u: Tensor) -> dict[str, Tensor]:
@@ -285,28 +291,22 @@ class Sky:
 
 def sky_stars(stars: Mapping[str, Tensor]) -> SkyStars:
     """From columns by role, each (sets, n): deg, mas, mas/yr and km/s."""
-    zero = torch.zeros_like(stars["ra"])
 
-    def pair(a: str, b: str) -> Tensor:
-        return torch.stack([stars.get(a, zero), stars.get(b, zero)], -1)
-
-    def column(name: str) -> Tensor | None:
-        return stars[name] if name in stars and bool(stars[name].isfinite().any()) else None
+    def column(*names: str) -> Tensor | None:
+        """None where no star has it; of several names together."""
+        if names[0] not in stars or not bool(stars[names[0]].isfinite().any()):
+            return None
+        return stars[names[0]] if len(names) == 1 else torch.stack([stars[n] for n in names], -1)
 
     _, _, out = axes(stars["ra"].deg2rad(), stars["dec"].deg2rad())
+    error = column("ra_error", "dec_error")
     return SkyStars(
         direction=out,
-        direction_error=pair("ra_error", "dec_error").nan_to_num(),
-        pm=pair("pm_ra", "pm_dec"),
-        pm_error=pair("pm_ra_error", "pm_dec_error"),
+        direction_error=torch.zeros_like(out[..., :2]) if error is None else error.nan_to_num(),
+        pm=column("pm_ra", "pm_dec"),
+        pm_error=column("pm_ra_error", "pm_dec_error"),
         parallax=column("parallax"),
         parallax_error=column("parallax_error"),
         rv=column("rv"),
         rv_error=column("rv_error"),
     )
-
-
-def select(centre: tuple[float, float], radius: np.ndarray, completeness: np.ndarray) -> Selection:
-    """About ``centre``, right ascension and declination in deg."""
-    ra, dec = (torch.tensor(math.radians(x), dtype=torch.float64) for x in centre)
-    return Selection(axes(ra, dec)[2], torch.from_numpy(radius), torch.from_numpy(completeness))

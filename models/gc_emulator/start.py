@@ -6,12 +6,15 @@ inverse Hessian.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from models.blocks.hmc import Target, climb
+
+AT_ONCE = 9  # candidates
 
 
 class Posterior(Protocol):
@@ -65,10 +68,12 @@ def _best(posterior: Posterior) -> Tensor:
     candidates = posterior.candidates()
     best = next(candidates)
     value = posterior.marginal(best)
-    for u in candidates:
-        found = posterior.marginal(u)
-        best = torch.where((found > value)[..., None], u, best)
-        value = torch.maximum(found, value)
+    while some := list(islice(candidates, AT_ONCE)):
+        u = torch.cat(some, 1)
+        found, at = posterior.marginal(u).max(1, keepdim=True)
+        better = found > value
+        u = u.gather(1, at[..., None].expand(-1, -1, u.shape[-1]))
+        best, value = torch.where(better[..., None], u, best), torch.maximum(found, value)
     return best
 
 

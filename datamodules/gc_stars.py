@@ -139,7 +139,8 @@ class GCStars(CatalogueData):
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         values: dict[str, np.ndarray] = {
-            name: np.ma.filled(np.ma.asarray(v, float), np.nan) for name, v in columns.items()
+            name: np.array(np.ma.filled(np.ma.asarray(v, float), np.nan))
+            for name, v in columns.items()
         }
         known = NEEDED | {k: v for group in MEASURED.values() for k, v in group.items()}
         for name, value in values.items():

@@ -63,12 +63,17 @@ def judged(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float
         return facts
     facts["heldout_lpd_truth"] = lpd(truth.to(ours.log_rho)[stars.pixel])
     data.setup("fit")
-    training = ours.stars(data.training_batch())
-    seen = torch.zeros(truth.shape, dtype=torch.bool)
-    crossed = training.paths.lengths > CROSSED * widths
-    pixel, shell = training.pixel[:, None].expand(crossed.shape), torch.arange(len(widths))
-    seen[pixel[crossed], shell.expand(crossed.shape)[crossed]] = True
+    seen = seen_voxels(ours.stars(data.training_batch()), len(truth), widths)
     return facts | beside_truth(ours.log_rho.cpu(), truth.log(), seen)
+
+
+def seen_voxels(stars: Stars, pixels: int, widths: Tensor) -> Tensor:
+    """Which voxels the light of any of ``stars`` crosses, (pixels, shells)."""
+    seen = torch.zeros(pixels, len(widths), dtype=torch.bool)
+    crossed = stars.paths.lengths > CROSSED * widths
+    pixel, shell = stars.pixel[:, None].expand(crossed.shape), torch.arange(len(widths))
+    seen[pixel[crossed], shell.expand(crossed.shape)[crossed]] = True
+    return seen
 
 
 def beside_truth(log_rho: Tensor, truth: Tensor, seen: Tensor) -> dict[str, float]:

@@ -21,7 +21,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 from models.gc_emulator.emulator import EDGE, Cluster
-from physics.cluster_stars import KMS_PER_MAS_YR_KPC, axes
+from physics.cluster_stars import KMS_PER_MAS_YR_KPC
 
 KMS = 1e-3 * KMS_PER_MAS_YR_KPC  # km/s of 1 mas/yr at 1 pc
 MAS = math.pi / 180 / 3.6e6  # rad
@@ -31,7 +31,7 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 class SkyStars(NamedTuple):
     """What was measured of stars, (sets, n) or (sets, n, ...); NaN where it was not."""
 
-    direction: Tensor  # (sets, n, 3) unit vectors
+    frame: Tensor  # (sets, n, 3, 3) unit vectors to the east, the north and outwards
     direction_error: Tensor  # (sets, n, 2) mas, east and north; 0: known
     pm: Tensor | None = None  # (sets, n, 2) mas/yr, east and north; None: of no star
     pm_error: Tensor | None = None
@@ -40,6 +40,11 @@ class SkyStars(NamedTuple):
     rv: Tensor | None = None  # (sets, n) km/s
     rv_error: Tensor | None = None
     all_pm: bool = False  # that every star has a proper motion, or none
+
+    @property
+    def direction(self) -> Tensor:
+        """Unit vectors, (sets, n, 3)."""
+        return self.frame[..., 2, :]
 
     def each(self, what: Callable[[Tensor], Tensor]) -> "SkyStars":
         """The same function of all the columns."""
@@ -147,23 +152,28 @@ class _Place:
 
     def __init__(self, s: SkyStars, cluster: Cluster, centre: Centre, n: Tensor) -> None:
         self.s, self.cluster = s, cluster
-        direction, self.log_p = s.direction, torch.zeros_like(s.direction[..., 0])
-        east, north, out = axes(torch.atan2(direction[..., 1], direction[..., 0]),
-                                direction[..., 2].clamp(-1, 1).asin())  # fmt: skip
+        self.log_p: Tensor | float = 0.0
+        # the centre's direction and velocity in each star's frame, (chains, stars, 3, 2)
+        of_centre = torch.cat([centre.direction, centre.velocity], 1).mT
+        seen = (s.frame.flatten(1, 2) @ of_centre).unflatten(1, (-1, 3))
+        c_east, c_north, c_out = seen[..., 0].unbind(-1)
+        v_east, v_north, self.centre_rv = seen[..., 1].unbind(-1)
+        self.centre_v = [v_east, v_north]
+        east: Tensor | float = 0.0  # of the star in its frame; 1 outwards
+        north: Tensor | float = 0.0
         if n.shape[-1] > 4:
-            shift = MAS * s.direction_error * n[..., 4:]
-            direction = direction + shift[..., :1] * east + shift[..., 1:] * north
-            self.log_p = self.log_p + log_normal(n[..., 4:]).sum(-1)
-        across = torch.linalg.cross(*torch.broadcast_tensors(direction, centre.direction))
-        self.R2 = centre.distance**2 * across.square().sum(-1)
-        self.along = centre.distance * (direction * centre.direction).sum(-1)
+            east, north = (MAS * s.direction_error * n[..., 4:]).unbind(-1)
+            self.log_p = log_normal(n[..., 4]) + log_normal(n[..., 5])
+        across2 = (
+            (north * c_out - c_north).square()
+            + (c_east - east * c_out).square()
+            + (east * c_north - north * c_east).square()
+        )
+        self.R2 = centre.distance.square() * across2
+        self.along = centre.distance * (east * c_east + north * c_north + c_out)
         self.offset = [
-            self.along * (direction * axis).sum(-1)
-            - centre.distance * (centre.direction * axis).sum(-1)
-            for axis in (east, north)
+            self.along * x - centre.distance * c for x, c in ((east, c_east), (north, c_north))
         ]
-        velocity = [(centre.velocity * axis).sum(-1) for axis in (east, north, out)]
-        self.centre_v, self.centre_rv = velocity[:2], velocity[2]
 
     def across(self, distance: Tensor, pm: Tensor) -> list[Tensor]:
         """Velocities to the east and north, km/s, relative to the centre."""
@@ -217,7 +227,8 @@ def _proper_motions(
     measured, seen, error = _filled(s.pm, s.pm_error)
     weak = error**2 / (error**2 + typical_pm[..., None] ** 2)
     pm = (1 - weak) * seen + weak * centre.pm + error * (1 - weak).sqrt() * n
-    log_p = (log_normal((seen - pm) / error) + 0.5 * (1 - weak).log()).sum(-1)
+    log_each = log_normal((seen - pm) / error) + 0.5 * (1 - weak).log()
+    log_p = log_each[..., 0] + log_each[..., 1]
     if s.all_pm:
         return pm, log_p
     free, log_free = place.unmeasured(n)

@@ -190,24 +190,20 @@ class Sky:
 
     # --- the posterior ------------------------------------------------------------------------
 
-    def _moving(self, u: Tensor, cluster: Cluster, centre: Centre) -> tuple[Tensor, Tensor]:
-        """ln p of the stars with velocities as members, with their numbers, and of these."""
-        sets, chains = u.shape[:2]
-        n = u[..., self.n_globals :].reshape(sets * chains, -1, self.per_star)
+    def _moving(self, u: Tensor, cluster: Cluster, centre: Centre, n: Tensor) -> Tensor:
+        """ln p of the stars with velocities as members, with their numbers."""
+        chains = u.shape[1]
         s, typical = self._spread(chains, 1), self.typical_pm.repeat_interleave(chains, 0)
-        return log_members(s, typical, cluster, centre, n), log_normal(n).sum(-1)
+        return log_members(s, typical, cluster, centre, n)
 
-    def _summed(
-        self, chains: int, cluster: Cluster, centre: Centre, rule: Nodes
-    ) -> tuple[Tensor, Tensor]:
+    def _summed(self, u: Tensor, cluster: Cluster, centre: Centre, rule: Nodes) -> Tensor:
         """The same summed over the numbers by a quadrature."""
-        n, log_weights = rule
+        (n, log_weights), chains = rule, u.shape[1]
         s, typical = self._spread(chains, len(n)), self.typical_pm.repeat_interleave(chains, 0)
         along = self.emulator.lowered(cluster, 0.5) if self.closed else None
-        each = n.repeat(self.moving.direction.shape[1], 1)[None]
+        each = n.repeat(self.moving.frame.shape[1], 1)[None]
         log_p = log_members(s, typical, cluster, centre, each, along)
-        log_p = (log_p.unflatten(1, (-1, len(n))) + log_weights).logsumexp(2)
-        return log_p, torch.zeros_like(log_p)
+        return (log_p.unflatten(1, (-1, len(n))) + log_weights).logsumexp(2)
 
     def _parts(self, u: Tensor, rule: Nodes | None) -> tuple[Tensor, Tensor, Tensor]:
         """ln p of stars as members and as of the field, (sets * chains, n), and the log prior.
@@ -221,25 +217,26 @@ class Sky:
             log_prior + log_centre - 0.5 * u[..., self.n_placed : self.n_globals].square().sum(-1)
         )
         mass = (10 ** physical(u[..., : self.n_cluster])[2]).reshape(-1, 1)
-        parts = []
-        if self.moving.direction.shape[1]:
-            parts.append(
-                self._moving(u, cluster, centre)
-                if rule is None
-                else self._summed(chains, cluster, centre, rule)
-            )
+        if rule is None:
+            of_stars = u[..., self.n_globals :].flatten(0, 1)
+            n = of_stars.view(len(of_stars), self.moving.frame.shape[1], self.per_star)
+            members = self._moving(u, cluster, centre, n)
+        else:
+            members = self._summed(u, cluster, centre, rule)
         if self.places.shape[1]:
             places = self.places.repeat_interleave(chains, 0) if sets > 1 else self.places
-            log_p = (on_sky(cluster, centre, places) / mass).log()
-            parts.append((log_p, torch.zeros_like(log_p)))
-        members, of_n = (torch.cat(x, 1)[:, self.in_order] for x in zip(*parts, strict=True))
+            alone = (on_sky(cluster, centre, places) / mass).log()
+            members = torch.cat([members, alone], 1)[:, self.in_order]
         if self.selection is not None:
             members = members - self.selection.log_inside(cluster, centre, mass, self.scale)
         if not self.field:
             return members, torch.full_like(members, -torch.inf), log_prior
         named = self._field(u)
         share = named["field_share"].reshape(-1, 1)
-        field = self._log_field(named) + of_n
+        field = self._log_field(named)
+        if rule is None:  # a star of the field has numbers, too
+            of_n = torch.cat([log_normal(n).sum(-1), n.new_zeros(len(n), self.places.shape[1])], 1)
+            field = field + of_n[:, self.in_order]
         return members + torch.log1p(-share), field + share.log(), log_prior
 
     def _spread(self, chains: int, times: int) -> SkyStars:
@@ -298,11 +295,13 @@ def sky_stars(stars: Mapping[str, Tensor]) -> SkyStars:
             return None
         return stars[names[0]] if len(names) == 1 else torch.stack([stars[n] for n in names], -1)
 
-    _, _, out = axes(stars["ra"].deg2rad(), stars["dec"].deg2rad())
+    frame = torch.stack(axes(stars["ra"].deg2rad(), stars["dec"].deg2rad()), -2)
     error = column("ra_error", "dec_error")
     return SkyStars(
-        direction=out,
-        direction_error=torch.zeros_like(out[..., :2]) if error is None else error.nan_to_num(),
+        frame=frame,
+        direction_error=torch.zeros_like(frame[..., 0, :2])
+        if error is None
+        else error.nan_to_num(),
         pm=column("pm_ra", "pm_dec"),
         pm_error=column("pm_ra_error", "pm_dec_error"),
         parallax=column("parallax"),

@@ -24,7 +24,6 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     import lightning as L
     from hydra.utils import instantiate
 
-    from evaluate import evaluate
     from models import tracking
     from models.card import model_card
     from models.checkpoint import (
@@ -36,6 +35,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         read_checkpoint,
         write_checkpoint,
     )
+    from scoring import evaluate
 
     command_line.quiet()
     if config.checkpoint:
@@ -49,13 +49,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     plain["model"] |= data.schema()
     plain["data"] |= data.found_out()
     model = build(plain["model"])
-    if plain["trainer"]["precision"] not in model.precisions:
-        raise ValueError(
-            f"trainer.precision={plain['trainer']['precision']} is not safe for this component; "
-            f"it allows {', '.join(model.precisions)}"
-        )
-    if plain["trainer"]["precision"] == "64-true":
-        model.double()  # now: a run that goes on is loaded before Lightning does so
+    command_line.set_precision(model, plain["trainer"]["precision"])
     described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
     provenance = data.provenance()
     model.record = new_record(described, provenance, data.found_out())

@@ -133,6 +133,17 @@ def refuse_other_data(provenance: Mapping[str, Any], checkpoint: str) -> None:
         raise ValueError(f"{checkpoint} was trained on {began}, and the data are now {provenance}")
 
 
+def set_precision(model: Any, precision: str) -> None:
+    """Refuse a precision that is not safe for the component; weights in double where asked."""
+    if precision not in model.precisions:
+        raise ValueError(
+            f"trainer.precision={precision} is not safe for this component; it allows "
+            f"{', '.join(model.precisions)}"
+        )
+    if precision == "64-true":
+        model.double()  # now: a run that goes on is loaded before Lightning does so
+
+
 # Settings of the data on which a checkpoint's split of its training file rests, and those that
 # belong to that file alone.
 SPLIT = ("seed", "val_fraction", "test_fraction", "train_where")

@@ -89,8 +89,9 @@ class Dust(Component):
             self.gp = ICR(levels, self.kernel)
         n = self.gp.n_excitations + HYPER
         self.mean = torch.nn.Parameter(torch.zeros(1, n))
-        self.register_buffer("residuals", torch.zeros(pairs, n))
-        self.register_buffer("posterior", torch.zeros(draws, n))  # those of the finished map
+        # of the samples from their mean, pair after pair; and those of the finished map
+        self.register_buffer("residuals", torch.zeros(2 * pairs, n))
+        self.register_buffer("posterior", torch.zeros(2 * draws, n))
         # of the prior: ln of the mean density, a first guess, 1/pc
         self.register_buffer("log_density", torch.tensor(-8.0))
         # the constant density that fits the stars best, and the scatter about it

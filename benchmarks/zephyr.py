@@ -131,9 +131,9 @@ def command(script: str, *overrides: str) -> None:
 
 
 # Which column holds the source of a redshift, and which source is clean; the rest is the default.
-# DC2's labels are many and exact: of 60 and 80 epochs, 80 have the least loss on held-out folds.
+# DC2's labels are many and exact: on held-out folds 120 epochs have less NMAD and CRPS than 80.
 OVERRIDES: dict[str, tuple[str, ...]] = {
-    "dc2": ("model.epochs=80",),
+    "dc2": ("model.epochs=120",),
     "zcosmos": (),
     "zcosmos_all": ("data.columns.source=secure", "data.clean_source=1"),
     "stress": ("data.columns.source=source", "data.clean_source=0"),

@@ -11,10 +11,12 @@ import astropy.units as u
 import h5py
 import numpy as np
 import pytest
+import torch
 from astropy.table import Table
 from conftest import ROOT, command
 
 import zoo
+from datamodules.zephyr import GREY, ZephyrData
 from models.checkpoint import build
 
 BANDS = "ugrizy"
@@ -455,6 +457,35 @@ def test_fine_tuning_wants_the_same_bands_in_the_same_order(runs, galaxies, tmp_
     assert "say data.bands=[u,g,r,i,z,y]" in message
     done = door(runs, tmp_path, *words, "data.bands=[u,g,r,i,z,y]", door="train.py")
     assert done.returncode == 0, done.stderr
+
+
+def test_training_objects_change_brightness_but_not_colour():
+    flux = torch.linspace(0.1, 5, 6).repeat(4000, 1)
+    flux[0, 2] = torch.nan  # not observed
+    batch = {"flux": flux, "flux_err": 0.1 * flux, "detected": flux.isfinite().float()}
+    data = ZephyrData(bands=list(BANDS), noise=0, drop_share=0)
+    again = data.augment(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(again["flux"].isnan(), flux.isnan())
+    brighter = (again["flux"] / flux).nan_to_num(0).amax(1, keepdim=True)
+    torch.testing.assert_close(again["flux"], brighter * flux, equal_nan=True)
+    assert float(brighter.log().std()) == pytest.approx(GREY, rel=0.05)
+    error = brighter.sqrt() * batch["flux_err"]
+    torch.testing.assert_close(again["flux_err"], error, equal_nan=True)
+
+
+def test_training_objects_are_observed_with_the_errors_they_then_claim():
+    """The scatter that is added is that by which the errors grow, up to ``noise`` times them."""
+    flux = torch.full((4000, 6), 50.0)
+    batch = {"flux": flux, "flux_err": torch.ones(4000, 6), "detected": torch.ones(4000, 6)}
+    batch["detected"][:, 5] = 0
+    for noise in (0.5, 2.0):
+        data = ZephyrData(bands=list(BANDS), noise=noise, drop_share=0)
+        again = data.augment(batch, torch.Generator().manual_seed(0))
+        brighter = again["flux"][:, 5:] / 50  # no noise is added to what is not detected
+        added = again["flux_err"][:, :5].square() / brighter - 1  # in units of the error before
+        assert float(added.max().sqrt()) == pytest.approx(noise, rel=0.01)
+        scatter = (again["flux"][:, :5] - brighter * 50).square() / brighter
+        assert float(scatter.mean()) == pytest.approx(float(added.mean()), rel=0.03)
 
 
 def test_several_sources_need_a_clean_one(tmp_path, galaxies, runs):

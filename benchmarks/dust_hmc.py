@@ -1,8 +1,9 @@
 """The dust map's variational posterior beside a long HMC run on the same density.
 
-    python -m benchmarks.dust_hmc                 # hours: the reference sky, checkpoints/dust.ckpt
+    python train.py model=dust experiment=dust_reference hydra.run.dir=outputs/mgvi
+    python -m benchmarks.dust_hmc outputs/mgvi/best.ckpt                    # half an hour
 
-Both have the data, the prior and the variances of the finished map; the chains begin at its
+Both have the data, the prior and the variances of the finished map, and the chains begin at its
 samples. What the variational samples miss, the draws have. One thread; figures of the synthetic
 sky's truth, and of its held-out stars.
 """
@@ -18,73 +19,58 @@ from typing import Any
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 import zoo
 from configs.command_line import data_for
-from models.blocks.diagnostics import ess, rhat
-from models.blocks.hmc import HMC
+from models.blocks import mgvi
 from models.checkpoint import read_checkpoint, restore
-from models.dust.field import Density, Extinction, Prior, Stars
+from models.dust.exact import draw
+from models.dust.field import Density
 from models.dust.judged import known_stars, seen_voxels
 from physics.extinction import log_normal, mean_and_variance
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", default="dust")
+    parser.add_argument("checkpoint", help="of a map whose guide is mgvi")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/dust_hmc.csv"))
-    parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--warmup", type=int, default=300)
-    parser.add_argument("--draws", type=int, default=500)
+    parser.add_argument("--transitions", type=int, default=1500)
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = restore(read_checkpoint(zoo.find(options.checkpoint))).requires_grad_(False)
     data = data_for(model.record, {})
     data.setup("fit")
     training = data.training_batch()
-    stars, prior = model.stars(training), model.prior
-    variance = model._variance(training, stars)
-    target = posterior(prior, stars, training["extinction"].float(), variance)
-
-    samples = model.samples()
+    stars, prior, samples = model.stars(training), model.prior, model.samples()
+    known = mgvi.Data(training["extinction"].float(), model._variance(training, stars))
     began = time.process_time()
-    some = samples[torch.linspace(0, len(samples) - 1, options.chains).long()].double()
-    sampler = HMC(target, some[None], options.warmup, accept=0.8)
-    draws, hyper = [], []
-    for i in track(range(options.warmup + options.draws), "sampling"):
-        u = sampler.advance()[0]
-        if i >= options.warmup:
-            draws.append(Density(prior, u.float()).log)
-            hyper.append(u[:, -2:])
+    drawn = draw(prior, stars, known, samples, options.transitions, seed=0)
     seconds = time.process_time() - began
-    log_rho = torch.stack(draws, 1)  # (chains, draws, pixels, shells)
-    watched = torch.cat([log_rho.flatten(2)[..., ::101].double(), torch.stack(hyper, 1)], 2)
 
     truth = data.true_density().log().float()
     seen = seen_voxels(stars, len(truth), model.widths)
+    data.setup("test")
     held_out = known_stars(data)
     rows: list[dict[str, Any]] = []
-    for name, found in (("mgvi", Density(prior, samples).log.float()), ("hmc", log_rho)):
-        found = found.reshape(-1, *truth.shape)
-        rows.append({"method": name, **judged(found, truth, seen, model, held_out)})
-    amplitude = [math.log(prior.amplitude[0]) + prior.amplitude[1] * u[..., -1]
-                 for u in (samples, torch.stack(hyper))]  # fmt: skip
-    for row, a in zip(rows, amplitude, strict=True):
-        row |= {"amplitude": float(a.exp().mean()), "amplitude_std": float(a.exp().std())}
-    rows[1] |= {
-        "rhat_max": float(rhat(watched).max()),
-        "ess_min": float(ess(watched).min()),
-        "gradients": sampler.values["gradients"],
-        "acceptance": float(sampler.values["accepted"].mean() / options.draws),
+    log_rho = []
+    for name, found in (("mgvi", samples), ("hmc", drawn.latents.flatten(0, 1))):
+        log_rho.append(torch.cat([Density(prior, u).log for u in found.split(64)]))
+        a = (math.log(prior.amplitude[0]) + prior.amplitude[1] * found[:, -1]).exp()
+        row = judged(log_rho[-1], truth, seen, model, held_out)
+        rows.append({"method": name, **row, "amplitude": float(a.mean()),
+                     "amplitude_std": float(a.std())})  # fmt: skip
+    variational, exact = rows
+    key = "lnrho_correlation_seen"
+    variational["correlation_over_hmc"] = variational[key] / exact[key]
+    ratio = (log_rho[1].std(0) / log_rho[0].std(0))[seen]
+    exact |= {
+        "std_over_mgvi": float(ratio.median()),
+        "rhat_max": drawn.rhat,
+        "ess_min": drawn.ess,
+        "gradients": drawn.gradients,
         "seconds": seconds,
     }
-    rows[0]["correlation_of_hmc"] = (
-        rows[0]["lnrho_correlation_seen"] / rows[1]["lnrho_correlation_seen"]
-    )
-    ratio = (log_rho.flatten(0, 1).std(0) / Density(prior, samples).log.float().std(0))[seen]
-    rows[1]["std_over_mgvi"] = float(ratio.median())
     names = list(dict.fromkeys(name for row in rows for name in row))
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, restval="")
@@ -92,24 +78,6 @@ def main() -> None:
         for row in rows:
             writer.writerow({k: v if isinstance(v, str) else f"{v:.4g}" for k, v in row.items()})
             print(row)
-
-
-def posterior(prior: Prior, stars: Stars, value: Tensor, variance: Tensor) -> Any:
-    """ln posterior of latents (1, chains, n) with variances as they are, for `HMC`."""
-
-    class LogDensity(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, u: Tensor) -> Tensor:  # type: ignore[override]
-            at = Extinction(prior, stars, u[0].float())
-            off = (at.value - value) / variance
-            ctx.gradient = -(at.vjp(off) + u[0])[None]
-            return -0.5 * (off.square() * variance).double().sum(1)[None] - 0.5 * u.square().sum(2)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Tensor:
-            return grads[0][..., None] * ctx.gradient
-
-    return LogDensity.apply
 
 
 def judged(

@@ -15,9 +15,11 @@ from conftest import command
 
 import zoo
 from datamodules.dust import DustData
+from models.blocks import mgvi
+from models.dust.exact import draw
 from models.dust.field import Density, Extinction, Prior, Stars
 from models.dust.judged import student_inside
-from physics.extinction import paths
+from physics.extinction import Paths, paths
 from physics.icr import ICR, grids, matern
 
 SMALL = {"nside": 4, "n_radial": 8, "nearest": 100.0, "farthest": 1000.0}
@@ -53,6 +55,24 @@ def test_the_derivative_is_that_of_differences_and_has_its_transpose(model):
     torch.testing.assert_close(at.vjp_mean(w), at.vjp(w).mean(0, keepdim=True))
 
 
+def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(model):
+    prior, stars, _, generator = model
+    # three stars of different pixels, measured to 10%
+    pixel = torch.tensor([5, 300, 700])
+    known = Stars(pixel, Paths(*(x[:3] for x in stars.paths)))
+    value = 3 * Extinction(prior, known, torch.zeros(1, prior.n_latents, dtype=torch.float64)).value
+    error = 0.1 * value[0]
+    start = torch.randn(8, prior.n_latents, generator=generator, dtype=torch.float64)
+    data = mgvi.Data(value[0], error**2)
+    drawn = draw(prior, known, data, start, transitions=150, seed=0)
+    u = drawn.latents.flatten(0, 1)
+    found = Extinction(prior, known, u).value
+    assert ((found.mean(0) - value[0]).abs() < 0.3 * error).all()
+    torch.testing.assert_close(found.std(0), error, rtol=0.25, atol=0)
+    # three numbers out of thousands are not those of the prior
+    assert float(u.var(0).mean()) == pytest.approx(1, abs=0.03)
+
+
 def test_density_is_log_normal_as_the_prior_says(model):
     prior, _, _, generator = model
     latents = torch.randn(200, prior.n_latents, generator=generator, dtype=torch.float64)
@@ -68,7 +88,7 @@ def test_a_query_counts_a_part_of_a_voxel_and_grows_outwards(dust):
     coords = SkyCoord(np.full(60, 30.0) * u.deg, 10 * u.deg, distance=r * u.pc, frame="galactic")
     mean, std, samples = (dust.query(coords, mode) for mode in ("mean", "std", "samples"))
     assert (np.diff(mean) > 0).all() and (std[1:] > 0).all()
-    assert samples.shape == (2 * len(dust.model.posterior), 60)
+    assert samples.shape == (len(dust.model.posterior), 60)
     np.testing.assert_allclose(samples.mean(0), mean, rtol=1e-5)
     density = dust.query(coords, integrated=False)
     middle = np.searchsorted(r, 500)
@@ -136,9 +156,10 @@ def test_the_map_is_a_file_in_the_layout_of_dustmaps(runs, dust, tmp_path):
 
 
 def test_expected_coverage_is_that_of_student():
-    assert student_inside(1) == pytest.approx(0.5, abs=1e-4)  # Cauchy
-    assert student_inside(4) == pytest.approx(0.6261, abs=1e-4)
-    assert student_inside(10_000) == pytest.approx(0.6827, abs=1e-3)
+    assert student_inside(1, 1.0) == pytest.approx(0.5, abs=1e-4)  # Cauchy
+    assert student_inside(4, 1.0) == pytest.approx(0.6261, abs=1e-4)
+    assert student_inside(10_000, 1.0) == pytest.approx(0.6827, abs=1e-3)
+    assert student_inside(10_000, 4.0) == pytest.approx(0.9545, abs=1e-3)
 
 
 def table():
@@ -225,5 +246,7 @@ def test_the_other_prior_serves_as_well(tmp_path):
     assert ours["icr_covariance_error"] < 0.02
     assert ours["heldout_lpd"] > ours["heldout_lpd_constant"]
     assert ours["heldout_lpd"] < ours["heldout_lpd_truth"], "nothing beats the truth"
+    message = command("train.py", "model=dust", "model.guide=meanfeld").stderr
+    assert "model.guide is 'meanfeld'; it is mgvi or hmc" in message
     message = command("train.py", "model=dust", "model.prior=kriging").stderr
     assert "model.prior is 'kriging'; it is icr or vecchia" in message

@@ -3,6 +3,7 @@
 import torch
 
 from models.blocks import mgvi
+from models.blocks.subspace import leading
 
 D = torch.float64
 
@@ -76,3 +77,15 @@ def test_a_step_that_leads_up_is_not_taken():
     found, energy = mgvi.newton(Cubic, data, start, nothing, 30, 1e-6, 10)
     assert float(energy) < before
     assert abs(float(found) - 1) < 0.01
+
+
+def test_leading_eigenvectors_are_found_by_products_alone():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(80, 80, generator=generator, dtype=D)).Q
+    exact = 1000 * 0.7 ** torch.arange(80, dtype=D)
+    matrix = basis @ torch.diag(exact) @ basis.T
+    values, vectors = leading(lambda v: v @ matrix, 80, 10, matrix)
+    torch.testing.assert_close(values, exact[:10], rtol=1e-4, atol=0)
+    torch.testing.assert_close(matrix @ vectors, vectors * values, rtol=0, atol=0.5)
+    # no more than there are
+    assert leading(lambda v: v @ matrix, 80, 100, matrix)[1].shape == (80, 80)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.base import Batch, Component, Output
 from models.blocks import mgvi
+from models.dust.exact import draw
 from models.dust.field import HYPER, Density, Extinction, Prior, Stars
 from models.dust.judged import Map, judged, known_stars
 from models.dust.pictures import pictures
@@ -37,7 +38,9 @@ class Dust(Component):
     density along its sightline, over the distances that its parallax allows; their variance is
     added to that of the measurement. The posterior is found by metric Gaussian variational
     inference (`models.blocks.mgvi`): an epoch is an outer iteration, which draws ``pairs`` of
-    mirrored samples and moves their mean. Processes share out the pairs.
+    mirrored samples and moves their mean. Processes share out the pairs. With ``guide`` = hmc the
+    samples of the finished map are draws from the posterior itself, ``transitions`` of each chain
+    (`models.dust.exact`), which variational ones are too close together to stand for.
 
     In: the batch of `datamodules.dust`: ``direction`` (batch, 3), Galactic; ``parallax`` and
     ``parallax_error`` (batch,), mas; ``extinction`` and ``extinction_error`` (batch,), E of Zhang,
@@ -60,8 +63,10 @@ class Dust(Component):
         amplitude: float = 1.0,
         amplitude_error: float = 0.5,
         mean_error: float = 1.0,
+        guide: str = "mgvi",
         pairs: int = 4,
         draws: int = 16,
+        transitions: int = 600,
         tolerance: float = 0.03,
         seed: int = 0,
         epochs: int = 12,
@@ -69,9 +74,12 @@ class Dust(Component):
         super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
         self.automatic_optimization = False
         self.pairs, self.tolerance, self.seed = pairs, tolerance, seed
+        self.guide, self.draws, self.transitions = guide, draws, transitions
         self.amplitude, self.mean_error = (amplitude, amplitude_error), mean_error
         levels = grids(nside, n_radial, nearest, farthest, base_nside)
         self.kernel = matern(scale, nu)
+        if guide not in ("mgvi", "hmc"):
+            raise ValueError(f"model.guide is '{guide}'; it is mgvi or hmc")
         if prior not in ("icr", "vecchia"):
             raise ValueError(f"model.prior is '{prior}'; it is icr or vecchia")
         # the matrices, and latents and densities of all samples with their derivatives
@@ -89,9 +97,10 @@ class Dust(Component):
             self.gp = ICR(levels, self.kernel)
         n = self.gp.n_excitations + HYPER
         self.mean = torch.nn.Parameter(torch.zeros(1, n))
-        # of the samples from their mean, pair after pair; and those of the finished map
-        self.register_buffer("residuals", torch.zeros(2 * pairs, n))
+        self.register_buffer("residuals", torch.zeros(pairs, n))
+        # samples of the finished map, from the mean; of HMC the worst R-hat and fewest effective
         self.register_buffer("posterior", torch.zeros(2 * draws, n))
+        self.register_buffer("chains", torch.full((2,), torch.nan))
         # of the prior: ln of the mean density, a first guess, 1/pc
         self.register_buffer("log_density", torch.tensor(-8.0))
         # the constant density that fits the stars best, and the scatter about it
@@ -102,6 +111,7 @@ class Dust(Component):
 
     residuals: Tensor
     posterior: Tensor
+    chains: Tensor
     log_density: Tensor
     even: Tensor
     n_stars: Tensor  # behind each pixel, of the training set
@@ -140,24 +150,41 @@ class Dust(Component):
 
     @torch.no_grad()
     def calibrate(self, data: Any) -> None:
-        """More samples about the mean, for the finished map."""
+        """The samples of the finished map: more about the mean, or those of HMC."""
         batch = {name: values.to(self.device) for name, values in data.training_batch().items()}
         stars, prior = self.stars(batch), self.prior
         found = mgvi.Data(batch["extinction"].to(self.mean), self._variance(batch, stars))
-        e1, e2 = self._noise(range(1000, 1000 + len(self.posterior)), len(stars.pixel))
+        e1, e2 = self._noise(range(1000, 1000 + self.draws), len(stars.pixel))
         parts = [
             mgvi.residuals(
                 lambda u: Extinction(prior, stars, u), found, self.mean, *e, self.tolerance, MOST
             )
             for e in zip(e1.split(self.pairs), e2.split(self.pairs), strict=True)
         ]
-        self.posterior.copy_(torch.cat(parts))
+        half = torch.cat(parts)
+        self.posterior.copy_(torch.cat([half, -half]))
+        if self.guide == "hmc":
+            drawn = draw(prior, stars, found, self.samples(), self.transitions, self.seed)
+            some = torch.linspace(
+                0, drawn.latents.shape[1] - 1, 2 * self.draws // len(drawn.latents)
+            )
+            self.posterior.copy_(drawn.latents[:, some.long()].flatten(0, 1) - self.mean)
+            self.chains.copy_(torch.tensor([drawn.rhat, drawn.ess]))
 
     def samples(self) -> Tensor:
-        """Latents of the posterior, (2 pairs, latents), mirrored."""
+        """Latents of the posterior: (2 pairs, latents) of an iteration, or (2 draws, latents)."""
         finished = not self.training and bool(self.posterior.any())
-        half = self.posterior if finished else self.residuals
-        return torch.cat([self.mean + half, self.mean - half])
+        both = [self.posterior] if finished else [self.residuals, -self.residuals]
+        return self.mean + torch.cat(both)
+
+    def learned(self) -> dict[str, float]:
+        """The amplitude of ln density; of HMC how well the chains agree."""
+        name, (median, error) = "amplitude", self.amplitude
+        amplitude = (math.log(median) + error * self.samples()[:, -1]).exp()
+        found = {name: float(amplitude.mean()), f"{name}_std": float(amplitude.std())}
+        if self.guide == "hmc":
+            found |= dict(zip(("rhat_max", "ess_min"), self.chains.tolist(), strict=True))
+        return found
 
     def loss(self, batch: Batch) -> Tensor:
         """In training the energy per star, averaged over samples: minus ln of the posterior.
@@ -313,7 +340,9 @@ class Dust(Component):
         """The map beside the simulation's, and the prior beside its kernel; images."""
         rho = self.rho()
         self.gp.to("cpu", torch.float32)
-        ours = Map(self.grid, self.gp, self.kernel, rho.log(), self.stars, self.even)
+        ours = Map(
+            self.grid, self.gp, self.kernel, rho.log(), self.stars, self.guide != "hmc", self.even
+        )
         stars = known_stars(data)
         if not stars:
             return {}, {}

@@ -23,8 +23,9 @@ class Map(NamedTuple):
     grid: Grid
     gp: GaussianProcess
     kernel: Kernel
-    log_rho: Tensor  # (2 pairs, pixels, shells), mirrored
+    log_rho: Tensor  # (samples, pixels, shells)
     stars: Callable[[Mapping[str, Tensor]], Stars]
+    mirrored: bool  # whether the samples come in pairs about their mean
     even: Tensor  # (2,): the best constant density, 1/pc, and the scatter about it
 
 
@@ -64,7 +65,7 @@ def judged(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float
     facts["heldout_lpd_truth"] = lpd(truth.to(ours.log_rho)[stars.pixel])
     data.setup("fit")
     seen = seen_voxels(ours.stars(data.training_batch()), len(truth), widths)
-    return facts | beside_truth(ours.log_rho.cpu(), truth.log(), seen)
+    return facts | beside_truth(ours.log_rho.cpu(), truth.log(), seen, ours.mirrored)
 
 
 def seen_voxels(stars: Stars, pixels: int, widths: Tensor) -> Tensor:
@@ -76,27 +77,28 @@ def seen_voxels(stars: Stars, pixels: int, widths: Tensor) -> Tensor:
     return seen
 
 
-def beside_truth(log_rho: Tensor, truth: Tensor, seen: Tensor) -> dict[str, float]:
-    """In the voxels that are ``seen``; log_rho (2 pairs, ...), mirrored."""
-    first, second = (half[:, seen].double() for half in log_rho.chunk(2))
-    mean, std = 0.5 * (first + second).mean(0), (0.5 * (first - second)).square().mean(0).sqrt()
+def beside_truth(log_rho: Tensor, truth: Tensor, seen: Tensor, mirrored: bool) -> dict[str, float]:
+    """In the voxels that are ``seen``; log_rho (samples, ...), in mirrored pairs or independent."""
+    samples = log_rho[:, seen].double()
+    mean, std = samples.mean(0), samples.std(0, correction=0)
     z = (truth[seen] - mean) / std
-    n = len(first)
+    n = len(samples)
+    # n / 2 pairs have so many degrees of freedom, and their mean no error of its own
+    expected = student_inside(n // 2, 1.0) if mirrored else student_inside(n - 1, (n - 1) / (n + 1))
     return {
         "voxels_seen": float(seen.double().mean()),
         "lnrho_correlation_seen": float(torch.corrcoef(torch.stack([mean, truth[seen]]))[0, 1]),
         "coverage_68": float((z.abs() < 1).double().mean()),
-        # the deviation of n pairs has n degrees of freedom
-        "coverage_68_expected": student_inside(n),
+        "coverage_68_expected": expected,
     }
 
 
-def student_inside(n: int) -> float:
-    """P(|t| < 1) of Student's t of n degrees of freedom, by t = sqrt(n) tan x."""
+def student_inside(n: int, square: float) -> float:
+    """P(t^2 < ``square``) of Student's t of n degrees of freedom, by t = sqrt(n) tan x."""
     angle = torch.linspace(0, 1, 2001, dtype=torch.float64)
     within, all_of_it = (
         float(torch.trapezoid((top * angle).cos().pow(n - 1), top * angle))
-        for top in (math.atan(n**-0.5), 0.5 * math.pi)
+        for top in (math.atan((square / n) ** 0.5), 0.5 * math.pi)
     )
     return within / all_of_it
 

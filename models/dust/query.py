@@ -18,7 +18,7 @@ SLICE = 8192  # places at once
 
 
 def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bool) -> np.ndarray:
-    """Of ``rho`` (samples, pixels, shells), mirrored: E, or E per pc, at ``coords`` (...).
+    """Of ``rho`` (samples, pixels, shells): E, or E per pc, at ``coords`` (...).
 
     "samples" come first, (samples, ...). To a place within a voxel counts a part of it, in
     proportion. NaN beyond the map; nearer than it the extinction is 0 and the density NaN.
@@ -51,13 +51,12 @@ def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bo
 
 
 def summary(values: Tensor, mode: str) -> Tensor:
-    """Of mirrored samples (2 pairs, ...); each pair has one deviation."""
+    """Of samples (samples, ...): their mean, their deviation from it, or all of them."""
     if mode == "samples":
         return values
     if mode == "mean":
         return values.mean(0)
-    first, second = values.chunk(2)
-    return (0.5 * (first - second)).square().mean(0).sqrt()
+    return values.std(0, correction=0)
 
 
 def sky_map(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from models.blocks import grid
 from models.blocks.ensemble import Encoder, Linear
 from models.blocks.flows import SplineFlow
 from models.blocks.label_noise import LabelNoise
-from models.blocks.photometry import FLAGS, UNLIKE, Photometry
+from models.blocks.photometry import FLAGS, Photometry
 from models.blocks.recalibration import (
     CELLS,
     apply_pit_map,
@@ -22,13 +22,12 @@ from models.blocks.recalibration import (
     pit_map,
 )
 from models.blocks.stack import Stack
+from models.zephyr.scores import OUTLIER, metrics, remarks, true_rows
 
 FLOOR = 1e-4  # share of p(z) that is uniform: no redshift is ever impossible
 QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_q975": 0.975}
 TRAIN_FLOOR = 1e-3  # the same in training, where it tempers outliers
 SLICE = 256  # objects predicted at once: enough to keep torch busy, few enough for the cache
-OUTLIER = 0.15  # |dz|/(1 + z) of an outlier: Hildebrandt et al. (2010)
-MANY_UNLIKE = 0.1  # share of objects unlike the training set, of which 0.1% would be by chance
 
 
 class Zephyr(Component):
@@ -391,55 +390,13 @@ class Zephyr(Component):
         return {names.get(key, key): values for key, values in table.items()}
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        known = np.isfinite(rows.get("z_true", np.empty(0)))
-        if not known.any():
-            return {}
-        rows = {name: values[known] for name, values in rows.items() if len(values) == len(known)}
-        z, pit = rows["z_true"].astype(float), rows["pit"].astype(float)
-        dz = (rows["z_median"] - z) / (1 + z)
-        found = {
-            "n": len(z),
-            "bias": float(np.median(dz)),
-            "nmad": float(1.4826 * np.median(np.abs(dz - np.median(dz)))),
-            "outlier_fraction": float(np.mean(np.abs(dz) > OUTLIER)),
-            "crps": float(np.mean(rows["crps"], dtype=float)),
-            "nll": float(np.mean(rows["nll"], dtype=float)),
-            "cde_loss": float(np.mean(rows["cde_loss"], dtype=float)),
-            "pit_ks": _ks(pit),
-            "coverage_68": float(np.mean(np.abs(pit - 0.5) < 0.34)),
-            "coverage_95": float(np.mean(np.abs(pit - 0.5) < 0.475)),
-        }
-        if "pit_raw" in rows:  # of a model, not of the truth
-            found["pit_ks_raw"] = _ks(rows["pit_raw"].astype(float))
-            found["ood_fraction"] = float(np.mean(rows["flags"] & UNLIKE > 0))
-        return found
+        return metrics(rows)
 
     def remarks(self, rows: Mapping[str, np.ndarray]) -> list[str]:
-        """What a user should know of the predicted rows, a sentence each, for the terminal."""
-        unlike = float(np.mean(rows["flags"] & UNLIKE > 0))
-        if unlike < MANY_UNLIKE:
-            return []
-        return [
-            f"{unlike:.0%} of the objects are unlike 99.9% of those that the model was trained on: "
-            f"see the columns ood (> 0.999) and flags ({UNLIKE}), and the model card"
-        ]
+        return remarks(rows)
 
     def true_model(self, data: Any) -> dict[str, np.ndarray]:
-        z, pdf = data.true_posterior(grid.centres(self.edges).double())
-        if z is None:
-            return {}
-        mass = (pdf / pdf.sum(1, keepdim=True)).float()
-        cdf = F.pad(mass.cumsum(1), (1, 0))
-        rows = {"z_true": z.float(), **grid.scores(cdf, self.edges, z.float())}
-        rows["z_median"] = grid.quantile(cdf, self.edges, torch.tensor([[0.5]]))[:, 0]
-        return {name: values.numpy() for name, values in rows.items()}
-
-
-def _ks(pit: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance of PIT values from uniform."""
-    pit, n = np.sort(pit), len(pit)
-    step = np.arange(n + 1) / n
-    return float(max(np.max(step[1:] - pit), np.max(pit - step[:-1])))
+        return true_rows(data, self.edges)
 
 
 def _slices(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:

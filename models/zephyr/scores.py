@@ -49,7 +49,7 @@ def _ks(pit: np.ndarray) -> float:
 
 
 def true_rows(data: Any, edges: Tensor) -> dict[str, np.ndarray]:
-    """What `metrics` needs, from the posterior that a simulation knows; empty of a catalogue."""
+    """What `metrics` needs, from the posterior that a simulation knows; empty for a catalogue."""
     z, pdf = data.true_posterior(grid.centres(edges).double())
     if z is None:
         return {}

@@ -56,3 +56,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[component]
 
     return run
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in a folder of its own, and still finds the zoo."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(tmp_path)

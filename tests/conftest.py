@@ -1,4 +1,4 @@
-"""Runs of every component, small enough for a test."""
+"""What tests share: quick runs of every component, the doors, a catalogue, a folder."""
 
 import os
 import subprocess
@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from astropy.table import Table
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
+BANDS = "ugrizy"
 
 
 def config(component: str, run_dir: Path, *overrides: str) -> DictConfig:
@@ -33,7 +37,7 @@ def train(component: str, run_dir: Path, *overrides: str) -> dict[str, float]:
     return train(config(component, run_dir, *overrides), list(overrides))
 
 
-def command(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def command(*words: str, cwd: Path | None = None, **env: str) -> Done:
     """Run ``python <words>`` as a user would, in the repository."""
     return subprocess.run(
         [sys.executable, *words],
@@ -42,6 +46,21 @@ def command(*words: str, cwd: Path | None = None, **env: str) -> subprocess.Comp
         capture_output=True,
         text=True,
     )
+
+
+def door(runs: Any, tmp_path: Path, *words: str, door: str = "evaluate.py", **env: str) -> Done:
+    """A quick zephyr through a door: evaluated, or trained by ``door="train.py"``."""
+    start = ["model=zephyr", "experiment=zephyr_quick"]
+    if door == "evaluate.py":
+        start = [f"checkpoint={runs('zephyr')}/best.ckpt"]
+    return command(door, *start, *words, f"hydra.run.dir={tmp_path}/run", **env)
+
+
+def refusal(done: Done) -> str:
+    """What is said to the user where a door refuses."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +75,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[component]
 
     return run
+
+
+@pytest.fixture
+def galaxies() -> Table:
+    """A catalogue of 60 galaxies in AB magnitudes."""
+    random = np.random.default_rng(0)
+    table = Table({"id": np.arange(60) + 10**15})
+    for i, band in enumerate(BANDS):
+        table[f"mag_{band}"] = 25.5 - 0.4 * i + random.normal(0, 0.7, 60)
+        table[f"mag_err_{band}"] = random.uniform(0.02, 0.2, 60)
+    table["redshift"] = random.uniform(0.1, 2, 60)
+    return table
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in a folder of its own, and still finds the zoo."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(tmp_path)

@@ -3,13 +3,11 @@
 import io
 import math
 import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import command
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
@@ -18,7 +16,6 @@ from figures import style, zephyr
 from figures.report import metrics_table, write_report
 from figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
 
-ROOT = Path(__file__).parents[1]
 SOURCES = ("spec_deep", "grism", "photo_30band")
 
 
@@ -244,7 +241,8 @@ def test_importing_figures_changes_nothing_and_loads_no_torch():
         # Last, because reading all of rcParams makes matplotlib choose a backend, by pyplot.
         "assert all(before[k] == v for k, v in matplotlib.rcParams.items() if k != 'backend')"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    done = command("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_binomial_band_holds_95_percent_of_draws():

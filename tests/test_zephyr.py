@@ -220,12 +220,17 @@ def test_support_is_a_quantile_of_the_training_set():
 # --- the model ----------------------------------------------------------------------------------
 
 
-def test_p_of_z_integrates_to_one_and_is_never_zero(runs):
+def trained(runs, **settings):
+    """The model of a quick run with other ``settings``, and a batch of its test objects."""
     checkpoint = read_checkpoint(runs("zephyr") / "best.ckpt")
     data = build(checkpoint[RECORD]["config"]["data"])
+    return restore(checkpoint, settings), next(data.prediction_batches())
+
+
+def test_p_of_z_integrates_to_one_and_is_never_zero(runs):
     for target in (None, "spec", "manyband"):
-        model = restore(checkpoint, {"target_source": target})
-        rows = model.predict_step(next(data.prediction_batches()))
+        model, batch = trained(runs, target_source=target)
+        rows = model.predict_step(batch)
         width = float(model.edges[1])
         whole = rows["pz"].sum(1) * width
         torch.testing.assert_close(whole, torch.ones_like(whole), rtol=0, atol=1e-5)
@@ -235,9 +240,7 @@ def test_p_of_z_integrates_to_one_and_is_never_zero(runs):
 
 
 def test_p_of_z_is_that_of_the_cdfs_on_the_whole_grid(runs):
-    checkpoint = read_checkpoint(runs("zephyr") / "best.ckpt")
-    model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
-    batch = next(data.prediction_batches())
+    model, batch = trained(runs)
     with torch.inference_mode():
         fast = model._mixture(batch)
         model.flow.spline = lambda *spline: zuko_spline(*spline)  # one that has no fast way
@@ -247,9 +250,7 @@ def test_p_of_z_is_that_of_the_cdfs_on_the_whole_grid(runs):
 
 
 def test_parts_of_the_sources_sum_to_p_of_z(runs):
-    checkpoint = read_checkpoint(runs("zephyr") / "best.ckpt")
-    model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
-    batch = next(data.prediction_batches())
+    model, batch = trained(runs)
     with torch.inference_mode():
         parts, rows = model.examples(batch), model.predict_step(batch)
     whole = sum(parts[f"pz_{source}"] for source in model.sources)
@@ -304,19 +305,17 @@ def test_noise_far_below_the_width_of_the_densities_is_estimated_without_running
 
 
 def test_a_density_outside_the_grid_becomes_uniform(runs):
-    checkpoint = read_checkpoint(runs("zephyr") / "best.ckpt")
-    model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
+    model, batch = trained(runs)
     with torch.no_grad():
         model.head.bias[..., -2] = 60.0  # the mean of the base, far beyond the grid
-        rows = model.predict_step(next(data.prediction_batches()))
+        rows = model.predict_step(batch)
     whole = rows["pz"].sum(1) * model.edges[1]
     torch.testing.assert_close(whole, torch.ones_like(whole), rtol=0, atol=1e-4)
 
 
 def test_flags_say_what_is_wrong(runs):
-    checkpoint = read_checkpoint(runs("zephyr") / "best.ckpt")
-    model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
-    batch = {k: v[:4] for k, v in next(data.prediction_batches()).items() if k != "keep"}
+    model, batch = trained(runs)
+    batch = {k: v[:4] for k, v in batch.items() if k != "keep"}
     batch["flux"][0, 0] = torch.nan
     batch["detected"][1] = 0
     batch["flux"][2] *= torch.tensor([1e4, 1e-4, 1e4, 1e-4, 1e4, 1e-4])

@@ -14,7 +14,7 @@ from models.blocks import grid
 from models.blocks.ensemble import Encoder, Linear
 from models.blocks.flows import SplineFlow
 from models.blocks.label_noise import LabelNoise
-from models.blocks.photometry import FLAGS, UNLIKE, Photometry
+from models.blocks.photometry import Photometry
 from models.blocks.recalibration import (
     CELLS,
     apply_pit_map,
@@ -22,13 +22,12 @@ from models.blocks.recalibration import (
     pit_map,
 )
 from models.blocks.stack import Stack
+from models.zephyr.rows import constants, is_wide, outputs, summaries
+from models.zephyr.scores import metrics, remarks, true_rows
 
 FLOOR = 1e-4  # share of p(z) that is uniform: no redshift is ever impossible
-QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_q975": 0.975}
 TRAIN_FLOOR = 1e-3  # the same in training, where it tempers outliers
 SLICE = 256  # objects predicted at once: enough to keep torch busy, few enough for the cache
-OUTLIER = 0.15  # |dz|/(1 + z) of an outlier: Hildebrandt et al. (2010)
-MANY_UNLIKE = 0.1  # share of objects unlike the training set, of which 0.1% would be by chance
 
 
 class Zephyr(Component):
@@ -277,40 +276,11 @@ class Zephyr(Component):
 
     @property
     def outputs(self) -> dict[str, Output]:
-        columns = {
-            "z_mode": "highest peak of p(z), refined off the grid",
-            "z_mean": "mean of p(z)",
-            "z_std": "standard deviation of p(z)",
-            **{name: f"{100 * q:g}% quantile of p(z)" for name, q in QUANTILES.items()},
-            "mag_ref": "asinh magnitude in the reference band, AB",
-            **{f"responsibility_{s}": f"share of source {s} in p(z)" for s in self.sources},
-            "ood": "share of training objects that are less unusual than this one",
-            "flags": f"{FLAGS}; 16 the central 68% is wider than 0.3 (1 + z)",
-            "pz": "p(z) in the cells of the grid z_grid",
-            "z_samples": "independent draws from p(z)",
-            "z_true": "redshift of the catalogue",
-            "pit": "cumulative p(z) at the true redshift",
-            "pit_raw": "the same before recalibration",
-            "crps": "continuous ranked probability score",
-            "nll": "-ln of 0.999 p(z_true) + 0.001 uniform",
-            "cde_loss": "integral of p^2 - 2 p(z_true)",
-        }
-        found = {name: Output("", text, f"ancil/{name}") for name, text in columns.items()}
-        found["mag_ref"] = found["mag_ref"]._replace(unit="mag")
-        found["pz"] = found["pz"]._replace(location="data/yvals")
-        if not self.n_samples:
-            del found["z_samples"]
-        return found
+        return outputs(self.sources, samples=bool(self.n_samples))
 
     @property
     def constants(self) -> dict[str, Constant]:
-        """The grid of ``pz``, and what else qp needs to read the HDF5 file: ``qp.read(path)``."""
-        z = grid.centres(self.edges).cpu().numpy()[None]
-        return {
-            "z_grid": Constant(z, "meta/xvals"),
-            "pdf_name": Constant(np.array([b"interp"]), "meta/pdf_name"),
-            "pdf_version": Constant(np.array([0]), "meta/pdf_version"),
-        }
+        return constants(self.edges)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
@@ -321,28 +291,22 @@ class Zephyr(Component):
     def _predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         raw, responsibility, _ = self._mixture(batch)
         cdf = grid.with_floor(apply_pit_map(self.pit_map, raw), FLOOR)
-        mean, std = grid.moments(cdf, self.edges)
-        levels = torch.tensor([list(QUANTILES.values())], device=cdf.device)
-        quantiles = grid.quantile(cdf, self.edges, levels)
+        z = summaries(cdf, self.edges)
         unusual, flags = self.photometry.quality(batch)
-        wide = quantiles[:, 3] - quantiles[:, 1] > 2 * OUTLIER * (1 + quantiles[:, 2])
         rows = {
-            "z_mode": grid.mode(cdf, self.edges),
-            "z_mean": mean,
-            "z_std": std,
-            **dict(zip(QUANTILES, quantiles.unbind(1), strict=True)),
+            **z,
             "mag_ref": self.photometry.reference_magnitude(batch),
             **{f"responsibility_{s}": responsibility[:, i] for i, s in enumerate(self.sources)},
             "ood": unusual,
-            "flags": flags + 16 * wide.short(),
+            "flags": flags + 16 * is_wide(z).short(),
             "pz": grid.density(cdf, self.edges),
         }
         if self.n_samples:
             rows["z_samples"] = grid.sample(cdf, self.edges, batch["row"], self.n_samples)
         if "redshift" in batch:
-            z = batch["redshift"]
-            rows |= {"z_true": z, **grid.scores(cdf, self.edges, z)}
-            rows["pit_raw"] = grid.scores(raw, self.edges, z)["pit"]
+            truth = batch["redshift"]
+            rows |= {"z_true": truth, **grid.scores(cdf, self.edges, truth)}
+            rows["pit_raw"] = grid.scores(raw, self.edges, truth)["pit"]
         return rows
 
     def learned(self) -> dict[str, float]:
@@ -391,55 +355,13 @@ class Zephyr(Component):
         return {names.get(key, key): values for key, values in table.items()}
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        known = np.isfinite(rows.get("z_true", np.empty(0)))
-        if not known.any():
-            return {}
-        rows = {name: values[known] for name, values in rows.items() if len(values) == len(known)}
-        z, pit = rows["z_true"].astype(float), rows["pit"].astype(float)
-        dz = (rows["z_median"] - z) / (1 + z)
-        found = {
-            "n": len(z),
-            "bias": float(np.median(dz)),
-            "nmad": float(1.4826 * np.median(np.abs(dz - np.median(dz)))),
-            "outlier_fraction": float(np.mean(np.abs(dz) > OUTLIER)),
-            "crps": float(np.mean(rows["crps"], dtype=float)),
-            "nll": float(np.mean(rows["nll"], dtype=float)),
-            "cde_loss": float(np.mean(rows["cde_loss"], dtype=float)),
-            "pit_ks": _ks(pit),
-            "coverage_68": float(np.mean(np.abs(pit - 0.5) < 0.34)),
-            "coverage_95": float(np.mean(np.abs(pit - 0.5) < 0.475)),
-        }
-        if "pit_raw" in rows:  # of a model, not of the truth
-            found["pit_ks_raw"] = _ks(rows["pit_raw"].astype(float))
-            found["ood_fraction"] = float(np.mean(rows["flags"] & UNLIKE > 0))
-        return found
+        return metrics(rows)
 
     def remarks(self, rows: Mapping[str, np.ndarray]) -> list[str]:
-        """What a user should know of the predicted rows, a sentence each, for the terminal."""
-        unlike = float(np.mean(rows["flags"] & UNLIKE > 0))
-        if unlike < MANY_UNLIKE:
-            return []
-        return [
-            f"{unlike:.0%} of the objects are unlike 99.9% of those that the model was trained on: "
-            f"see the columns ood (> 0.999) and flags ({UNLIKE}), and the model card"
-        ]
+        return remarks(rows)
 
     def true_model(self, data: Any) -> dict[str, np.ndarray]:
-        z, pdf = data.true_posterior(grid.centres(self.edges).double())
-        if z is None:
-            return {}
-        mass = (pdf / pdf.sum(1, keepdim=True)).float()
-        cdf = F.pad(mass.cumsum(1), (1, 0))
-        rows = {"z_true": z.float(), **grid.scores(cdf, self.edges, z.float())}
-        rows["z_median"] = grid.quantile(cdf, self.edges, torch.tensor([[0.5]]))[:, 0]
-        return {name: values.numpy() for name, values in rows.items()}
-
-
-def _ks(pit: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance of PIT values from uniform."""
-    pit, n = np.sort(pit), len(pit)
-    step = np.arange(n + 1) / n
-    return float(max(np.max(step[1:] - pit), np.max(pit - step[:-1])))
+        return true_rows(data, self.edges)
 
 
 def _slices(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:

@@ -1,9 +1,12 @@
 """The variational method on a linear model, whose posterior is known."""
 
+import math
+
+import pytest
 import torch
 
 from models.blocks import mgvi
-from models.blocks.subspace import leading
+from models.blocks.spectrum import PROBES, leading, log_determinant
 
 D = torch.float64
 
@@ -89,3 +92,30 @@ def test_leading_eigenvectors_are_found_by_products_alone():
     torch.testing.assert_close(matrix @ vectors, vectors * values, rtol=0, atol=0.5)
     # no more than there are
     assert leading(lambda v: v @ matrix, 80, 100, matrix)[1].shape == (80, 80)
+
+
+def test_a_determinant_is_found_by_products_alone():
+    generator = torch.Generator().manual_seed(0)
+    b = torch.randn(1000, 200, generator=generator, dtype=D)
+    matrix = torch.eye(1000, dtype=D) + b @ torch.diag(torch.logspace(-2, 2, 200, dtype=D)) @ b.T
+    logs = torch.linalg.eigvalsh(matrix).log()
+    error = math.sqrt(2 / PROBES) * float(logs.norm())
+    found = log_determinant(lambda v: v @ matrix, 1000, matrix)
+    assert found == pytest.approx(float(logs.sum()), abs=3 * error)
+    assert 3 * error < 0.1 * float(logs.sum())
+    small = matrix[:5, :5]
+    found = log_determinant(lambda v: v @ small, 5, small)
+    assert found == pytest.approx(float(torch.logdet(small)))
+
+
+def test_the_evidence_bound_of_a_linear_model_is_its_evidence():
+    b, data, generator = problem()
+    precision = torch.eye(12, dtype=D) + b.T @ (b / data.variance[:, None])
+    mean = torch.linalg.solve(precision, b.T @ (data.value / data.variance))[None]
+    root = torch.linalg.cholesky(torch.linalg.inv(precision))
+    half = torch.randn(4000, 12, generator=generator, dtype=D) @ root.T
+    found = mgvi.evidence_bound(lambda u: LinearModel(b, u), data, mean, half)
+    marginal = torch.distributions.MultivariateNormal(
+        torch.zeros(30, dtype=D), b @ b.T + torch.diag(data.variance)
+    )
+    assert found == pytest.approx(float(marginal.log_prob(data.value)), abs=1.5)

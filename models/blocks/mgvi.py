@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.blocks.spectrum import log_determinant
+
 Product = Callable[[Tensor], Tensor]
 
 
@@ -92,6 +94,25 @@ def newton(
         if bool(before - least < 1e-2):  # nats
             break
     return mean, least
+
+
+def evidence_bound(model: Model, data: Data, mean: Tensor, half: Tensor) -> float:
+    """The ELBO: a lower bound of ln p(data), from draws ``half`` (pairs, latents) of N(0, M^-1).
+
+    The divergence from the prior is (|mean|^2 - tr(J M^-1 J^T / N) + ln det M) / 2.
+    """
+    at, root = model(mean), data.variance.sqrt()
+    misfit = [
+        ((model(mean + d).value - data.value) / root).square().sum(1).mean()
+        for d in torch.cat([half, -half]).split(len(half))
+    ]
+    constrained = torch.cat([at.jvp(d) / root for d in half.split(8)]).square().sum(1).mean()
+    log_det = log_determinant(
+        lambda y: y + at.jvp(at.vjp(y / root)) / root, len(data.value), data.value
+    )
+    divergence = 0.5 * (mean.square().sum() - constrained + log_det)
+    norm = (2 * torch.pi * data.variance).log().sum()
+    return float(-0.5 * (torch.stack(misfit).mean() + norm) - divergence)
 
 
 def conjugate_gradients(product: Product, b: Tensor, tolerance: float, most: int) -> Tensor:

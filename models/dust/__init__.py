@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,7 @@ class Dust(Component):
         # samples of the finished map, from the mean; of HMC the worst R-hat and fewest effective
         self.register_buffer("posterior", torch.zeros(2 * draws, n))
         self.register_buffer("chains", torch.full((2,), torch.nan))
+        self.register_buffer("elbo", torch.tensor(torch.nan))  # of the variational posterior
         # of the prior: ln of the mean density, a first guess, 1/pc
         self.register_buffer("log_density", torch.tensor(-8.0))
         # the constant density that fits the stars best, and the scatter about it
@@ -112,6 +114,7 @@ class Dust(Component):
     residuals: Tensor
     posterior: Tensor
     chains: Tensor
+    elbo: Tensor
     log_density: Tensor
     even: Tensor
     n_stars: Tensor  # behind each pixel, of the training set
@@ -154,15 +157,15 @@ class Dust(Component):
         batch = {name: values.to(self.device) for name, values in data.training_batch().items()}
         stars, prior = self.stars(batch), self.prior
         found = mgvi.Data(batch["extinction"].to(self.mean), self._variance(batch, stars))
+        model = partial(Extinction, prior, stars)
         e1, e2 = self._noise(range(1000, 1000 + self.draws), len(stars.pixel))
         parts = [
-            mgvi.residuals(
-                lambda u: Extinction(prior, stars, u), found, self.mean, *e, self.tolerance, MOST
-            )
+            mgvi.residuals(model, found, self.mean, *e, self.tolerance, MOST)
             for e in zip(e1.split(self.pairs), e2.split(self.pairs), strict=True)
         ]
         half = torch.cat(parts)
         self.posterior.copy_(torch.cat([half, -half]))
+        self.elbo.fill_(mgvi.evidence_bound(model, found, self.mean, half))
         if self.guide == "hmc":
             drawn = draw(prior, stars, found, self.samples(), self.transitions, self.seed)
             some = torch.linspace(
@@ -182,6 +185,7 @@ class Dust(Component):
         name, (median, error) = "amplitude", self.amplitude
         amplitude = (math.log(median) + error * self.samples()[:, -1]).exp()
         found = {name: float(amplitude.mean()), f"{name}_std": float(amplitude.std())}
+        found["elbo"] = float(self.elbo)
         if self.guide == "hmc":
             found |= dict(zip(("rhat_max", "ess_min"), self.chains.tolist(), strict=True))
         return found

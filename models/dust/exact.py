@@ -14,7 +14,7 @@ from torch import Tensor
 from models.blocks.diagnostics import ess, rhat
 from models.blocks.hmc import HMC
 from models.blocks.mgvi import Data
-from models.blocks.subspace import leading
+from models.blocks.spectrum import leading
 from models.dust.field import Density, Extinction, Prior, Stars
 
 CHAINS, WARM = 4, 0.35  # how many, and the share of the transitions in which they adapt

@@ -119,8 +119,14 @@ class GCStars(CatalogueData):
         def found(role: str, default: str) -> str:
             return str(self.columns.get(role, default))
 
-        on_sky = found("ra", "ra") in names and found("x", "x") not in names
-        if not on_sky:
+        in_space = found("x", "x") in names or "x" in self.columns
+        if not in_space and found("ra", "ra") not in names:
+            raise ValueError(
+                f"{self.label} has neither ra and dec, of stars on the sky, nor x y z vx vy vz; "
+                f"map them: data.columns.ra=<column> data.columns.dec=<column>, and so on\n"
+                f"  columns in the file: {', '.join(sorted(names))}"
+            )
+        if in_space:
             return {role: (found(role, role), unit) for role, unit in PHASE.items()}
         roles: dict[str, tuple[str, str | None]] = {
             role: (found(role, c), unit) for role, (c, unit) in NEEDED.items()

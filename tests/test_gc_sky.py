@@ -207,6 +207,15 @@ def test_lists_of_some_proper_motions_are_those_of_each_kind_together(model):
         torch.testing.assert_close(members[:, kinds == kind], expected)
 
 
+def test_positions_alone_leave_the_mass_to_its_prior_and_say_so(model, tmp_path):
+    data = mock(n_stars=100, mock_error=None, distance=1.0, distance_error=0.02)
+    model.chains, model.warmup, model.draws = 4, 100, 100
+    product = model.infer(data, tmp_path, seed=0)
+    assert product.metrics["log10_mass_std"] == pytest.approx(0.6, abs=0.12)
+    assert any("say next to nothing of the mass" in remark for remark in product.remarks)
+    assert product.metrics["log10_rh_std"] < 0.1
+
+
 @pytest.mark.parametrize("errors", [{"mock_error": 0.3}, {"mock_error": 0.1, "mock_rv_error": 2.0}])
 def test_a_marginal_posterior_sums_over_what_errors_hide(model, errors):
     data = mock(n_stars=40, distance=1.0, distance_error=0.01, **errors)
@@ -304,6 +313,7 @@ def table_of(data):
     "change, settings, message",
     [
         (lambda t: t.remove_column("pmra_error"), {}, "no column 'pmra_error'"),
+        (lambda t: t.rename_column("ra", "RAJ2000"), {}, "neither ra and dec.*\n.*RAJ2000"),
         (lambda t: t["dec"].__setitem__(3, np.nan), {}, "'dec': nan is not measured"),
         (lambda t: t["pmdec_error"].__setitem__(0, 0.0), {}, "'pmdec_error'.*is no error"),
         (lambda t: setattr(t["pmra"], "unit", "km/s"), {}, "'pmra' is in 'km / s'"),

@@ -9,12 +9,13 @@ from models.gc_emulator.posterior import LOG_MASS, LOG_RH
 
 EDGE, CROWDED = 0.02, 0.2  # outer share of a prior, and how many draws are too many in it
 PULLED = 3.0  # errors that mass and radius may be off their priors
+UNMEASURED = 0.8  # width of a posterior over that of the prior
 RHAT = 1.01  # beyond which chains do not agree
 
 
 def remarks(u: Tensor, facts: Mapping[str, float]) -> list[str]:
     """``u`` (sets, chains, draws, n): the sampled globals, of which `PARAMETERS` are the first."""
-    return _crowded(u) + _pulled(u) + _sampled(facts)
+    return _crowded(u) + _pulled(u) + _unmeasured(u) + _sampled(facts)
 
 
 def _crowded(u: Tensor) -> list[str]:
@@ -45,6 +46,16 @@ def _pulled(u: Tensor) -> list[str]:
                 f"{mean:g} ± {width:g}: {cause}, would do that"
             )
     return found
+
+
+def _unmeasured(u: Tensor) -> list[str]:
+    """A mass that is as its prior has it."""
+    if float(u[..., 2].std()) < UNMEASURED:
+        return []
+    return [
+        f"these data say next to nothing of the mass: log10_mass is that of its prior, "
+        f"{LOG_MASS[0]:g} ± {LOG_MASS[1]:g}; velocities would tell"
+    ]
 
 
 def _sampled(facts: Mapping[str, float]) -> list[str]:

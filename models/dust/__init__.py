@@ -361,11 +361,18 @@ class Dust(Component):
 
     def scope(self) -> list[str]:
         edges = self.grid.boundaries
+        errors = "errors are those of the posterior, drawn by HMC"
+        if self.guide != "hmc":
+            errors = (
+                "variational errors, on a synthetic sky a quarter too small: model.guide=hmc draws "
+                "from the posterior itself"
+            )
         return [
             f"all directions, {float(edges[0]):.0f} to {float(edges[-1]):.0f} pc; voxels of Nside "
             f"{self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
             "structure smaller than a voxel is not resolved; `flags` say where the map ends",
             "extinction nearer than the innermost boundary is not counted",
+            errors,
         ]
 
 

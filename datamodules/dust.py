@@ -22,6 +22,9 @@ ECLIPTIC = ("ecl_lon", "ecl_lat", "elon", "elat", "lambda", "beta")
 FEWEST = 100  # stars to make a map of
 EXTINCTIONS = ("E", "A_V")  # units of extinction: of Zhang, Green & Rix (2023), and magnitudes
 A_V_PER_E = 2.8  # Zhang, Green & Rix (2023), sec. 3
+# their catalogue, doi:10.5281/zenodo.7811871: stellar parameters (stars, 5) and their errors, of
+# which the last two are E and the parallax, mas
+ZGR23 = {"estimates": "stellar_params_est", "errors": "stellar_params_err"}
 
 
 class DustData(CatalogueData):
@@ -29,9 +32,10 @@ class DustData(CatalogueData):
 
     Columns by role: ``l b`` or ``ra dec``, deg; ``parallax parallax_error``, mas, or ``distance``,
     pc, with or without ``distance_error``; ``extinction extinction_error``, in ``extinction_unit``:
-    E of Zhang, Green & Rix (2023), or A_V, which is 2.8 E. For predictions only place and distance
-    are needed. Stars of a parallax below ``min_parallax_snr`` errors, and those beyond the grid,
-    are left out of a training set.
+    E of Zhang, Green & Rix (2023), or A_V, which is 2.8 E. Their catalogue is read as it is, of
+    which those of ``train_where="quality_flags<8"`` are reliable. For predictions only place and
+    distance are needed. Stars of a parallax below ``min_parallax_snr`` errors, and those beyond the
+    grid, are left out of a training set.
 
     Without ``path``: `physics.dust_sky` on the voxels of ``nside`` x ``n_radial`` from ``nearest``
     to ``farthest``, pc, with ``n_stars`` before the cut.
@@ -85,6 +89,8 @@ class DustData(CatalogueData):
                 )
             pair = GALACTIC
         roles: dict[str, tuple[str, str | None]] = {role: (column(role), "deg") for role in pair}
+        if column("extinction") not in names and set(ZGR23.values()) <= names:
+            return roles | {role: (name, None) for role, name in ZGR23.items()}
         if column("distance") in names:
             roles["distance"] = (column("distance"), "pc")
             if column("distance_error") in names:
@@ -101,6 +107,10 @@ class DustData(CatalogueData):
             name: np.ma.filled(np.ma.asarray(v, float), np.nan) for name, v in columns.items()
             if not name.startswith(("keep:", "group_by"))
         }  # fmt: skip
+        if "estimates" in values:
+            for role, more in (("estimates", ""), ("errors", "_error")):
+                both = values.pop(role)[:, -2:].T
+                values |= {f"extinction{more}": both[0], f"parallax{more}": both[1]}
         for name, value in values.items():
             column = str(self.columns.get(name, name))
             optional = name.startswith("extinction") and not training

@@ -206,6 +206,26 @@ def test_stars_beyond_the_map_are_left_out_aloud(tmp_path):
     assert len(data.training_batch()["row"]) == len(stars) - 50
 
 
+def test_the_catalogue_of_zhang_green_and_rix_is_read_as_it_is(tmp_path):
+    stars = table()
+    stars.write(tmp_path / "plain.hdf5", path="stars")
+    arrays = stars["l", "b"].copy()
+    for more in ("", "_error"):  # Teff, [Fe/H], log g, E, parallax
+        rest = np.full((len(stars), 3), 7.0)
+        pair = [stars[f"extinction{more}"], stars[f"parallax{more}"]]
+        arrays["stellar_params_err" if more else "stellar_params_est"] = np.c_[rest, *pair]
+    arrays.write(tmp_path / "zgr23.hdf5", path="stars")
+    found = [
+        DustData(**SMALL, path=str(tmp_path / name), group="stars", val_fraction=0)
+        for name in ("plain.hdf5", "zgr23.hdf5")
+    ]
+    for data in found:
+        data.setup("fit")
+    plain, theirs = (data.training_batch() for data in found)
+    for name in ("direction", "parallax", "parallax_error", "extinction", "extinction_error"):
+        torch.testing.assert_close(theirs[name], plain[name])
+
+
 def test_extinction_in_magnitudes_is_converted(tmp_path):
     stars = table()
     stars.write(tmp_path / "e.ecsv")

@@ -384,15 +384,3 @@ def where(catalogue: Catalogue, condition: str) -> np.ndarray:
 def sha256(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def refuse(
-    bad: np.ndarray, column: str, values: np.ndarray, what: str, expected: str, mend: str
-) -> None:
-    """Raise a ``ValueError`` about the values of ``column`` that are ``bad``, if any are."""
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        raise ValueError(
-            f"column '{column}': {values[first]} {what} ({int(bad.sum()):,} such rows, "
-            f"the first is number {first} there); expected {expected}: {mend}"
-        )

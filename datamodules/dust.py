@@ -11,8 +11,9 @@ from astropy.coordinates import SkyCoord
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.base import CatalogueData, Rows, refuse
+from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue
+from datamodules.values import numbers, refuse
 from physics import dust_sky
 from physics.icr_grid import Grid, grids
 from physics.memory import refuse_too_large
@@ -104,9 +105,10 @@ class DustData(CatalogueData):
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         values: dict[str, np.ndarray] = {
-            name: np.ma.filled(np.ma.asarray(v, float), np.nan) for name, v in columns.items()
+            name: numbers(v)
+            for name, v in columns.items()
             if not name.startswith(("keep:", "group_by"))
-        }  # fmt: skip
+        }
         if "estimates" in values:
             for role, more in (("estimates", ""), ("errors", "_error")):
                 both = values.pop(role)[:, -2:].T

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from datamodules import gc_mock
-from datamodules.base import CatalogueData, Rows, refuse
+from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue, open_catalogue
 from datamodules.gc_mock import ARCMIN, Selected
+from datamodules.values import numbers, refuse
 from physics import cluster_stars
 from physics.lowered_isothermal import solve, solve_share
 
@@ -144,10 +145,7 @@ class GCStars(CatalogueData):
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        values: dict[str, np.ndarray] = {
-            name: np.array(np.ma.filled(np.ma.asarray(v, float), np.nan))
-            for name, v in columns.items()
-        }
+        values: dict[str, np.ndarray] = {name: numbers(v) for name, v in columns.items()}
         known = NEEDED | {k: v for group in MEASURED.values() for k, v in group.items()}
         for name, value in values.items():
             column = str(self.columns.get(name, known.get(name, (name,))[0]))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from datamodules.base import refuse
+from datamodules.values import refuse
 from physics.photometry import mag_to_flux
 
 NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # the convention of BPZ, which RAIL follows

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import CatalogueData, Rows, refuse
+from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue
 from datamodules.photometry import (
     BandColumns,
@@ -17,6 +17,7 @@ from datamodules.photometry import (
     flux_from_mag,
     near_column,
 )
+from datamodules.values import refuse
 from physics import galaxies
 from physics.galaxy_colours import Z_MAX
 from physics.photometry import (

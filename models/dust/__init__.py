@@ -101,8 +101,8 @@ class Dust(Component):
         self.register_buffer("residuals", torch.zeros(pairs, n))
         # samples of the finished map, from the mean; of HMC the worst R-hat and fewest effective
         self.register_buffer("posterior", torch.zeros(2 * draws, n))
-        self.register_buffer("chains", torch.full((2,), torch.nan))
-        self.register_buffer("elbo", torch.tensor(torch.nan))  # of the variational posterior
+        self.register_buffer("chains", torch.zeros(2))
+        self.register_buffer("elbo", torch.tensor(0.0))  # of the variational posterior
         # of the prior: ln of the mean density, a first guess, 1/pc
         self.register_buffer("log_density", torch.tensor(-8.0))
         # the constant density that fits the stars best, and the scatter about it

@@ -180,6 +180,7 @@ class Dust(Component):
         both = [self.posterior] if finished else [self.residuals, -self.residuals]
         return self.mean + torch.cat(both)
 
+    @torch.no_grad()
     def learned(self) -> dict[str, float]:
         """The amplitude of ln density; of HMC how well the chains agree."""
         name, (median, error) = "amplitude", self.amplitude

@@ -1,7 +1,7 @@
 """The dust map's variational posterior beside a long HMC run on the same density.
 
     python train.py model=dust experiment=dust_reference hydra.run.dir=outputs/mgvi
-    python -m benchmarks.dust_hmc outputs/mgvi/best.ckpt                    # half an hour
+    python -m benchmarks.dust_hmc outputs/mgvi/best.ckpt                    # 16 min of CPU
 
 Both have the data, the prior and the variances of the finished map, and the chains begin at its
 samples. What the variational samples miss, the draws have. One thread; figures of the synthetic
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="of a map whose guide is mgvi")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/dust_hmc.csv"))
-    parser.add_argument("--transitions", type=int, default=1500)
+    parser.add_argument("--transitions", type=int, default=900)
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = restore(read_checkpoint(zoo.find(options.checkpoint))).requires_grad_(False)

@@ -250,6 +250,10 @@ def test_extinction_in_magnitudes_is_converted(tmp_path):
         (["model.nside=12"], "needs a power of two"),
         (["model.n_radial=35"], "do not come of whole shells"),
         (["model.nside=1024", "model.n_radial=516"], "GB"),
+        (
+            ["model.nside=32", "model.guide=hmc", "model.transitions=30000"],
+            "model.transitions=<less>",
+        ),
     ],
 )
 def test_grids_that_cannot_be_are_refused_before_anything_starts(words, message):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.base import Batch, Component, Output
 from models.blocks import mgvi
-from models.dust.exact import draw
+from models.dust.exact import draw, kept
 from models.dust.field import HYPER, Density, Extinction, Prior, Stars
 from models.dust.judged import Map, judged, known_stars
 from models.dust.pictures import pictures
@@ -86,10 +86,13 @@ class Dust(Component):
         # the matrices, and latents and densities of all samples with their derivatives
         voxels = math.prod(levels[-1].shape)
         matrices = memory(levels) if prior == "icr" else VECCHIA_BYTES * voxels
+        drawn = kept(transitions) if guide == "hmc" else 0
         refuse_too_large(
-            matrices + 4 * voxels * (12 * pairs + 4 * draws + 12), f"a map of {voxels:,} voxels",
-            "model.nside=<less> model.n_radial=<less> model.pairs=<less>",
-        )  # fmt: skip
+            matrices + 4 * voxels * (12 * pairs + 4 * draws + 12 + drawn),
+            f"a map of {voxels:,} voxels" + (f" and {transitions:,} transitions" if drawn else ""),
+            "model.nside=<less> model.n_radial=<less> model.pairs=<less>"
+            + (" model.transitions=<less>" if drawn else ""),
+        )
         self.grid = levels[-1]
         self.gp: GaussianProcess
         if prior == "vecchia":

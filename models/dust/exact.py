@@ -29,6 +29,11 @@ class Draws(NamedTuple):
     gradients: int
 
 
+def kept(transitions: int) -> int:
+    """Vectors of all latents that `draw` holds: of its draws, and twice the eigenvectors."""
+    return CHAINS * transitions + 2 * STIFF
+
+
 def draw(
     prior: Prior, stars: Stars, data: Data, samples: Tensor, transitions: int, seed: int
 ) -> Draws:
@@ -37,6 +42,7 @@ def draw(
     ``samples`` (samples, latents): of the variational posterior.
     """
     mean = samples.mean(0, keepdim=True)
+    # between the mean, where curvature is too small, and samples, which stray from the data
     at = Extinction(prior, stars, mean + 0.5 * (samples[:: max(1, len(samples) // 4)] - mean))
 
     def curvature(v: Tensor) -> Tensor:

@@ -60,8 +60,9 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     if plain["init_from"]:
         load_weights(model, zoo.find(plain["init_from"]))
 
-    if plain["logger"]["_target_"].endswith("WandbLogger"):
-        tracking.offline_unless_asked()
+    tracking.offline_unless_asked()
+    if model.last_is_best:
+        plain["callbacks"]["checkpoint"] |= {"monitor": "epoch", "mode": "max"}
     trainer = instantiate(
         plain["trainer"],
         callbacks=[instantiate(node) for node in plain["callbacks"].values()],
@@ -83,7 +84,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     if data.n_predicted():  # data.test_fraction=0 leaves no test rows
         metrics = evaluate(model, data, trainer, run_dir, f"{component} on {data.label}")
-    metrics["val_loss"] = float(trainer.checkpoint_callback.best_model_score)
+    metrics["val_loss"] = tracking.val_loss(trainer, model)
     model.record["metrics"] = metrics
     if trainer.is_global_zero:
         write_checkpoint(final, run_dir / "best.ckpt")

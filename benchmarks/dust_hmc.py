@@ -28,6 +28,7 @@ from models.checkpoint import read_checkpoint, restore
 from models.dust.exact import draw
 from models.dust.field import Density
 from models.dust.judged import known_stars, seen_voxels
+from models.dust.prior import HYPER
 from physics.extinction import log_normal, mean_and_variance
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     log_rho = []
     for name, found in (("mgvi", samples), ("hmc", drawn.latents.flatten(0, 1))):
         log_rho.append(torch.cat([Density(prior, u).log for u in found.split(64)]))
-        a = (math.log(prior.amplitude[0]) + prior.amplitude[1] * found[:, -1]).exp()
+        a = (math.log(prior.amplitude[0]) + prior.amplitude[1] * found[:, 1 - HYPER]).exp()
         row = judged(log_rho[-1], truth, seen, model, held_out)
         rows.append({"method": name, **row, "amplitude": float(a.mean()),
                      "amplitude_std": float(a.std())})  # fmt: skip

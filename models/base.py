@@ -56,6 +56,7 @@ class Component(L.LightningModule):
     """
 
     record: dict[str, Any]
+    last_is_best = False  # whether the result is the last epoch, not that of the least val/loss
     smaller_is_better: frozenset[str] = frozenset()
     keep_location: str = "{name}"  # of pass-through columns in an HDF5 file
     stacked_column: str | None = None  # the density that data.group_by stacks

@@ -29,6 +29,12 @@ def offline_unless_asked() -> None:
         os.environ.setdefault("WANDB_MODE", "offline")
 
 
+def val_loss(trainer: Any, model: Any) -> float:
+    """Of the epoch that is the result."""
+    last, least = trainer.callback_metrics["val/loss"], trainer.checkpoint_callback.best_model_score
+    return float(last if model.last_is_best else least)
+
+
 def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> None:
     """Give wandb the test metrics, the figures and the checkpoint with the facts of its card."""
     for logger in trainer.loggers:

@@ -41,6 +41,33 @@ class GaussianProcess(ABC):
         return _Adjoint.apply(g, self)  # type: ignore[no-untyped-call,no-any-return]
 
 
+class Slope(GaussianProcess):
+    """How the fields of ``more`` differ from those of ``less``, per ``step`` of what tells them
+    apart: a central difference.
+    """
+
+    def __init__(self, less: GaussianProcess, more: GaussianProcess, step: float):
+        self.less, self.more, self.step = less, more, step
+        self.shape = less.shape
+
+    @property
+    def n_excitations(self) -> int:
+        return self.less.n_excitations
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Slope":
+        self.less.to(device, dtype)
+        self.more.to(device, dtype)
+        return self
+
+    def _apply(self, xi: Tensor) -> Tensor:
+        return (self.more.apply(xi) - self.less.apply(xi)) / self.step
+
+    def _adjoint(self, g: Tensor) -> Tensor:
+        return (self.more.adjoint(g) - self.less.adjoint(g)) / self.step
+
+
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, xi: Tensor, prior: GaussianProcess) -> Tensor:

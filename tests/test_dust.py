@@ -17,8 +17,9 @@ import zoo
 from datamodules.dust import DustData
 from models.blocks import mgvi
 from models.dust.exact import draw
-from models.dust.field import Density, Extinction, Prior, Stars
+from models.dust.field import Density, Extinction, Stars
 from models.dust.judged import student_inside
+from models.dust.prior import Prior
 from physics.extinction import Paths, paths
 from physics.icr import ICR, grids, matern
 
@@ -272,6 +273,6 @@ def test_the_other_prior_serves_as_well(tmp_path):
     assert ours["heldout_lpd"] > ours["heldout_lpd_constant"]
     assert ours["heldout_lpd"] < ours["heldout_lpd_truth"], "nothing beats the truth"
     message = command("train.py", "model=dust", "model.guide=meanfeld").stderr
-    assert "model.guide is 'meanfeld'; it is mgvi or hmc" in message
+    assert "model.guide is 'meanfeld'; it is one of mgvi, hmc, meanfield" in message
     message = command("train.py", "model=dust", "model.prior=kriging").stderr
     assert "model.prior is 'kriging'; it is icr or vecchia" in message

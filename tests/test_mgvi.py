@@ -26,6 +26,9 @@ class LinearModel:
     def vjp_mean(self, w):
         return self.vjp(w).mean(0, keepdim=True)
 
+    def metric(self, weight):
+        return lambda v: self.vjp(weight * self.jvp(v))
+
 
 def problem():
     generator = torch.Generator().manual_seed(0)
@@ -41,7 +44,8 @@ def test_residuals_have_the_covariance_of_the_posterior():
     e1 = torch.randn(20_000, 30, generator=generator, dtype=D)
     e2 = torch.randn(20_000, 12, generator=generator, dtype=D)
     zero = torch.zeros(1, 12, dtype=D)
-    drawn = mgvi.residuals(lambda u: LinearModel(b, u), data, zero, e1, e2, 1e-6, 100)
+    solve = mgvi.Solver(torch.ones(1, 12, dtype=D), 1e-6, 100)
+    drawn = mgvi.residuals(lambda u: LinearModel(b, u), data, zero, e1, e2, solve)
     exact = torch.linalg.inv(torch.eye(12, dtype=D) + b.T @ (b / data.variance[:, None]))
     assert float((torch.cov(drawn.T) - exact).abs().max()) < 0.03 * float(exact.diagonal().max())
 
@@ -53,7 +57,8 @@ def test_the_mean_is_that_of_the_posterior():
     half = 0.1 * torch.randn(3, 12, generator=generator, dtype=D)
     both = torch.cat([half, -half])
     zero = torch.zeros(1, 12, dtype=D)
-    mean, _ = mgvi.newton(lambda u: LinearModel(b, u), data, zero, both, 5, 1e-8, 100)
+    solve = mgvi.Solver(torch.ones(1, 12, dtype=D), 1e-8, 100)
+    mean, _ = mgvi.newton(lambda u: LinearModel(b, u), data, zero, both, 5, solve)
     torch.testing.assert_close(mean[0], exact, atol=1e-6, rtol=1e-6)
 
 
@@ -73,11 +78,15 @@ def test_a_step_that_leads_up_is_not_taken():
         def vjp_mean(self, w):
             return self.vjp(w).mean(0, keepdim=True)
 
+        def metric(self, weight):
+            return lambda v: self.vjp_mean(weight * self.jvp(v))
+
     data = mgvi.Data(torch.ones(1, dtype=D), torch.full((1,), 1e-4, dtype=D))
     start = torch.full((1, 1), 0.2, dtype=D)
     nothing = torch.zeros(2, 1, dtype=D)
     before = 0.5 * (0.2**3 - 1) ** 2 / 1e-4 + 0.02
-    found, energy = mgvi.newton(Cubic, data, start, nothing, 30, 1e-6, 10)
+    solve = mgvi.Solver(torch.ones(1, 1, dtype=D), 1e-6, 10)
+    found, energy = mgvi.newton(Cubic, data, start, nothing, 30, solve)
     assert float(energy) < before
     assert abs(float(found) - 1) < 0.01
 

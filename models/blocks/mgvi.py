@@ -35,6 +35,9 @@ class Linear(Protocol):
     def vjp_mean(self, w: Tensor) -> Tensor:
         """The mean over samples of J^T w, (1, latents)."""
 
+    def metric(self, weight: Tensor) -> Product:
+        """v -> the mean over samples of J^T ``weight`` J v; v (any, latents), weight (data,)."""
+
 
 class Data(NamedTuple):
     value: Tensor  # (data,)
@@ -43,9 +46,33 @@ class Data(NamedTuple):
 
 Model = Callable[[Tensor], Linear]
 
+AT_ONCE = 8  # probes
+
+
+class Solver(NamedTuple):
+    """How equations of the metric are solved: conjugate gradients of latents times ``scale``."""
+
+    scale: Tensor  # (1, latents): the root of `deviations`, half way to a unit diagonal
+    tolerance: float
+    most: int  # steps
+
+    def __call__(self, product: Product, b: Tensor) -> Tensor:
+        return conjugate_gradients(product, b, self.scale.square(), self.tolerance, self.most)
+
+
+def deviations(model: Model, data: Data, mean: Tensor, probes: Tensor) -> Tensor:
+    """One over the root of the diagonal of M, (1, latents), at ``mean`` (1, latents).
+
+    The diagonal is the mean square of J^T N^-1/2 e over ``probes`` e (n, data), unit normal: to a
+    relative error of (2 / n)^(1/2) for every latent.
+    """
+    at, root = model(mean), data.variance.rsqrt()
+    squares = [at.vjp(root * e).square().sum(0, keepdim=True) for e in probes.split(AT_ONCE)]
+    return (1 + torch.stack(squares).sum(0) / len(probes)).rsqrt()
+
 
 def residuals(
-    model: Model, data: Data, mean: Tensor, e1: Tensor, e2: Tensor, tolerance: float, most: int
+    model: Model, data: Data, mean: Tensor, e1: Tensor, e2: Tensor, solve: Solver
 ) -> Tensor:
     """Draws from N(0, M^-1), (pairs, latents); ``mean`` (1, latents).
 
@@ -54,11 +81,12 @@ def residuals(
     at = model(mean)
     weight = 1 / data.variance
     n = at.vjp(weight.sqrt() * e1) + e2
-    return conjugate_gradients(lambda v: v + at.vjp(weight * at.jvp(v)), n, tolerance, most)
+    metric = at.metric(weight)
+    return solve(lambda v: v + metric(v), n)
 
 
 def newton(
-    model: Model, data: Data, mean: Tensor, both: Tensor, steps: int, tolerance: float, most: int
+    model: Model, data: Data, mean: Tensor, both: Tensor, steps: int, solve: Solver
 ) -> tuple[Tensor, Tensor]:
     """The mean that has the least energy, averaged over ``mean`` + ``both`` (samples, latents).
 
@@ -75,14 +103,9 @@ def newton(
     at = model(mean + both)
     least = energy(at, mean)
     for _ in range(steps):
-        here = at  # for the closures below
-        gradient = over_ranks(here.vjp_mean(weight * (here.value - data.value))) + mean
-        step = conjugate_gradients(
-            lambda v, here=here: v + over_ranks(here.vjp_mean(weight * here.jvp(v))),  # type: ignore[misc]
-            gradient,
-            tolerance,
-            most,
-        )
+        gradient = over_ranks(at.vjp_mean(weight * (at.value - data.value))) + mean
+        metric = at.metric(weight)
+        step = solve(lambda v, metric=metric: v + over_ranks(metric(v)), gradient)  # type: ignore[misc]
         before = least
         for _ in range(6):
             tried = model(mean - step + both)
@@ -102,38 +125,48 @@ def evidence_bound(model: Model, data: Data, mean: Tensor, half: Tensor) -> floa
     The divergence from the prior is (|mean|^2 - tr(J M^-1 J^T / N) + ln det M) / 2.
     """
     at, root = model(mean), data.variance.sqrt()
-    misfit = [
-        ((model(mean + d).value - data.value) / root).square().sum(1).mean()
-        for d in torch.cat([half, -half]).split(len(half))
-    ]
     constrained = torch.cat([at.jvp(d) / root for d in half.split(8)]).square().sum(1).mean()
     log_det = log_determinant(
         lambda y: y + at.jvp(at.vjp(y / root)) / root, len(data.value), data.value
     )
     divergence = 0.5 * (mean.square().sum() - constrained + log_det)
     norm = (2 * torch.pi * data.variance).log().sum()
-    return float(-0.5 * (torch.stack(misfit).mean() + norm) - divergence)
+    return float(-0.5 * (misfit(model, data, mean, half) + norm) - divergence)
 
 
-def conjugate_gradients(product: Product, b: Tensor, tolerance: float, most: int) -> Tensor:
+def misfit(model: Model, data: Data, mean: Tensor, half: Tensor) -> Tensor:
+    """chi2 of the data, its mean over ``mean`` and mirrored draws ``half`` (pairs, latents)."""
+    found = [
+        ((model(mean + d).value - data.value).square() / data.variance).sum(1).mean()
+        for d in torch.cat([half, -half]).split(len(half))
+    ]
+    return torch.stack(found).mean()
+
+
+def conjugate_gradients(
+    product: Product, b: Tensor, inverse: Tensor, tolerance: float, most: int
+) -> Tensor:
     """x (samples, latents) of ``product``(x) = b for a positive definite product of each sample.
 
-    Stops when the squared residual of every sample, of all processes, is below ``tolerance``^2
-    |b|^2: so that any number of processes gives the samples of one.
+    ``inverse`` (1, latents), positive, is about that of its diagonal. Stops when r P r of all
+    residuals r, of all processes, is below ``tolerance``^2 b P b, P that inverse: so that any
+    number of processes gives the samples of one.
     """
-    x, r, p = torch.zeros_like(b), b, b
-    rr = b.square().sum(1, keepdim=True)
-    goal = tolerance**2 * rr
+    x, r = torch.zeros_like(b), b
+    p = inverse * r
+    size = (r * p).sum(1, keepdim=True)
+    goal = tolerance**2 * size
     for i in range(most):
         q = product(p)
-        alpha = rr / (p * q).sum(1, keepdim=True).clamp_min(1e-30)
+        alpha = size / (p * q).sum(1, keepdim=True).clamp_min(1e-30)
         x, r = x + alpha * p, r - alpha * q
-        new = r.square().sum(1, keepdim=True)
+        z = inverse * r
+        new = (r * z).sum(1, keepdim=True)
         # asked every few steps: an answer makes a GPU wait
         if i % 5 == 4 and everywhere((new <= goal).all()):
             break
-        p = r + (new / rr.clamp_min(1e-30)) * p
-        rr = new
+        p = z + (new / size.clamp_min(1e-30)) * p
+        size = new
     return x
 
 

@@ -1,33 +1,36 @@
 """dust: a 3D map of interstellar dust as a variational Gaussian process."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from models.base import Batch, Component, Output
-from models.blocks import mgvi
+from models.blocks import meanfield, mgvi
 from models.dust.exact import draw, kept
-from models.dust.field import HYPER, Density, Extinction, Prior, Stars
+from models.dust.field import Density, Extinction, Stars
 from models.dust.judged import Map, judged, known_stars
+from models.dust.noise import normal, of_all_ranks, some_of
 from models.dust.pictures import pictures
-from models.dust.query import query, sky_map, stars_at, summary
-from physics.extinction import Paths, log_normal, mean_and_variance
+from models.dust.prior import HYPER, Prior, Processes, bytes_needed
+from models.dust.query import query, sky_map, stars_at
+from models.dust.rows import OUTPUTS, log_density, rows
+from physics.extinction import Paths
 from physics.gaussian_process import GaussianProcess
-from physics.icr import ICR, grids, matern, memory
+from physics.icr import grids, matern
 from physics.memory import refuse_too_large
-from physics.vecchia import Vecchia
 
+GUIDES, PRIORS = ("mgvi", "hmc", "meanfield"), ("icr", "vecchia")
 MOST = 300  # steps of conjugate gradients
 NEWTON = 5  # steps of an outer iteration
+PROBES = 64  # random vectors for the diagonal of the metric
+FARTHEST = 0.3  # that ln scale goes in an iteration: its derivative is that of where it was
+TOGETHER = 8  # pairs of the finished map
 SLICE = 8192  # stars predicted at once
-PREDECESSORS = (48, 1000)  # of a voxel in Vecchia's approximation, and those of dense Cholesky
-VECCHIA_BYTES = 1600  # of a voxel: twice its matrices, for what their making takes
 
 
 class Dust(Component):
@@ -41,7 +44,12 @@ class Dust(Component):
     inference (`models.blocks.mgvi`): an epoch is an outer iteration, which draws ``pairs`` of
     mirrored samples and moves their mean. Processes share out the pairs. With ``guide`` = hmc the
     samples of the finished map are draws from the posterior itself, ``transitions`` of each chain
-    (`models.dust.exact`), which variational ones are too close together to stand for.
+    (`models.dust.exact`), which variational ones are too close together to stand for; meanfield, a
+    baseline, takes all latents for independent (`models.blocks.meanfield`).
+
+    With a ``scale_error`` above 0, of its logarithm, the scale of the kernel is learned too. With
+    ``noise_dof`` the errors of extinctions have Student's distribution of so many degrees of
+    freedom, and stars far off count less.
 
     In: the batch of `datamodules.dust`: ``direction`` (batch, 3), Galactic; ``parallax`` and
     ``parallax_error`` (batch,), mas; ``extinction`` and ``extinction_error`` (batch,), E of Zhang,
@@ -49,6 +57,7 @@ class Dust(Component):
     """
 
     precisions = ("32-true", "64-true")
+    last_is_best = True  # the mean of many iterations
     smaller_is_better = frozenset(("chi2", "icr_covariance_error"))
 
     def __init__(
@@ -61,44 +70,42 @@ class Dust(Component):
         base_nside: int = 4,
         nu: float = 1.5,
         scale: float = 150.0,
+        scale_error: float = 0.0,
         amplitude: float = 1.0,
         amplitude_error: float = 0.5,
         mean_error: float = 1.0,
+        noise_dof: float | None = None,
         guide: str = "mgvi",
         pairs: int = 4,
         draws: int = 16,
         transitions: int = 600,
-        tolerance: float = 0.03,
+        tolerance: float = 0.1,
         seed: int = 0,
-        epochs: int = 12,
+        epochs: int = 8,
     ) -> None:
         super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
         self.automatic_optimization = False
+        if guide not in GUIDES:
+            raise ValueError(f"model.guide is '{guide}'; it is one of {', '.join(GUIDES)}")
+        if prior not in PRIORS:
+            raise ValueError(f"model.prior is '{prior}'; it is icr or vecchia")
         self.pairs, self.tolerance, self.seed = pairs, tolerance, seed
         self.guide, self.draws, self.transitions = guide, draws, transitions
         self.amplitude, self.mean_error = (amplitude, amplitude_error), mean_error
+        self.scale, self.scale_error, self.noise_dof = scale, scale_error, noise_dof
         levels = grids(nside, n_radial, nearest, farthest, base_nside)
-        self.kernel = matern(scale, nu)
-        if guide not in ("mgvi", "hmc"):
-            raise ValueError(f"model.guide is '{guide}'; it is mgvi or hmc")
-        if prior not in ("icr", "vecchia"):
-            raise ValueError(f"model.prior is '{prior}'; it is icr or vecchia")
-        # the matrices, and latents and densities of all samples with their derivatives
-        voxels = math.prod(levels[-1].shape)
-        matrices = memory(levels) if prior == "icr" else VECCHIA_BYTES * voxels
+        # latents and densities of all samples with their derivatives
         drawn = kept(transitions) if guide == "hmc" else 0
         refuse_too_large(
-            matrices + 4 * voxels * (12 * pairs + 4 * draws + 12 + drawn),
-            f"a map of {voxels:,} voxels" + (f" and {transitions:,} transitions" if drawn else ""),
+            bytes_needed(prior, levels, 12 * pairs + 4 * draws + 12 + drawn, scale_error > 0),
+            f"a map of {math.prod(levels[-1].shape):,} voxels"
+            + (f" and {transitions:,} transitions" if drawn else ""),
             "model.nside=<less> model.n_radial=<less> model.pairs=<less>"
             + (" model.transitions=<less>" if drawn else ""),
         )
         self.grid = levels[-1]
-        self.gp: GaussianProcess
-        if prior == "vecchia":
-            self.gp = Vecchia(self.grid, self.kernel, *PREDECESSORS)
-        else:
-            self.gp = ICR(levels, self.kernel)
+        self.nu, self._processes = nu, Processes(prior, levels, nu, scale_error > 0)
+        self.register_buffer("log_scale", torch.tensor(0.0))  # where it is now, from its median
         n = self.gp.n_excitations + HYPER
         self.mean = torch.nn.Parameter(torch.zeros(1, n))
         self.register_buffer("residuals", torch.zeros(pairs, n))
@@ -118,16 +125,32 @@ class Dust(Component):
     posterior: Tensor
     chains: Tensor
     elbo: Tensor
+    log_scale: Tensor
     log_density: Tensor
     even: Tensor
     n_stars: Tensor  # behind each pixel, of the training set
     widths: Tensor
 
     @property
+    def scale_now(self) -> float:
+        """Of the kernel, pc."""
+        return self.scale * math.exp(float(self.log_scale))
+
+    @property
+    def gp(self) -> GaussianProcess:
+        return self._processes.at(self.scale_now)[0]
+
+    @property
     def prior(self) -> Prior:
-        """Where the model is, and in its precision: matrices are no part of a checkpoint."""
-        self.gp.to(self.mean.device, self.mean.dtype)
-        return Prior(self.gp, (float(self.log_density), self.mean_error), self.amplitude)
+        """Where the model is, and in its precision."""
+        gp, by_scale = self._processes.at(self.scale_now)
+        for one in (gp, by_scale):
+            if one:
+                one.to(self.mean.device, self.mean.dtype)
+        mean, scale = float(self.log_density), float(self.log_scale)
+        return Prior(
+            gp, (mean, self.mean_error), self.amplitude, (scale, self.scale_error), by_scale
+        )
 
     # --- the fit ------------------------------------------------------------------------------
 
@@ -161,14 +184,18 @@ class Dust(Component):
         stars, prior = self.stars(batch), self.prior
         found = mgvi.Data(batch["extinction"].to(self.mean), self._variance(batch, stars))
         model = partial(Extinction, prior, stars)
-        e1, e2 = self._noise(range(1000, 1000 + self.draws), len(stars.pixel))
-        parts = [
-            mgvi.residuals(model, found, self.mean, *e, self.tolerance, MOST)
-            for e in zip(e1.split(self.pairs), e2.split(self.pairs), strict=True)
-        ]
-        half = torch.cat(parts)
+        std = self._deviations(model, found)
+        half = torch.cat(
+            [
+                self._residuals(model, found, pairs, std)
+                for pairs in some_of(range(1000, 1000 + self.draws), TOGETHER)
+            ]
+        )
+        if self.guide == "meanfield":
+            self.elbo.fill_(meanfield.evidence_bound(model, found, self.mean, std, half))
+        else:
+            self.elbo.fill_(mgvi.evidence_bound(model, found, self.mean, half))
         self.posterior.copy_(torch.cat([half, -half]))
-        self.elbo.fill_(mgvi.evidence_bound(model, found, self.mean, half))
         if self.guide == "hmc":
             drawn = draw(prior, stars, found, self.samples(), self.transitions, self.seed)
             some = torch.linspace(
@@ -185,11 +212,16 @@ class Dust(Component):
 
     @torch.no_grad()
     def learned(self) -> dict[str, float]:
-        """The amplitude of ln density; of HMC how well the chains agree."""
-        name, (median, error) = "amplitude", self.amplitude
-        amplitude = (math.log(median) + error * self.samples()[:, -1]).exp()
-        found = {name: float(amplitude.mean()), f"{name}_std": float(amplitude.std())}
-        found["elbo"] = float(self.elbo)
+        """The amplitude of ln density and, if learned, the scale, pc; how well chains agree."""
+        hyper = self.samples()[:, -HYPER:].double()
+        numbers = {"amplitude": self.amplitude[0] * (self.amplitude[1] * hyper[:, 1]).exp()}
+        if self.scale_error:
+            numbers["scale_pc"] = self.scale * (self.scale_error * hyper[:, 2]).exp()
+        found: dict[str, float] = {}
+        for name, values in numbers.items():
+            found |= {name: float(values.mean()), f"{name}_std": float(values.std())}
+        if self.noise_dof is None:
+            found["elbo"] = float(self.elbo)
         if self.guide == "hmc":
             found |= dict(zip(("rhat_max", "ess_min"), self.chains.tolist(), strict=True))
         return found
@@ -209,51 +241,65 @@ class Dust(Component):
 
     @torch.no_grad()
     def _variance(self, batch: Batch, stars: Stars) -> Tensor:
-        """Of the noise: that of the measurement, and that over the distances as they are now."""
+        """Of the noise: that of the measurement, and that over the distances as they are now.
+
+        With Student's distribution the one of a normal that counts a star as much as it deserves.
+        """
         drawn = bool(self.residuals.any())
         at = Extinction(self.prior, stars, self.samples() if drawn else self.mean)
-        return batch["extinction_error"].square() + at.variance(self.widths).mean(0)
+        variance = batch["extinction_error"].square() + at.variance(self.widths).mean(0)
+        if self.noise_dof is None or not drawn:
+            return variance
+        square = (at.value - batch["extinction"]).square().mean(0) / variance
+        return variance * (self.noise_dof + square) / (self.noise_dof + 1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """An outer iteration: samples about the mean, then the mean among its samples."""
         world, rank = self.trainer.world_size, self.trainer.global_rank
         if self.pairs % world:
             raise ValueError(f"model.pairs={self.pairs} cannot be shared evenly by {world}")
-        stars, prior = self.stars(batch), self.prior
-        variance = self._variance(batch, stars)
-        data = mgvi.Data(batch["extinction"], variance)
-        n_stars = len(stars.pixel)
-        e1, e2 = self._noise(range(rank, self.pairs, world), n_stars)
-
-        def model(u: Tensor) -> Extinction:
-            return Extinction(prior, stars, u)
-
+        if self.scale_error:
+            wanted = self.scale_error * self.mean.detach()[0, -1] - self.log_scale
+            self.log_scale += wanted.clamp(-FARTHEST, FARTHEST)
+        stars = self.stars(batch)
+        data = mgvi.Data(batch["extinction"], self._variance(batch, stars))
+        model = partial(Extinction, self.prior, stars)
         with torch.no_grad():
-            mine = mgvi.residuals(model, data, self.mean, e1, e2, self.tolerance, MOST)
+            std = self._deviations(model, data)
+            mine = self._residuals(model, data, range(rank, self.pairs, world), std)
             both = torch.cat([mine, -mine])
-            mean, energy = mgvi.newton(
-                model, data, self.mean.data, both, NEWTON, self.tolerance, MOST
-            )
-            self.residuals.copy_(_of_all_ranks(mine, world))
-            self.mean.grad = self.mean - mean
+            mean, energy = mgvi.newton(model, data, self.mean, both, NEWTON, self._solver(std))
+            self.residuals.copy_(of_all_ranks(mine, world))
+            # in the second half ever less, so that the mean is that over many sets of samples
+            late = max(0, self.current_epoch - self.epochs // 2)
+            self.mean.grad = (self.mean - mean) / (1 + late)
         optimizer: Any = self.optimizers()
         optimizer.step()  # of unit rate
-        loss = (energy + 0.5 * variance.log().sum()) / n_stars
+        loss = (energy + 0.5 * data.variance.log().sum()) / len(stars.pixel)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
 
-    def _noise(self, pairs: range, n_stars: int) -> tuple[Tensor, Tensor]:
-        """Unit normal numbers of these pairs, which depend on the seed and the epoch alone."""
-        found = []
-        for pair in pairs:
-            seed = (self.seed * 1_000_003 + self._epoch()) * 1_000_003 + pair
-            generator = torch.Generator().manual_seed(seed)
-            n = n_stars + self.mean.shape[1]
-            found.append(torch.randn(n, generator=generator, dtype=torch.float32))
-        both = torch.stack(found).to(self.mean)
-        return both[:, :n_stars], both[:, n_stars:]
+    def _residuals(
+        self, model: mgvi.Model, data: mgvi.Data, pairs: Sequence[int], std: Tensor
+    ) -> Tensor:
+        """Of samples from the mean, (pairs, latents)."""
+        both = self._noise(pairs, len(data.value) + self.mean.shape[1])
+        e1, e2 = both.split([len(data.value), self.mean.shape[1]], 1)
+        if self.guide == "meanfield":
+            return std * e2
+        return mgvi.residuals(model, data, self.mean, e1, e2, self._solver(std))
 
-    def _epoch(self) -> int:
-        return self.current_epoch if self._trainer is not None and self.training else -1
+    def _deviations(self, model: mgvi.Model, data: mgvi.Data) -> Tensor:
+        """Of the latents one by one, (1, latents); the same in all processes."""
+        probes = self._noise(range(2000, 2000 + PROBES), len(data.value))
+        return mgvi.deviations(model, data, self.mean, probes)
+
+    def _solver(self, std: Tensor) -> mgvi.Solver:
+        return mgvi.Solver(std.sqrt(), self.tolerance, MOST)
+
+    def _noise(self, which: Sequence[int], n: int) -> Tensor:
+        training = self._trainer is not None and self.training
+        epoch = self.current_epoch if training else -1
+        return normal(self.seed * 1_000_003 + epoch, which, n).to(self.mean)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
         return torch.optim.SGD(self.parameters(), lr=1.0)
@@ -262,19 +308,7 @@ class Dust(Component):
 
     @property
     def outputs(self) -> dict[str, Output]:
-        return {
-            "extinction": Output("", "mean, E of Zhang, Green & Rix (2023); A_V = 2.8 E"),
-            "extinction_std": Output("", "its posterior standard deviation"),
-            "extinction_std_distance": Output("", "what the star's distance error adds"),
-            "extinction_samples": Output("", "posterior samples, which keep sightlines together"),
-            "flags": Output(
-                "",
-                "1 nearer than the map, 2 beyond it: extinction to its edge, 4 no star behind it",
-            ),
-            "log_density": Output("", "of the catalogue's extinction, if there is one"),
-            "pull": Output("", "of it: deviation over all errors together"),
-            "extinction_true": Output("", "of the catalogue, E"),
-        }
+        return OUTPUTS
 
     def rho(self) -> Tensor:
         """Extinction per pc of the samples, (2 pairs, pixels, shells)."""
@@ -286,42 +320,20 @@ class Dust(Component):
         return self._rho[1]
 
     def _log_density(self, batch: Batch, stars: Stars) -> Tensor:
-        along = self.rho()[:, stars.pixel]
-        mean, variance = mean_and_variance(along, stars.paths, self.widths)
-        variance = variance + batch["extinction_error"].square()
-        log_p = log_normal(batch["extinction"], mean, variance)
-        return log_p.logsumexp(0) - math.log(len(along))
+        return log_density(self.rho(), self.widths, stars, batch, self.noise_dof)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
         n = len(tensors["row"])
-        parts = [
-            self._predict({k: v[i : i + SLICE] for k, v in tensors.items()})
-            for i in range(0, n, SLICE)
-        ]
+        parts = []
+        for i in range(0, n, SLICE):
+            some = {k: v[i : i + SLICE] for k, v in tensors.items()}
+            stars = self.stars(some)
+            found = rows(self.rho(), self.grid.boundaries, self.n_stars, stars, some)
+            if "extinction" in some:
+                found["log_density"] = self._log_density(some, stars)
+            parts.append(found)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def _predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        stars = self.stars(batch)
-        mean, variance = mean_and_variance(self.rho()[:, stars.pixel], stars.paths, self.widths)
-        distance = 1e3 / batch["parallax"]
-        edges = self.grid.boundaries
-        flags = (distance < edges[0]).short() + 2 * (distance > edges[-1]).short()
-        flags = flags + 4 * (self.n_stars[stars.pixel] == 0).short()
-        rows = {
-            "extinction": mean.mean(0),
-            "extinction_std": summary(mean, "std"),
-            "extinction_std_distance": variance.mean(0).sqrt(),
-            "extinction_samples": mean.T.contiguous(),
-            "flags": flags,
-        }
-        if "extinction" in batch:
-            total = rows["extinction_std"].square() + variance.mean(0)
-            total = total + batch["extinction_error"].square()
-            rows["log_density"] = self._log_density(batch, stars)
-            rows["extinction_true"] = batch["extinction"]
-            rows["pull"] = (batch["extinction"] - rows["extinction"]) / total.sqrt()
-        return rows
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         known = np.isfinite(rows.get("log_density", np.empty(0)))
@@ -349,7 +361,13 @@ class Dust(Component):
         rho = self.rho()
         self.gp.to("cpu", torch.float32)
         ours = Map(
-            self.grid, self.gp, self.kernel, rho.log(), self.stars, self.guide != "hmc", self.even
+            self.grid,
+            self.gp,
+            matern(self.scale_now, self.nu),
+            rho.log(),
+            self.stars,
+            self.guide != "hmc",
+            self.even,
         )
         stars = known_stars(data)
         if not stars:
@@ -378,12 +396,3 @@ class Dust(Component):
             "extinction nearer than the innermost boundary is not counted",
             errors,
         ]
-
-
-def _of_all_ranks(mine: Tensor, world: int) -> Tensor:
-    """The residuals of all processes, pair after pair."""
-    if world == 1:
-        return mine
-    parts = [torch.empty_like(mine) for _ in range(world)]
-    dist.all_gather(parts, mine)
-    return torch.stack(parts, 1).flatten(0, 1)

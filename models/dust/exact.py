@@ -15,7 +15,8 @@ from models.blocks.diagnostics import ess, rhat
 from models.blocks.hmc import HMC
 from models.blocks.mgvi import Data
 from models.blocks.spectrum import leading
-from models.dust.field import Density, Extinction, Prior, Stars
+from models.dust.field import Density, Extinction, Stars
+from models.dust.prior import HYPER, Prior
 
 CHAINS, WARM = 4, 0.35  # how many, and the share of the transitions in which they adapt
 STIFF = 300  # eigenvectors
@@ -45,10 +46,7 @@ def draw(
     # between the mean, where curvature is too small, and samples, which stray from the data
     at = Extinction(prior, stars, mean + 0.5 * (samples[:: max(1, len(samples) // 4)] - mean))
 
-    def curvature(v: Tensor) -> Tensor:
-        return torch.cat([at.vjp_mean(at.jvp(one[None]) / data.variance) for one in v])
-
-    values, vectors = leading(curvature, samples.shape[1], STIFF, samples, seed)
+    values, vectors = leading(at.metric(1 / data.variance), samples.shape[1], STIFF, samples, seed)
     shrink = (1 + values).rsqrt() - 1
 
     def stretch(y: Tensor) -> Tensor:
@@ -83,7 +81,7 @@ def draw(
         if i >= warm:
             found.append(latents(y.to(samples)))
             log_rho = Density(prior, found[-1]).log.flatten(1)[:, ::WATCHED]
-            watched.append(torch.cat([log_rho, found[-1][:, -2:]], 1).double())
+            watched.append(torch.cat([log_rho, found[-1][:, -HYPER:]], 1).double())
     looked = torch.stack(watched, 1)
     return Draws(
         torch.stack(found, 1), float(rhat(looked).max()), float(ess(looked).min()),

@@ -1,28 +1,19 @@
 """The density of dust as a function of standard normal latents, and the extinction of stars."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from models.dust.prior import HYPER, Prior
 from physics.extinction import Paths, mean_and_variance
-from physics.gaussian_process import GaussianProcess
 
-HYPER = 2  # latents besides the excitations: of the mean, and of ln amplitude
-LN_MAX = 5.0  # ln of the density over its prior mean, beyond which nothing is told apart
+Product = Callable[[Tensor], Tensor]
 
-
-class Prior(NamedTuple):
-    """ln rho = m + a s, with m ~ N(mean, mean_error) and ln a ~ N(ln amplitude, error)."""
-
-    gp: GaussianProcess
-    mean: tuple[float, float]
-    amplitude: tuple[float, float]
-
-    @property
-    def n_latents(self) -> int:
-        return self.gp.n_excitations + HYPER
+GRAM = 4  # matrices of the pixels are used where their rows are at most so many times the stars
+AT_ONCE = 64  # pixels
 
 
 class Stars(NamedTuple):
@@ -33,68 +24,109 @@ class Stars(NamedTuple):
 
 
 class Density:
-    """ln rho, (samples, pixels, shells), and its derivative, at latents ``u`` (samples, n)."""
+    """ln rho = m + a s, (samples, pixels, shells), at latents ``u`` (samples, n)."""
 
     def __init__(self, prior: Prior, u: Tensor) -> None:
-        self.prior = prior
-        k = prior.gp.n_excitations
-        self.s = prior.gp.apply(u[:, :k])
-        (mean, mean_error), (amplitude, self.error) = prior.mean, prior.amplitude
-        self.mean_error = mean_error
-        self.a = (math.log(amplitude) + self.error * u[:, k + 1]).exp()[:, None, None]
-        self.m = (mean + mean_error * u[:, k])[:, None, None]
+        excitations, hyper = u[:, :-HYPER], u[:, -HYPER:, None, None]
+        (mean, mean_error), (amplitude, error) = prior.mean, prior.amplitude
+        self.m = mean + mean_error * hyper[:, 0]
+        self.a = (math.log(amplitude) + error * hyper[:, 1]).exp()
+        self.s = prior.gp.apply(excitations)
+        if prior.by_scale:
+            self.by_scale = prior.by_scale.apply(excitations)  # d s / d ln scale
+            self.off = prior.scale[1] * hyper[:, 2] - prior.scale[0]
+            self.s = self.s + self.off * self.by_scale
 
     @property
     def log(self) -> Tensor:
         return self.m + self.a * self.s
 
-    def jvp(self, v: Tensor) -> Tensor:
-        """d ln rho, of ``v`` (samples or 1, n)."""
-        k = self.prior.gp.n_excitations
-        d = self.a * self.prior.gp.apply(v[:, :k])
-        d = d + self.mean_error * v[:, k, None, None]
-        return d + (self.error * self.a * v[:, k + 1, None, None]) * self.s
-
-    def vjp(self, g: Tensor, mean: bool = False) -> Tensor:
-        """Its transpose, of ``g`` (samples, pixels, shells); with ``mean`` that over samples."""
-        field = self.a * g
-        hyper = torch.stack(
-            [
-                self.mean_error * g.sum((1, 2)),
-                self.error * (self.a * self.s * g).sum((1, 2)),
-            ],
-            1,
-        )
-        if mean:
-            field, hyper = field.mean(0, keepdim=True), hyper.mean(0, keepdim=True)
-        return torch.cat([self.prior.gp.adjoint(field), hyper], 1)
-
 
 class Extinction:
-    """The extinction of stars at latents ``u``: `models.blocks.mgvi.Linear`."""
+    """The extinction of stars at latents ``u`` (samples, n): `models.blocks.mgvi.Linear`.
+
+    Of the latents a star knows the field s in the shells of its pixel, and the hyperparameters:
+    ``slope`` (samples, stars, shells + HYPER) is its derivative by those.
+    """
 
     def __init__(self, prior: Prior, stars: Stars, u: Tensor) -> None:
-        self.stars, self.density = stars, Density(prior, u)
-        self.rho = self.density.log.exp()
-        self.through = self.rho[:, stars.pixel] * stars.paths.lengths  # (samples, stars, shells)
-        self.value = self.through.sum(2)
+        self.prior, self.stars = prior, stars
+        self.density = density = Density(prior, u)
+        self.rho = density.log.exp()
+        through = self.rho[:, stars.pixel] * stars.paths.lengths  # (samples, stars, shells)
+        self.value = through.sum(2)
+        by_s = density.a * through
+        hyper = torch.zeros_like(by_s[..., :HYPER])
+        hyper[..., 0] = prior.mean[1] * self.value
+        hyper[..., 1] = prior.amplitude[1] * (by_s * density.s[:, stars.pixel]).sum(2)
+        if prior.by_scale:
+            hyper[..., 2] = prior.scale[1] * (by_s * density.by_scale[:, stars.pixel]).sum(2)
+        self.slope = torch.cat([by_s, hyper], 2)
 
     def jvp(self, v: Tensor) -> Tensor:
-        return (self.density.jvp(v)[:, self.stars.pixel] * self.through).sum(2)
+        field = self._field(v)
+        if self.prior.by_scale:
+            field[..., :-HYPER] += self.density.off * self.prior.by_scale.apply(v[:, :-HYPER])
+        return (field[:, self.stars.pixel] * self.slope).sum(2)
 
     def vjp(self, w: Tensor) -> Tensor:
-        return self.density.vjp(self._spread(w))
+        return self._pull(w, lambda g: g)
 
     def vjp_mean(self, w: Tensor) -> Tensor:
-        return self.density.vjp(self._spread(w), mean=True)
+        return self._pull(w, lambda g: g.mean(0, keepdim=True))
 
-    def _spread(self, w: Tensor) -> Tensor:
-        """By pixel and shell: what the stars behind want of it."""
-        seen = w[..., None] * self.through
-        total = seen.new_zeros(len(seen), *self.rho.shape[1:])
-        return total.index_add_(1, self.stars.pixel, seen)
+    def metric(self, weight: Tensor) -> Product:
+        """v -> J^T ``weight`` J v, the mean over samples; v (any, n).
+
+        Where stars are many, they are summed up before: a matrix for every pixel. That the scale of
+        a sample is not that of the matrices is left out.
+        """
+        samples, n_stars, width = self.slope.shape
+        if width * self.rho.shape[1] > GRAM * samples * n_stars:
+            return lambda v: torch.cat(
+                [self.vjp_mean(weight * self.jvp(one)) for one in v[:, None]]
+            )
+        rows = self.slope * (weight / samples).sqrt()[:, None]
+        gram = by_pixel(rows, self.stars.pixel, self.rho.shape[1])
+        return lambda v: self._latents((self._field(v).transpose(0, 1) @ gram).transpose(0, 1))
 
     def variance(self, widths: Tensor) -> Tensor:
         """Over the distances of the stars, (samples, stars)."""
         along = self.rho[:, self.stars.pixel]
         return mean_and_variance(along, self.stars.paths, widths)[1]
+
+    def _field(self, v: Tensor) -> Tensor:
+        """s of latents ``v`` (any, n), and the others beside it: (any, pixels, shells + HYPER)."""
+        s = self.prior.gp.apply(v[:, :-HYPER])
+        return torch.cat([s, v[:, None, -HYPER:].expand(-1, s.shape[1], -1)], 2)
+
+    def _latents(self, g: Tensor) -> Tensor:
+        """The transpose of `_field`."""
+        field, hyper = g[..., :-HYPER].contiguous(), g[..., -HYPER:].sum(1)
+        return torch.cat([self.prior.gp.adjoint(field), hyper], 1)
+
+    def _pull(self, w: Tensor, over_samples: Product) -> Tensor:
+        """By pixel what the stars behind want, (samples, pixels, shells + HYPER); then latents."""
+        seen = w[..., None] * self.slope
+        total = seen.new_zeros(len(seen), self.rho.shape[1], seen.shape[2])
+        total.index_add_(1, self.stars.pixel, seen)
+        found = self._latents(over_samples(total))
+        if self.prior.by_scale:
+            more = over_samples(self.density.off * total[..., :-HYPER])
+            found[:, :-HYPER] += self.prior.by_scale.adjoint(more)
+        return found
+
+
+def by_pixel(rows: Tensor, pixel: Tensor, pixels: int) -> Tensor:
+    """Sums over samples and stars of r r^T, (pixels, n, n), of ``rows`` (samples, stars, n)."""
+    order = torch.argsort(pixel)
+    count = torch.bincount(pixel, minlength=pixels)
+    first = count.cumsum(0) - count
+    gram = rows.new_zeros(pixels, rows.shape[2], rows.shape[2])
+    for some in torch.argsort(count).split(AT_ONCE):  # of about as many stars each
+        place = torch.arange(int(count[some].max()), device=pixel.device)
+        star = order[(first[some, None] + place).clamp(max=len(order) - 1)]
+        inside = rows[:, star] * (place < count[some, None])[..., None]
+        inside = inside.transpose(0, 1).flatten(1, 2)  # (some, samples x stars, n)
+        gram[some] = inside.mT @ inside
+    return gram

@@ -1,0 +1,65 @@
+"""The Gaussian process of ln density with its hyperparameters, and what it takes to hold it."""
+
+import math
+from typing import NamedTuple
+
+from physics.gaussian_process import GaussianProcess, Slope
+from physics.icr import ICR, Grid, matern, memory
+from physics.vecchia import Vecchia
+
+HYPER = 3  # latents besides the excitations: of the mean, ln amplitude and ln scale
+PREDECESSORS = (48, 1000)  # of a voxel in Vecchia's approximation, and those of dense Cholesky
+VECCHIA_BYTES = 1600  # of a voxel: twice its matrices, for what their making takes
+STEP = 0.1  # of ln scale, for its derivative
+
+
+class Prior(NamedTuple):
+    """ln rho = m + a s, m ~ N(mean, error), ln a ~ N(ln amplitude, error), and s of a kernel.
+
+    With ``by_scale`` the scale of the kernel is one more number, ln of which is normal, too:
+    ``gp`` is that of the scale at ``scale[0]`` from its median, and ``by_scale`` the derivative.
+    """
+
+    gp: GaussianProcess
+    mean: tuple[float, float]
+    amplitude: tuple[float, float]
+    scale: tuple[float, float] = (0.0, 0.0)  # ln (here / median), and the error of ln scale
+    by_scale: GaussianProcess | None = None
+
+    @property
+    def n_latents(self) -> int:
+        return self.gp.n_excitations + HYPER
+
+
+class Processes:
+    """Matrices for a scale of the kernel, pc, made anew when that changes.
+
+    ``learned`` adds the derivative by ln scale at the same excitations.
+    """
+
+    def __init__(self, kind: str, levels: list[Grid], nu: float, learned: bool) -> None:
+        self.kind, self.levels, self.nu, self.learned = kind, levels, nu, learned
+        self.scale = 0.0
+        self.made: tuple[GaussianProcess, GaussianProcess | None]
+
+    def at(self, scale: float) -> tuple[GaussianProcess, GaussianProcess | None]:
+        if scale != self.scale:
+            slope = None
+            if self.learned:
+                less, more = (self._process(scale * math.exp(s * STEP)) for s in (-1, 1))
+                slope = Slope(less, more, 2 * STEP)
+            self.scale, self.made = scale, (self._process(scale), slope)
+        return self.made
+
+    def _process(self, scale: float) -> GaussianProcess:
+        kernel = matern(scale, self.nu)
+        if self.kind == "vecchia":
+            return Vecchia(self.levels[-1], kernel, *PREDECESSORS)
+        return ICR(self.levels, kernel)
+
+
+def bytes_needed(kind: str, levels: list[Grid], vectors: int, learns_scale: bool) -> int:
+    """Of the matrices, and of ``vectors`` of all latents or densities."""
+    voxels = math.prod(levels[-1].shape)
+    matrices = memory(levels) if kind == "icr" else VECCHIA_BYTES * voxels
+    return matrices * (3 if learns_scale else 1) + 4 * voxels * vectors

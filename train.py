@@ -73,7 +73,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     if trainer.logger:
         trainer.logger.log_hyperparams(plain)
     trainer.fit(model, datamodule=data, ckpt_path=plain["checkpoint"])
-
+    validated = {"val_loss": tracking.val_loss(trainer, model)}
     # the best epoch's weights, calibrated, are the result: without training state or local paths
     best = read_checkpoint(trainer.checkpoint_callback.best_model_path)
     model.load_state_dict(best["state_dict"])
@@ -84,8 +84,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     if data.n_predicted():  # data.test_fraction=0 leaves no test rows
         metrics = evaluate(model, data, trainer, run_dir, f"{component} on {data.label}")
-    metrics["val_loss"] = tracking.val_loss(trainer, model)
-    model.record["metrics"] = metrics
+    model.record["metrics"] = metrics = metrics | validated
     if trainer.is_global_zero:
         write_checkpoint(final, run_dir / "best.ckpt")
         (run_dir / "model_card.md").write_text(model_card(component, model))

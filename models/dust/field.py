@@ -66,7 +66,8 @@ class Extinction:
     def jvp(self, v: Tensor) -> Tensor:
         field = self._field(v)
         if self.prior.by_scale:
-            field[..., :-HYPER] += self.density.off * self.prior.by_scale.apply(v[:, :-HYPER])
+            more = self.density.off * self.prior.by_scale.apply(v[:, :-HYPER])
+            field = field + torch.nn.functional.pad(more, (0, HYPER))
         return (field[:, self.stars.pixel] * self.slope).sum(2)
 
     def vjp(self, w: Tensor) -> Tensor:

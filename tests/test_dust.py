@@ -5,6 +5,7 @@ import math
 import sys
 
 import healpy
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dustmaps.edenhofer2023 import Edenhofer2023Query
 import zoo
 from datamodules.dust import DustData
 from models.blocks import mgvi
+from models.dust import Dust
 from models.dust.exact import draw
 from models.dust.field import Density, Extinction, Stars
 from models.dust.judged import student_inside
@@ -89,6 +91,7 @@ def test_the_field_follows_its_scale():
 
 def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(model):
     prior, stars, _, generator = model
+    prior = prior._replace(by_scale=None)
     # three stars of different pixels, measured to 10%
     pixel = torch.tensor([5, 300, 700])
     known = Stars(pixel, Paths(*(x[:3] for x in stars.paths)))
@@ -200,8 +203,8 @@ def test_samples_are_a_file_of_dustmaps_in_nested_order(runs, dust, tmp_path):
     # at the centres of two voxels, as healpy knows them
     pixel, shell = np.array([100, 500]), 5
     lon, lat = healpy.pix2ang(nside, pixel, nest=True, lonlat=True)
-    there = SkyCoord(lon * u.deg, lat * u.deg, distance=float(dust.model.grid.centres[shell]) * u.pc,
-                     frame="galactic")  # fmt: skip
+    distance = float(dust.model.grid.centres[shell]) * u.pc
+    there = SkyCoord(lon * u.deg, lat * u.deg, distance=distance, frame="galactic")
     ours = dust.query(there, "samples", integrated=False)
     np.testing.assert_allclose(density[:, shell, pixel], ours, rtol=1e-5)
     query = Edenhofer2023Query(str(tmp_path / "samples.fits"), load_samples=True)
@@ -330,3 +333,42 @@ def test_the_other_prior_serves_as_well(tmp_path):
     assert "model.guide is 'meanfeld'; it is one of mgvi, hmc, meanfield" in message
     message = command("train.py", "model=dust", "model.prior=kriging").stderr
     assert "model.prior is 'kriging'; it is icr or vecchia" in message
+
+
+@pytest.mark.parametrize("words", [["model.guide=meanfield"], ["model.scale_error=0.3"]])
+def test_other_fits_serve_as_well_and_can_be_loaded(words, tmp_path):
+    done = command("train.py", "model=dust", "experiment=dust_quick", "model.epochs=4", *words,
+                   f"hydra.run.dir={tmp_path}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours = json.loads((tmp_path / "metrics.json").read_text())
+    assert ours["heldout_lpd_constant"] < ours["heldout_lpd"] < ours["heldout_lpd_truth"]
+    if "model.scale_error=0.3" in words:
+        assert ours["scale_pc"] != pytest.approx(150, abs=1), "learned"
+        assert abs(math.log(ours["scale_pc"] / 150)) < 4 * 0.3
+    again = command("evaluate.py", f"checkpoint={tmp_path}/best.ckpt",
+                    f"hydra.run.dir={tmp_path}/again")  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    theirs = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert theirs["heldout_lpd"] == pytest.approx(ours["heldout_lpd"], abs=1e-4)
+
+
+def test_stars_far_off_count_less_with_students_errors():
+    """A tenth of the extinctions are 3 too large: on the others the map is the better for it."""
+    spoilt = table()
+    wrong = np.random.default_rng(0).random(len(spoilt)) < 0.1
+    spoilt["extinction"][wrong] += 3
+    errors = []
+    for dof in (None, 3.0):
+        settings = {**SMALL, "pairs": 2, "draws": 4, "epochs": 4, "noise_dof": dof}
+        data = DustData(**SMALL, val_fraction=0, test_fraction=0)
+        data.table = spoilt
+        dust = Dust(**settings)
+        dust.prepare(data.setup("fit") or data)
+        trainer = lightning.Trainer(max_epochs=4, accelerator="cpu", logger=False, barebones=True)
+        trainer.fit(dust, datamodule=data)
+        dust.eval().calibrate(data)
+        batch = data.training_batch()
+        kept = batch["extinction"] < 3
+        rows = dust.predict_step(batch)
+        errors.append(float((rows["extinction"][kept] - batch["extinction"][kept]).square().mean()))
+    assert errors[1] < 0.5 * errors[0]

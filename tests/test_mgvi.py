@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.blocks import mgvi
+from models.blocks import meanfield, mgvi
 from models.blocks.spectrum import PROBES, leading, log_determinant
 
 D = torch.float64
@@ -60,6 +60,33 @@ def test_the_mean_is_that_of_the_posterior():
     solve = mgvi.Solver(torch.ones(1, 12, dtype=D), 1e-8, 100)
     mean, _ = mgvi.newton(lambda u: LinearModel(b, u), data, zero, both, 5, solve)
     torch.testing.assert_close(mean[0], exact, atol=1e-6, rtol=1e-6)
+
+
+def test_deviations_and_the_evidence_of_a_mean_field_are_those_of_a_diagonal():
+    b, data, generator = problem()
+    zero = torch.zeros(1, 12, dtype=D)
+    probes = torch.randn(20_000, 30, generator=generator, dtype=D)
+
+    def model(u):
+        return LinearModel(b, u)
+
+    diagonal = 1 + (b.square() / data.variance[:, None]).sum(0)
+    std = mgvi.deviations(model, data, zero, probes)
+    torch.testing.assert_close(std[0], diagonal.rsqrt(), rtol=0.02, atol=0)
+    # with independent latents the bound is the evidence itself
+    q, _ = torch.linalg.qr(b / data.variance.sqrt()[:, None])
+    apart = data.variance.sqrt()[:, None] * q
+    exact = torch.distributions.MultivariateNormal(
+        torch.zeros(30, dtype=D), apart @ apart.T + torch.diag(data.variance)
+    ).log_prob(data.value)
+    mean = 0.5 * (data.value / data.variance @ apart)[None]
+    std = torch.full((1, 12), 0.5**0.5, dtype=D)
+    half = std * torch.randn(20_000, 12, generator=generator, dtype=D)
+    bound = meanfield.evidence_bound(lambda u: LinearModel(apart, u), data, mean, std, half)
+    assert bound == pytest.approx(float(exact), abs=0.1)
+    wide = 2 * std, 2 * half
+    bound = meanfield.evidence_bound(lambda u: LinearModel(apart, u), data, mean, *wide)
+    assert bound < float(exact) - 1
 
 
 def test_a_step_that_leads_up_is_not_taken():

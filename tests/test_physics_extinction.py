@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from physics import dust_sky
-from physics.extinction import mean_and_variance, paths
+from physics.extinction import log_normal, log_student, mean_and_variance, paths
 from physics.icr import grids
 
 D = torch.float64
@@ -66,3 +66,14 @@ def test_stars_scatter_about_the_true_extinction_as_much_as_they_say():
     pull = (1e3 / stars.distance - stars.parallax) / stars.parallax_error
     assert float(pull.std()) == pytest.approx(1, abs=0.05)
     assert bool((stars.parallax > 3 * stars.parallax_error).all())
+
+
+def test_students_density_is_one_in_all_and_normal_at_many_degrees_of_freedom():
+    x = torch.linspace(-3000, 3000, 600_001, dtype=D)
+    mean, variance = torch.tensor(0.3, dtype=D), torch.tensor(0.04, dtype=D)
+    whole = torch.trapezoid(log_student(x, mean, variance, 3.0).exp(), x)
+    assert float(whole) == pytest.approx(1, abs=1e-4)
+    near = torch.linspace(-0.5, 1, 50, dtype=D)
+    normal = log_normal(near, mean, variance)
+    torch.testing.assert_close(log_student(near, mean, variance, 1e7), normal, rtol=0, atol=1e-4)
+    assert log_student(near, mean, variance, None).equal(normal)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.dust.field import Stars
-from physics.extinction import paths
+from physics.extinction import Paths, paths
 from physics.icr import Grid
 
 if TYPE_CHECKING:  # astropy.coordinates takes a second to import
@@ -77,4 +77,8 @@ def sky_map(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any
 def stars_at(grid: Grid, direction: Tensor, parallax: Tensor, error: Tensor) -> Stars:
     """Pixels, and paths through the shells; ``direction`` (stars, 3), parallaxes in mas."""
     pixel = grid.voxel(direction, 1e3 / parallax.clamp_min(1e-6))[0].to(parallax.device)
-    return Stars(pixel, paths(grid.boundaries.to(parallax), parallax, error))
+    edges = grid.boundaries.to(parallax)
+    parts = [
+        paths(edges, *some) for some in zip(parallax.split(SLICE), error.split(SLICE), strict=True)
+    ]
+    return Stars(pixel, Paths(*(torch.cat(part) for part in zip(*parts, strict=True))))

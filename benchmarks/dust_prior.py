@@ -2,6 +2,7 @@
 
     pip install -e ".[bench]"
     python -m benchmarks.dust_prior > benchmarks/dust_prior.csv
+    python -m benchmarks.dust_prior deep > benchmarks/dust_prior_deep.csv   # two and three levels
 
 Speeds hold for Nside 16 x 68 shells (208,896 voxels) in float32 on one thread: the making of the
 matrices, the field of 8 samples and the adjoint of one; process CPU time, best of five (NIFTy's
@@ -37,16 +38,23 @@ from physics.vecchia import Vecchia
 NEAREST, FARTHEST, SCALE = 69.0, 1250.0, 100.0  # pc
 FAST, EXACT = (16, 68), (8, 36)  # Nside, shells
 ROWS, SAMPLES = 512, 8
+DEEP, DEEP_ROWS = ((16, 68), (32, 132)), 96  # from a base of Nside 4
 
 
 def main() -> None:
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):  # XLA has no setting that holds it to one thread
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if sys.argv[1:] == ["deep"]:
+        return write([deep(name, shape) for name in STENCILS for shape in DEEP])
     rows = [icr(name, stencil, base) for name, stencil in STENCILS.items() for base in (4, 2)]
     rows += [vecchia(k, n0) for k, n0 in ((20, 200), (48, 1000))]
     if all(map(find_spec, ("nifty8", "jax", "healpy"))):
         rows += [niftys(base) for base in (4, 2)]
+    write(rows)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
     writer.writeheader()
     for row in rows:
@@ -63,6 +71,14 @@ def icr(name: str, stencil: Stencil, base: int) -> dict[str, Any]:
     row = ours(lambda shape: ICR(levels(shape), matern(SCALE), stencil))
     bytes_per_voxel = memory(levels(FAST), stencil) / math.prod(levels(FAST)[-1].shape)
     return {"method": name, "base_nside": base, "bytes_per_voxel": bytes_per_voxel, **row}
+
+
+def deep(name: str, shape: tuple[int, int]) -> dict[str, Any]:
+    """Errors of a map that is more than one level above its exact base."""
+    levels = grids(*shape, NEAREST, FARTHEST)
+    gp = ICR(levels, matern(SCALE), STENCILS[name]).to(dtype=torch.float64)
+    errors = covariance_errors(lambda unit: gp.apply(gp.adjoint(unit)), levels[-1], DEEP_ROWS)
+    return {"method": name, "nside": shape[0], "levels": len(levels) - 1, **errors}
 
 
 def vecchia(k: int, n0: int) -> dict[str, Any]:
@@ -187,13 +203,15 @@ def speeds(
     }
 
 
-def covariance_errors(implied: Callable[[Tensor], Tensor], grid: Grid) -> dict[str, float]:
+def covariance_errors(
+    implied: Callable[[Tensor], Tensor], grid: Grid, rows: int = ROWS
+) -> dict[str, float]:
     """Of rows of A A^T, which ``implied`` gives for unit vectors (rows, pixels, shells)."""
     kernel, position = matern(SCALE), grid.positions.flatten(0, 1)
-    chosen = torch.randperm(len(position), generator=torch.Generator().manual_seed(0))[:ROWS]
+    chosen = torch.randperm(len(position), generator=torch.Generator().manual_seed(0))[:rows]
     off = total = wrong = pairs = 0.0
     local, variances = [], []
-    for some in chosen.split(32):
+    for some in chosen.split(16):
         unit = torch.zeros(len(some), len(position), dtype=torch.float64)
         unit[torch.arange(len(some)), some] = 1
         distance = torch.cdist(position[some], position)

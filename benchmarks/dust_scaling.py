@@ -56,7 +56,7 @@ def measured(nside: int, shells: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     voxels = shells * 12 * nside**2
-    row = {"nside": nside, "shells": shells, "voxels": voxels}
+    row: dict[str, Any] = {"nside": nside, "shells": shells, "voxels": voxels}
     row |= of_the_prior(nside, shells, voxels, generator)
     row |= an_iteration(nside, shells, min(round(STARS * voxels), MOST_STARS), generator)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

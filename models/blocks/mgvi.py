@@ -56,8 +56,10 @@ class Solver(NamedTuple):
     tolerance: float
     most: int  # steps
 
-    def __call__(self, product: Product, b: Tensor) -> Tensor:
-        return conjugate_gradients(product, b, self.scale.square(), self.tolerance, self.most)
+    def __call__(self, product: Product, b: Tensor, start: Tensor | None = None) -> Tensor:
+        start = torch.zeros_like(b) if start is None else start
+        inverse = self.scale.square()
+        return conjugate_gradients(product, b, start, inverse, self.tolerance, self.most)
 
 
 def deviations(model: Model, data: Data, mean: Tensor, probes: Tensor) -> Tensor:
@@ -76,13 +78,14 @@ def residuals(
 ) -> Tensor:
     """Draws from N(0, M^-1), (pairs, latents); ``mean`` (1, latents).
 
-    ``e1`` (pairs, data) and ``e2`` (pairs, latents): unit normal.
+    ``e1`` (pairs, data) and ``e2`` (pairs, latents): unit normal. The solver starts at ``e2``, a
+    draw of the prior: where it has not come to yet, samples are too wide rather than too narrow.
     """
     at = model(mean)
     weight = 1 / data.variance
     n = at.vjp(weight.sqrt() * e1) + e2
     metric = at.metric(weight)
-    return solve(lambda v: v + metric(v), n)
+    return solve(lambda v: v + metric(v), n, e2)
 
 
 def newton(
@@ -144,18 +147,18 @@ def misfit(model: Model, data: Data, mean: Tensor, half: Tensor) -> Tensor:
 
 
 def conjugate_gradients(
-    product: Product, b: Tensor, inverse: Tensor, tolerance: float, most: int
+    product: Product, b: Tensor, x: Tensor, inverse: Tensor, tolerance: float, most: int
 ) -> Tensor:
     """x (samples, latents) of ``product``(x) = b for a positive definite product of each sample.
 
-    ``inverse`` (1, latents), positive, is about that of its diagonal. Stops when r P r of all
-    residuals r, of all processes, is below ``tolerance``^2 b P b, P that inverse: so that any
-    number of processes gives the samples of one.
+    From ``x``; ``inverse`` (1, latents), positive, is about that of its diagonal. Stops when r P r
+    of all residuals r, of all processes, is below ``tolerance``^2 b P b, P that inverse: so that
+    any number of processes gives the samples of one.
     """
-    x, r = torch.zeros_like(b), b
+    goal = tolerance**2 * (b * inverse * b).sum(1, keepdim=True)
+    r = b - product(x)
     p = inverse * r
     size = (r * p).sum(1, keepdim=True)
-    goal = tolerance**2 * size
     for i in range(most):
         q = product(p)
         alpha = size / (p * q).sum(1, keepdim=True).clamp_min(1e-30)

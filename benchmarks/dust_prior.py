@@ -169,13 +169,15 @@ def nifty_errors(base: int) -> dict[str, float]:
         return covariance_errors(lambda g: torch.tensor(np.asarray(run(g.numpy()))), fine)
 
 
-def nifty_field(shape: tuple[int, int], base: int, dtype: Any) -> tuple[Any, Grid]:
+def nifty_field(
+    shape: tuple[int, int], base: int, dtype: Any, scale: float = SCALE
+) -> tuple[Any, Grid]:
     from jax import numpy as jnp
     from nifty8.re.refine.chart import HEALPixChart
     from nifty8.re.refine.healpix_field import ChartedHPField
 
     def kernel(distance: Any) -> Any:
-        x = np.sqrt(3) / SCALE * distance
+        x = np.sqrt(3) / scale * distance
         return (1 + x) * jnp.exp(-x)
 
     coarse, *_, fine = levels = grids(*shape, NEAREST, FARTHEST, base)

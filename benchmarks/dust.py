@@ -11,9 +11,8 @@ at most `MOST` steps of conjugate gradients, to the same relative residual. What
 
 - the prior: NIFTy's ICR refines 3 x 3 pixels x 3 shells, ours more (`physics.icr`); the row of
   "NIFTy's stencil" is our inference with the prior of NIFTy to a thousandth;
-- conjugate gradients: ours are preconditioned by a diagonal, and the residual is measured so. A
-  sample of NIFTy starts from a draw from the prior, which is right where there are no stars, and
-  what has not converged is too wide; ours start from 0, and that is too narrow;
+- conjugate gradients: ours are preconditioned by a diagonal, and the residual is measured so;
+  samples of both start from a draw of the prior, and what has not converged is too wide;
 - the mean: ours is averaged over the later iterations, NIFTy's is that of the last;
 - the metric of many samples: ours is a matrix per pixel, NIFTy linearises the model for each.
 

@@ -113,7 +113,9 @@ def refinement(
                     there[..., None], fine.at(pixel, window), NOWHERE[: stencil.beside]
                 )
                 near = torch.cat([near, place], 1)
-                inputs = torch.cat([inputs, fine_places[turning_fine[:, pixel], window]], 2)
+                # those that are missing weigh 0, but 0 times what is not yet written may be nan
+                found = fine_places[turning_fine[:, pixel], window].where(there, 0)
+                inputs = torch.cat([inputs, found], 2)
             mean, noise = conditional(near, new, kernel)
             parts.append((mean, noise, inputs.permute(1, 2, 0)))
         mean, noise, inputs = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -16,10 +16,9 @@ from models.blocks.hmc import HMC
 from models.blocks.mgvi import Data
 from models.blocks.spectrum import leading
 from models.dust.field import Density, Extinction, Stars
-from models.dust.prior import HYPER, Prior
+from models.dust.prior import CHAINS, HYPER, STIFF, Prior
 
-CHAINS, WARM = 4, 0.35  # how many, and the share of the transitions in which they adapt
-STIFF = 300  # eigenvectors
+WARM = 0.35  # share of the transitions in which chains adapt
 WATCHED = 101  # every so many of the voxels are looked at for convergence
 
 
@@ -28,11 +27,6 @@ class Draws(NamedTuple):
     rhat: float  # the worst of voxels and hyperparameters
     ess: float  # and the fewest effective draws
     gradients: int
-
-
-def kept(transitions: int) -> int:
-    """Vectors of all latents that `draw` holds: of its draws, and twice the eigenvectors."""
-    return CHAINS * transitions + 2 * STIFF
 
 
 def draw(

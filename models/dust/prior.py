@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 from physics.gaussian_process import GaussianProcess, Slope
 from physics.icr import ICR, Grid, matern, memory
+from physics.memory import refuse_too_large
 from physics.vecchia import Vecchia
 
 HYPER = 3  # latents besides the excitations: of the mean, ln amplitude and ln scale
 PREDECESSORS = (48, 1000)  # of a voxel in Vecchia's approximation, and those of dense Cholesky
 VECCHIA_BYTES = 1600  # of a voxel: twice its matrices, for what their making takes
+CHAINS, STIFF = 4, 300  # of HMC, and eigenvectors that its latents are stretched by
 STEP = 0.1  # of ln scale, for its derivative
 
 
@@ -58,8 +60,18 @@ class Processes:
         return ICR(self.levels, kernel)
 
 
-def bytes_needed(kind: str, levels: list[Grid], vectors: int, learns_scale: bool) -> int:
-    """Of the matrices, and of ``vectors`` of all latents or densities."""
+def refuse_too_large_map(
+    kind: str, levels: list[Grid], vectors: int, transitions: int, learns_scale: bool
+) -> None:
+    """A ``ValueError`` if there is no room for the matrices and ``vectors`` of all latents, and
+    what ``transitions`` of HMC need beyond.
+    """
     voxels = math.prod(levels[-1].shape)
     matrices = memory(levels) if kind == "icr" else VECCHIA_BYTES * voxels
-    return matrices * (3 if learns_scale else 1) + 4 * voxels * vectors
+    more = CHAINS * transitions + 2 * STIFF if transitions else 0
+    refuse_too_large(
+        matrices * (3 if learns_scale else 1) + 4 * voxels * (vectors + more),
+        f"a map of {voxels:,} voxels" + (f" and {transitions:,} transitions" if more else ""),
+        "model.nside=<less> model.n_radial=<less> model.pairs=<less>"
+        + (" model.transitions=<less>" if more else ""),
+    )

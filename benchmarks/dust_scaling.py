@@ -1,38 +1,65 @@
 """What a dust map costs by its size: bytes, operations and seconds per voxel.
 
-    python -m benchmarks.dust_scaling > benchmarks/dust_scaling.csv     # 10 min of CPU, 8 GB
+    python -m benchmarks.dust_scaling > benchmarks/dust_scaling.csv     # 2 min of CPU, 3 GB
+    python -m benchmarks.dust_scaling 32 132                            # one row of it
 
-Maps from 69 to 1250 pc from a base of Nside 4, each in a process of its own on one thread. Stars
-are drawn in proportion to the published map's, 54 million in 607 million voxels, at most 300,000:
-beyond, their paths of all shells would not fit. Their extinctions are those of a draw of the prior.
-`forward_ns` and `adjoint_ns` are of one sample, best of five; `iteration_s` is the second outer
-iteration of metric Gaussian inference with one pair of samples, and `products` how often the
-metric is applied in it; `peak_gb` is the most that the process holds. What follows from it for
-the published map stands in dust_scaling.md.
+Maps from 69 to 1250 pc from a base of Nside 4, each in a process of its own on one thread, process
+CPU time. The last row is the published map, of which only what the shapes tell is there. Stars are
+in proportion to its 54 million in 607 million voxels, at most 300,000: beyond, their paths of all
+shells would not fit. Their extinctions are those of a draw of the prior.
+
+- `matrices_bytes_per_voxel`: `physics.icr.memory`; `mean_` and `places_bytes` are R and the places
+  of its inputs; `unshared_bytes` is the total if no rotation shared matrices, as on one base pixel.
+- `flops_per_voxel`: of the field of one sample, counted from the shapes of the matrices.
+- `forward_ns`, `adjoint_ns`: of one sample, best of five, per voxel.
+- `halo_values`: of the last level, values of other base pixels that a product needs, all together.
+- `bytes_per_star`: paths, and slopes of two samples. `open_shells`: in how many shells of the
+  map P(d > r) is neither 0 nor 1, to .001; `star_shells`: in how many it is not 0.
+- `probes_s`, `residuals_s`, `newton_s`: of the second outer iteration of metric Gaussian inference
+  with one pair, up to Nside `FITTED`; `*_products` how often the metric is applied, in Newton's
+  steps to two samples.
+
+What follows from it for the published map stands in dust_scaling.md.
 """
 
 import csv
+import math
 import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import torch
+from torch import Tensor
 
 from benchmarks.speed import best_of_five
 from models.blocks import mgvi
-from models.dust import MOST, NEWTON, Dust
+from models.dust import MOST, NEWTON, PROBES, Dust
 from models.dust.field import Extinction
 from models.dust.prior import HYPER
-from physics.icr import ICR, grids, matern, memory
+from physics.dust_sky import PARALLAX_ERRORS
+from physics.extinction import paths
+from physics.icr import ICR, WIDE, Grid, grids, matern, memory
+from physics.icr_build import MEMBERS
 
-NEAREST, FARTHEST, SCALE = 69.0, 1250.0, 150.0  # pc
-MAPS = ((8, 36), (16, 68), (32, 132), (64, 260))  # Nside, shells
-STARS, MOST_STARS = 54 / 607, 300_000  # per voxel
+NEAREST, FARTHEST, SCALE, SIGMA = 69.0, 1250.0, 150.0, 0.03  # pc, pc, pc, E
+MAPS = ((8, 36), (16, 68), (32, 132), (64, 260), (256, 772))  # Nside, shells
+FITTED, PUBLISHED = 16, 256  # the largest Nside that is fitted; of which only shapes are known
+STARS, MOST_STARS, MIN_SNR = 54 / 607, 300_000, 3.0  # per voxel
+SOME = 2000  # stars whose shells are counted
+COLUMNS = [
+    "nside", "shells", "voxels", "matrices_bytes_per_voxel", "mean_bytes_per_voxel",
+    "places_bytes_per_voxel", "unshared_bytes_per_voxel", "flops_per_voxel", "matrices_s",
+    "matrices_peak_gb", "forward_ns_per_voxel", "adjoint_ns_per_voxel", "halo_values", "stars",
+    "bytes_per_star", "star_shells", "open_shells", "probes_s", "residuals_products",
+    "residuals_s", "newton_products", "newton_s", "iteration_s", "peak_gb", "matmul_1024_ms",
+]  # fmt: skip
 
 
 def main() -> None:
@@ -45,7 +72,7 @@ def main() -> None:
 
 
 def print_row(row: dict[str, Any], header: bool) -> None:
-    writer = csv.DictWriter(sys.stdout, row, lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
@@ -55,77 +82,160 @@ def print_row(row: dict[str, Any], header: bool) -> None:
 def measured(nside: int, shells: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    voxels = shells * 12 * nside**2
-    row: dict[str, Any] = {"nside": nside, "shells": shells, "voxels": voxels}
-    row |= of_the_prior(nside, shells, voxels, generator)
-    row |= an_iteration(nside, shells, min(round(STARS * voxels), MOST_STARS), generator)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    square = torch.ones(1024, 1024)
-    return row | {"peak_gb": peak, "matmul_1024_ms": 1e3 * best_of_five(lambda: square @ square)}
-
-
-def of_the_prior(
-    nside: int, shells: int, voxels: int, generator: torch.Generator
-) -> dict[str, float]:
     levels = grids(nside, shells, NEAREST, FARTHEST)
-    began = time.process_time()
+    voxels = math.prod(levels[-1].shape)
+    n = round(STARS * voxels)
+    row: dict[str, Any] = {"nside": nside, "shells": shells, "voxels": voxels}
+    row |= by_shape(levels) | of_stars(levels[-1], generator)
+    if nside == PUBLISHED:
+        return row | {"stars": n}
+    row |= {"stars": min(n, MOST_STARS), **of_the_prior(levels, generator)}
+    if nside <= FITTED:
+        row |= an_iteration(nside, shells, min(n, MOST_STARS), generator)
+    square = torch.ones(1024, 1024)
+    return row | {
+        "peak_gb": peak_gb(),
+        "matmul_1024_ms": 1e3 * best_of_five(lambda: square @ square),
+    }
+
+
+def peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+# --- what shapes tell -------------------------------------------------------------------------
+
+
+def refinements(levels: list[Grid]) -> Iterator[tuple[int, int]]:
+    """Blocks, and values of R / 8, as `physics.icr.memory` has them."""
+    for coarse, fine in pairwise(levels):
+        size = WIDE if fine is levels[-1] else WIDE.wider(coarse.nside)
+        blocks = math.prod(fine.shape) // (8 * MEMBERS)
+        first = coarse.shape[0] // MEMBERS // 2 * ((coarse.shells - 1) // 2)
+        yield blocks, blocks * 3 * size.pixels + (blocks - first) * size.beside
+
+
+def by_shape(levels: list[Grid]) -> dict[str, float]:
+    voxels, base = math.prod(levels[-1].shape), math.prod(levels[0].shape) ** 2 // 4
+    blocks, inputs = map(sum, zip(*refinements(levels), strict=True))
+    products = base + MEMBERS * (8 * inputs + 64 * blocks)
+    unshared = 4 * MEMBERS * (8 * inputs + 64 * blocks + inputs) + 8 * voxels
+    return {
+        "matrices_bytes_per_voxel": memory(levels) / voxels,
+        "mean_bytes_per_voxel": 32 * inputs / voxels,
+        "places_bytes_per_voxel": 4 * MEMBERS * inputs / voxels,
+        "unshared_bytes_per_voxel": unshared / voxels,
+        "flops_per_voxel": 2 * products / voxels,
+    }
+
+
+def of_stars(grid: Grid, generator: torch.Generator) -> dict[str, float]:
+    _, parallax, error = catalogue(SOME, generator)
+    share = paths(grid.boundaries, parallax, error).lengths / grid.widths
+    reached = (share > 1e-3).sum(1).double().mean()
+    closed = (share > 1 - 1e-3).sum(1).double().mean()
+    return {
+        "bytes_per_star": 4 * (2 * grid.shells + 2 * (grid.shells + HYPER)),
+        "star_shells": float(reached),
+        "open_shells": float(reached - closed),
+    }
+
+
+def catalogue(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions, parallaxes and errors, mas: uniform in the volume, as in `physics.dust_sky`."""
+    direction = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    parallax, error = torch.zeros(2, n, dtype=torch.float64)
+    while bool((low := parallax <= MIN_SNR * error).any()):
+        volume, faint = torch.rand(2, n, generator=generator, dtype=torch.float64)
+        found = 1e3 / (NEAREST**3 + volume * (FARTHEST**3 - NEAREST**3)) ** (1 / 3)
+        parallax = torch.where(low, found, parallax)
+        error = torch.where(low, torch.where(faint < 0.5, *PARALLAX_ERRORS), error)
+    return direction, parallax, error
+
+
+# --- what takes time --------------------------------------------------------------------------
+
+
+def of_the_prior(levels: list[Grid], generator: torch.Generator) -> dict[str, float]:
+    voxels, began = math.prod(levels[-1].shape), time.process_time()
     gp = ICR(levels, matern(SCALE))
     seconds = time.process_time() - began
     xi = torch.randn(1, gp.n_excitations, generator=generator)
     g = torch.randn(1, *gp.shape, generator=generator)
-    products = gp.base.numel()  # four blocks, each once
-    for level in gp.levels:
-        for turn in level.turns:
-            products += (turn.mean.numel() + turn.noise.numel()) * turn.inputs.shape[2]
     return {
-        "matrices_bytes_per_voxel": memory(levels) / voxels,
-        "matrices_us_per_voxel": 1e6 * seconds / voxels,
-        "flops_per_voxel": 2 * products / voxels,
+        "matrices_s": seconds,
+        "matrices_peak_gb": peak_gb(),
         "forward_ns_per_voxel": 1e9 * best_of_five(lambda: gp.apply(xi)) / voxels,
         "adjoint_ns_per_voxel": 1e9 * best_of_five(lambda: gp.adjoint(g)) / voxels,
+        "halo_values": halo_values(gp, ICR(levels[:-1], matern(SCALE))),
     }
 
 
-def an_iteration(nside: int, shells: int, n: int, generator: torch.Generator) -> dict[str, Any]:
-    dust = Dust(nside, shells, NEAREST, FARTHEST, scale=SCALE, pairs=1, draws=1)
-    direction = torch.randn(n, 3, generator=generator, dtype=torch.float64)
-    volume = torch.rand(n, generator=generator, dtype=torch.float64)
-    parallax = 1e3 / (NEAREST**3 + volume * (FARTHEST**3 - NEAREST**3)) ** (1 / 3)
-    stars = dust.stars(
-        {"direction": direction, "parallax": parallax, "parallax_error": 0.05 + 0 * parallax}
-    )
-    prior, products = dust.prior, 0
+def halo_values(gp: ICR, coarse: ICR) -> int:
+    """Of the last level: of its inputs those whose base pixel is another than the reader's."""
+    level, n_coarse = gp.levels[-1], coarse.places.numel()
+    face = torch.empty(n_coarse + level.n_fine, dtype=torch.int8)
+    for one, start in ((coarse, 0), (gp, n_coarse)):
+        shells, size = one.grid.shells, one.grid.nside**2 * one.grid.shells
+        face[start + one.places.long()] = (torch.arange(one.grid.shape[0] * shells) // size).char()
+    found = 0
+    needs = torch.zeros(12, len(face), dtype=torch.bool)
+    for turn in level.turns:
+        reader = face[turn.start : turn.stop].view(len(turn.mean), 8, MEMBERS)[:, :1]
+        reader = reader.expand(turn.inputs.shape)
+        for some, inputs in zip(reader.split(4096), turn.inputs.split(4096), strict=True):
+            needs[some.flatten().long(), inputs.flatten().long()] = True
+    for k in range(12):
+        found += int((needs[k] & (face != k)).sum())
+    return found
 
-    def model(u: torch.Tensor) -> Extinction:
+
+def an_iteration(nside: int, shells: int, n: int, generator: torch.Generator) -> dict[str, Any]:
+    """The second, of one pair."""
+    dust = Dust(nside, shells, NEAREST, FARTHEST, scale=SCALE, pairs=1, draws=1)
+    direction, parallax, error = catalogue(n, generator)
+    stars = dust.stars({"direction": direction, "parallax": parallax, "parallax_error": error})
+    prior = dust.prior
+
+    def model(u: Tensor) -> Extinction:
         return Extinction(prior, stars, u)
 
-    truth = model(torch.randn(1, prior.n_latents, generator=generator)).value[0]
-    data = mgvi.Data(truth + 0.03 * torch.randn(n, generator=generator), torch.full((n,), 0.03**2))
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
 
-    def counted(product: Any) -> Any:
-        def run(v: torch.Tensor) -> torch.Tensor:
-            nonlocal products
-            products += 1
+    truth = model(normal(1, prior.n_latents)).value[0]
+    data = mgvi.Data(truth + SIGMA * normal(n), torch.full((n,), SIGMA**2))
+    mean, row = torch.zeros(1, prior.n_latents), {}
+    for _ in range(2):
+        began = time.process_time()
+        std = mgvi.deviations(model, data, mean, normal(PROBES, n))  # type: ignore[arg-type]
+        row = {"probes_s": time.process_time() - began}
+        solve, count = counted(mgvi.Solver(std.sqrt(), dust.tolerance, MOST))
+        e1, e2 = normal(1, n), normal(1, prior.n_latents)
+        mine = mgvi.residuals(model, data, mean, e1, e2, solve)  # type: ignore[arg-type]
+        both, between = torch.cat([mine, -mine]), time.process_time()
+        row |= {"residuals_s": between - began - row["probes_s"], "residuals_products": count[0]}
+        mean, _ = mgvi.newton(model, data, mean, both, NEWTON, solve)  # type: ignore[arg-type]
+        row |= {"newton_s": time.process_time() - between}
+        row |= {"newton_products": count[0] - row["residuals_products"]}
+        row |= {"iteration_s": time.process_time() - began}
+    if not bool(mean.isfinite().all()):
+        raise RuntimeError(f"Nside {nside}: the mean is not finite")
+    return row
+
+
+def counted(inner: mgvi.Solver) -> tuple[Callable[..., Tensor], list[int]]:
+    """The solver, and how often it multiplies."""
+    count = [0]
+
+    def solve(product: mgvi.Product, b: Tensor, start: Tensor | None = None) -> Tensor:
+        def run(v: Tensor) -> Tensor:
+            count[0] += 1
             return product(v)
 
-        return run
+        return inner(run, b, start)
 
-    mean = torch.zeros(1, prior.n_latents)
-    for _ in range(2):
-        products, began = 0, time.process_time()
-        std = mgvi.deviations(model, data, mean, torch.randn(64, n, generator=generator))
-        inner = mgvi.Solver(std.sqrt(), dust.tolerance, MOST)
-
-        def solve(product: Any, b: torch.Tensor, inner: Any = inner) -> torch.Tensor:
-            return inner(counted(product), b)
-
-        e1, e2 = (torch.randn(1, k, generator=generator) for k in (n, prior.n_latents))
-        mine = mgvi.residuals(model, data, mean, e1, e2, solve)  # type: ignore[arg-type]
-        both = torch.cat([mine, -mine])
-        mean, _ = mgvi.newton(model, data, mean, both, NEWTON, solve)  # type: ignore[arg-type]
-        seconds = time.process_time() - began
-    held = 4 * (2 * shells + len(both) * (shells + HYPER))  # paths, and slopes of the samples
-    return {"stars": n, "bytes_per_star": held, "products": products, "iteration_s": seconds}
+    return solve, count
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torch import Tensor
 MORE = 20  # vectors beyond those that are asked for
 AT_ONCE = 16  # vectors
 PROBES, STEPS = 16, 40  # random vectors, and products of each
-COUNTED = 0.05  # share of the eigenvalues, the largest, that are counted one by one
+COUNTED, AT_MOST = 0.05, 500  # share of the eigenvalues, the largest, that are counted one by one
 SMALL = 256  # rows of a matrix that is simply written out
 
 Product = Callable[[Tensor], Tensor]
@@ -43,7 +43,7 @@ def log_determinant(product: Product, n: int, like: Tensor, seed: int = 0) -> fl
     if n <= SMALL:
         whole = product(torch.eye(n, dtype=like.dtype, device=like.device))
         return float(torch.logdet(whole.double()))
-    leaders, vectors = leading(product, n, round(COUNTED * n), like, seed)
+    leaders, vectors = leading(product, n, min(round(COUNTED * n), AT_MOST), like, seed)
 
     def rest(v: Tensor) -> Tensor:
         return v - (v @ vectors) @ vectors.T

@@ -73,7 +73,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     if trainer.logger:
         trainer.logger.log_hyperparams(plain)
     trainer.fit(model, datamodule=data, ckpt_path=plain["checkpoint"])
-    validated = {"val_loss": tracking.val_loss(trainer, model)}
+    validated = tracking.val_loss(trainer, model)
     # the best epoch's weights, calibrated, are the result: without training state or local paths
     best = read_checkpoint(trainer.checkpoint_callback.best_model_path)
     model.load_state_dict(best["state_dict"])

@@ -29,10 +29,11 @@ def offline_unless_asked() -> None:
         os.environ.setdefault("WANDB_MODE", "offline")
 
 
-def val_loss(trainer: Any, model: Any) -> float:
-    """Of the epoch that is the result."""
-    last, least = trainer.callback_metrics["val/loss"], trainer.checkpoint_callback.best_model_score
-    return float(last if model.last_is_best else least)
+def val_loss(trainer: Any, model: Any) -> dict[str, float]:
+    """Of the epoch that is the result; nothing where a finished run was taken up again."""
+    least = trainer.checkpoint_callback.best_model_score
+    found = trainer.callback_metrics.get("val/loss") if model.last_is_best else least
+    return {} if found is None else {"val_loss": float(found)}
 
 
 def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> None:

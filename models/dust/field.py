@@ -13,6 +13,7 @@ from physics.extinction import Paths, mean_and_variance
 Product = Callable[[Tensor], Tensor]
 
 GRAM = 4  # matrices of the pixels are used where their rows are at most so many times the stars
+LARGEST = 2**28  # numbers in all of them, 1 GB: beyond what is asked for before the start
 AT_ONCE = 64  # pixels
 
 
@@ -83,7 +84,8 @@ class Extinction:
         a sample is not that of the matrices is left out.
         """
         samples, n_stars, width = self.slope.shape
-        if width * self.rho.shape[1] > GRAM * samples * n_stars:
+        rows_of_all = width * self.rho.shape[1]
+        if rows_of_all > GRAM * samples * n_stars or rows_of_all * width > LARGEST:
             return lambda v: torch.cat(
                 [self.vjp_mean(weight * self.jvp(one)) for one in v[:, None]]
             )

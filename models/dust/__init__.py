@@ -388,7 +388,7 @@ class Dust(Component):
         errors = "errors are those of the posterior, drawn by HMC"
         if self.guide != "hmc":
             errors = (
-                "variational errors, on a synthetic sky a sixth too small: model.guide=hmc draws "
+                "variational errors, on a synthetic sky an eighth too small: model.guide=hmc draws "
                 "from the posterior itself"
             )
         return [

@@ -1,0 +1,296 @@
+"""scatter_vae: a generative model of Gaia BP/RP spectra that knows their intrinsic scatter."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.base import Batch, Component, Output
+from models.scatter_vae import scores
+from models.scatter_vae.likelihood import covariant_nll, lowrank_nll
+from models.scatter_vae.networks import Published, Recipe
+from models.scatter_vae.posterior import Posterior, Whitening, posterior
+from models.scatter_vae.rows import outputs, rows_of
+from models.scatter_vae.spectra import Spectra
+from physics import xp
+
+PRESETS = ("default", "paper")
+COVARIANCES = ("full", "lowrank", "diagonal")
+POPULATION = 4096  # latent means that are kept, to generate stars like those of the training set
+SLICE = 256  # stars predicted at once: their matrices fit the cache
+BRIGHT = 0.9  # quantile of a star's weight beyond which more does not count, in PCA
+
+
+class ScatterVAE(Component):
+    """A variational auto-encoder of XP coefficients with intrinsic scatter, after arXiv:2307.06378.
+
+    A star's coefficients x, divided by a flux, are normal about the decoder's mean x(z), with the
+    covariance of their errors, e_i R_ij e_j, and an intrinsic scatter s_i(z) of each coefficient:
+    K = D (R + diag(s^2 / e^2)) D. Six latent numbers z, normal a priori, say what kind of star it
+    is; no stellar label is used. The default network is a linear map that begins as PCA, plus what
+    an MLP adds to it, in units of the median error; ``preset=paper`` is the published one.
+    Training begins with errors taken as uncorrelated (``warm_up``, a share of the epochs), and
+    ends with ``covariance``. In prediction the encoder's z is mended by ``refine`` Gauss-Newton
+    steps, which is what lets a star without BP be answered.
+
+    In: the batch of `datamodules.scatter_vae`. Out: see `models.scatter_vae.rows`.
+    """
+
+    last_is_best = True  # the loss of the warm-up is another one
+    clip = 1e3  # the loss counts nats of 110 coefficients
+    smaller_is_better = frozenset(("nll", "pca6_chi2_median", "pca10_chi2_median"))
+
+    def __init__(
+        self,
+        bands: Mapping[str, int],
+        normalised_by: str,
+        preset: str = "default",
+        latent: int = 6,
+        covariance: str = "full",
+        warm_up: float = 0.7,
+        beta: float = 1.0,
+        width: int = 128,
+        depth: int = 2,
+        refine: int = 3,
+        wavelengths: Sequence[float] = (336.0, 1020.0, 2.0),
+        lr: float = 3e-3,
+        weight_decay: float = 1e-4,
+        epochs: int = 40,
+    ) -> None:
+        super().__init__(lr, weight_decay, epochs)
+        for setting, value, known in (
+            ("preset", preset, PRESETS),
+            ("covariance", covariance, COVARIANCES),
+        ):
+            if value not in known:
+                raise ValueError(f"model.{setting} is '{value}'; it is one of {', '.join(known)}")
+        self.bands, self.normalised_by = dict(bands), normalised_by
+        self.latent, self.beta, self.warm_up, self.refine = latent, beta, warm_up, refine
+        self.paper = preset == "paper"
+        self.covariance = "diagonal" if self.paper else covariance
+        n = sum(self.bands.values())
+        if self.paper:
+            self.refine = 0
+            self.network: Recipe | Published = Published(n, latent)
+        else:
+            self.network = Recipe(n, latent, 2 * len(self.bands), width, depth)
+
+        self.center: Tensor
+        self.scale: Tensor
+        self.components: Tensor
+        self.spread: Tensor
+        self.population: Tensor
+        self.register_buffer("center", torch.zeros(n))  # of coefficients / flux
+        self.register_buffer("scale", torch.ones(n))  # the unit of all that the network sees
+        self.register_buffer("components", torch.eye(n))  # principal ones, in columns
+        self.register_buffer("spread", torch.ones(n))  # of stars along them
+        self.register_buffer("population", torch.zeros(POPULATION, latent))
+        self.spectra: Spectra | None = None
+        if self.bands == {band: len(i.functions) for band, i in xp.instrument().items()}:
+            start, stop, step = wavelengths
+            self.wavelengths = np.arange(start, stop + 0.5 * step, step)
+            self.spectra = Spectra(self.wavelengths)
+
+    # --- before and after the fit -------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, data: Any) -> None:
+        """Units and principal components, of the training stars that have all bands.
+
+        Bright stars weigh more in the components, as their errors say, up to a limit.
+        """
+        batch = data.training_batch()
+        whole = batch["observed"].bool().all(1)
+        flux = batch["flux"][whole, None].double()
+        x, e = (batch[name][whole].double() / flux for name in ("coefficients", "errors"))
+        self.center = x.mean(0).float()
+        self.scale = (x.std(0) if self.paper else e.median(0).values).float()
+        weight = 1 / (e / self.scale).square().mean(1)
+        weight = weight.clamp(max=float(weight.quantile(BRIGHT)))
+        weight = weight / weight.sum()
+        if not self.paper:
+            self.center = (weight @ x).float()
+        y = (x - self.center) / self.scale
+        values, vectors = torch.linalg.eigh((y.T * weight) @ y)
+        self.components = vectors.flip(1).float()
+        self.spread = values.flip(0).clamp_min(1.0).sqrt().float()  # errors are 1
+
+    @torch.no_grad()
+    def calibrate(self, data: Any) -> None:
+        """Keep where training stars lie, for `generate`."""
+        batch = data.training_batch()
+        n = len(batch["flux"])
+        few = torch.arange(POPULATION) * n // POPULATION if n > POPULATION else torch.arange(n)
+        y, error = self._standard({k: v[few].to(self.device) for k, v in batch.items()})
+        observed = batch["observed"][few].to(self.device)
+        mean, _ = self._encode(y, error, observed)
+        self.population[: len(mean)] = mean
+        self.population[len(mean) :] = mean[torch.arange(POPULATION - len(mean)) % len(mean)]
+
+    # --- likelihood ---------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Tensor:
+        """-ELBO per star, up to a constant: nats of its coefficients and ``beta`` times the KL."""
+        y, error = self._standard(batch)
+        mean, log_variance = self._encode(y, error, batch["observed"])
+        z = mean
+        if "noise" in batch:  # of training: one draw of the posterior
+            z = mean + (0.5 * log_variance).exp() * batch["noise"]
+        r = (y - self._decode(z)) / error
+        t = (self.network.spread(z) / error).square()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+        return (self._nll(r, t, batch) + self.beta * kl).mean()
+
+    def _nll(self, r: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """Of residuals in units of the errors, (batch,); missing bands say nothing."""
+        warming = self.training and self.current_epoch < self.warm_up * self.epochs
+        total = torch.zeros_like(r[:, 0])
+        sizes = list(self.bands.values())
+        parts = zip(self.bands, r.split(sizes, 1), t.split(sizes, 1), strict=True)
+        for i, (band, of_band, ratio) in enumerate(parts):
+            if self.covariance == "lowrank" and not warming and f"factor_{band}" in batch:
+                nll = lowrank_nll(of_band, ratio, batch[f"factor_{band}"])
+            elif self.covariance == "full" and not warming and f"correlations_{band}" in batch:
+                nll = covariant_nll(of_band, ratio, batch[f"correlations_{band}"])
+            else:
+                nll = 0.5 * (of_band.square() / (1 + ratio) + torch.log1p(ratio)).sum(1)
+            total = total + nll * batch["observed"][:, i]
+        return total
+
+    def _standard(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Coefficients and errors in the network's units; 0 and 1 where a band is missing."""
+        flux = batch["flux"][:, None]
+        y = (batch["coefficients"] / flux - self.center) / self.scale
+        error = batch["errors"] / flux / self.scale
+        seen = self._seen(batch["observed"])
+        return torch.where(seen, y, 0.0), torch.where(seen, error, 1.0)
+
+    def _seen(self, observed: Tensor) -> Tensor:
+        sizes = torch.tensor(list(self.bands.values()), device=observed.device)
+        return observed.bool().repeat_interleave(sizes, 1)
+
+    def _encode(self, y: Tensor, error: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        if self.paper:
+            return self.network.encode(y, observed)
+        sizes = list(self.bands.values())
+        levels = torch.stack([part.log().mean(1) for part in error.split(sizes, 1)], 1)
+        context = torch.cat([levels, observed], 1)
+        return self.network.encode((y @ self.components) / self.spread, context)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        """Coefficients without noise, (batch, n), in the network's units."""
+        decoded = self.network.decode(z)
+        return decoded if self.paper else (decoded * self.spread) @ self.components.T
+
+    # --- prediction ---------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        return outputs(self.bands, self.spectra is not None)
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
+        tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
+        n = len(tensors["flux"])
+        slices = ({k: v[i : i + SLICE] for k, v in tensors.items()} for i in range(0, n, SLICE))
+        with torch.autocast(self.device.type, enabled=False):
+            parts = [self._predict(part) for part in slices]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _predict(self, batch: Batch) -> dict[str, Tensor]:
+        found = self.posterior(batch)
+        return rows_of(
+            found,
+            batch,
+            reconstruction=self._decode(found.mean) * self.scale + self.center,
+            factor=found.jacobian * self.scale[:, None],
+            scatter=self.network.spread(found.mean) * self.scale,
+            seen=self._seen(batch["observed"]),
+            bands=self.bands,
+            spectra=self.spectra,
+        )
+
+    def posterior(self, batch: Batch) -> Posterior:
+        """Of z, by star; the encoder's variance where there are no steps."""
+        y, error = self._standard(batch)
+        mean, log_variance = self._encode(y, error, batch["observed"])
+
+        def whitening(z: Tensor) -> Whitening:
+            return Whitening((self.network.spread(z) / error).square(), batch, self.bands)
+
+        found = posterior(mean, self._decode, y, error, whitening, self.refine)
+        if self.paper:
+            found = found._replace(covariance=log_variance.exp().diag_embed())
+        return found
+
+    @torch.no_grad()
+    def generate(
+        self, n: int, near: Any = None, spread: float = 1.0, seed: int = 0
+    ) -> dict[str, np.ndarray]:
+        """n stars of flux 1: ``latent`` (n, latent), ``coefficients`` (n, coefficients) without
+        noise, ``scatter`` of them, and a ``spectrum`` at ``wavelengths`` where those are known.
+
+        ``near``: a place in latent space, (latent,), such as a star's ``latent_mean``; stars are
+        drawn about it with a standard deviation of ``spread`` times the nearest neighbours' of the
+        training set. ``near="prior"``: from the standard normal prior. None: as the training set.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        population = self.population.cpu()
+        drawn = torch.randn(n, self.latent, generator=generator)
+        if near is None:
+            chosen = torch.randint(len(population), (n,), generator=generator)
+            z = population[chosen]
+        elif isinstance(near, str) and near == "prior":
+            z = spread * drawn
+        else:
+            place = torch.as_tensor(np.asarray(near, np.float32)).reshape(1, self.latent)
+            distance = (population - place).square().sum(1)
+            around = population[distance.topk(min(64, len(population)), largest=False).indices]
+            z = place + spread * drawn * around.std(0)
+        z = z.to(self.device)
+        coefficients = self._decode(z) * self.scale + self.center
+        made = {
+            "latent": z,
+            "coefficients": coefficients,
+            "scatter": self.network.spread(z) * self.scale,
+        }
+        found = {name: values.cpu().numpy() for name, values in made.items()}
+        if self.spectra is not None:
+            found["spectrum"] = self.spectra.flux(coefficients).cpu().numpy()
+            found["wavelength"] = self.wavelengths
+        return found
+
+    def pca(self, batch: Batch, k: int) -> Tensor:
+        """The rival: coefficients (batch, n) from the first k principal components."""
+        y, _ = self._standard(batch)
+        first = self.components[:, :k]
+        return ((y @ first @ first.T) * self.scale + self.center) * batch["flux"][:, None]
+
+    # --- how good it is -----------------------------------------------------------------------
+
+    def timed(self, batch: Batch) -> dict[str, Any]:
+        works = super().timed(batch)
+        if self.spectra is None or "correlations_bp" not in batch:
+            return works
+        spectra, c, e = self.spectra, batch["coefficients"], batch["errors"]
+        packed = {band: batch[f"correlations_{band}"] for band in self.bands}
+        return works | {
+            "spectra_per_second": (lambda: (spectra.flux(c), spectra.error(e)), len(c)),
+            "spectra_correlated_per_second": (
+                lambda: (spectra.flux(c), spectra.error(e, packed)),
+                len(c),
+            ),
+        }
+
+    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return scores.metrics(rows, self.latent)
+
+    def remarks(self, rows: Mapping[str, np.ndarray]) -> list[str]:
+        return scores.remarks(rows, self.latent)
+
+    def true_model(self, data: Any) -> dict[str, np.ndarray]:
+        return scores.true_rows(data, self.bands)
+
+    def judged(self, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        return scores.judged(self, data)

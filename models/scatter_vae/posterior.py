@@ -1,0 +1,146 @@
+"""Where a star lies in latent space: the encoder's guess, and Gauss-Newton steps that mend it."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from models.scatter_vae.likelihood import whitener
+
+TRUST = 3.0  # longest step of a latent number
+WORST = 1e-300
+
+
+class Whitening:
+    """L^-1 of each star's covariance K = L L^T, in units of its errors; nothing of missing bands.
+
+    ``t`` (batch, n): intrinsic over error variance. ``batch`` has ``observed`` (batch, bands) and,
+    where errors are correlated, ``correlations_{band}``, packed.
+    """
+
+    def __init__(self, t: Tensor, batch: Mapping[str, Tensor], bands: Mapping[str, int]) -> None:
+        self.sizes = list(bands.values())
+        self.observed = batch["observed"]
+        self.parts: list[Tensor] = []
+        self.log_det = torch.zeros_like(t[:, 0])
+        for i, (band, part) in enumerate(zip(bands, t.split(self.sizes, 1), strict=True)):
+            packed = batch.get(f"correlations_{band}")
+            if packed is None:
+                inverse, log_det = (1 + part).rsqrt(), torch.log1p(part).sum(1)
+            else:
+                inverse, log_det = whitener(part, packed)
+            self.parts.append(inverse)
+            self.log_det = self.log_det + log_det * self.observed[:, i]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """(batch, n, k) to the same."""
+        found = []
+        for i, (inverse, part) in enumerate(zip(self.parts, v.split(self.sizes, 1), strict=True)):
+            white = inverse @ part if inverse.ndim == 3 else inverse[..., None] * part
+            found.append(white * self.observed[:, i, None, None])
+        return torch.cat(found, 1)
+
+
+class Posterior(NamedTuple):
+    """A normal distribution of z for each star, and what its mean leaves of the data."""
+
+    mean: Tensor  # (batch, latent)
+    covariance: Tensor  # (batch, latent, latent)
+    residual: Tensor  # whitened, (batch, n)
+    log_det: Tensor  # of K, (batch,)
+    jacobian: Tensor  # of the decoder at the mean, (batch, n, latent)
+
+    def divergence(self) -> Tensor:
+        """KL from the standard normal prior, nats, (batch,)."""
+        trace = self.covariance.diagonal(dim1=1, dim2=2).sum(1)
+        squares = self.mean.square().sum(1)
+        log_det = torch.logdet(self.covariance.double()).float()
+        return 0.5 * (trace + squares - self.mean.shape[1] - log_det)
+
+    def fitted(self) -> Tensor:
+        """How many numbers the data decide, rather than the prior: (batch,)."""
+        return self.mean.shape[1] - self.covariance.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def posterior(
+    z: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    y: Tensor,
+    error: Tensor,
+    whitening: Callable[[Tensor], Whitening],
+    steps: int,
+) -> Posterior:
+    """From the guess ``z`` (batch, latent), by ``steps`` Gauss-Newton steps towards the maximum.
+
+    Data ``y`` and their ``error`` (batch, n), 0 and 1 where nothing was observed; the covariance is
+    held at its first guess while stepping, for the scatter varies slowly with z. Levenberg's
+    damping: a step that does not gain is taken back and the next is shorter. The posterior's
+    covariance is that of the last linearisation, (1 + J^T K^-1 J)^-1.
+    """
+    white = whitening(z)
+    damping = torch.full_like(z[:, :1, None], 1e-2)
+    best = torch.full_like(z[:, 0], torch.inf)
+    kept = z
+    for step in range(steps + 1):
+        w = white(((y - decode(z)) / error)[..., None])[..., 0]
+        cost = w.square().sum(1) + z.square().sum(1)
+        gained = cost < best
+        kept = torch.where(gained[:, None], z, kept)
+        best = torch.where(gained, cost, best)
+        damping = torch.where(gained[:, None, None], damping / 10, damping * 30)
+        if step == steps:
+            break
+        hessian, gradient, _ = _linearised(kept, decode, y, error, white)
+        diagonal = hessian.diagonal(dim1=1, dim2=2).diag_embed()
+        move = torch.linalg.solve(hessian + damping * diagonal, gradient[..., None])[..., 0]
+        z = kept + move.clamp(-TRUST, TRUST)
+    white = whitening(kept)
+    hessian, _, jacobian = _linearised(kept, decode, y, error, white)
+    w = white(((y - decode(kept)) / error)[..., None])[..., 0]
+    return Posterior(kept, torch.linalg.inv(hessian), w, white.log_det, jacobian)
+
+
+def _linearised(
+    z: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    y: Tensor,
+    error: Tensor,
+    white: Whitening,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """1 + J^T K^-1 J, minus the gradient of half the cost, and J (batch, n, latent)."""
+    jacobian = derivative(decode, z)
+    j = white(jacobian / error[..., None])
+    w = white(((y - decode(z)) / error)[..., None])
+    one = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    return one + j.mT @ j, (j.mT @ w)[..., 0] - z, jacobian
+
+
+def derivative(decode: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """(batch, n, latent): forward mode, a pass for each latent number."""
+    with torch.inference_mode(False):
+        z = z.clone()
+        columns = []
+        for k in range(z.shape[1]):
+            along = torch.zeros_like(z)
+            along[:, k] = 1
+            columns.append(jvp(decode, (z,), (along,))[1].detach())
+    return torch.stack(columns, 2)
+
+
+def log_tail(chi2: Tensor, dof: Tensor) -> Tensor:
+    """ln P(chi^2 > ``chi2``); where P underflows, by Wilson & Hilferty (1931, PNAS 17, 684)."""
+    chi2, dof = chi2.double(), dof.double()
+    p = torch.special.gammaincc(dof / 2, chi2 / 2)
+    spread = (2 / (9 * dof)).sqrt()
+    x = ((chi2 / dof) ** (1 / 3) - 1 + spread**2) / spread
+    return torch.where(p > 1e-30, p.clamp_min(WORST).log(), torch.special.log_ndtr(-x)).float()
+
+
+def log_normal(posterior: Posterior, log_errors: Tensor, n_observed: Tensor) -> Tensor:
+    """-ln p(data | z at the mean), (batch,); ``log_errors``: the sum of their logarithms."""
+    squares = posterior.residual.square().sum(1)
+    norm = n_observed * math.log(2 * math.pi)
+    return 0.5 * (squares + posterior.log_det + norm) + log_errors

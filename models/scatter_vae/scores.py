@@ -1,0 +1,131 @@
+"""How good the model is: of predicted rows, of the truth that a simulation knows, beside PCA."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.scatter_vae.posterior import Posterior, Whitening, log_normal
+
+COLLAPSED = 0.01  # variance over stars of a latent number below which it says nothing (Burda 2016)
+COMPONENTS = (6, 10, 20)  # of the PCA beside it
+JUDGED = 4096  # stars on which PCA and the scatter are judged
+ODD = 0.01  # share of stars with p < 1e-4 that is worth a remark
+
+
+def metrics(rows: Mapping[str, np.ndarray], latent: int) -> dict[str, float]:
+    """Of all rows; chi^2 is per coefficient."""
+    n = len(rows["chi2"])
+    found = {
+        "n": n,
+        "nll": float(np.mean(rows["nll"], dtype=float)),
+        "chi2_median": float(np.median(rows["chi2"])),
+        "coverage_68": float(np.mean(rows["within_68"], dtype=float)),
+        "coverage_95": float(np.mean(rows["within_95"], dtype=float)),
+    }
+    if "latent_mean" in rows or "kl" in rows:
+        found["kl"] = float(np.mean(rows["kl"], dtype=float))
+        found["odd_fraction"] = float(np.mean(rows["p_value"] < 1e-4))
+        found["missing_bp_fraction"] = float(np.mean(rows["flags"] & 1))
+    return found
+
+
+def active(z: np.ndarray) -> int:
+    """How many latent numbers differ from star to star."""
+    return int((z.var(0) > COLLAPSED).sum())
+
+
+def remarks(rows: Mapping[str, np.ndarray], latent: int) -> list[str]:
+    """What a user should be told of these stars, a sentence each."""
+    said = []
+    if len(rows.get("latent_mean", ())) > 10 and (left := active(rows["latent_mean"])) < latent:
+        said.append(
+            f"{latent - left} of {latent} latent numbers are the same for all stars: they have "
+            f"collapsed; model.latent={left} would do"
+        )
+    odd = float(np.mean(rows["p_value"] < 1e-4))
+    if odd > ODD:
+        said.append(
+            f"{odd:.1%} of the stars are misfitted (p_value < 1e-4), of a model's own 0.01% would "
+            f"be: they are unlike the training set, or their errors are too small"
+        )
+    imputed = int(np.sum(rows["flags"] & 1))
+    if imputed:
+        said.append(f"{imputed:,} stars have no BP: theirs is imputed from RP (flags, 1)")
+    return said
+
+
+def score(white: Tensor, log_det: Tensor, batch: Mapping[str, Tensor], n: int) -> dict[str, Any]:
+    """What `metrics` needs, of whitened residuals (batch, n) of stars with all bands."""
+    log_errors = (batch["errors"] / batch["flux"][:, None]).log().sum(1)
+    nothing = torch.empty(0)
+    as_if = Posterior(nothing, nothing, white, log_det, nothing)
+    return {
+        "chi2": white.square().mean(1),
+        "nll": log_normal(as_if, log_errors, torch.tensor(float(n))),
+        "within_68": (white.abs() < 1).float().mean(1),
+        "within_95": (white.abs() < 1.959964).float().mean(1),
+    }
+
+
+def of_reconstruction(
+    batch: Mapping[str, Tensor], x: Tensor, scatter: Tensor, bands: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """`score` of any reconstruction ``x`` and ``scatter`` (batch, n), electrons per second."""
+    error = batch["errors"]
+    whitening = Whitening((scatter / error).square(), batch, bands)
+    white = whitening(((batch["coefficients"] - x) / error)[..., None])[..., 0]
+    return score(white, whitening.log_det, batch, x.shape[1])
+
+
+def true_rows(data: Any, bands: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Rows of the true spectra and scatter of a simulation; empty for a catalogue."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in data.prediction_batches():
+        truth = data.true_spectra(batch["row"])
+        if truth is None:
+            return {}
+        for name, values in of_reconstruction(batch, *truth, bands).items():
+            parts.setdefault(name, []).append(values.numpy())
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """PCA beside the model, on whole stars, and the scatter beside the true one; some stars."""
+    batch = next(data.prediction_batches())
+    whole = batch["observed"].bool().all(1)
+    batch = {k: v[whole][:JUDGED] for k, v in batch.items() if isinstance(v, Tensor)}
+    found: dict[str, float] = {}
+    shown: dict[str, np.ndarray] = {}
+    with torch.inference_mode():
+        rows = model.predict_step(batch)
+        found["active_latents"] = active(rows["latent_mean"].numpy())
+        found["chi2_dof_median"] = float((rows["chi2"] * len(model.center) / rows["dof"]).median())
+        nothing = torch.zeros_like(batch["errors"])
+        for k in COMPONENTS:
+            scored = of_reconstruction(batch, model.pca(batch, k), nothing, model.bands)
+            found[f"pca{k}_chi2_median"] = float(scored["chi2"].median())
+            found[f"pca{k}_nll"] = float(scored["nll"].mean())
+        truth = data.true_spectra(batch["row"])
+        if truth is not None:
+            x, scatter = truth
+            flux = batch["flux"][:, None]
+            seeded = (scatter > 0).all(0)
+            ratio = (rows["scatter"] / scatter)[:, seeded]
+            found["scatter_ratio_median"] = float(ratio.median())
+            shown["scatter_true"] = (scatter / flux).median(0).values.numpy()
+            error = rows["reconstruction_factor"].square().sum(2).sqrt()
+            pull = (rows["reconstruction"] - x) / error
+            found["denoised_coverage_68"] = float((pull.abs() < 1).float().mean())
+            noise, left = (
+                ((v - x) / batch["errors"]).square().mean().sqrt()
+                for v in (batch["coefficients"], rows["reconstruction"])
+            )
+            found["denoised_error_ratio"] = float(left / noise)
+        shown["scatter_learned"] = (
+            (rows["scatter"] / batch["flux"][:, None]).median(0).values.numpy()
+        )
+        shown["error_median"] = (batch["errors"] / batch["flux"][:, None]).median(0).values.numpy()
+    return found, shown

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from models.base import Batch, Component, Output
 from models.scatter_vae import scores
@@ -155,7 +156,7 @@ class ScatterVAE(Component):
             elif self.covariance == "full" and not warming and f"correlations_{band}" in batch:
                 nll = covariant_nll(of_band, ratio, batch[f"correlations_{band}"])
             else:
-                nll = 0.5 * (of_band.square() / (1 + ratio) + torch.log1p(ratio)).sum(1)
+                nll = -Normal(0, (1 + ratio).sqrt(), validate_args=False).log_prob(of_band).sum(1)
             total = total + nll * batch["observed"][:, i]
         return total
 

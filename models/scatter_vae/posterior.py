@@ -52,6 +52,7 @@ class Posterior(NamedTuple):
     residual: Tensor  # whitened, (batch, n)
     log_det: Tensor  # of K, (batch,)
     jacobian: Tensor  # of the decoder at the mean, (batch, n, latent)
+    leverage: Tensor  # of each whitened residual, (batch, n): the share of its noise that z fits
 
     def divergence(self) -> Tensor:
         """KL from the standard normal prior, nats, (batch,)."""
@@ -62,7 +63,11 @@ class Posterior(NamedTuple):
 
     def fitted(self) -> Tensor:
         """How many numbers the data decide, rather than the prior: (batch,)."""
-        return self.mean.shape[1] - self.covariance.diagonal(dim1=1, dim2=2).sum(1)
+        return self.leverage.sum(1)
+
+    def studentised(self) -> Tensor:
+        """Residuals whose variance is 1 although z was fitted to them, (batch, n)."""
+        return self.residual / (1 - self.leverage).clamp_min(1e-3).sqrt()
 
 
 def posterior(
@@ -81,6 +86,7 @@ def posterior(
     covariance is that of the last linearisation, (1 + J^T K^-1 J)^-1.
     """
     white = whitening(z)
+    one = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     damping = torch.full_like(z[:, :1, None], 1e-2)
     best = torch.full_like(z[:, 0], torch.inf)
     kept = z
@@ -93,14 +99,17 @@ def posterior(
         damping = torch.where(gained[:, None, None], damping / 10, damping * 30)
         if step == steps:
             break
-        hessian, gradient, _ = _linearised(kept, decode, y, error, white)
+        j, gradient, _ = _linearised(kept, decode, y, error, white)
+        hessian = one + j.mT @ j
         diagonal = hessian.diagonal(dim1=1, dim2=2).diag_embed()
         move = torch.linalg.solve(hessian + damping * diagonal, gradient[..., None])[..., 0]
         z = kept + move.clamp(-TRUST, TRUST)
     white = whitening(kept)
-    hessian, _, jacobian = _linearised(kept, decode, y, error, white)
+    j, _, jacobian = _linearised(kept, decode, y, error, white)
+    covariance = torch.linalg.inv(one + j.mT @ j)
     w = white(((y - decode(kept)) / error)[..., None])[..., 0]
-    return Posterior(kept, torch.linalg.inv(hessian), w, white.log_det, jacobian)
+    leverage = ((j @ covariance) * j).sum(2)
+    return Posterior(kept, covariance, w, white.log_det, jacobian, leverage)
 
 
 def _linearised(
@@ -110,12 +119,11 @@ def _linearised(
     error: Tensor,
     white: Whitening,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """1 + J^T K^-1 J, minus the gradient of half the cost, and J (batch, n, latent)."""
+    """L^-1 J, minus the gradient of half the cost, and J, (batch, n, latent)."""
     jacobian = derivative(decode, z)
     j = white(jacobian / error[..., None])
     w = white(((y - decode(z)) / error)[..., None])
-    one = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    return one + j.mT @ j, (j.mT @ w)[..., 0] - z, jacobian
+    return j, (j.mT @ w)[..., 0] - z, jacobian
 
 
 def derivative(decode: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

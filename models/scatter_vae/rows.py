@@ -16,7 +16,7 @@ LATENT = {
     "latent_log_variance": Output("", "ln of the variance of each z"),
 }
 ODD = {
-    "chi2": Output("", "whitened chi^2 per coefficient, of errors, correlations and scatter"),
+    "chi2": Output("", "chi^2, of errors, correlations and scatter, per degree of freedom"),
     "dof": Output("", "coefficients less the latent numbers that they decide"),
     "p_value": Output("", "P(chi^2 > this one) of a star of this model"),
     "kl": Output("", "KL divergence of the posterior of z from the prior, nats"),
@@ -24,7 +24,9 @@ ODD = {
         "", "-ln p_value - ln P(|z|^2 > this one): misfit and rarity; of the model's stars 2 +- 1.4"
     ),
     "nll": Output("", "-ln p(coefficients / flux | z)"),
-    "within_68": Output("", "share of whitened residuals within 1 sigma: 0.683 of an honest model"),
+    "within_68": Output(
+        "", "share of studentised whitened residuals within 1 sigma: of an honest model 0.683"
+    ),
     "within_95": Output("", "the same within 1.96 sigma: 0.95"),
     "flags": Output(
         "", "bits: 1 BP is missing and imputed; 2 p_value below 1e-4; 4 z unlike the prior, at 1e-4"
@@ -88,9 +90,9 @@ def rows_of(
     log_rare = log_tail(found.mean.square().sum(1), latent)
     log_errors = torch.where(seen, (batch["errors"] / flux).log(), 0.0).sum(1)
     missing = (batch["observed"] == 0).any(1)
-    white = found.residual.abs()
+    white = found.studentised().abs()
     return rows | {
-        "chi2": squares / n,
+        "chi2": squares / dof,
         "dof": dof,
         "p_value": log_p.exp(),
         "kl": found.divergence(),

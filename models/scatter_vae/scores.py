@@ -16,7 +16,7 @@ ODD = 0.01  # share of stars with p < 1e-4 that is worth a remark
 
 
 def metrics(rows: Mapping[str, np.ndarray], latent: int) -> dict[str, float]:
-    """Of all rows; chi^2 is per coefficient."""
+    """Of all rows; chi^2 is per degree of freedom: coefficients less what was fitted to them."""
     n = len(rows["chi2"])
     found = {
         "n": n,
@@ -57,11 +57,15 @@ def remarks(rows: Mapping[str, np.ndarray], latent: int) -> list[str]:
     return said
 
 
-def score(white: Tensor, log_det: Tensor, batch: Mapping[str, Tensor], n: int) -> dict[str, Any]:
+def score(
+    white: Tensor, log_det: Tensor, batch: Mapping[str, Tensor], fitted: int
+) -> dict[str, Any]:
     """What `metrics` needs, of whitened residuals (batch, n) of stars with all bands."""
+    n = white.shape[1]
     log_errors = (batch["errors"] / batch["flux"][:, None]).log().sum(1)
     nothing = torch.empty(0)
-    as_if = Posterior(nothing, nothing, white, log_det, nothing)
+    as_if = Posterior(nothing, nothing, white, log_det, nothing, nothing)
+    white = white * (n / (n - fitted)) ** 0.5
     return {
         "chi2": white.square().mean(1),
         "nll": log_normal(as_if, log_errors, torch.tensor(float(n))),
@@ -71,13 +75,20 @@ def score(white: Tensor, log_det: Tensor, batch: Mapping[str, Tensor], n: int) -
 
 
 def of_reconstruction(
-    batch: Mapping[str, Tensor], x: Tensor, scatter: Tensor, bands: Mapping[str, int]
+    batch: Mapping[str, Tensor],
+    x: Tensor,
+    scatter: Tensor,
+    bands: Mapping[str, int],
+    fitted: int = 0,
 ) -> dict[str, Tensor]:
-    """`score` of any reconstruction ``x`` and ``scatter`` (batch, n), electrons per second."""
+    """`score` of any reconstruction ``x`` and ``scatter`` (batch, n), electrons per second.
+
+    ``fitted``: how many numbers of each star were fitted.
+    """
     error = batch["errors"]
     whitening = Whitening((scatter / error).square(), batch, bands)
     white = whitening(((batch["coefficients"] - x) / error)[..., None])[..., 0]
-    return score(white, whitening.log_det, batch, x.shape[1])
+    return score(white, whitening.log_det, batch, fitted)
 
 
 def true_rows(data: Any, bands: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -102,10 +113,11 @@ def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarra
     with torch.inference_mode():
         rows = model.predict_step(batch)
         found["active_latents"] = active(rows["latent_mean"].numpy())
-        found["chi2_dof_median"] = float((rows["chi2"] * len(model.center) / rows["dof"]).median())
+        per_coefficient = rows["chi2"] * rows["dof"] / len(model.center)
+        found["chi2_per_coefficient_median"] = float(per_coefficient.median())
         nothing = torch.zeros_like(batch["errors"])
         for k in COMPONENTS:
-            scored = of_reconstruction(batch, model.pca(batch, k), nothing, model.bands)
+            scored = of_reconstruction(batch, model.pca(batch, k), nothing, model.bands, k)
             found[f"pca{k}_chi2_median"] = float(scored["chi2"].median())
             found[f"pca{k}_nll"] = float(scored["nll"].mean())
         truth = data.true_spectra(batch["row"])

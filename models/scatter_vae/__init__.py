@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from models.base import Batch, Component, Output
+from models.base import Batch, Component, Constant, Output
 from models.scatter_vae import scores
 from models.scatter_vae.likelihood import covariant_nll, lowrank_nll
 from models.scatter_vae.networks import Published, Recipe
@@ -191,6 +191,12 @@ class ScatterVAE(Component):
     def outputs(self) -> dict[str, Output]:
         return outputs(self.bands, self.spectra is not None)
 
+    @property
+    def constants(self) -> dict[str, Constant]:
+        if self.spectra is None:
+            return {}
+        return {"wavelength": Constant(self.wavelengths, "wavelength")}
+
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
         n = len(tensors["flux"])
@@ -267,6 +273,20 @@ class ScatterVAE(Component):
         y, _ = self._standard(batch)
         first = self.components[:, :k]
         return ((y @ first @ first.T) * self.scale + self.center) * batch["flux"][:, None]
+
+    def examples(self, batch: Batch) -> dict[str, Tensor]:
+        """The observed spectra with their errors, and what scatter adds to a spectrum."""
+        scatter = self.predict_step(batch)["scatter"]
+        if self.spectra is None:
+            observed = {"observed": batch["coefficients"], "observed_error": batch["errors"]}
+            return observed | {"observed_scatter": scatter}
+        packed = {b: batch[f"correlations_{b}"] for b in self.bands if f"correlations_{b}" in batch}
+        whole = packed if len(packed) == len(self.bands) else None
+        return {
+            "observed": self.spectra.flux(batch["coefficients"]),
+            "observed_error": self.spectra.error(batch["errors"], whole),
+            "observed_scatter": self.spectra.error(scatter),
+        }
 
     # --- how good it is -----------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from models.scatter_vae.posterior import Posterior, Whitening, log_normal
 COLLAPSED = 0.01  # variance over stars of a latent number below which it says nothing (Burda 2016)
 COMPONENTS = (6, 10, 20)  # of the PCA beside it
 JUDGED = 4096  # stars on which PCA and the scatter are judged
+STARS = ("latent_mean", "bp_rp", "g_mag")  # of many stars, for the figure of latent space
+GENERATED = 200  # stars, for a figure
 ODD = 0.01  # share of stars with p < 1e-4 that is worth a remark
 
 
@@ -136,6 +138,8 @@ def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarra
                 for v in (batch["coefficients"], rows["reconstruction"])
             )
             found["denoised_error_ratio"] = float(left / noise)
+        shown |= {f"stars_{k}": rows[k].numpy() for k in STARS if k in rows}
+        shown |= {f"generated_{k}": v for k, v in model.generate(GENERATED).items()}
         shown["scatter_learned"] = (
             (rows["scatter"] / batch["flux"][:, None]).median(0).values.numpy()
         )

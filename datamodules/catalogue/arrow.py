@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
 
 def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
     """A numpy array, masked where there are blanks; lists of one length become (rows, length).
@@ -30,15 +32,27 @@ def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
         blank = array.is_null().to_numpy(zero_copy_only=False)
         numbers = values.to_numpy(zero_copy_only=False)
         return np.ma.array(numbers, mask=blank) if array.null_count else numbers
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if any(is_list(kind) for is_list in lists):
-        lengths = pc.unique(pc.list_value_length(array)).to_pylist()
-        if len(lengths) > 1 or None in lengths:
-            raise ValueError(f"{where}: its vectors have unequal lengths or blank rows")
-        size = lengths[0] if lengths else getattr(kind, "list_size", 0)
-        inner = to_numpy(array.flatten(), where)
-        return inner.reshape(len(array), size, *inner.shape[1:])
+    if any(is_list(kind) for is_list in _LISTS):
+        return _stack(array, where)
     raise ValueError(f"{where}: type {kind} cannot be read as an array")
+
+
+def _stack(array: pa.Array, where: str) -> np.ndarray:
+    """(rows, k, ...) of lists of one length k; null and empty lists are masked rows."""
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+    sizes = np.unique(lengths[lengths > 0]).tolist()
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{where}: its arrays have unequal lengths, {sizes[0]} and {sizes[1]}; those of a "
+            "column have one length, or are blank"
+        )
+    size = sizes[0] if sizes else getattr(array.type, "list_size", 0)
+    inner = to_numpy(array.flatten(), where)
+    if (lengths == size).all():
+        return inner.reshape(len(array), size, *inner.shape[1:])
+    rows = np.ma.masked_all((len(array), size, *inner.shape[1:]), inner.dtype)
+    rows[lengths > 0] = inner.reshape(-1, size, *inner.shape[1:])
+    return rows
 
 
 def from_numpy(values: np.ndarray) -> pa.Array:

@@ -1,7 +1,9 @@
 """What every catalogue shares: the streaming interface and the treatment of blanks."""
 
+import contextlib
 import gzip
 import io
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -11,6 +13,8 @@ from astropy import units as u
 
 from .columns import resolve
 
+# What reading a gzip file raises that is cut off or damaged.
+CUT_OFF = (EOFError, gzip.BadGzipFile, zlib.error)
 # Integers beyond 2**53 are not exact in float64.
 _EXACT = 2**53
 
@@ -121,6 +125,17 @@ class Catalogue:
 def open_binary(path: str) -> gzip.GzipFile | io.BufferedReader:
     """Open for reading, unpacking gzip."""
     return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")
+
+
+@contextlib.contextmanager
+def unpacking(path: str) -> Iterator[None]:
+    """Name the file where gzip data within turn out to be cut off or damaged."""
+    try:
+        yield
+    except CUT_OFF as error:
+        raise OSError(
+            f"{path}: looks truncated or damaged ({error}); copy or download it again"
+        ) from error
 
 
 def spans(rows: int, start: int, stop: int) -> Iterator[tuple[int, int]]:

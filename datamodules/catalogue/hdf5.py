@@ -8,6 +8,8 @@ import h5py
 import numpy as np
 from astropy.table.meta import get_header_from_yaml
 
+from datamodules.vectors import vectors
+
 from .base import Catalogue, plain, spans
 from .columns import parse_unit
 from .sink import About, Sink
@@ -120,7 +122,8 @@ class Hdf5Catalogue(Catalogue):
         elif h5py.check_string_dtype(dataset.dtype):
             values = dataset[first:last]
         else:
-            return plain(dataset[first:last], name)
+            values = dataset[first:last]
+            return vectors(values, name) if values.dtype.kind == "O" else plain(values, name)
         if values.dtype.kind == "O":
             return np.array([v.decode() if isinstance(v, bytes) else v for v in values], object)
         return plain(values, f"{self.path}: column {name!r}")

@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from datamodules.vectors import vectors
+
 from .arrow import to_numpy
 from .base import Catalogue, plain, spans
 from .columns import parse_unit
 
+_ARRAYS = (np.ndarray, list, tuple)
 _NAMES = ("colnames", "column_names", "columns")  # of astropy, pyarrow, pandas and polars
 
 
@@ -29,9 +32,9 @@ def read_table(table: Any) -> Catalogue:
 
 
 class MemoryCatalogue(Catalogue):
-    """Columns are converted when first asked for."""
+    """Columns are converted when first asked for; `path` is the file that they came from."""
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, path: str | None = None) -> None:
         columns = {str(name): table[name] for name in _names(table)}
         try:
             lengths = {name: len(column) for name, column in columns.items()}
@@ -44,7 +47,7 @@ class MemoryCatalogue(Catalogue):
             shown = ", ".join(f"{name} {rows}" for name, rows in lengths.items())
             raise ValueError(f"the columns of the table have unequal lengths: {shown}")
         units = {name: parse_unit(getattr(c, "unit", None)) for name, c in columns.items()}
-        path = f"<{type(table).__name__} in memory>"
+        path = path or f"<{type(table).__name__} in memory>"
         super().__init__(path, list(columns), units, next(iter(lengths.values()), 0))
         self._columns = columns
         self._arrays: dict[str, np.ndarray] = {}
@@ -54,7 +57,7 @@ class MemoryCatalogue(Catalogue):
     ) -> Iterator[dict[str, np.ndarray]]:
         for name in columns:
             if name not in self._arrays:
-                self._arrays[name] = _array(self._columns[name], f"{self.path}: column {name!r}")
+                self._arrays[name] = _array(self._columns[name], self.path, name)
         for first, last in spans(rows, start, stop):
             yield {name: self._arrays[name][first:last] for name in columns}
 
@@ -66,7 +69,8 @@ def _names(table: Any) -> Any:
     return table.dtype.names or () if hasattr(table, "dtype") else table.keys()
 
 
-def _array(column: Any, where: str) -> np.ndarray:
+def _array(column: Any, path: str, name: str) -> np.ndarray:
+    where = f"{path}: column {name!r}"
     if isinstance(column, pa.Array | pa.ChunkedArray):
         return to_numpy(column, where)
     if hasattr(column, "to_arrow"):  # polars
@@ -78,4 +82,6 @@ def _array(column: Any, where: str) -> np.ndarray:
             raise ValueError(f"{where}: mixed or unknown types ({error})") from error
     values = getattr(column, "value", column)  # Quantity and astropy Column
     values = values if np.ma.isMaskedArray(values) else np.asarray(values)
+    if values.dtype.kind == "O" and any(isinstance(cell, _ARRAYS) for cell in values.flat):
+        return vectors(values, name)
     return plain(values, where)

@@ -1,7 +1,6 @@
 """CSV and ECSV, read by Arrow in blocks after one pass that counts rows and settles types."""
 
 import csv
-import gzip
 import io
 import json
 import re
@@ -16,7 +15,7 @@ from astropy.table.meta import get_header_from_yaml
 from pyarrow import csv as arrow_csv
 
 from .arrow import from_numpy, regroup, to_numpy
-from .base import Catalogue, open_binary
+from .base import CUT_OFF, Catalogue, open_binary
 from .columns import parse_unit
 from .parquet import constants_as_json
 from .sink import About, Sink
@@ -82,7 +81,7 @@ def _head(path: str) -> tuple[list[str], str, int]:
                 comments.append(line)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error}); convert it with iconv") from error
-    except (EOFError, gzip.BadGzipFile) as error:
+    except CUT_OFF as error:
         raise OSError(f"{path}: not a gzip file, or it looks truncated ({error})") from error
     raise ValueError(f"{path}: has no line of column names")
 
@@ -156,7 +155,7 @@ class TextCatalogue(Catalogue):
                 raise ValueError(
                     f"{self.path}: not a well-formed table of UTF-8 text: {error}"
                 ) from error
-            except (EOFError, gzip.BadGzipFile, OSError) as error:
+            except (OSError, *CUT_OFF) as error:
                 raise OSError(f"{self.path}: looks truncated or damaged ({error})") from error
 
     def _blocks(
@@ -169,10 +168,12 @@ class TextCatalogue(Catalogue):
         if name not in self._vectors:
             return to_numpy(_cast(texts, self._types[name]), name)
         kind, shape = self._vectors[name]
-        rows = [json.loads(text) if text else np.nan for text in texts.to_pylist()]
-        if any(row is np.nan for row in rows):
-            raise ValueError(f"{self.path}: vector column {name!r} has blank rows")
-        return np.array(rows, kind).reshape(len(rows), *shape)
+        rows = [json.loads(text) if text else None for text in texts.to_pylist()]
+        if None in rows and not kind.startswith("float"):
+            raise ValueError(f"{self.path}: vector column {name!r} of {kind} has blank rows")
+        blank = np.full(shape, np.nan)
+        filled = [blank if row is None else row for row in rows]
+        return np.array(filled, kind).reshape(len(rows), *shape)
 
 
 def _cast(texts: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> Any:

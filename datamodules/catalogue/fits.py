@@ -9,8 +9,9 @@ from typing import IO
 import numpy as np
 from astropy.io import fits
 
-from .base import Catalogue, open_binary, plain, spans
+from .base import Catalogue, open_binary, plain, spans, unpacking
 from .columns import parse_unit
+from .heap import Heap, code, in_heap
 from .sink import About, Sink
 
 # FITS binary table codes by numpy type (FITS standard 4.0, table 18).
@@ -46,7 +47,11 @@ def open_fits(path: str, group: str | None) -> Catalogue:
 
 
 class FitsCatalogue(Catalogue):
-    """One binary table; each pass opens the file anew and reads whole rows."""
+    """One binary table; each pass opens the file anew and reads whole rows.
+
+    Arrays of variable length (formats P and Q) are read as (rows, k) where all rows of the file
+    have one length or none, which is a blank.
+    """
 
     def __init__(self, path: str, columns: fits.ColDefs, hdu: fits.BinTableHDU) -> None:
         units = {c.name: parse_unit(c.unit) for c in columns}
@@ -54,34 +59,61 @@ class FitsCatalogue(Catalogue):
         self._columns = {c.name: c for c in columns}
         self._rows = columns.dtype.newbyteorder(">")
         self._offset = hdu.fileinfo()["datLoc"]
+        table = len(self) * self._rows.itemsize
+        whole = table + int(hdu.header.get("PCOUNT", 0))
+        heap = int(hdu.header.get("THEAP", table))
+        self._heap = Heap(path, self._offset + heap, whole - heap)
         self._blank.update(
-            {c.name: False for c in columns if c.null is None and c.format.format != "L"}
+            {
+                c.name: False
+                for c in columns
+                if c.null is None and code(c) != "L" and (code(c) in "ED" or not in_heap(c))
+            }
         )
-        needed = self._offset + len(self) * self._rows.itemsize
+        needed = self._offset + whole
         if not path.lower().endswith(".gz") and os.path.getsize(path) < needed:
             raise OSError(
                 f"{path}: looks truncated: its table of {len(self)} rows needs {needed} bytes, the "
                 f"file has {os.path.getsize(path)}; copy or download it again"
             )
 
+    def close(self) -> None:
+        self._heap.close()
+
     def _blocks(
         self, columns: list[str], rows: int, start: int, stop: int
     ) -> Iterator[dict[str, np.ndarray]]:
         for name in columns:
-            if self._columns[name].format.format in "PQX":
+            if code(self._columns[name]) in "PQX":
                 raise ValueError(
-                    f"{self.path}: column {name!r} has variable-length or bit entries (format "
+                    f"{self.path}: column {name!r} has bits, or text of variable length (format "
                     f"{self._columns[name].format}), which cannot be read as a plain array"
                 )
+            if in_heap(self._columns[name]) and not self._heap.measured(name):
+                pieces = self._tables(65_536, 0, len(self))
+                self._heap.measure(name, ((first, table[name]) for first, table in pieces))
+        for _, table in self._tables(rows, start, stop):
+            yield {name: self._read(table[name], name) for name in columns}
+
+    def _tables(self, rows: int, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of the first row, rows as they are in the file)."""
         width = self._rows.itemsize
-        with open_binary(self.path) as file:
+        with open_binary(self.path) as file, unpacking(self.path):
             file.seek(self._offset + start * width)
             for first, last in spans(rows, start, stop):
                 raw = file.read((last - first) * width)
                 if len(raw) < (last - first) * width:
                     raise OSError(f"{self.path}: looks truncated: it ends before row {last}")
-                table = np.frombuffer(raw, self._rows)
-                yield {name: self._decode(table[name], name) for name in columns}
+                yield first, np.frombuffer(raw, self._rows)
+
+    def _read(self, raw: np.ndarray, name: str) -> np.ndarray:
+        if not in_heap(self._columns[name]):
+            return self._decode(raw, name)
+        stored = self._heap.read(name, self._columns[name], raw)
+        values = self._decode(np.ma.getdata(stored), name)
+        if not np.ma.isMaskedArray(stored):
+            return values
+        return np.ma.array(values, mask=stored.mask | np.ma.getmaskarray(values))
 
     def _decode(self, raw: np.ndarray, name: str) -> np.ndarray:
         """Physical values: text, TNULL, unsigned integers and TSCAL/TZERO (standard, 7.3.2)."""
@@ -89,7 +121,7 @@ class FitsCatalogue(Catalogue):
         values = plain(raw, f"{self.path}: column {name!r}")
         if values.dtype.kind == "U":
             return np.char.rstrip(values)
-        if column.format.format == "L":
+        if code(column) == "L":
             return np.ma.array(values == ord("T"), mask=values == 0)
         blank = None if column.null is None else values == column.null
         scale, zero = column.bscale or 1, column.bzero or 0

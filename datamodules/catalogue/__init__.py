@@ -1,5 +1,7 @@
 """Tables in and out, streamed in constant memory: FITS, ECSV, CSV, Parquet and HDF5.
 
+Read only: NPZ, and VOTables, which are held in memory.
+
 with open_catalogue("cat.fits") as catalogue, Writer("out.hdf5") as out:
     for chunk in catalogue.chunks(["ra", "dec"]):
         out.write(chunk)
@@ -14,8 +16,10 @@ from .columns import convert, resolve
 from .fits import open_fits
 from .hdf5 import open_hdf5
 from .memory import read_table
+from .npz import open_npz
 from .parquet import open_parquet
 from .text import open_csv, open_ecsv
+from .votable import open_votable
 from .writer import Writer, sink_for
 
 __all__ = [
@@ -34,12 +38,19 @@ READERS: dict[str, Callable[[str, str | None], Catalogue]] = {
     ".fits.gz": open_fits,
     ".ecsv": open_ecsv,
     ".csv": open_csv,
+    ".ecsv.gz": open_ecsv,
     ".csv.gz": open_csv,
     ".parquet": open_parquet,
     ".pq": open_parquet,
     ".hdf5": open_hdf5,
     ".h5": open_hdf5,
     ".hdf": open_hdf5,
+    ".npz": open_npz,
+    ".vot": open_votable,
+    ".vot.gz": open_votable,
+    ".votable": open_votable,
+    ".xml": open_votable,
+    ".xml.gz": open_votable,
 }
 
 

@@ -136,7 +136,6 @@ class Hdf5Sink(Sink):
         super().__init__(path, first, about)
         self._raw = _Deferred(path)
         self._file = h5py.File(self._raw, "w", track_order=True)
-        self._file.attrs.update(dict(about.meta))
         self._columns = {name: self._create(name, values) for name, values in first.items()}
         for place, values in about.constants.items():
             values = np.asarray(values)
@@ -152,6 +151,7 @@ class Hdf5Sink(Sink):
         self._raw.check()
 
     def close(self) -> None:
+        self._file.attrs.update(dict(self.about.meta))  # as it is now that all rows are written
         self._file.close()
         self._raw.close()
         self._raw.check()

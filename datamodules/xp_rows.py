@@ -35,6 +35,11 @@ class Rows:
         first = 0
         for chunk in self._catalogue.chunks(self._names, rows):
             ids = chunk["source_id"]
+            if ids.dtype.kind not in "iu":
+                raise ValueError(
+                    f"{self._catalogue.path}: source_id is {ids.dtype}, such as {ids[0]}; expected "
+                    "integers, for a float does not hold the 19 digits: write the file anew"
+                )
             columns, faults = self._read(chunk)
             self._find_repeated(ids, faults)
             bad = np.flatnonzero(faults != "")

@@ -169,6 +169,9 @@ def test_what_cannot_become_a_shard_is_refused(tmp_path):
         convert([save(tmp_path / "x.csv", nothing)], tmp_path / "out")
     with pytest.raises(ValueError, match="has no column source_id"):
         convert([save(tmp_path / "y.npz", {"a": np.zeros(4)})], tmp_path / "out")
+    rounded = stars() | {"source_id": stars()["source_id"].astype(float)}
+    with pytest.raises(ValueError, match="source_id is float64"):
+        convert([save(tmp_path / "v.h5", rounded)], tmp_path / "out")
     zeros = stars()
     zeros["rp_coefficient_errors"][:] = 0
     with pytest.raises(ValueError, match="none of its rows is good"):

@@ -117,7 +117,10 @@ def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarra
         found["active_latents"] = active(rows["latent_mean"].numpy())
         per_coefficient = rows["chi2"] * rows["dof"] / len(model.center)
         found["chi2_per_coefficient_median"] = float(per_coefficient.median())
+        # as PCA is judged, which knows no scatter
         nothing = torch.zeros_like(batch["errors"])
+        bare = of_reconstruction(batch, rows["reconstruction"], nothing, model.bands, model.latent)
+        found["chi2_no_scatter_median"] = float(bare["chi2"].median())
         for k in COMPONENTS:
             scored = of_reconstruction(batch, model.pca(batch, k), nothing, model.bands, k)
             found[f"pca{k}_chi2_median"] = float(scored["chi2"].median())

@@ -156,6 +156,7 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
     A named ``data=`` section replaces the checkpoint's; ``data.path`` alone means all rows of
     that file; nothing at all means the test split of the data it was trained on.
     """
+    from datamodules.catalogue import files_of
     from models.checkpoint import build
 
     stored = dict(record["config"]["data"])
@@ -182,7 +183,7 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
                 f"data.{key} decides which rows of {where} were held out of training, and cannot "
                 f"be changed afterwards"
             )
-    if not Path(data.path).is_file():
+    if not files_of(data.path):
         raise FileNotFoundError(
             f"this model was trained on {where}, which is not here, and may not be shipped; "
             f"origin: {data.origin or 'not recorded'}. Name a catalogue: data.path=<file>"

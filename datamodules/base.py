@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from datamodules.catalogue import Catalogue, convert, open_catalogue, read_table, resolve
+from datamodules.catalogue import (
+    Catalogue,
+    convert,
+    files_of,
+    open_catalogue,
+    read_table,
+    resolve,
+)
 
 Rows = dict[str, Tensor]
 
@@ -382,5 +389,9 @@ def where(catalogue: Catalogue, condition: str) -> np.ndarray:
 
 
 def sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of a file; of several that a pattern names, that of their hashes."""
+    found = []
+    for name in files_of(path):
+        with open(name, "rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()

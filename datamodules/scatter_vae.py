@@ -1,21 +1,29 @@
 """Gaia BP/RP spectra as coefficients or sampled, from the archive's files, or simulated."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from glob import has_magic
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from datamodules.base import CatalogueData, Rows
-from datamodules.catalogue import Catalogue
+from datamodules.catalogue import Catalogue, read_table
 from datamodules.values import numbers, refuse
 from datamodules.vectors import vectors
+from datamodules.xp_loader import EpochLoader, StreamedBatches
+from datamodules.xp_shards import find, read_rows
+from datamodules.xp_stream import ShardStream
 from physics import xp, xp_mock
 from physics.correlations import check_positive_definite, low_rank
 
 FORMATS = ("coefficients", "sampled")
 CORRELATIONS = ("full", "lowrank", "diagonal")
+HELD = 20_000  # rows of shards that are held, for units, components and validation
 SAMPLED = "sampled"  # the name of the one band of sampled spectra
 COLUMNS = {  # the archive's names
     **{
@@ -220,23 +228,71 @@ class ScatterVaeData(CatalogueData):
 
     # --- training -----------------------------------------------------------------------------
 
+    @property
+    def sharded(self) -> bool:
+        """Whether ``path`` names shards, which are streamed: a folder of them, or a pattern."""
+        path = self.path
+        return path is not None and (Path(path).is_dir() or (has_magic(path) and bool(find(path))))
+
+    def _part(self, which: str) -> tuple[float, float]:
+        """Where the train, val and test rows of each shard begin and end, a share of it."""
+        val, test = 1 - self.val_fraction - self.test_fraction, 1 - self.test_fraction
+        return {"train": (0.0, val), "val": (val, test), "test": (test, 1.0)}[which]
+
+    def _held(self, which: str, n: int) -> Rows:
+        """A sample of a part of the shards, (n, ...) tensors."""
+        assert self.path is not None
+        table = read_table(read_rows(self.path, n, self.seed, part=self._part(which)))
+        roles = self.roles(table, training=True)
+        parts = [self._batch(r, c, True) for r, c in self._read(table, roles, 0, n, None)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def train_dataloader(self) -> DataLoader:
+        if not self.sharded:
+            return super().train_dataloader()
+        world, rank = self._ranks()
+        assert self.path is not None
+        stream = ShardStream(
+            self.path, self.batch_size, self.seed, rank, world, part=self._part("train")
+        )
+        with self.open("fit") as catalogue:
+            roles = self.roles(catalogue, training=True)
+
+        def convert(columns: dict[str, np.ndarray]) -> Rows:
+            batch = self.to_batch({r: columns[c] for r, (c, _) in roles.items()}, training=True)
+            batch.pop("source_id", None)
+            return self._factored(batch)
+
+        batches = StreamedBatches(stream, convert, self.augment)
+        trainer = self.trainer
+        return EpochLoader(
+            batches, lambda: trainer.current_epoch if trainer else 0, num_workers=self.num_workers
+        )
+
     def setup(self, stage: str | None = None) -> None:
         if stage != "fit" or self.rows:
             return
-        super().setup(stage)
+        if self.sharded:
+            self.rows = {which: self._held(which, HELD) for which in ("train", "val")}
+        else:
+            super().setup(stage)
         ids = [rows.pop("source_id") for rows in self.rows.values() if "source_id" in rows]
         if ids:
             _refuse_twice(torch.cat(ids[: 2 if self.val_fraction else 1]).numpy(), self.label)
         if not self.bands:
             with self.open("fit") as catalogue:
                 self.bands = self._sizes(catalogue)
+        self.rows = {name: self._factored(rows) for name, rows in self.rows.items()}
+
+    def _factored(self, batch: Rows) -> Rows:
+        """With low-rank factors of the correlations, where those are asked for."""
+        factors = {}
         if self.correlations == "lowrank":
-            for rows in self.rows.values():
-                for band, n in self.bands.items():
-                    if f"correlations_{band}" in rows:
-                        rows[f"factor_{band}"] = low_rank(
-                            rows[f"correlations_{band}"], n, self.rank
-                        ).half()
+            for band, n in self.bands.items():
+                if f"correlations_{band}" in batch:
+                    packed = batch[f"correlations_{band}"]
+                    factors[f"factor_{band}"] = low_rank(packed, n, self.rank).half()
+        return batch | factors
 
     def _sizes(self, catalogue: Catalogue) -> dict[str, int]:
         """How many coefficients each band has."""
@@ -288,7 +344,25 @@ class ScatterVaeData(CatalogueData):
         )
         return torch.from_numpy(true).float(), torch.from_numpy(scatter).float()
 
+    def open(self, which: str) -> Catalogue:
+        if self.table is None and self.split == "test" and self.sharded:
+            assert self.path is not None
+            if which not in self._simulated:
+                n, part = self.sizes[1], self._part("test")
+                self._simulated[which] = read_rows(self.path, n, self.seed, part=part)
+            return read_table(self._simulated[which])
+        return super().open(which)
+
+    def _predicted_rows(self, catalogue: Catalogue) -> np.ndarray | None:
+        return None if self.sharded else super()._predicted_rows(catalogue)
+
     def provenance(self) -> dict[str, Any]:
+        if self.path is not None and self.sharded:
+            shards, _ = find(self.path)
+            sums = "".join(shard.about["crc32"] for shard in shards)
+            rows = sum(shard.rows for shard in shards)
+            digest = hashlib.sha256(sums.encode()).hexdigest()
+            return {"path": self.path, "sha256": digest, "rows": rows, "shards": len(shards)}
         if self.path is not None:
             return super().provenance()
         sizes = {"n_train": self.sizes[0], "n_test": self.sizes[1]}
@@ -309,3 +383,9 @@ def _refuse_twice(ids: np.ndarray, label: str) -> None:
             f"{label}: {len(twice):,} source ids occur more than once, the first is {twice[0]}; a "
             f"star in training and test makes a model look better than it is: keep one row of each"
         )
+
+
+if __name__ == "__main__":
+    from datamodules.xp_convert import main
+
+    raise SystemExit(main())

@@ -71,6 +71,10 @@ class ShardStream(IterableDataset):
         """Choose the order; to be called before each epoch, on every rank."""
         self._epoch.fill_(epoch)
 
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
     def __len__(self) -> int:
         """Batches of this rank in an epoch, of all its workers together."""
         return self._batches
@@ -82,14 +86,14 @@ class ShardStream(IterableDataset):
         first = start + self._batches * worker // workers
         last = start + self._batches * (worker + 1) // workers
         blocks = self._stretch(first * self.rows, last * self.rows)
-        place = [self.seed, int(self._epoch), self.rank, workers, worker]
+        place = [self.seed, self.epoch, self.rank, workers, worker]
         mixed = self._mix(blocks, np.random.default_rng(place))
         for batch in _cut(mixed, self.rows):
             yield {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def _stretch(self, start: int, stop: int) -> list[Block]:
         """Rows start..stop of the epoch's order of blocks."""
-        random = np.random.default_rng([self.seed, int(self._epoch)])
+        random = np.random.default_rng([self.seed, self.epoch])
         blocks = [self._blocks[i] for i in random.permutation(len(self._blocks))]
         stretch = []
         before = 0

@@ -7,11 +7,13 @@ with open_catalogue("cat.fits") as catalogue, Writer("out.hdf5") as out:
         out.write(chunk)
 """
 
+import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from .base import Catalogue
+from .chain import Chain
 from .columns import convert, resolve
 from .fits import open_fits
 from .hdf5 import open_hdf5
@@ -26,6 +28,7 @@ __all__ = [
     "Catalogue",
     "Writer",
     "convert",
+    "files_of",
     "open_catalogue",
     "read_table",
     "resolve",
@@ -58,12 +61,17 @@ def open_catalogue(path: str | os.PathLike[str], group: str | None = None) -> Ca
     """Open a catalogue for reading; its format follows from the file's ending.
 
     `group` chooses the HDF5 group (or compound dataset) or the FITS extension (EXTNAME) that
-    holds the columns. Use the result as a context manager.
+    holds the columns. A pattern such as ``shards/*.h5`` stands for several files, which are read
+    as one, in the order of their names. Use the result as a context manager.
 
     Raises FileNotFoundError, IsADirectoryError, PermissionError or OSError (truncated or not of
     its format) naming the file, and ValueError for an unknown ending or an ambiguous file.
     """
     path = os.fspath(path)
+    files = files_of(path)
+    if len(files) > 1:
+        return Chain(path, files, lambda file: open_catalogue(file, group))
+    path = files[0] if files else path
     name = Path(path).name.lower()
     ending = next((e for e in READERS if name.endswith(e)), None)
     if os.path.isdir(path):
@@ -79,3 +87,11 @@ def open_catalogue(path: str | os.PathLike[str], group: str | None = None) -> Ca
     if group is not None and READERS[ending] not in (open_hdf5, open_fits):
         raise ValueError(f"{path}: data.group={group} is given, but {ending} files have no groups")
     return READERS[ending](path, group)
+
+
+def files_of(path: str | os.PathLike[str]) -> list[str]:
+    """The files that a path or a pattern of paths names, in the order of their names."""
+    path = os.fspath(path)
+    if glob.has_magic(path) and not os.path.exists(path):
+        return sorted(name for name in glob.glob(path) if os.path.isfile(name))
+    return [path] if os.path.isfile(path) else []

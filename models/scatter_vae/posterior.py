@@ -86,7 +86,12 @@ def posterior(
     covariance is that of the last linearisation, (1 + J^T K^-1 J)^-1.
     """
     white = whitening(z)
-    one = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    one = torch.eye(z.shape[1], dtype=torch.float64, device=z.device)
+
+    def hessian_of(j: Tensor) -> Tensor:
+        """1 + J^T K^-1 J, float64: stars of a high S/N make it ill-conditioned."""
+        return one + j.double().mT @ j.double()
+
     damping = torch.full_like(z[:, :1, None], 1e-2)
     best = torch.full_like(z[:, 0], torch.inf)
     kept = z
@@ -100,15 +105,16 @@ def posterior(
         if step == steps:
             break
         j, gradient, _ = _linearised(kept, decode, y, error, white)
-        hessian = one + j.mT @ j
+        hessian = hessian_of(j)
         diagonal = hessian.diagonal(dim1=1, dim2=2).diag_embed()
-        move = torch.linalg.solve(hessian + damping * diagonal, gradient[..., None])[..., 0]
-        z = kept + move.clamp(-TRUST, TRUST)
+        damped = hessian + damping * diagonal
+        move = torch.linalg.solve(damped, gradient[..., None].double())[..., 0]
+        z = kept + move.clamp(-TRUST, TRUST).float()
     white = whitening(kept)
     j, _, jacobian = _linearised(kept, decode, y, error, white)
-    covariance = torch.linalg.inv(one + j.mT @ j)
+    covariance = torch.linalg.inv(hessian_of(j)).float()
     w = white(((y - decode(kept)) / error)[..., None])[..., 0]
-    leverage = ((j @ covariance) * j).sum(2)
+    leverage = ((j @ covariance) * j).sum(2).clamp(0, 1)
     return Posterior(kept, covariance, w, white.log_det, jacobian, leverage)
 
 

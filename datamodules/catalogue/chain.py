@@ -1,0 +1,50 @@
+"""Several files of one survey as one catalogue."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from .base import Catalogue, spans
+
+
+class Chain(Catalogue):
+    """The rows of ``paths`` one after the other; every file has the columns of the first.
+
+    A file is open only while it is counted or read. Raises ValueError naming a file that lacks a
+    column of the first.
+    """
+
+    def __init__(self, name: str, paths: Sequence[str], opened: Callable[[str], Catalogue]) -> None:
+        self._paths, self._opened = list(paths), opened
+        self._lengths = []
+        for path in self._paths:
+            with opened(path) as part:
+                if not self._lengths:
+                    names, units = part.names, part.units
+                elif missing := [n for n in names if n not in part.names]:
+                    raise ValueError(
+                        f"{path}: has no column {', '.join(missing)}, as {self._paths[0]} has; "
+                        f"the files of data.path={name} are read as one"
+                    )
+                self._lengths.append(len(part))
+        super().__init__(name, names, dict(units), sum(self._lengths))
+        self._blank = dict.fromkeys(names, False)  # as each file says for itself
+
+    def _blocks(
+        self, columns: list[str], rows: int, start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Chunks of ``rows`` rows, whatever the files' lengths."""
+        for first, last in spans(rows, start, stop):
+            parts = list(self._between(columns, first, last))
+            yield {c: np.concatenate([part[c] for part in parts]) for c in columns}
+
+    def _between(
+        self, columns: list[str], start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        before = 0
+        for path, length in zip(self._paths, self._lengths, strict=True):
+            first, last = max(start - before, 0), min(stop - before, length)
+            if first < last:
+                with self._opened(path) as part:
+                    yield from part.chunks(columns, last - first, first, last)
+            before += length

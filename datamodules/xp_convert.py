@@ -22,6 +22,7 @@ import numpy as np
 from datamodules.catalogue import open_catalogue
 from datamodules.catalogue.hdf5 import Hdf5Sink
 from datamodules.catalogue.sink import About
+from datamodules.xp_export import export
 from datamodules.xp_rows import Rows
 from datamodules.xp_shards import LAYOUT, Shard, check, read_shard
 
@@ -57,10 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     make.add_argument("--skip-bad", action="store_true", help="drop rows that cannot be right")
     verify = tasks.add_parser("check", help="compare shards with their checksums")
     verify.add_argument("shards", nargs="+")
+    archived = tasks.add_parser("export", help="reconstructed spectra, as GaiaXPy reads them")
+    archived.add_argument("predictions", help="HDF5 of evaluate.py, with data.keep=[source_id]")
+    archived.add_argument("--out", required=True, help="a .csv")
     asked = parser.parse_args(argv)
     try:
         if asked.task == "check":
             print(f"{check(asked.shards)} shards are whole")
+            return 0
+        if asked.task == "export":
+            print(f"{asked.out}: {export(asked.predictions, asked.out):,} spectra")
             return 0
         known, failed = _known(Path(asked.out)), 0
         for file in map(Path, asked.files):

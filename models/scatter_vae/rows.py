@@ -47,7 +47,9 @@ def outputs(bands: Mapping[str, int], sampled: bool) -> dict[str, Output]:
     }
     spectrum = {
         "spectrum": Output("W m-2 nm-1", "the reconstruction at the wavelengths of the model"),
-        "spectrum_error": Output("W m-2 nm-1", "its standard deviation"),
+        "spectrum_error": Output(
+            "W m-2 nm-1", "of the star's spectrum about it: what z leaves open, and the scatter"
+        ),
         "g_mag": Output("mag", "G of the reconstruction, approximate: for figures, not photometry"),
         "bp_rp": Output("mag", "its colour, approximate too"),
     }
@@ -80,7 +82,7 @@ def rows_of(
     }
     if spectra is not None:
         rows["spectrum"] = spectra.flux(rows["reconstruction"])
-        rows["spectrum_error"] = spectra.error_of_factor(rows["reconstruction_factor"])
+        rows["spectrum_error"] = spectra.error_of(rows["reconstruction_factor"], rows["scatter"])
         rows["g_mag"], rows["bp_rp"] = _photometry(rows["reconstruction"], bands)
     n = seen.sum(1)
     squares = found.residual.square().sum(1)

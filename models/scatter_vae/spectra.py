@@ -63,12 +63,13 @@ class Spectra(nn.Module):
         off *= packed.float()
         return covariance @ into @ out
 
-    def error_of_factor(self, factor: Tensor) -> Tensor:
-        """Standard deviation (batch, k) of coefficients with the covariance factor factor^T.
+    def error_of(self, factor: Tensor, scatter: Tensor) -> Tensor:
+        """Standard deviation (batch, k) of coefficients with the covariance F F^T + diag(s^2).
 
-        ``factor`` (batch, n, rank).
+        ``factor`` F (batch, n, rank), ``scatter`` s (batch, n).
         """
-        return torch.einsum("bnr,nk->brk", factor, self.matrix).square().sum(1).sqrt() * UNIT
+        along = torch.einsum("bnr,nk->brk", factor, self.matrix).square().sum(1)
+        return (along + scatter.square() @ self.squares).sqrt() * UNIT
 
 
 def _of_covariance(matrix: np.ndarray) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ def _linearised(
 
 def derivative(decode: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """(batch, n, latent): forward mode, a pass for each latent number."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         z = z.clone()
         columns = []
         for k in range(z.shape[1]):

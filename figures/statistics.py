@@ -1,5 +1,6 @@
 """What figures need to say how sure they are: chance bands, running means, bootstrap errors."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -44,3 +45,16 @@ def bootstrap_error(
     generator = np.random.default_rng(0)
     n = len(values)
     return float(np.std([measure(values[generator.integers(n, size=n)]) for _ in range(draws)]))
+
+
+def chi2_density(x: np.ndarray, dof: np.ndarray) -> np.ndarray:
+    """Density, at `x`, of chi^2 per degree of freedom, averaged over the objects' `dof`."""
+    k = np.quantile(dof, np.linspace(0, 1, 101))[:, None] / 2
+    log_gamma = np.array([[math.lgamma(float(v))] for v in k[:, 0]])
+    return np.exp(k * np.log(k) + (k - 1) * np.log(x) - k * x - log_gamma).mean(0)
+
+
+def chi2_quantile(dof: np.ndarray, sigma: float) -> float:
+    """Of chi^2 per degree of freedom, at a normal's `sigma`; Wilson & Hilferty (1931)."""
+    width = 2 / (9 * float(np.median(dof)))
+    return (1 - width + sigma * width**0.5) ** 3

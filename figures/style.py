@@ -14,8 +14,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
+
+from figures.statistics import binomial_band
 
 SLIDE = (13.33, 7.5)  # inches: a 16:9 slide, on which 15 pt is read from the last row
 
@@ -135,3 +137,24 @@ def density(
     counts = np.asarray(drawn.get_array())
     drawn.set_clim(1, max(10.0, *counts))  # one decade at least, for the colour bar
     return drawn
+
+
+def inner(values: np.ndarray) -> Normalize:
+    """The range of colours for all but 1% of the values, in mag, at each end."""
+    low, high = np.quantile(values, (0.01, 0.99))
+    return Normalize(low - 0.05, high + 0.05)  # a range also of one value
+
+
+def uniform(axis: Axes, values: np.ndarray, chance: str) -> None:
+    """A histogram of what is uniform in [0, 1] if a model is honest.
+
+    chance: the name of the band that holds 95% of an honest model's draws.
+    """
+    n, bins = len(values), int(np.clip(len(values) // 50, 5, 20))
+    counts, edges = np.histogram(values, bins, (0, 1))
+    low, high = binomial_band(n, 1 / bins)
+    axis.axhspan(bins * low / n, bins * high / n, color=BAND, label=chance)
+    axis.stairs(bins * counts / n, edges, baseline=None, color=PALETTE[0], lw=2.5)
+    axis.axhline(1, color=TRUTH, lw=1.6, label="uniform")
+    axis.set(xlim=(0, 1), ylim=(0, 1.15 * bins * max(high, counts.max()) / n))
+    axis.legend(loc="lower center", ncols=2, frameon=True, edgecolor="none")

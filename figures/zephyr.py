@@ -103,16 +103,8 @@ def calibration(rows: Rows) -> Figure:
     n = len(pit)
     fig, axes = style.new(2, 2, height_ratios=(2.2, 1), sharex="col")
 
-    bins = int(np.clip(n // 50, 5, 20))
-    counts, edges = np.histogram(pit, bins, (0, 1))
-    low, high = binomial_band(n, 1 / bins)
-    histogram = axes[0, 0]
-    histogram.axhspan(bins * low / n, bins * high / n, color=style.BAND, label="honest p(z), 95%")
-    histogram.stairs(bins * counts / n, edges, baseline=None, color=style.PALETTE[0], lw=2.5)
-    histogram.axhline(1, color=style.TRUTH, lw=1.6, label="uniform")
-    histogram.set(xlim=(0, 1), ylabel="objects / uniform expectation")
-    histogram.set_ylim(0, 1.15 * bins * max(high, counts.max()) / n)
-    histogram.legend(loc="lower center", ncols=2, frameon=True, edgecolor="none")
+    style.uniform(axes[0, 0], pit, "honest p(z), 95%")
+    axes[0, 0].set(ylabel="objects / uniform expectation")
 
     levels = np.linspace(0, 1, 41)
     coverage = np.array([np.mean(2 * np.abs(pit - 0.5) <= level) for level in levels])

@@ -1,0 +1,250 @@
+"""Figures of `scatter_vae`: spectra and their residuals, latent space, scatter, honesty."""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+
+from figures import style
+from figures.statistics import chi2_density, chi2_quantile, equal_groups
+
+Rows = Mapping[str, np.ndarray]
+
+# From hot to cool stars; all eyes tell its blue from its orange.
+STARS = LinearSegmentedColormap.from_list(
+    "stars", [*(style.PALETTE[k] for k in (0, 4)), "#e3c43c", style.PALETTE[5], "#7a1f0a"]
+)
+CHI2 = r"$\chi^2$ per degree of freedom"
+BP_RP, G = "BP $-$ RP [mag]", "$G$ [mag]"
+INSIDE = {"within_68": (0.683, r"$\pm 1 \sigma$"), "within_95": (0.95, r"$\pm 1.96 \sigma$")}
+
+
+def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+    """Every figure that the rows allow, by name, in the order to show them.
+
+    rows: of all stars, (n,): `chi2`, `dof`, `p_value`, `within_68`, `within_95`, `flags` and, if
+        the instrument is known, `g_mag`, `bp_rp`. Of the first m `observed`, `observed_error`,
+        `observed_scatter` and `spectrum` (else `reconstruction`), (m, k), at `wavelength` (else
+        samples). Of some stars `stars_latent_mean` (N, d), `stars_bp_rp`, `stars_g_mag`. Per
+        coefficient `scatter_learned`, `error_median`, `scatter_true` (0: none was seeded). Of
+        made-up stars `generated_spectrum` (else `generated_coefficients`).
+    metrics: `scatter_ratio_median`, of the learned scatter to the true one.
+    """
+    drawn, whole = {}, len(_whole(rows))
+    if whole:
+        drawn["spectra"] = spectra(rows)
+    if "stars_latent_mean" in rows and rows["stars_latent_mean"].shape[1] > 1:
+        drawn["latent"] = latent(rows)
+    if "scatter_learned" in rows:
+        drawn["scatter"] = scatter(rows, metrics)
+    drawn["chi2"] = chi2(rows)
+    if whole and _names(rows)[1] in rows:
+        drawn["generated"] = generated(rows)
+    return drawn
+
+
+@style.figure
+def spectra(rows: Rows) -> Figure:
+    """Stars from blue to red, one of them faint; neighbouring wavelengths share their errors."""
+    chosen, (x, x_label) = _choose(rows), _axis(rows)
+    columns = min(3, len(chosen))
+    lines = len(chosen) // columns
+    size, heights = (13.33, 0.9 + 3.7 * lines), (2, 1) * lines
+    shared: dict[str, Any] = {"sharex": True, "sharey": "row", "height_ratios": heights}
+    fig, axes = style.new(columns, 2 * lines, size=size, **shared)
+    names = (_names(rows)[0], "observed", "observed_error", "observed_scatter")
+    peaks = np.abs(rows[names[0]][chosen]).max(1)
+    lowest = min(-0.1, 1.1 * np.min(rows[names[0]][chosen] / peaks[:, None]))
+    for k, (i, unit) in enumerate(zip(chosen, peaks, strict=True)):
+        above, below = axes[2 * (k // columns) :, k % columns][:2]
+        model, y, error, spread = (rows[name][i] / unit for name in names)
+        above.fill_between(x, y - error, y + error, color=style.BAND, lw=0)
+        (thick,) = above.plot(x, model, c=STARS(k / max(1, len(chosen) - 1)), lw=4.5, alpha=0.8)
+        (thin,) = above.plot(x, y, color=style.INK, lw=1)
+        title = rf"$\chi^2/\nu$ = {rows['chi2'][i]:.2f}"
+        if "bp_rp" in rows:
+            title = f"BP$-$RP {rows['bp_rp'][i]:.2f}    $G$ {rows['g_mag'][i]:.1f}    {title}"
+        above.set_title(title, fontsize=14)
+        chance = below.axhspan(-1, 1, color=style.BAND, lw=0)
+        broad = below.fill_between(x, -spread / error, spread / error, fc=style.PALETTE[1], lw=0)
+        below.plot(x, (y - model) / error, color=style.INK, lw=1)
+        below.set(ylim=(-4.2, 4.2), yticks=(-3, 0, 3), xlim=(x[0], x[-1]))
+    for above, below in zip(axes[::2, 0], axes[1::2, 0], strict=True):
+        above.set(ylabel="flux / its peak", ylim=(lowest, 1.25))
+        below.set_ylabel(r"residual / $\sigma$", fontsize=14)
+    fig.supxlabel(x_label, fontsize=16)
+    fig.align_ylabels()
+    words = ("observed", "reconstruction", r"error, $\pm 1 \sigma$", "intrinsic scatter")
+    fig.legend([thin, thick, chance, broad], words, loc="outside upper center", ncols=columns + 1)
+    return fig
+
+
+@style.figure
+def latent(rows: Rows) -> Figure:
+    """Where stars lie in latent space; the rings hold 68 and 95% of the prior."""
+    z = rows["stars_latent_mean"]
+    pairs = list(combinations(sorted(np.argsort(-z.var(0))[:3]), 2))
+    maps: dict[str, tuple[str, Any]] = {"bp_rp": (BP_RP, STARS), "g_mag": (G, style.DENSITY)}
+    names = [name for name in maps if f"stars_{name}" in rows] or [""]
+    size = (4.3 * len(pairs) + 1, 0.2 + 4 * len(names))
+    fig, axes = style.new(len(pairs), len(names), size=size, sharex="col")
+    order = np.random.default_rng(0).permutation(len(z))  # else the last stars hide the first
+    low, high = np.quantile(z, (0.001, 0.999), axis=0)
+    ends = np.transpose([np.minimum(low - 0.3, -2.7), np.maximum(high + 0.3, 2.7)])
+    for row, name in zip(axes, names, strict=True):
+        look: dict[str, Any] = {"color": style.PALETTE[0]}
+        if name:
+            values = rows[f"stars_{name}"][order]
+            look = {"c": values, "cmap": maps[name][1], "norm": style.inner(values)}
+        look |= {"s": np.clip(2e4 / len(z), 5, 80), "lw": 0, "rasterized": True}
+        for axis, (i, j) in zip(row, pairs, strict=True):
+            points = axis.scatter(z[order, i], z[order, j], **look)
+            for radius in (1.51, 2.45):  # sqrt(-2 ln(1 - 0.68)) and of 0.95
+                axis.add_patch(Circle((0, 0), radius, fill=False, lw=1.2, ls="--"))
+            axis.set(xlim=ends[i], ylim=ends[j], ylabel=f"latent $z_{{{j + 1}}}$")
+            axis.set(xlabel=f"latent $z_{{{i + 1}}}$" if name == names[-1] else "")
+            axis.locator_params(nbins=6)
+        if name:
+            fig.colorbar(points, ax=row, label=maps[name][0], extend="both", pad=0.01)
+    return fig
+
+
+@style.figure
+def scatter(rows: Rows, metrics: Mapping[str, float]) -> Figure:
+    """Intrinsic scatter of each coefficient, median of the stars; diamonds: what was seeded."""
+    learned, error = rows["scatter_learned"], rows["error_median"]
+    n, truth = len(learned), rows.get("scatter_true", np.zeros(len(learned)))
+    halves = {"BP coefficient": slice(n // 2), "RP coefficient": slice(n // 2, n)}
+    parts = halves if "wavelength" in rows else {"sample": slice(n)}
+    fig, axes = style.new(len(parts), sharey=True)
+    for axis, (label, part) in zip(axes[0], parts.items(), strict=True):
+        x, seeded = np.arange(len(learned[part])), truth[part] > 0
+        for at in x[seeded]:
+            axis.axvspan(at - 0.6, at + 0.6, color=style.TRUTH, alpha=0.15, lw=0)
+        (line,) = axis.plot(x, error[part], color="#8a919c", drawstyle="steps-mid", lw=2.5)
+        (dots,) = axis.plot(x, learned[part], "o-", color=style.PALETTE[0], lw=1, mew=0)
+        look = {"color": style.TRUTH, "mfc": "none", "ms": 14, "mew": 2.5}
+        (rhombs,) = axis.plot(x[seeded], truth[part][seeded], "D", **look)
+        axis.set(yscale="log", xlabel=label)
+    low, high = min(*learned, *error), max(*learned, *error, *truth)
+    axes[0, 0].set(ylabel="relative to the star's flux", ylim=(low / 2, high * 2))
+    if "scatter_ratio_median" in metrics:
+        text = f"learned / true scatter, median: {metrics['scatter_ratio_median']:.2f}"
+        axes[0, -1].set_title(text, loc="right")
+    words = ("learned scatter", "error of measurement", "true scatter")[: 2 + truth.any()]
+    fig.legend((dots, line, rhombs)[: len(words)], words, loc="outside upper center", ncols=3)
+    return fig
+
+
+@style.figure
+def chi2(rows: Rows) -> Figure:
+    """Is the model honest? Whitened residuals of all stars against what chance would give."""
+    found, dof, n = rows["chi2"], rows["dof"], len(rows["chi2"])
+    fig, axes = style.new(2, 2 if "g_mag" in rows else 1)
+    histogram, ranks = axes[0]
+    low = min(np.quantile(found, 0.002), max(chi2_quantile(dof, -3), 0.01))
+    high = max(np.quantile(found, 0.998), chi2_quantile(dof, 3))
+    counts, edges = np.histogram(found, int(np.clip(n**0.5, 5, 40)), (low, high))
+    x = np.linspace(low, high, 300)
+    histogram.stairs(counts / n / np.diff(edges), edges, fill=True, color=style.PALETTE[0])
+    histogram.plot(x, chi2_density(x, dof), color=style.TRUTH, label="expected")
+    histogram.set(xlabel=CHI2, ylabel="density", xlim=(low, high))
+    title = f"n = {n:,}; median {np.median(found):.3f}; {n - counts.sum():,} off the plot"
+    histogram.set_title(title, loc="left", fontsize=14)
+    histogram.legend()
+    style.uniform(ranks, rows["p_value"], "95% of chance")
+    ranks.set(xlabel=r"$p$ value of the star's $\chi^2$", ylabel="stars / expected")
+    if "g_mag" not in rows:
+        return fig
+
+    g, (left, right) = rows["g_mag"], axes[1]
+    groups = equal_groups(g, most=20)
+    middle = np.array([np.median(g[group]) for group in groups])
+    low, median, high = np.transpose([np.quantile(found[k], (0.16, 0.5, 0.84)) for k in groups])
+    left.plot(g, found, ".", color=style.BAND, ms=3, rasterized=True)
+    left.fill_between(middle, low, high, color=style.PALETTE[4], alpha=0.45, lw=0)
+    left.plot(middle, median, "o-", color=style.PALETTE[0], label="median, 68%")
+    for sigma, line in ((-1, "--"), (0, "-"), (1, "--")):
+        left.axhline(chi2_quantile(dof, sigma), color=style.TRUTH, ls=line, lw=1.6)
+    reach = 1.8 * max(0.2, *np.abs(low - 1), *np.abs(high - 1))
+    left.set(xlabel=G, ylabel=CHI2, ylim=(max(0, 1 - reach), 1 + reach))
+    left.legend(loc="upper left", frameon=True, edgecolor="none")
+    right.axhline(0, color=style.TRUTH, lw=1.6)
+    for (name, (level, text)), colour in zip(INSIDE.items(), style.PALETTE, strict=False):
+        off = [100 * (rows[name][group] - level) for group in groups]
+        mean, error = [v.mean() for v in off], [v.std() / len(v) ** 0.5 for v in off]
+        right.errorbar(middle, mean, error, fmt="o-", color=colour, label=f"{text}: {level:.1%}")
+    reach = max(5.0, 1.4 * np.abs(right.get_ylim()).max())
+    right.set(xlabel=G, ylabel="residuals inside,\n$-$ nominal [%]", xlim=left.get_xlim())
+    right.set_ylim(-reach, reach)
+    right.legend(loc="upper center", ncols=2)
+    return fig
+
+
+@style.figure
+def generated(rows: Rows) -> Figure:
+    """Spectra drawn from the model, without noise, beside observed ones, the less noisy half."""
+    (x, x_label), whole, s_n = _axis(rows), _whole(rows), _signal_to_noise(rows)
+    alike = whole[np.argsort(_colour(rows["observed"][whole]))]  # the half is not to favour blue
+    best = [k[np.argmax(s_n[k])] for k in np.array_split(alike, -(-len(alike) // 2))]
+    sets = {"generated": rows[_names(rows)[1]], "observed": rows["observed"][best]}
+    norm = style.inner(np.concatenate([_colour(flux) for flux in sets.values()]))
+    fig, axes = style.new(2, sharex=True, sharey=True)
+    for axis, (name, flux) in zip(axes[0], sets.items(), strict=True):
+        y = flux / np.abs(flux).mean(1, keepdims=True)
+        lines = list(np.stack([np.broadcast_to(x, y.shape), y], 2))
+        look: Any = {"array": _colour(flux), "cmap": STARS, "norm": norm, "lw": 0.9}
+        drawn = axis.add_collection(LineCollection(lines, **look))
+        axis.set(title=f"{len(y)} {name}", xlabel=x_label, xlim=(x[0], x[-1]))
+        if name == "generated":
+            axis.set(ylabel="flux / its mean", ylim=(-0.1, 1.08 * np.quantile(y.max(1), 0.99)))
+    fig.colorbar(drawn, ax=axes, label=r"2.5 log$_{10}$ (red / blue flux) [mag]", extend="both")
+    return fig
+
+
+def _names(rows: Rows) -> tuple[str, str]:
+    """Columns of the model's and of generated spectra, beside those observed."""
+    if "spectrum" in rows:
+        return "spectrum", "generated_spectrum"
+    return "reconstruction", "generated_coefficients"
+
+
+def _axis(rows: Rows) -> tuple[np.ndarray, str]:
+    if "wavelength" in rows:
+        return rows["wavelength"], "wavelength [nm]"
+    return np.arange(rows["observed"].shape[1]), "sample"
+
+
+def _whole(rows: Rows) -> np.ndarray:
+    """Which of the first m stars have all of their observed spectrum: bit 1 of flags is not set."""
+    return np.flatnonzero(rows["flags"][: len(rows.get("observed", ()))] & 1 == 0)
+
+
+def _signal_to_noise(rows: Rows) -> np.ndarray:
+    return np.median(np.abs(rows["observed"]) / rows["observed_error"], axis=1)
+
+
+def _colour(flux: np.ndarray) -> np.ndarray:
+    """2.5 log10 of the flux in the red half of the samples over that in the blue half."""
+    blue, red = (half.sum(1) for half in np.array_split(flux, 2, axis=1))
+    least = 1e-3 * np.abs(flux).sum(1)  # noise may exceed what there is
+    return 2.5 * np.log10(np.maximum(red, least) / np.maximum(blue, least))
+
+
+def _choose(rows: Rows) -> list[int]:
+    """Six stars, or up to three of few, evenly spread in colour: well measured, but one faint."""
+    whole, s_n = _whole(rows), _signal_to_noise(rows)
+    colour = rows["bp_rp"] if "bp_rp" in rows else _colour(rows[_names(rows)[0]])
+    n = 6 if len(whole) >= 6 else min(3, len(whole))
+    chosen: list[int] = []
+    low, high = np.quantile(colour[whole], (0.01, 0.99))
+    for k, wish in enumerate(np.linspace(low, high, n)):
+        left = np.setdiff1d(whole, chosen)
+        near = left[np.argsort(np.abs(colour[left] - wish))][: max(1, len(whole) // (8 * n))]
+        chosen.append(int(near[(np.argmin if k == n // 2 else np.argmax)(s_n[near])]))
+    return sorted(chosen, key=lambda i: float(colour[i]))

@@ -247,7 +247,7 @@ class ScatterVaeData(CatalogueData):
         parts = [self._batch(r, c, True) for r, c in self._read(table, roles, 0, n, None)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | EpochLoader:  # type: ignore[override]
         if not self.sharded:
             return super().train_dataloader()
         world, rank = self._ranks()
@@ -263,11 +263,7 @@ class ScatterVaeData(CatalogueData):
             batch.pop("source_id", None)
             return self._factored(batch)
 
-        batches = StreamedBatches(stream, convert, self.augment)
-        trainer = self.trainer
-        return EpochLoader(
-            batches, lambda: trainer.current_epoch if trainer else 0, num_workers=self.num_workers
-        )
+        return EpochLoader(StreamedBatches(stream, convert, self.augment), self.num_workers)
 
     def setup(self, stage: str | None = None) -> None:
         if stage != "fit" or self.rows:
@@ -276,9 +272,11 @@ class ScatterVaeData(CatalogueData):
             self.rows = {which: self._held(which, HELD) for which in ("train", "val")}
         else:
             super().setup(stage)
-        ids = [rows.pop("source_id") for rows in self.rows.values() if "source_id" in rows]
-        if ids:
-            _refuse_twice(torch.cat(ids[: 2 if self.val_fraction else 1]).numpy(), self.label)
+        ids = {which: rows.pop("source_id", None) for which, rows in self.rows.items()}
+        if not self.val_fraction:
+            ids.pop("val", None)  # the training rows again
+        if known := [values for values in ids.values() if values is not None]:
+            _refuse_twice(torch.cat(known).numpy(), self.label)
         if not self.bands:
             with self.open("fit") as catalogue:
                 self.bands = self._sizes(catalogue)

@@ -1,7 +1,6 @@
 """Training on shards: batches that stream from disk, and the few rows that must be held."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +32,19 @@ class StreamedBatches(IterableDataset):
             yield self.augment(self.convert(columns), generator)
 
 
-class EpochLoader(DataLoader):
-    """Tells the stream which epoch it is, for Lightning tells only samplers."""
+class EpochLoader:
+    """A loader that Lightning tells the epoch, as it tells samplers.
 
-    def __init__(self, batches: StreamedBatches, epoch: Callable[[], int], **settings: Any) -> None:
-        super().__init__(batches, batch_size=None, **settings)
-        self._stream, self._epoch = batches.stream, epoch
+    Not a DataLoader itself: the workers of one begin to read when its iterator is made, which, for
+    a run that is taken up again, is before the epoch is known.
+    """
 
-    def __iter__(self) -> Any:
-        self._stream.set_epoch(self._epoch())
-        return super().__iter__()
+    def __init__(self, batches: StreamedBatches, num_workers: int) -> None:
+        self.loader = DataLoader(batches, batch_size=None, num_workers=num_workers)
+        self.sampler = batches.stream  # of which Lightning calls set_epoch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Rows]:
+        yield from self.loader

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Normal
+from torch.nn import functional as F
 
 from models.base import Batch, Component, Constant, Output
 from models.scatter_vae import scores
@@ -21,6 +22,7 @@ PRESETS = ("default", "paper")
 COVARIANCES = ("full", "lowrank", "diagonal")
 POPULATION = 4096  # latent means that are kept, to generate stars like those of the training set
 SLICE = 256  # stars predicted at once: their matrices fit the cache
+AMPLITUDE = 0.1  # what is known beforehand of a star's amplitude, relative to its flux
 BRIGHT = 0.9  # quantile of a star's weight beyond which more does not count, in PCA
 
 
@@ -139,10 +141,23 @@ class ScatterVAE(Component):
         z = mean
         if "noise" in batch:  # of training: one draw of the posterior
             z = mean + (0.5 * log_variance).exp() * batch["noise"]
-        r = (y - self._decode(z)) / error
+        decoded = self._decode(z)
+        r = (y - decoded) / error
         t = (self.network.spread(z) / error).square()
+        if not self.paper:
+            r = self._free_amplitude(r, t, decoded, error, batch["observed"])
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
         return (self._nll(r, t, batch) + self.beta * kl).mean()
+
+    def _free_amplitude(
+        self, r: Tensor, t: Tensor, decoded: Tensor, error: Tensor, observed: Tensor
+    ) -> Tensor:
+        """Residuals after the best amplitude, without which the noise of the flux that coefficients
+        are divided by would be learned as scatter."""
+        shape = (decoded + self.center / self.scale) / error
+        weight = self._seen(observed) / (1 + t)
+        best = (weight * shape * r).sum(1) / (weight * shape.square()).sum(1)
+        return r - best[:, None] * shape
 
     def _nll(self, r: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """Of residuals in units of the errors, (batch,); missing bands say nothing."""
@@ -210,25 +225,34 @@ class ScatterVAE(Component):
         return rows_of(
             found,
             batch,
-            reconstruction=self._decode(found.mean) * self.scale + self.center,
+            reconstruction=self._scaled(found.mean) * self.scale + self.center,
             factor=found.jacobian * self.scale[:, None],
-            scatter=self.network.spread(found.mean) * self.scale,
+            scatter=self.network.spread(found.mean[:, : self.latent]) * self.scale,
             seen=self._seen(batch["observed"]),
             bands=self.bands,
+            latent=self.latent,
             spectra=self.spectra,
         )
 
+    def _scaled(self, z: Tensor) -> Tensor:
+        """`_decode` of the latent numbers times an amplitude, 1 + AMPLITUDE of the last number."""
+        decoded, zero = self._decode(z[:, : self.latent]), self.center / self.scale
+        return decoded + AMPLITUDE * z[:, self.latent :] * (decoded + zero)
+
     def posterior(self, batch: Batch) -> Posterior:
-        """Of z, by star; the encoder's variance where there are no steps."""
+        """Of z and the amplitude, by star; of the encoder and of 1 where there are no steps."""
         y, error = self._standard(batch)
         mean, log_variance = self._encode(y, error, batch["observed"])
 
         def whitening(z: Tensor) -> Whitening:
-            return Whitening((self.network.spread(z) / error).square(), batch, self.bands)
+            t = (self.network.spread(z[:, : self.latent]) / error).square()
+            return Whitening(t, batch, self.bands)
 
-        found = posterior(mean, self._decode, y, error, whitening, self.refine)
+        start = F.pad(mean, (0, 1))
+        found = posterior(start, self._scaled, y, error, whitening, self.refine)
         if self.paper:
-            found = found._replace(covariance=log_variance.exp().diag_embed())
+            variance = F.pad(log_variance.exp(), (0, 1), value=1e-12)
+            found = found._replace(covariance=variance.diag_embed())
         return found
 
     @torch.no_grad()

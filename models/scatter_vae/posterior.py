@@ -54,12 +54,12 @@ class Posterior(NamedTuple):
     jacobian: Tensor  # of the decoder at the mean, (batch, n, latent)
     leverage: Tensor  # of each whitened residual, (batch, n): the share of its noise that z fits
 
-    def divergence(self) -> Tensor:
-        """KL from the standard normal prior, nats, (batch,)."""
-        trace = self.covariance.diagonal(dim1=1, dim2=2).sum(1)
-        squares = self.mean.square().sum(1)
-        log_det = torch.logdet(self.covariance.double()).float()
-        return 0.5 * (trace + squares - self.mean.shape[1] - log_det)
+    def divergence(self, k: int) -> Tensor:
+        """KL of the first k numbers from their standard normal prior, nats, (batch,)."""
+        mean, covariance = self.mean[:, :k], self.covariance[:, :k, :k]
+        trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
+        log_det = torch.logdet(covariance.double()).float()
+        return 0.5 * (trace + mean.square().sum(1) - k - log_det)
 
     def fitted(self) -> Tensor:
         """How many numbers the data decide, rather than the prior: (batch,)."""
@@ -145,12 +145,11 @@ def derivative(decode: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 
 
 def log_tail(chi2: Tensor, dof: Tensor) -> Tensor:
-    """ln P(chi^2 > ``chi2``); where P underflows, by Wilson & Hilferty (1931, PNAS 17, 684)."""
-    chi2, dof = chi2.double(), dof.double()
-    p = torch.special.gammaincc(dof / 2, chi2 / 2)
-    spread = (2 / (9 * dof)).sqrt()
-    x = ((chi2 / dof) ** (1 / 3) - 1 + spread**2) / spread
-    return torch.where(p > 1e-30, p.clamp_min(WORST).log(), torch.special.log_ndtr(-x)).float()
+    """ln P(chi^2 > ``chi2``); where P underflows, the leading terms for chi^2 far above ``dof``."""
+    a, x = dof.double() / 2, chi2.double() / 2
+    p = torch.special.gammaincc(a, x)
+    far = (a - 1) * x.log() - x - torch.lgamma(a) - torch.log1p(-((a - 1) / x).clamp(max=0.9))
+    return torch.where(p > 1e-30, p.clamp_min(WORST).log(), far).float()
 
 
 def log_normal(posterior: Posterior, log_errors: Tensor, n_observed: Tensor) -> Tensor:

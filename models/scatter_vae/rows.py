@@ -41,7 +41,7 @@ def outputs(bands: Mapping[str, int], sampled: bool) -> dict[str, Output]:
     vectors = {
         "reconstruction": Output(unit, f"coefficients without noise, of {' and '.join(bands)}"),
         "reconstruction_factor": Output(
-            unit, "(coefficients, latent): covariance of the reconstruction is this, squared"
+            unit, "F, (coefficients, latent + 1): the reconstruction has the covariance F F^T"
         ),
         "scatter": Output(unit, "intrinsic scatter of each coefficient about the reconstruction"),
     }
@@ -64,18 +64,21 @@ def rows_of(
     scatter: Tensor,
     seen: Tensor,
     bands: Mapping[str, int],
+    latent: int,
     spectra: Spectra | None,
 ) -> dict[str, Tensor]:
     """`outputs` of a batch.
 
-    ``reconstruction`` and ``scatter`` (batch, n), ``factor`` (batch, n, latent): d x / d z; all in
-    units of ``batch["flux"]``. ``seen`` (batch, n): which coefficients were observed.
+    ``found``: of z, (latent,), and an amplitude. ``reconstruction`` and ``scatter`` (batch, n),
+    ``factor`` (batch, n, latent + 1), its derivatives; all in units of ``batch["flux"]``. ``seen``
+    (batch, n): which coefficients were observed.
     """
     flux = batch["flux"][:, None]
     root = torch.linalg.cholesky(found.covariance)
+    z = found.mean[:, :latent]
     rows = {
-        "latent_mean": found.mean,
-        "latent_log_variance": found.covariance.diagonal(dim1=1, dim2=2).log(),
+        "latent_mean": z,
+        "latent_log_variance": found.covariance.diagonal(dim1=1, dim2=2)[:, :latent].log(),
         "reconstruction": reconstruction * flux,
         "reconstruction_factor": factor @ root * flux[..., None],
         "scatter": scatter * flux,
@@ -88,8 +91,7 @@ def rows_of(
     squares = found.residual.square().sum(1)
     dof = n - found.fitted()
     log_p = log_tail(squares, dof)
-    latent = torch.full_like(dof, float(found.mean.shape[1]))
-    log_rare = log_tail(found.mean.square().sum(1), latent)
+    log_rare = log_tail(z.square().sum(1), torch.full_like(dof, float(latent)))
     log_errors = torch.where(seen, (batch["errors"] / flux).log(), 0.0).sum(1)
     missing = (batch["observed"] == 0).any(1)
     white = found.studentised().abs()
@@ -97,7 +99,7 @@ def rows_of(
         "chi2": squares / dof,
         "dof": dof,
         "p_value": log_p.exp(),
-        "kl": found.divergence(),
+        "kl": found.divergence(latent),
         "outlier_score": -log_p - log_rare,
         "nll": log_normal(found, log_errors, n),
         "within_68": ((white < 1) & seen).sum(1) / n,

@@ -119,7 +119,9 @@ def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarra
         found["chi2_per_coefficient_median"] = float(per_coefficient.median())
         # as PCA is judged, which knows no scatter
         nothing = torch.zeros_like(batch["errors"])
-        bare = of_reconstruction(batch, rows["reconstruction"], nothing, model.bands, model.latent)
+        bare = of_reconstruction(
+            batch, rows["reconstruction"], nothing, model.bands, model.latent + 1
+        )
         found["chi2_no_scatter_median"] = float(bare["chi2"].median())
         for k in COMPONENTS:
             scored = of_reconstruction(batch, model.pca(batch, k), nothing, model.bands, k)

@@ -13,6 +13,7 @@ from models.base import Batch, Component, Constant, Output
 from models.scatter_vae import scores
 from models.scatter_vae.likelihood import covariant_nll, lowrank_nll
 from models.scatter_vae.networks import Published, Recipe
+from models.scatter_vae.polish import polish
 from models.scatter_vae.posterior import Posterior, Whitening, posterior
 from models.scatter_vae.rows import outputs, rows_of
 from models.scatter_vae.spectra import Spectra
@@ -57,6 +58,7 @@ class ScatterVAE(Component):
         width: int = 128,
         depth: int = 2,
         refine: int = 3,
+        polish: int = 2,
         wavelengths: Sequence[float] = (336.0, 1020.0, 2.0),
         lr: float = 3e-3,
         weight_decay: float = 1e-4,
@@ -71,6 +73,7 @@ class ScatterVAE(Component):
                 raise ValueError(f"model.{setting} is '{value}'; it is one of {', '.join(known)}")
         self.bands, self.normalised_by = dict(bands), normalised_by
         self.latent, self.beta, self.warm_up, self.refine = latent, beta, warm_up, refine
+        self.rounds = polish
         self.paper = preset == "paper"
         self.covariance = "diagonal" if self.paper else covariance
         n = sum(self.bands.values())
@@ -122,8 +125,10 @@ class ScatterVAE(Component):
 
     @torch.no_grad()
     def calibrate(self, data: Any) -> None:
-        """Keep where training stars lie, for `generate`."""
+        """Polish decoder and scatter, and keep where training stars lie, for `generate`."""
         batch = data.training_batch()
+        if self.rounds and not self.paper:
+            polish(self, batch, self.rounds)
         n = len(batch["flux"])
         few = torch.arange(POPULATION) * n // POPULATION if n > POPULATION else torch.arange(n)
         y, error = self._standard({k: v[few].to(self.device) for k, v in batch.items()})
@@ -148,6 +153,12 @@ class ScatterVAE(Component):
             r = self._free_amplitude(r, t, decoded, error, batch["observed"])
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
         return (self._nll(r, t, batch) + self.beta * kl).mean()
+
+    def nll_at(self, z: Tensor, batch: Batch) -> Tensor:
+        """-ln p of stars of known latent numbers and amplitude, up to a constant, (batch,)."""
+        y, error = self._standard(batch)
+        t = (self.network.spread(z[:, : self.latent]) / error).square()
+        return self._nll((y - self._scaled(z)) / error, t, batch)
 
     def _free_amplitude(
         self, r: Tensor, t: Tensor, decoded: Tensor, error: Tensor, observed: Tensor

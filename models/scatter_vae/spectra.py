@@ -75,8 +75,12 @@ class Spectra(nn.Module):
 def _of_covariance(matrix: np.ndarray) -> dict[str, Tensor]:
     """From variances, then covariances in the archive's order, to the variance of the flux.
 
-    In two steps ``into`` (numbers, rank) and ``out`` (rank, k), of a singular value decomposition.
+    In two steps ``into`` (numbers, rank) and ``out`` (rank, k), of a singular value decomposition,
+    for which wavelengths are made alike: errors at the ends of a band are far greater.
     """
+    unit = (matrix**2).sum(0)
+    unit[unit == 0] = 1
+    matrix = matrix / np.sqrt(unit)
     n = len(matrix)
     columns, rows = np.tril_indices(n, -1)
     products = np.concatenate([matrix**2, 2 * matrix[rows] * matrix[columns]])
@@ -87,5 +91,5 @@ def _of_covariance(matrix: np.ndarray) -> dict[str, Tensor]:
         "rows": torch.tensor(rows),
         "columns": torch.tensor(columns),
         "into": torch.tensor(products @ v[:, kept]).float(),
-        "out": torch.tensor(v[:, kept].T.copy()).float(),
+        "out": torch.tensor(v[:, kept].T * unit).float(),
     }

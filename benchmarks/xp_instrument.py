@@ -39,7 +39,6 @@ def derive(folder: Path) -> dict[str, np.ndarray]:
             f"{band}_wavelength": wavelength,
             f"{band}_response": response,
             f"{band}_theta": low + slope * (pseudo - start),
-            f"{band}_samples": np.array(1 / slope),
         }
     return found
 

@@ -26,6 +26,7 @@ COLOUR_ZERO_POINT = 25.3385 - 24.7479  # BP - RP, Vega mag (Riello et al. 2021, 
 BP_RANGE, RP_RANGE = (330.0, 643.0), (635.0, 1020.0)
 SAMPLED = np.arange(336.0, 1021.0, 2.0)  # nm, of the archive's sampled spectra
 FINE = 0.5  # nm, step of the integral over a star's spectrum
+SEEN = 1e-3  # of a band's greatest response: where there is less, coefficients hold noise alone
 
 
 class Band(NamedTuple):
@@ -35,7 +36,6 @@ class Band(NamedTuple):
     wavelength: np.ndarray  # nm, (k,), where the two below are tabulated
     response: np.ndarray  # (k,)
     theta: np.ndarray  # (k,)
-    samples: float  # per unit of theta: a sample is a pixel of the mean spectrum
 
     def theta_at(self, wavelength: np.ndarray, derivative: int = 0) -> np.ndarray:
         return CubicSpline(self.wavelength, self.theta)(wavelength, derivative)
@@ -57,7 +57,6 @@ def instrument() -> dict[str, Band]:
                 file[f"{band}_wavelength"],
                 file[f"{band}_response"],
                 file[f"{band}_theta"],
-                float(file[f"{band}_samples"]),
             )
             for band in BANDS
         }
@@ -117,9 +116,11 @@ def sampling(band: str, wavelength: np.ndarray) -> np.ndarray:
 def photons(band: str) -> np.ndarray:
     """The weights (n,) by which coefficients give the band's flux, electrons per second.
 
-    The integral of g over the samples, in which Hermite functions of odd order cancel.
+    The integral of g over the wavelengths that the band sees: within 0.3% of the electrons of a
+    star, and, of sampled spectra of 2,000 real stars, 1% (BP) and 2% (RP) above the published flux.
     """
     found = instrument()[band]
-    x = np.linspace(-20, 20, 8001)
-    integrals = hermite(found.functions.shape[1], x).sum(1) * (x[1] - x[0])
-    return found.functions @ integrals * found.samples
+    fine = np.arange(found.wavelength[0], found.wavelength[-1], FINE)
+    rate = found.photons(fine) / fine
+    fine = fine[rate > SEEN * rate.max()]
+    return found.functions @ hermite(found.functions.shape[1], found.theta_at(fine)).sum(1) * FINE

@@ -93,6 +93,29 @@ def test_wavelengths_that_xp_does_not_reach_are_refused():
         xp.sampling("bp", np.array([300.0, 500.0]))
 
 
+@bands
+def test_photons_of_coefficients_are_those_of_the_spectrum(band):
+    teff = np.array([3600.0, 4500.0, 5750.0, 9500.0])
+    stars = of_kind(WAVELENGTH, *((t, 4.0, 0.0, 0.0, 0.5) for t in teff))
+    counted = stars @ xp.instrument()[band].photons(WAVELENGTH) * (WAVELENGTH[1] - WAVELENGTH[0])
+    found = stars @ xp.projection(band, WAVELENGTH).T @ xp.photons(band)
+    np.testing.assert_allclose(found, counted, rtol=0.01)
+
+
+def test_a_simulated_star_is_as_bright_as_its_magnitude_says(sky):
+    spectrum = sum(
+        sky[f"true_{band}"] @ (xp.sampling(band, xp.SAMPLED) * xp.overlap(band, xp.SAMPLED))
+        for band in xp.BANDS
+    )
+    at_550 = spectrum[:, xp.SAMPLED == 550][:, 0]
+    vega = 3.63e-11  # W m^-2 nm^-1, at 550 nm (Bohlin & Gilliland 2004), of G 0.03
+    magnitude = xp_mock.G_ZERO_POINT - 2.5 * np.log10(sky["phot_g_mean_flux"])
+    like_vega = sky["teff"] > 8500
+    difference = -2.5 * np.log10(at_550 / vega) - magnitude
+    unreddened = like_vega & (sky["a_v"] < 0.3)
+    assert np.median(difference[unreddened]) == pytest.approx(0, abs=0.1)
+
+
 # --- the noise ------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ class ScatterVAE(Component):
         width: int = 128,
         depth: int = 2,
         refine: int = 3,
-        polish: int = 2,
+        polish: int = 3,
         wavelengths: Sequence[float] = (336.0, 1020.0, 2.0),
         lr: float = 3e-3,
         weight_decay: float = 1e-4,
@@ -302,12 +302,6 @@ class ScatterVAE(Component):
             found["spectrum"] = self.spectra.flux(coefficients).cpu().numpy()
             found["wavelength"] = self.wavelengths
         return found
-
-    def pca(self, batch: Batch, k: int) -> Tensor:
-        """The rival: coefficients (batch, n) from the first k principal components."""
-        y, _ = self._standard(batch)
-        first = self.components[:, :k]
-        return ((y @ first @ first.T) * self.scale + self.center) * batch["flux"][:, None]
 
     def examples(self, batch: Batch) -> dict[str, Tensor]:
         """The observed spectra with their errors, and what scatter adds to a spectrum."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 STARS = 20_000  # at most, of the training set
 EPOCHS = 3  # of maximisation in a round
-RATE = 3e-4  # learning rate, which falls to zero over all rounds
+RATE = 1e-3  # learning rate, which falls to zero over all rounds
 SLICE, BATCH = 256, 256
 
 

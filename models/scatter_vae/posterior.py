@@ -152,8 +152,9 @@ def log_tail(chi2: Tensor, dof: Tensor) -> Tensor:
     return torch.where(p > 1e-30, p.clamp_min(WORST).log(), far).float()
 
 
-def log_normal(posterior: Posterior, log_errors: Tensor, n_observed: Tensor) -> Tensor:
-    """-ln p(data | z at the mean), (batch,); ``log_errors``: the sum of their logarithms."""
-    squares = posterior.residual.square().sum(1)
-    norm = n_observed * math.log(2 * math.pi)
-    return 0.5 * (squares + posterior.log_det + norm) + log_errors
+def log_normal(squares: Tensor, log_det: Tensor, log_errors: Tensor, n: Tensor) -> Tensor:
+    """-ln p of n numbers whose whitened residuals have the sum of ``squares``, (batch,).
+
+    ``log_det``: of their covariance in units of the errors, ``log_errors``: the sum of these' ln.
+    """
+    return 0.5 * (squares + log_det + n * math.log(2 * math.pi)) + log_errors

@@ -23,7 +23,11 @@ ODD = {
     "outlier_score": Output(
         "", "-ln p_value - ln P(|z|^2 > this one): misfit and rarity; of the model's stars 2 +- 1.4"
     ),
-    "nll": Output("", "-ln p(coefficients / flux | z)"),
+    "nll": Output(
+        "",
+        "-ln p(coefficients / flux | z), plus half a nat for each number fitted: without it z's "
+        "fit to the noise would be better than the truth",
+    ),
     "within_68": Output(
         "", "share of studentised whitened residuals within 1 sigma: of an honest model 0.683"
     ),
@@ -101,7 +105,7 @@ def rows_of(
         "p_value": log_p.exp(),
         "kl": found.divergence(latent),
         "outlier_score": -log_p - log_rare,
-        "nll": log_normal(found, log_errors, n),
+        "nll": log_normal(squares, found.log_det, log_errors, n) + 0.5 * found.fitted(),
         "within_68": ((white < 1) & seen).sum(1) / n,
         "within_95": ((white < 1.959964) & seen).sum(1) / n,
         "flags": missing.short() + 2 * (log_p < LEAST).short() + 4 * (log_rare < LEAST).short(),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.scatter_vae.posterior import Posterior, Whitening, log_normal
+from models.scatter_vae.posterior import Whitening, log_normal
 
 COLLAPSED = 0.01  # variance over stars of a latent number below which it says nothing (Burda 2016)
 COMPONENTS = (6, 10, 20)  # of the PCA beside it
@@ -59,23 +59,6 @@ def remarks(rows: Mapping[str, np.ndarray], latent: int) -> list[str]:
     return said
 
 
-def score(
-    white: Tensor, log_det: Tensor, batch: Mapping[str, Tensor], fitted: int
-) -> dict[str, Any]:
-    """What `metrics` needs, of whitened residuals (batch, n) of stars with all bands."""
-    n = white.shape[1]
-    log_errors = (batch["errors"] / batch["flux"][:, None]).log().sum(1)
-    nothing = torch.empty(0)
-    as_if = Posterior(nothing, nothing, white, log_det, nothing, nothing)
-    white = white * (n / (n - fitted)) ** 0.5
-    return {
-        "chi2": white.square().mean(1),
-        "nll": log_normal(as_if, log_errors, torch.tensor(float(n))),
-        "within_68": (white.abs() < 1).float().mean(1),
-        "within_95": (white.abs() < 1.959964).float().mean(1),
-    }
-
-
 def of_reconstruction(
     batch: Mapping[str, Tensor],
     x: Tensor,
@@ -83,14 +66,40 @@ def of_reconstruction(
     bands: Mapping[str, int],
     fitted: int = 0,
 ) -> dict[str, Tensor]:
-    """`score` of any reconstruction ``x`` and ``scatter`` (batch, n), electrons per second.
+    """What `metrics` needs, of any reconstruction ``x`` (batch, n) and its ``scatter``.
 
-    ``fitted``: how many numbers of each star were fitted.
+    Of stars with all bands; ``fitted``: how many numbers of each star were fitted.
     """
-    error = batch["errors"]
+    error, n = batch["errors"], x.shape[1]
     whitening = Whitening((scatter / error).square(), batch, bands)
     white = whitening(((batch["coefficients"] - x) / error)[..., None])[..., 0]
-    return score(white, whitening.log_det, batch, fitted)
+    squares = white.square().sum(1)
+    log_errors = (error / batch["flux"][:, None]).log().sum(1)
+    studentised = white.abs() * (n / (n - fitted)) ** 0.5
+    nll = log_normal(squares, whitening.log_det, log_errors, torch.tensor(float(n)))
+    return {
+        "chi2": squares / (n - fitted),
+        "nll": nll + 0.5 * fitted,
+        "within_68": (studentised < 1).float().mean(1),
+        "within_95": (studentised < 1.959964).float().mean(1),
+    }
+
+
+def by_components(model: Any, batch: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    """The rival: the mean and k principal components, fitted to a star by least squares.
+
+    With its full covariance, and so as well as components can.
+    """
+    flux = batch["flux"][:, None]
+    start = model.center * flux
+    along = (model.components[:, :k] * model.scale[:, None]) * flux[..., None]  # (batch, n, k)
+    error = batch["errors"]
+    whitening = Whitening(torch.zeros_like(error), batch, model.bands)
+    j = whitening(along / error[..., None]).double()
+    r = whitening(((batch["coefficients"] - start) / error)[..., None]).double()
+    found = torch.linalg.solve(j.mT @ j, j.mT @ r).float()
+    x = start + (along @ found)[..., 0]
+    return of_reconstruction(batch, x, torch.zeros_like(error), model.bands, k)
 
 
 def true_rows(data: Any, bands: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -124,7 +133,7 @@ def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarra
         )
         found["chi2_no_scatter_median"] = float(bare["chi2"].median())
         for k in COMPONENTS:
-            scored = of_reconstruction(batch, model.pca(batch, k), nothing, model.bands, k)
+            scored = by_components(model, batch, k)
             found[f"pca{k}_chi2_median"] = float(scored["chi2"].median())
             found[f"pca{k}_nll"] = float(scored["nll"].mean())
         truth = data.true_spectra(batch["row"])

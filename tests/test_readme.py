@@ -10,6 +10,7 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from conftest import ROOT, command
+from test_docs import xp_files
 from test_gc_profile import cluster_file
 
 import zoo
@@ -53,6 +54,7 @@ def folder(tmp_path_factory):
     Table(dust).write(folder / "extinctions.fits")
     places = {"l": [10.0, 200.0], "b": [0.0, -30.0], "distance": [300.0, 900.0]}
     Table(places).write(folder / "sightlines.csv")
+    xp_files(folder)
     for name in ("cat.fits", "train.fits", "cat.parquet"):
         if name.endswith("fits"):
             table.write(folder / name)
@@ -76,6 +78,8 @@ def test_a_command_of_readme_runs(line, folder, runs):
     elif "dust" in line:
         words = [w for w in words if "nside" not in w and "radial" not in w]
         words += ["model.n_radial=12", "model.epochs=1"] if "train" in line else []
+    elif "model=scatter_vae" in line:
+        words += ["experiment=scatter_vae_quick", "data.batch_size=32"]
     elif "data=gc_" in line:
         words += ["model.chains=2", "model.warmup=20", "model.draws=20"]
     elif words[0] in SMALL and "--help" not in words and "--cfg" not in words:

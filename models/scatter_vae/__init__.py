@@ -317,6 +317,20 @@ class ScatterVAE(Component):
             "observed_scatter": self.spectra.error(scatter),
         }
 
+    def scope(self) -> list[str]:
+        counts = " + ".join(f"{n} of {band}" for band, n in self.bands.items())
+        lines = [
+            f"{counts} numbers per star, divided by {self.normalised_by}",
+            "stars like the training set's; `p_value`, `outlier_score` and `flags` tell others",
+            "`chi2` is per degree of freedom; `nll` counts half a nat for each number fitted",
+        ]
+        if "simulation" in self.record.get("data", {}):
+            lines.append(
+                "simulated stars, of an analytic family: real ones are flagged as misfits; to "
+                "describe those, train on real spectra (docs/scatter_vae.md)"
+            )
+        return lines
+
     # --- how good it is -----------------------------------------------------------------------
 
     def timed(self, batch: Batch) -> dict[str, Any]:

@@ -152,6 +152,8 @@ def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarra
                 for v in (batch["coefficients"], rows["reconstruction"])
             )
             found["denoised_error_ratio"] = float(left / noise)
+            if len(model.bands) > 1:
+                found |= _imputed(model, batch, x)
         shown |= {f"stars_{k}": rows[k].numpy() for k in STARS if k in rows}
         shown |= {f"generated_{k}": v for k, v in model.generate(GENERATED).items()}
         shown["scatter_learned"] = (
@@ -159,3 +161,17 @@ def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarra
         )
         shown["error_median"] = (batch["errors"] / batch["flux"][:, None]).median(0).values.numpy()
     return found, shown
+
+
+def _imputed(model: Any, batch: Mapping[str, Tensor], x: Tensor) -> dict[str, float]:
+    """How well the first band is told from the others: its coefficients ``x`` are known."""
+    n = next(iter(model.bands.values()))
+    observed = batch["observed"].clone()
+    observed[:, 0] = 0
+    rows = model.predict_step({**batch, "observed": observed})
+    off = rows["reconstruction"][:, :n] - x[:, :n]
+    error = rows["reconstruction_factor"][:, :n].square().sum(2) + rows["scatter"][:, :n].square()
+    return {
+        "imputed_bp_error_median": float((off.norm(dim=1) / x[:, :n].norm(dim=1)).median()),
+        "imputed_bp_coverage_68": float((off.abs() < error.sqrt()).float().mean()),
+    }

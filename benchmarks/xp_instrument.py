@@ -18,7 +18,7 @@ OUT = Path(__file__).parent.parent / "physics/gaia_xp.npz"
 
 def derive(folder: Path) -> dict[str, np.ndarray]:
     """``folder``: GaiaXPy's ``config``."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for band, model in MODELS.items():
         csv.field_size_limit(10**7)
         with (folder / f"{model}_bases.csv").open(newline="") as file:
@@ -51,7 +51,7 @@ def main() -> None:
     folder = parser.parse_args().config
     if folder is None:
         parser.error("GaiaXPy is not installed: pip install gaiaxpy, or name its --config folder")
-    np.savez_compressed(OUT, **derive(folder))
+    np.savez_compressed(OUT, **derive(folder))  # type: ignore[arg-type]
     print(f"{OUT}: {OUT.stat().st_size:,} bytes")
 
 

@@ -53,7 +53,8 @@ def correlations(band: str, coefficients: np.ndarray, random: np.random.Generato
     matrix = kept * fit / (sigma[:, :, None] * sigma[:, None, :])
     n = matrix.shape[1]
     matrix[:, range(n), range(n)] = 1
-    degrees = np.exp(random.uniform(*np.log(DEGREES), (len(matrix), 1, 1)))
+    low, high = (np.log(d) for d in DEGREES)
+    degrees = np.exp(random.uniform(low, high, (len(matrix), 1, 1)))
     root = np.linalg.cholesky(matrix) @ _wishart_root(len(matrix), n, degrees, random)
     root /= np.sqrt(np.einsum("bnm,bnm->bn", root, root))[:, :, None]
     return root @ root.transpose(0, 2, 1)

@@ -16,7 +16,7 @@ class Chain(Catalogue):
 
     def __init__(self, name: str, paths: Sequence[str], opened: Callable[[str], Catalogue]) -> None:
         self._paths, self._opened = list(paths), opened
-        self._lengths = []
+        self._lengths: list[int] = []
         for path in self._paths:
             with opened(path) as part:
                 if not self._lengths:

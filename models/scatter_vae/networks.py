@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEATURES = 32  # principal components that the encoder looks at beyond the linear map
-WEAK = -4.0  # softplus of it: scatter in units of the median error, before anything is learned
+SURE = -5.0  # ln variance of z, before anything is learned
+WEAK = -4.0  # softplus of it is the scatter then, in units of the median error
+FAINT = 0.01  # of their usual size: the last weights of an MLP that adds to a linear map
 
 
 class Recipe(nn.Module):
@@ -26,18 +28,12 @@ class Recipe(nn.Module):
         self.encoder = _mlp(self.seen + n_context, width, depth, 2 * latent)
         self.decoder = _mlp(latent, width, depth, n)
         self.scatter = _mlp(latent, width // 2, 1, n)
-        with torch.no_grad():
-            for head in (self.encoder[-1], self.decoder[-1], self.scatter[-1]):
-                head.weight.mul_(0.01)  # type: ignore[operator]
-                head.bias.zero_()  # type: ignore[operator]
-            self.encoder[-1].bias[latent:] = -5.0  # type: ignore[index]
-            self.scatter[-1].bias.fill_(WEAK)  # type: ignore[operator]
 
     def encode(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of z, (batch, latent) each."""
         h = self.encoder(torch.cat([u[:, : self.seen].clamp(-20, 20), context], 1))
         shift, log_variance = h.float().chunk(2, 1)
-        return u[:, : self.latent] + shift, log_variance.clamp(-16, 2)
+        return u[:, : self.latent] + shift, (log_variance + SURE).clamp(-16, 2)
 
     def decode(self, z: Tensor) -> Tensor:
         """The standardised components (batch, n) of a star without noise."""
@@ -45,7 +41,7 @@ class Recipe(nn.Module):
 
     def spread(self, z: Tensor) -> Tensor:
         """Intrinsic scatter (batch, n), in units of the median error of each coefficient."""
-        return F.softplus(self.scatter(z).float())
+        return F.softplus(self.scatter(z).float() + WEAK)
 
 
 class Published(nn.Module):
@@ -83,7 +79,11 @@ def _mlp(n_in: int, width: int, depth: int, n_out: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.GELU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], n_out))
+    last = nn.Linear(sizes[-1], n_out)
+    with torch.no_grad():
+        last.weight *= FAINT
+        last.bias.zero_()
+    return nn.Sequential(*layers, last)
 
 
 def _normed(sizes: Sequence[int]) -> list[nn.Module]:

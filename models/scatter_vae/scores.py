@@ -109,7 +109,7 @@ def true_rows(data: Any, bands: Mapping[str, int]) -> dict[str, np.ndarray]:
         truth = data.true_spectra(batch["row"])
         if truth is None:
             return {}
-        for name, values in of_reconstruction(batch, *truth, bands).items():
+        for name, values in of_reconstruction(batch, truth[0], truth[1], bands).items():
             parts.setdefault(name, []).append(values.numpy())
     return {name: np.concatenate(values) for name, values in parts.items()}
 

@@ -23,6 +23,7 @@ class Spectra(nn.Module):
 
     def __init__(self, wavelengths: Sequence[float] | np.ndarray) -> None:
         super().__init__()
+        wavelengths = np.asarray(wavelengths, float)
         matrices = [xp.sampling(b, wavelengths) * xp.overlap(b, wavelengths) for b in xp.BANDS]
         self.matrix: Tensor
         self.squares: Tensor
@@ -48,7 +49,8 @@ class Spectra(nn.Module):
         for i in range(0, len(errors), AT_ONCE):
             part = slice(i, i + AT_ONCE)
             bands = zip(xp.BANDS, errors[part].split(errors.shape[1] // 2, 1), strict=True)
-            parts.append(sum(self._variance(b, e, correlations[b][part]) for b, e in bands))
+            of_bands = [self._variance(b, e, correlations[b][part]) for b, e in bands]
+            parts.append(of_bands[0] + of_bands[1])
         return torch.cat(parts).clamp_min(0).sqrt() * UNIT
 
     def _variance(self, band: str, errors: Tensor, packed: Tensor) -> Tensor:

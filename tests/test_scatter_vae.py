@@ -17,6 +17,7 @@ from datamodules.scatter_vae import ScatterVaeData
 from datamodules.xp_convert import convert
 from datamodules.xp_export import as_archived
 from models.checkpoint import RECORD, read_checkpoint
+from models.scatter_vae import scores
 from models.scatter_vae.networks import Published
 from models.scatter_vae.posterior import Whitening, log_tail, posterior
 from models.scatter_vae.spectra import Spectra
@@ -193,6 +194,16 @@ def test_an_odd_star_is_told_from_the_others(runs, stars):
     score = np.asarray(model.predict(odd)["outlier_score"])
     assert score[:5].min() > np.median(score[5:])
     assert (np.asarray(model.predict(odd)["p_value"])[:5] < 1e-4).all()
+
+
+def test_a_latent_number_that_says_nothing_is_reported():
+    rows = {
+        "latent_mean": np.random.default_rng(0).normal(size=(50, 6)) * [1, 1, 1, 1, 0.01, 0.01],
+        "p_value": np.full(50, 0.5),
+        "flags": np.zeros(50, int),
+    }
+    (said,) = scores.remarks(rows, 6)
+    assert "2 of 6 latent numbers" in said and "model.latent=4" in said
 
 
 def test_generated_stars_are_like_those_of_the_training_set(runs):

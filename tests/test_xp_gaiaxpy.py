@@ -4,8 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import command
 from matplotlib import rc_context
 
+from datamodules.catalogue import open_catalogue
+from datamodules.xp_export import export
 from models.scatter_vae.spectra import Spectra
 from physics import xp, xp_mock, xp_noise
 
@@ -69,3 +72,20 @@ def test_single_precision_moves_a_spectrum_by_a_thousandth_of_its_error(stars, w
 def test_listed_errors_hold_the_standard_deviation_of_the_fit_already(stars):
     one, two = (gaiaxpys(stars, xp.SAMPLED, deviation)[1] for deviation in (1.0, 1.7))
     np.testing.assert_allclose(one, two)
+
+
+def test_exported_reconstructions_are_read_back(tmp_path):
+    asked = ["data.n_test=10", "data.keep=[source_id]", f"output={tmp_path}/xp.hdf5"]
+    done = command("evaluate.py", "checkpoint=scatter_vae", *asked, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert export(tmp_path / "xp.hdf5", tmp_path / "denoised.csv") == 10
+    found, _ = calibrate(tmp_path / "denoised.csv", sampling=xp.SAMPLED, save_file=False)
+    with open_catalogue(tmp_path / "xp.hdf5") as catalogue:
+        (ours,) = catalogue.chunks(["source_id", "spectrum", "spectrum_error"])
+    order = np.argsort(ours["source_id"]), np.argsort(found["source_id"].to_numpy())
+    flux, error = (np.stack(found[name])[order[1]] for name in ("flux", "flux_error"))
+    np.testing.assert_allclose(ours["spectrum"][order[0]], flux, rtol=0, atol=1e-5 * flux.max())
+    # GaiaXPy takes the bands as independent, which z makes those of a reconstruction not be
+    apart = (xp.overlap("bp", xp.SAMPLED) == 0) | (xp.overlap("rp", xp.SAMPLED) == 0)
+    ours_error = ours["spectrum_error"][order[0]]
+    np.testing.assert_allclose(ours_error[:, apart], error[:, apart], rtol=1e-3)

@@ -21,7 +21,8 @@ ODD = {
     "p_value": Output("", "P(chi^2 > this one) of a star of this model"),
     "kl": Output("", "KL divergence of the posterior of z from the prior, nats"),
     "outlier_score": Output(
-        "", "-ln p_value - ln P(|z|^2 > this one): misfit and rarity; of the model's stars 2 +- 1.4"
+        "",
+        "-ln p_value - ln P(|z|^2 > this one), misfit and rarity: 2 +- 1.4 of a star of the prior",
     ),
     "nll": Output(
         "",

@@ -24,7 +24,7 @@ def open_hdf5(path: str, group: str | None) -> Catalogue:
     only group or compound dataset with columns.
     """
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)  # as others may read it in this process
     except OSError as error:
         what = "looks truncated" if "truncated" in str(error) else "is not a readable HDF5 file"
         raise OSError(f"{path}: {what} ({error}); copy or download it again") from error

@@ -182,6 +182,8 @@ class CatalogueData(L.LightningDataModule):
     def n_predicted(self) -> int:
         """How many rows `prediction_batches` gives in all."""
         with self.open("test") as catalogue:
+            if not len(catalogue):
+                raise ValueError(f"{self.label} has no rows")
             chosen = self._predicted_rows(catalogue)
             return len(catalogue) if chosen is None else int(chosen.sum())
 

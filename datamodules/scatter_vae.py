@@ -15,6 +15,7 @@ from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue, read_table
 from datamodules.values import numbers, refuse
 from datamodules.vectors import vectors
+from datamodules.xp_columns import COLUMNS, SAMPLED, wanted_unit
 from datamodules.xp_loader import EpochLoader, StreamedBatches
 from datamodules.xp_shards import find, read_rows
 from datamodules.xp_stream import ShardStream
@@ -24,21 +25,6 @@ from physics.correlations import check_positive_definite, low_rank
 FORMATS = ("coefficients", "sampled")
 CORRELATIONS = ("full", "lowrank", "diagonal")
 HELD = 20_000  # rows of shards that are held, for units, components and validation
-SAMPLED = "sampled"  # the name of the one band of sampled spectra
-COLUMNS = {  # the archive's names
-    **{
-        f"{band}_{what}": f"{band}_{name}"
-        for band in xp.BANDS
-        for what, name in (
-            ("coefficients", "coefficients"),
-            ("errors", "coefficient_errors"),
-            ("correlations", "coefficient_correlations"),
-        )
-    },
-    "spectrum": "flux",
-    "spectrum_error": "flux_error",
-    "source_id": "source_id",
-}
 
 
 class ScatterVaeData(CatalogueData):
@@ -92,8 +78,18 @@ class ScatterVaeData(CatalogueData):
         if self.format == SAMPLED:
             wanted = ["spectrum", "spectrum_error"]
         else:
-            wanted = [f"{band}_{what}" for band in xp.BANDS for what in ("coefficients", "errors")]
-            packed = [f"{band}_correlations" for band in xp.BANDS]
+            if {"flux", "flux_error"} <= names and self._column("rp_coefficients") not in names:
+                raise ValueError(
+                    f"{self.label} holds sampled spectra (flux, flux_error), and coefficients are "
+                    f"wanted: train on such by experiment=scatter_vae_sampled"
+                )
+            bands = [b for b in xp.BANDS if b == "rp" or self._column("bp_coefficients") in names]
+            if len(bands) == 1 and not training and self._column("rp_coefficients") in names:
+                self.say(f"{self.label} has no column '{self._column('bp_coefficients')}': no BP")
+            else:
+                bands = list(xp.BANDS)
+            wanted = [f"{band}_{what}" for band in bands for what in ("coefficients", "errors")]
+            packed = [f"{band}_correlations" for band in bands]
             there = [role for role in packed if self._column(role) in names]
             if len(there) < len(packed):
                 self.say(
@@ -103,7 +99,7 @@ class ScatterVaeData(CatalogueData):
             wanted += there
         if self._column("source_id") in names:
             wanted.append("source_id")
-        roles: dict[str, tuple[str, str | None]] = {w: (self._column(w), None) for w in wanted}
+        roles = {w: (self._column(w), wanted_unit(catalogue, self._column(w), w)) for w in wanted}
         if "flux" in self.columns:
             roles["flux"] = (self.columns["flux"], None)
         return roles
@@ -118,7 +114,8 @@ class ScatterVaeData(CatalogueData):
             bands = {}
             for band in xp.BANDS:
                 roles = [f"{band}_{what}" for what in ("coefficients", "errors")]
-                x, e = (vectors(columns[role], self._column(role)) for role in roles)
+                none = np.zeros((len(columns["rp_coefficients"]), 0))
+                x, e = (vectors(columns.get(r, none), self._column(r)) for r in roles)
                 bands[band] = self._checked(band, x, e, *roles)
         batch: Rows = {
             "coefficients": _joined([x for x, _, _ in bands.values()], 0.0),
@@ -132,6 +129,14 @@ class ScatterVaeData(CatalogueData):
             ):
                 packed = self._packed(band, columns[f"{band}_correlations"], x.shape[1], observed)
                 batch[f"correlations_{band}"] = packed
+        if "source_id" in columns and columns["source_id"].dtype.kind == "f":
+            text = (
+                f"column '{self._column('source_id')}' is of floats, which do not hold the 19 "
+                f"digits of a source_id; write it as integers or text"
+            )
+            if training:
+                raise ValueError(text)
+            self.say(text)
         if training and "source_id" in columns:
             batch["source_id"] = torch.from_numpy(np.asarray(columns["source_id"], np.int64))
         return batch
@@ -146,7 +151,7 @@ class ScatterVaeData(CatalogueData):
                 raise ValueError(
                     f"column '{name}' has {values.shape[1]} numbers per star, expected {n}"
                     + (
-                        f": the model was trained on {n}; train one on these, or say data.columns"
+                        f": the model was trained on {n}, and needs as many"
                         if self.bands
                         else f", as many as '{self._column(role)}'"
                     )
@@ -157,10 +162,12 @@ class ScatterVaeData(CatalogueData):
         column, error_column = self._column(role), self._column(error_role)
         mend = "drop those stars"
         bad = ~np.isfinite(x).all(1) & ~missing
-        refuse(bad, column, x[:, 0], "begins a star with NaN or inf", "finite numbers", mend)
-        worst = np.where(missing, 1.0, np.nan_to_num(e, nan=-1.0).min(1))
+        first = np.where(bad, x[np.arange(len(x)), (~np.isfinite(x)).argmax(1)], 0.0)
+        refuse(bad, column, first, "is a NaN or inf among a star's numbers", "finite ones", mend)
+        spoilt = ~(np.isfinite(e) & (e > 0))
+        worst = e[np.arange(len(e)), spoilt.argmax(1)]
         refuse(
-            ~(worst > 0) | (~np.isfinite(e).all(1) & ~missing),
+            spoilt.any(1) & ~missing,
             error_column,
             worst,
             "is an error of a star",

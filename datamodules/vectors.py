@@ -145,9 +145,14 @@ def _no_array(column: str, row: int, cell: Any) -> ValueError:
     text = str(cell)
     shown = text if len(text) <= 60 else f"{text[:60]}..."
     what = f"column '{column}', row {row}: {shown!r} is no array of numbers"
-    if "..." in text:
+    if isinstance(cell, str) and "..." in text:
         return ValueError(
             f"{what}, but one that numpy shortened with '...' when it printed it; those numbers "
             "are lost: write the column anew, from lists (tolist())"
+        )
+    if not isinstance(cell, str):
+        return ValueError(
+            f"column '{column}', row {row}: an array of shape {np.shape(cell)}; expected one row "
+            f"of numbers, such as the upper triangle of a matrix, column by column"
         )
     return ValueError(f"{what}; expected a text such as '(1.0, 2.0)' or '[1.0, 2.0]'")

@@ -19,6 +19,8 @@ def export(predictions: str | Path, out: str | Path) -> int:
     Their covariance is that of the reconstruction and of the intrinsic scatter about it. Raises
     ``ValueError`` where the file lacks a column; rows without a ``source_id`` are numbered.
     """
+    if Path(out).suffix != ".csv":
+        raise ValueError(f"--out {out}: what GaiaXPy reads back is written as .csv")
     needed = ["reconstruction", "reconstruction_factor", "scatter"]
     with open_catalogue(predictions) as catalogue, Writer(out) as writer:
         if missing := [name for name in needed if name not in catalogue.names]:

@@ -21,6 +21,12 @@ REMAINDER = 1e-3  # the least variance, of 1, that a low-rank factor leaves to t
 def check_positive_definite(packed: Tensor, n: int) -> None:
     """A ValueError that names the rows of ``packed`` whose R is not positive definite."""
     (info,) = in_tiles(lambda p: (torch.linalg.cholesky_ex(unpack(p, n)).info,), packed)
+    if (info > 0).sum() > 0.5 * len(info):
+        raise ValueError(
+            f"the correlation matrix R of {int((info > 0).sum())} of {len(info)} stars is not "
+            f"positive definite: are the correlations ordered by rows? Expected are the columns of "
+            f"the upper triangle: (0, 1), (0, 2), (1, 2), (0, 3), ..."
+        )
     refuse(info > 0, "the correlation matrix R")
 
 

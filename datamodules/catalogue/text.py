@@ -135,7 +135,7 @@ class TextCatalogue(Catalogue):
             if not file.peek(1):  # a header without rows, which Arrow refuses
                 return
             try:
-                yield from arrow_csv.open_csv(
+                reader = arrow_csv.open_csv(
                     file,
                     arrow_csv.ReadOptions(
                         use_threads=False, block_size=2**22, column_names=self._all
@@ -151,6 +151,8 @@ class TextCatalogue(Catalogue):
                         strings_can_be_null=False,
                     ),
                 )
+                with reader:  # its thread must not outlive the file
+                    yield from reader
             except pa.ArrowInvalid as error:
                 raise ValueError(
                     f"{self.path}: not a well-formed table of UTF-8 text: {error}"

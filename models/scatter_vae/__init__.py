@@ -1,6 +1,7 @@
 """scatter_vae: a generative model of Gaia BP/RP spectra that knows their intrinsic scatter."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from physics import xp
 
 PRESETS = ("default", "paper")
 COVARIANCES = ("full", "lowrank", "diagonal")
+PATIENCE = 4  # times as many steps for stars without a band
 POPULATION = 4096  # latent means that are kept, to generate stars like those of the training set
 SLICE = 256  # stars predicted at once: their matrices fit the cache
 AMPLITUDE = 0.1  # what is known beforehand of a star's amplitude, relative to its flux
@@ -94,6 +96,11 @@ class ScatterVAE(Component):
         self.register_buffer("spread", torch.ones(n))  # of stars along them
         self.register_buffer("population", torch.zeros(POPULATION, latent))
         self.spectra: Spectra | None = None
+        if len(wavelengths) != 3 or not (wavelengths[2] > 0 and wavelengths[0] < wavelengths[1]):
+            raise ValueError(
+                f"model.wavelengths is {list(wavelengths)}; expected the first, the last and the "
+                f"step in nm, such as [400,900,5]"
+            )
         if self.bands == {band: len(i.functions) for band, i in xp.instrument().items()}:
             start, stop, step = wavelengths
             self.wavelengths = np.arange(start, stop + 0.5 * step, step)
@@ -226,10 +233,15 @@ class ScatterVAE(Component):
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
         n = len(tensors["flux"])
-        slices = ({k: v[i : i + SLICE] for k, v in tensors.items()} for i in range(0, n, SLICE))
+        # stars without a band apart, for they need more steps, and none should depend on another
+        order = tensors["observed"].min(1).values.argsort(descending=True, stable=True)
+        n_whole = int(tensors["observed"].min(1).values.sum())
+        ends = [*range(0, n_whole, SLICE), *range(n_whole, n, SLICE), n]
+        chosen = [order[i:j] for i, j in pairwise(ends)]
         with torch.autocast(self.device.type, enabled=False):
-            parts = [self._predict(part) for part in slices]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            parts = [self._predict({k: v[i] for k, v in tensors.items()}) for i in chosen]
+        back = order.argsort()
+        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
     def _predict(self, batch: Batch) -> dict[str, Tensor]:
         found = self.posterior(batch)
@@ -260,7 +272,9 @@ class ScatterVAE(Component):
             return Whitening(t, batch, self.bands)
 
         start = F.pad(mean, (0, 1))
-        found = posterior(start, self._scaled, y, error, whitening, self.refine)
+        patient = not bool(batch["observed"].all())  # the encoder starts such stars far off
+        steps = self.refine * (PATIENCE if patient else 1)
+        found = posterior(start, self._scaled, y, error, whitening, steps)
         if self.paper:
             variance = F.pad(log_variance.exp(), (0, 1), value=1e-12)
             found = found._replace(covariance=variance.diag_embed())
@@ -277,6 +291,14 @@ class ScatterVAE(Component):
         drawn about it with a standard deviation of ``spread`` times the nearest neighbours' of the
         training set. ``near="prior"``: from the standard normal prior. None: as the training set.
         """
+        if near is not None and not isinstance(near, str):
+            near = np.asarray(near, np.float32)
+        known = near is None or (isinstance(near, str) and near == "prior")
+        if not known and (np.shape(near) != (self.latent,) or not np.isfinite(near).all()):
+            raise ValueError(
+                f"near is {near!r}; expected {self.latent} numbers, such as a star's latent_mean, "
+                f"'prior', or None for stars like the training set's"
+            )
         generator = torch.Generator().manual_seed(seed)
         population = self.population.cpu()
         drawn = torch.randn(n, self.latent, generator=generator)
@@ -286,7 +308,7 @@ class ScatterVAE(Component):
         elif isinstance(near, str) and near == "prior":
             z = spread * drawn
         else:
-            place = torch.as_tensor(np.asarray(near, np.float32)).reshape(1, self.latent)
+            place = torch.as_tensor(near)[None]
             distance = (population - place).square().sum(1)
             around = population[distance.topk(min(64, len(population)), largest=False).indices]
             z = place + spread * drawn * around.std(0)

@@ -81,7 +81,7 @@ def posterior(
     """From the guess ``z`` (batch, latent), by ``steps`` Gauss-Newton steps towards the maximum.
 
     Data ``y`` and their ``error`` (batch, n), 0 and 1 where nothing was observed; the covariance is
-    held at its first guess while stepping, for the scatter varies slowly with z. Levenberg's
+    renewed once, half-way, for the scatter varies slowly with z. Levenberg's
     damping: a step that does not gain is taken back and the next is shorter. The posterior's
     covariance is that of the last linearisation, (1 + J^T K^-1 J)^-1.
     """
@@ -96,6 +96,8 @@ def posterior(
     best = torch.full_like(z[:, 0], torch.inf)
     kept = z
     for step in range(steps + 1):
+        if step == (steps + 1) // 2 and step:
+            white, z, best = whitening(kept), kept, torch.full_like(best, torch.inf)
         w = white(((y - decode(z)) / error)[..., None])[..., 0]
         cost = w.square().sum(1) + z.square().sum(1)
         gained = cost < best

@@ -34,7 +34,8 @@ ODD = {
     ),
     "within_95": Output("", "the same within 1.96 sigma: 0.95"),
     "flags": Output(
-        "", "bits: 1 BP is missing and imputed; 2 p_value below 1e-4; 4 z unlike the prior, at 1e-4"
+        "",
+        "bits: 1 BP is missing and imputed; 2 p_value below 1e-4; 4 |z| beyond 99.99% of the prior",
     ),
 }
 LEAST = -9.21  # ln 1e-4
@@ -117,6 +118,7 @@ def _photometry(coefficients: Tensor, bands: Mapping[str, int]) -> tuple[Tensor,
     """G and BP - RP, mag, from the photons of each band, with the zero points of DR3."""
     parts = dict(zip(bands, coefficients.split(list(bands.values()), 1), strict=True))
     weight = {b: torch.as_tensor(xp.photons(b), dtype=torch.float32) for b in xp.BANDS}
-    bp, rp = ((parts[b] @ weight[b].to(parts[b])).clamp_min(1e-3) for b in xp.BANDS)
+    bp, rp = (parts[b] @ weight[b].to(parts[b]) for b in xp.BANDS)
+    bp, rp = (torch.where(x > 0, x, torch.nan) for x in (bp, rp))  # an imputed band may be anything
     g = G_ZERO_POINT - 2.5 * (G_OF_BP_RP * (bp + rp)).log10()
     return g, -2.5 * (bp / rp).log10() + xp.COLOUR_ZERO_POINT

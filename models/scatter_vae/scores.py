@@ -20,9 +20,11 @@ ODD = 0.01  # share of stars with p < 1e-4 that is worth a remark
 def metrics(rows: Mapping[str, np.ndarray], latent: int) -> dict[str, float]:
     """Of all rows; chi^2 is per degree of freedom: coefficients less what was fitted to them."""
     n = len(rows["chi2"])
+    whole = rows.get("flags", np.zeros(n, int)) & 1 == 0  # as PCA needs them, where there are any
+    whole = whole if whole.any() else ~whole
     found = {
         "n": n,
-        "nll": float(np.mean(rows["nll"], dtype=float)),
+        "nll": float(np.mean(rows["nll"][whole], dtype=float)),
         "chi2_median": float(np.median(rows["chi2"])),
         "coverage_68": float(np.mean(rows["within_68"], dtype=float)),
         "coverage_95": float(np.mean(rows["within_95"], dtype=float)),
@@ -55,7 +57,7 @@ def remarks(rows: Mapping[str, np.ndarray], latent: int) -> list[str]:
         )
     imputed = int(np.sum(rows["flags"] & 1))
     if imputed:
-        said.append(f"{imputed:,} stars have no BP: theirs is imputed from RP (flags, 1)")
+        said.append(f"stars without BP, which is imputed from RP (flags, 1): {imputed:,}")
     return said
 
 
@@ -143,6 +145,10 @@ def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarra
             seeded = (scatter > 0).all(0)
             ratio = (rows["scatter"] / scatter)[:, seeded]
             found["scatter_ratio_median"] = float(ratio.median())
+            # the largest median scatter that is not there, in units of the least seeded one
+            learned, seeds = rows["scatter"] / flux, (scatter / flux)[:, seeded]
+            false = learned[:, ~seeded].median(0).values.max()
+            found["scatter_false_max"] = float(false / seeds.median(0).values.min())
             shown["scatter_true"] = (scatter / flux).median(0).values.numpy()
             error = rows["reconstruction_factor"].square().sum(2).sqrt()
             pull = (rows["reconstruction"] - x) / error

@@ -150,7 +150,7 @@ def _no_array(column: str, row: int, cell: Any) -> ValueError:
             f"{what}, but one that numpy shortened with '...' when it printed it; those numbers "
             "are lost: write the column anew, from lists (tolist())"
         )
-    if not isinstance(cell, str):
+    if np.ndim(cell) > 1:
         return ValueError(
             f"column '{column}', row {row}: an array of shape {np.shape(cell)}; expected one row "
             f"of numbers, such as the upper triangle of a matrix, column by column"

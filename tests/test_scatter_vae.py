@@ -294,6 +294,44 @@ def test_arrays_as_text_are_read(some):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
 
 
+def test_units_are_read_and_others_refused(some):
+    table = Table(some)
+    for name in table.colnames:
+        if name.endswith(("coefficients", "errors")):
+            table[name] = (table[name] / 1000).astype(float)
+            table[name].unit = "1000 electron / s"
+    torch.testing.assert_close(read(table)["coefficients"], read(some)["coefficients"])
+    table["bp_coefficients"].unit = "mJy"
+    with pytest.raises(ValueError, match="mJy"):
+        read(table)
+
+
+def test_a_file_of_rp_alone_is_of_stars_without_bp(some):
+    table = {name: values for name, values in some.items() if not name.startswith("bp")}
+    with pytest.warns(UserWarning, match="no BP"):
+        batch = read(table, bands={"bp": 55, "rp": 55})
+    assert batch["observed"].tolist() == [[0.0, 1.0]] * 20
+    assert batch["coefficients"].shape == (20, 110)
+
+
+def test_sampled_spectra_are_not_taken_for_coefficients():
+    with pytest.raises(ValueError, match="holds sampled spectra"):
+        read({"flux": np.ones((3, 343)), "flux_error": np.ones((3, 343))})
+
+
+def test_a_star_does_not_depend_on_its_neighbours(runs, stars):
+    """Those without BP are fitted with more steps than those beside them."""
+    model = zoo.load(runs("scatter_vae") / "best.ckpt")
+    mixed = {name: np.array(values[:6], float if "source" not in name else None)
+             for name, values in stars.items()}  # fmt: skip
+    for name in ("s", "_errors", "_correlations"):
+        mixed[f"bp_coefficient{name}"][[1, 4]] = np.nan
+    together = model.predict(mixed)
+    for i in range(6):
+        alone = model.predict({name: values[i : i + 1] for name, values in mixed.items()})
+        np.testing.assert_allclose(alone["chi2"][0], together["chi2"][i], rtol=1e-3)
+
+
 def test_without_correlations_a_user_is_told(some):
     table = {name: v for name, v in some.items() if not name.endswith("correlations")}
     with pytest.warns(UserWarning, match="taken as uncorrelated"):
@@ -328,6 +366,13 @@ def not_positive_definite(table):
     return table
 
 
+def row_major(table):
+    matrix = unpack(table["bp_coefficient_correlations"].astype(float), 55)
+    rows, columns = np.triu_indices(55, 1)
+    table["bp_coefficient_correlations"] = matrix[:, rows, columns]
+    return table
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -341,6 +386,7 @@ def not_positive_definite(table):
         (spoil("bp_coefficient_errors", (4, 6), np.nan), "is an error of a star"),
         (cut("bp_coefficient_errors", 51), "51 numbers per star, expected 55"),
         (spoil("rp_coefficients", (5, slice(None)), -1e6), "is the flux of a star"),
+        (row_major, "ordered by rows"),
     ],
 )
 def test_bad_rows_are_refused(some, change, message):

@@ -1,0 +1,55 @@
+"""What clusters that were left out, and stars of known age, tell of the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.blocks import grid
+from physics.seismic_stars import STARS
+
+AGED = (0.5, 2.0)  # mag: colours that tell a cluster's age
+FEWEST = 10  # stars of a cluster that is judged
+ROUNDS = 60  # of the fit of the discrepancy
+
+
+def left_out(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of each cluster, by networks that did not see it: median of log10 age minus its literature
+    value, and the stated error, dex, (clusters, 2); and the discrepancy that makes pulls normal."""
+    found = torch.full((len(model.clusters), 2), torch.nan)
+    colour = batch["colour"]
+    for i, age in enumerate(model.clusters.values()):
+        chosen = (batch["cluster"] == i) & (colour > AGED[0]) & (colour < AGED[1])
+        if int(chosen.sum()) < FEWEST:
+            continue
+        stars = {k: v[chosen] for k, v in batch.items()}
+        total = model.log_likelihood_left_out(stars, i).double().sum(0) + model.log_prior()
+        mass = total.softmax(0)
+        cdf = torch.nn.functional.pad(mass.cumsum(0), (1, 0)).clamp(max=1)[None].float()
+        low, mid, high = grid.quantile(cdf, model.edges, torch.tensor([[0.16, 0.5, 0.84]]))[0]
+        found[i] = torch.stack([mid - age, 0.5 * (high - low)])
+    known = found[:, 0].isfinite()
+    return found, _discrepancy(found[known, 0].double(), found[known, 1].double())
+
+
+def _discrepancy(off: Tensor, stated: Tensor) -> Tensor:
+    """sigma of off ~ N(0, stated^2 + sigma^2), of maximum likelihood; 0 where there are too few."""
+    if len(off) < 3:
+        return torch.zeros(())
+    sigma = torch.logspace(-3, 0, 400, dtype=torch.float64)[:, None]
+    variance = stated**2 + sigma**2
+    log_p = -0.5 * (off**2 / variance + variance.log()).sum(1)
+    return sigma[log_p.argmax(), 0].float()
+
+
+def seismic(model: Any) -> dict[str, float]:
+    """Stars with asteroseismic ages: rms of log10 age, and how many lie in the 68%."""
+    off, inside = [], []
+    for star in STARS:
+        found = model.age(star.period, star.colour, star.period_error, star.colour_error)
+        off.append(np.log10(found["age_q50"] / star.age))
+        inside.append(found["age_q16"] < star.age < found["age_q84"])
+    rms = float(np.sqrt(np.mean(np.square(off))))
+    return {"benchmark_rms_dex": rms, "benchmark_coverage_68": float(np.mean(inside))}

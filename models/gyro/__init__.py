@@ -1,7 +1,7 @@
 """gyro: stellar ages from rotation and colour, learned from open clusters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Gyro(Component):
     def __init__(
         self,
         clusters: Mapping[str, float],
+        judge: Sequence[str] = (),
         flow: str = "mixture",
         bins: int = 8,
         components: int = 3,
@@ -65,6 +66,12 @@ class Gyro(Component):
         if oldest <= 0.01:
             raise ValueError(f"model.oldest={oldest} Gyr leaves no ages: the grid begins at 0.01")
         self.clusters, self.prior = dict(clusters), prior
+        if unknown := sorted(set(judge) - set(self.clusters)):
+            raise ValueError(
+                f"model.judge names {', '.join(unknown)}, which are not among the clusters: "
+                f"{', '.join(self.clusters)}"
+            )
+        self.judged_of = [not judge or name in judge for name in self.clusters]
         networks = members * len(self.clusters)
         self.rotation = Rotation(networks, flow, bins, components, width, depth)
         # ages: cells of log10 age, Myr
@@ -75,7 +82,7 @@ class Gyro(Component):
         edges = torch.linspace(1.0, math.log10(1e3 * oldest), n_grid + 1)
         self.register_buffer("edges", edges, persistent=False)
         self.register_buffer("discrepancy", torch.zeros(()))  # dex, of a cluster's age
-        self.register_buffer("left_out", torch.full((len(self.clusters), 2), torch.nan))
+        self.register_buffer("left_out", torch.full((len(self.clusters), 3), torch.nan))
         self.register_buffer("colours", torch.tensor([0.5, 3.0]))  # of the training set
         self.table = Table(grid.centres(edges))
 
@@ -85,8 +92,13 @@ class Gyro(Component):
         colour = data.training_batch()["colour"]
         self.colours = torch.quantile(colour, torch.tensor([0.01, 0.99]))
 
+    @property
+    def judged_mask(self) -> Tensor:
+        """Whose ages are held to the literature's, (clusters,), bool."""
+        return torch.tensor(self.judged_of)
+
     def loss(self, batch: Batch) -> Tensor:
-        """-ln p of the periods, a mean over stars by weight; of each network without its cluster."""
+        """-ln p of the periods, a weighted mean; of each network without its own cluster."""
         parameters = self.rotation.parameters_of(batch["log_age"], batch["colour"])
         log_p = self.rotation.log_prob(parameters, batch["log_period"])
         log_p = with_outliers(log_p, self.rotation.log_share()[0], batch["mem_prob"])
@@ -102,7 +114,7 @@ class Gyro(Component):
         self.left_out = found.to(self.left_out)
 
     def log_likelihood_left_out(self, batch: Batch, cluster: int) -> Tensor:
-        """ln p (batch, n_grid) of stars at each age, by the networks that did not see ``cluster``."""
+        """ln p (batch, n_grid) of stars at each age, by networks that did not see ``cluster``."""
         own = torch.arange(len(self.rotation.logit_outliers)) % len(self.clusters) == cluster
         n, ages = len(batch["colour"]), grid.centres(self.edges)
         columns = []
@@ -143,6 +155,8 @@ class Gyro(Component):
         return weight.log_softmax(0)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
+        if not self.table.filled:
+            self.table.fill(self.rotation)
         log_p = self.table.log_likelihood(batch)
         share = self.rotation.log_share()[0].exp().mean().log()
         member = with_outliers(log_p, share, batch["mem_prob"][:, None])
@@ -187,7 +201,7 @@ class Gyro(Component):
         }
         tensors = {name: torch.tensor([value]) for name, value in batch.items()}
         rows = self.predict_step({**tensors, "valid": torch.tensor([True])})
-        return {name: float(rows[name]) for name in (*QUANTILES, "age_mean", "flags")}
+        return {name: float(rows[name].detach()) for name in (*QUANTILES, "age_mean", "flags")}
 
     # --- how good it is -----------------------------------------------------------------------
 
@@ -204,8 +218,8 @@ class Gyro(Component):
 
     def learned(self) -> dict[str, float]:
         """Of clusters left out, of the Sun, and of stars with asteroseismic ages."""
-        off, stated = self.left_out[:, 0].numpy(), self.left_out[:, 1].numpy()
-        known = np.isfinite(off)
+        off, stated, log_p = self.left_out.cpu().numpy().T
+        known = np.isfinite(off) & np.array(self.judged_of)
         total = np.hypot(stated, float(self.discrepancy))[known]
         found = {
             "cluster_age_rms_dex": float(np.sqrt(np.mean(off[known] ** 2))),
@@ -213,6 +227,7 @@ class Gyro(Component):
             "cluster_coverage_68": float(np.mean(np.abs(off[known]) < total)),
             "cluster_worst_pull": float(np.max(np.abs(off[known]) / total)),
             "cluster_discrepancy_dex": float(self.discrepancy),
+            "cluster_log_density": float(np.nanmean(log_p[known])),
         }
         sun = self.age(SUN.period, SUN.colour, SUN.period_error, SUN.colour_error)
         found["sun_age_gyr"] = sun["age_q50"]

@@ -25,10 +25,13 @@ class Table(nn.Module):
         self.values: Tensor
         self.register_buffer("ages", ages, persistent=False)
         shape = (len(COLOURS), len(PERIODS), len(ages))
-        self.register_buffer("values", torch.zeros(shape, dtype=torch.float16))
+        self.register_buffer("values", torch.zeros(shape, dtype=torch.float16), persistent=False)
+        self.filled = False
 
     @torch.no_grad()
     def fill(self, rotation: Rotation) -> None:
+        """Anew from the networks: it is not in a checkpoint, of which it would be most."""
+        self.filled = True
         n, device = len(self.ages), self.values.device
         periods = PERIODS.to(device)
         for i, colour in enumerate(COLOURS.to(device)):

@@ -1,6 +1,7 @@
 """Networks that leave a cluster out each, and the density of a period that they speak for."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,7 @@ class Rotation(nn.Module):
         backend = FLOWS[flow]
         self.flow = SplineFlow(bins if backend else 0, components, backend=backend or "zuko")
         sizes = [2, *[width] * depth]
-        self.hidden = nn.ModuleList(
-            Linear(members, a, b) for a, b in zip(sizes, sizes[1:], strict=False)
-        )
+        self.hidden = nn.ModuleList(Linear(members, a, b) for a, b in pairwise(sizes))
         self.head = Linear(members, width, self.flow.n_parameters, gain=0.3)
         self.head.bias.data += self.flow.initial_bias()
         self.logit_outliers = nn.Parameter(torch.full((members, 1), FEW))

@@ -11,26 +11,36 @@ from models.blocks import grid
 from physics.seismic_stars import STARS
 
 AGED = (0.5, 2.0)  # mag: colours that tell a cluster's age
+SCORED = (0.70, 1.84)  # mag: 6,150 to 3,850 K (Pecaut & Mamajek 2013), whose periods are scored
+AT_MOST = 40  # of them of a cluster
 FEWEST = 10  # stars of a cluster that is judged
-ROUNDS = 60  # of the fit of the discrepancy
 
 
 def left_out(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of each cluster, by networks that did not see it: median of log10 age minus its literature
-    value, and the stated error, dex, (clusters, 2); and the discrepancy that makes pulls normal."""
-    found = torch.full((len(model.clusters), 2), torch.nan)
+    """Of each cluster, by networks that did not see it; and the discrepancy of such ages.
+
+    (clusters, 3): median of log10 age minus its literature value, and the stated error, dex; mean
+    ln p(log10 P) of its stars at that age.
+    """
+    found = torch.full((len(model.clusters), 3), torch.nan)
+    generator = torch.Generator().manual_seed(0)
     colour = batch["colour"]
     for i, age in enumerate(model.clusters.values()):
         chosen = (batch["cluster"] == i) & (colour > AGED[0]) & (colour < AGED[1])
         if int(chosen.sum()) < FEWEST:
             continue
         stars = {k: v[chosen] for k, v in batch.items()}
-        total = model.log_likelihood_left_out(stars, i).double().sum(0) + model.log_prior()
+        log_p = model.log_likelihood_left_out(stars, i).double()
+        total = log_p.sum(0) + model.log_prior()
         mass = total.softmax(0)
         cdf = torch.nn.functional.pad(mass.cumsum(0), (1, 0)).clamp(max=1)[None].float()
         low, mid, high = grid.quantile(cdf, model.edges, torch.tensor([[0.16, 0.5, 0.84]]))[0]
-        found[i] = torch.stack([mid - age, 0.5 * (high - low)])
-    known = found[:, 0].isfinite()
+        scored = (stars["colour"] > SCORED[0]) & (stars["colour"] < SCORED[1])
+        few = torch.randperm(int(scored.sum()), generator=generator)[:AT_MOST]
+        cell = int(torch.bucketize(torch.tensor(age), model.edges)) - 1
+        mean = log_p[scored][few, min(max(cell, 0), log_p.shape[1] - 1)].mean().float()
+        found[i] = torch.stack([mid - age, 0.5 * (high - low), mean])
+    known = found[:, 0].isfinite() & model.judged_mask
     return found, _discrepancy(found[known, 0].double(), found[known, 1].double())
 
 

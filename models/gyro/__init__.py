@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.base import Batch, Component, Constant, Output
 from models.blocks import grid
+from models.blocks.stack import Stack
 from models.gyro.ages import Table, summaries
 from models.gyro.networks import FLOWS, Rotation, with_outliers
 from models.gyro.scores import left_out, seismic
@@ -45,8 +46,8 @@ class Gyro(Component):
         self,
         clusters: Mapping[str, float],
         judge: Sequence[str] = (),
-        flow: str = "mixture",
-        bins: int = 8,
+        flow: str = "zuko_nsf",
+        bins: int = 6,
         components: int = 3,
         members: int = 2,
         width: int = 32,
@@ -171,7 +172,7 @@ class Gyro(Component):
         flags += 8 * wide.short()
         flags += 16 * (log_p.amax(1) < math.log(0.1)).short()
         rows["flags"] = flags
-        rows["log_likelihood"] = member
+        rows["log_likelihood"] = torch.where(valid[:, None], member, 0.0)  # says nothing
         for name in (*QUANTILES, "age_mean", "log_evidence"):
             rows[name] = torch.where(valid, rows[name], torch.nan)
         if "log_age" in batch:
@@ -184,6 +185,25 @@ class Gyro(Component):
             rows["nll"] = -member.gather(1, cell[:, None])[:, 0]
         rows.pop("cdf", None)
         return rows
+
+    def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
+        """The age of each group, Gyr: the product over its stars, widened by the discrepancy."""
+        rows: dict[str, list[Any]] = {}
+        centres = grid.centres(self.edges).double()
+        for name, total in sorted(stacked.sums.items()):
+            posterior = (total[0] + self.log_prior().double()).softmax(0)
+            if self.discrepancy > 0:
+                apart = (centres[:, None] - centres) / self.discrepancy.double()
+                posterior = (-0.5 * apart.square()).exp() @ posterior
+                posterior = posterior / posterior.sum()
+            cdf = torch.nn.functional.pad(posterior.cumsum(0), (1, 0)).clamp(max=1)[None].float()
+            levels = torch.tensor([list(QUANTILES.values())])
+            ages = 10 ** (grid.quantile(cdf, self.edges, levels)[0] - 3)
+            found = {"group": name, "n_stars": stacked.counts[name]}
+            found |= dict(zip(QUANTILES, ages.tolist(), strict=True))
+            for key, value in found.items():
+                rows.setdefault(key, []).append(value)
+        return {key: np.array(values) for key, values in rows.items()}
 
     def age(
         self, prot: float, bp_rp0: float, e_prot: float | None = None, e_bp_rp0: float = 0.03
@@ -204,6 +224,18 @@ class Gyro(Component):
         return {name: float(rows[name].detach()) for name in (*QUANTILES, "age_mean", "flags")}
 
     # --- how good it is -----------------------------------------------------------------------
+
+    def scope(self) -> list[str]:
+        ages = [10**age for age in self.clusters.values()]
+        low, high = self.colours.tolist()
+        return [
+            f"{len(ages)} clusters, {min(ages):.0f} to {max(ages):.0f} Myr: older ages are "
+            f"extrapolated, and rest on the prior, flat in {self.prior}, to "
+            f"{10 ** float(self.edges[-1]) / 1e3:.1f} Gyr",
+            f"(BP-RP)_0 {low:.2f} to {high:.2f} mag",
+            "main-sequence stars: subgiants turn slower than dwarfs of their colour",
+            f"`flags`, {FLAGS}",
+        ]
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         known = np.isfinite(rows.get("age_true", np.empty(0))) & (rows["flags"] & 1 == 0)

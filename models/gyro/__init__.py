@@ -39,6 +39,7 @@ class Gyro(Component):
 
     last_is_best = True
     stacked_column = "log_likelihood"
+    precisions = ("32-true",)  # networks too small to gain from less
     fast = frozenset(("rotation.logit_outliers",))
     smaller_is_better = frozenset(("nll", "cluster_age_rms_dex", "benchmark_rms_dex"))
 
@@ -83,7 +84,7 @@ class Gyro(Component):
         edges = torch.linspace(1.0, math.log10(1e3 * oldest), n_grid + 1)
         self.register_buffer("edges", edges, persistent=False)
         self.register_buffer("discrepancy", torch.zeros(()))  # dex, of a cluster's age
-        self.register_buffer("left_out", torch.full((len(self.clusters), 3), torch.nan))
+        self.register_buffer("left_out", torch.full((len(self.clusters), 3), torch.inf))
         self.register_buffer("colours", torch.tensor([0.5, 3.0]))  # of the training set
         self.table = Table(grid.centres(edges))
 
@@ -219,7 +220,7 @@ class Gyro(Component):
             "colour_error": e_bp_rp0,
             "mem_prob": 1.0,
         }
-        tensors = {name: torch.tensor([value]) for name, value in batch.items()}
+        tensors = {name: torch.tensor([value]).float() for name, value in batch.items()}
         rows = self.predict_step({**tensors, "valid": torch.tensor([True])})
         return {name: float(rows[name].detach()) for name in (*QUANTILES, "age_mean", "flags")}
 

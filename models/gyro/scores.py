@@ -22,7 +22,7 @@ def left_out(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     (clusters, 3): median of log10 age minus its literature value, and the stated error, dex; mean
     ln p(log10 P) of its stars at that age.
     """
-    found = torch.full((len(model.clusters), 3), torch.nan)
+    found = torch.full((len(model.clusters), 3), torch.inf)
     generator = torch.Generator().manual_seed(0)
     colour = batch["colour"]
     for i, age in enumerate(model.clusters.values()):

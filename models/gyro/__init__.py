@@ -13,8 +13,8 @@ from models.blocks import grid
 from models.blocks.stack import Stack
 from models.gyro.ages import Table, summaries
 from models.gyro.networks import FLOWS, Rotation, with_outliers
-from models.gyro.scores import left_out, seismic
-from physics.seismic_stars import SUN
+from models.gyro.scores import left_out, seismic, shown, star_batch
+from physics.seismic_stars import SUN, Star
 
 PRIORS = ("log_age", "age")
 FLAGS = (
@@ -55,7 +55,7 @@ class Gyro(Component):
         depth: int = 2,
         prior: str = "log_age",
         oldest: float = 13.8,
-        n_grid: int = 160,
+        n_grid: int = 140,
         lr: float = 5e-3,
         weight_decay: float = 1e-2,
         epochs: int = 60,
@@ -157,10 +157,8 @@ class Gyro(Component):
         return weight.log_softmax(0)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        if not self.table.filled:
-            self.table.fill(self.rotation)
         log_p = self.table.log_likelihood(batch)
-        share = self.rotation.log_share()[0].exp().mean().log()
+        share = self.rotation.log_share()[0].detach().exp().mean().log()
         member = with_outliers(log_p, share, batch["mem_prob"][:, None])
         rows = summaries(member, self.log_prior(), self.edges, QUANTILES)
         valid = batch["valid"]
@@ -212,16 +210,9 @@ class Gyro(Component):
         """Age of one star, Gyr: its quantiles, mean and flags; period in days, colour in mag."""
         if not (prot > 0 and math.isfinite(prot) and math.isfinite(bp_rp0)):
             raise ValueError(f"expected a period in days and a colour, got {prot} and {bp_rp0}")
-        relative = 0.02 if e_prot is None else e_prot / prot
-        batch = {
-            "log_period": math.log10(prot),
-            "log_period_error": relative / math.log(10),
-            "colour": bp_rp0,
-            "colour_error": e_bp_rp0,
-            "mem_prob": 1.0,
-        }
-        tensors = {name: torch.tensor([value]).float() for name, value in batch.items()}
-        rows = self.predict_step({**tensors, "valid": torch.tensor([True])})
+        error = 0.02 * prot if e_prot is None else e_prot
+        star = Star("", prot, error, bp_rp0, e_bp_rp0, math.nan, math.nan)
+        rows = self.predict_step(star_batch(star))
         return {name: float(rows[name].detach()) for name in (*QUANTILES, "age_mean", "flags")}
 
     # --- how good it is -----------------------------------------------------------------------
@@ -265,6 +256,10 @@ class Gyro(Component):
         sun = self.age(SUN.period, SUN.colour, SUN.period_error, SUN.colour_error)
         found["sun_age_gyr"] = sun["age_q50"]
         return found | seismic(self)
+
+    def judged(self, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        with torch.no_grad():
+            return {}, shown(self, data)
 
     def timed(self, batch: Batch) -> dict[str, Any]:
         work, count = super().timed(batch)["objects_per_second"]

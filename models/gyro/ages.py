@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from models.blocks import grid
 from models.gyro.networks import Rotation
 
-COLOURS = torch.linspace(0.3, 3.6, 133)  # mag, 0.025 apart
-PERIODS = torch.linspace(-1.3, 2.3, 289)  # log10 d, 0.0125 apart
+COLOURS = torch.linspace(0.3, 3.6, 67)  # mag, 0.05 apart
+PERIODS = torch.linspace(-1.3, 2.3, 241)  # log10 d, 0.015 apart
 NODES = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))  # Gauss-Hermite, order 3
 TYPICAL = {"colour": 0.03, "log_period": 0.01}  # errors that the clusters' own periods hold already
 LARGEST = {"colour": 0.2, "log_period": 0.15}  # beyond them an error is taken as this
@@ -25,13 +25,10 @@ class Table(nn.Module):
         self.values: Tensor
         self.register_buffer("ages", ages, persistent=False)
         shape = (len(COLOURS), len(PERIODS), len(ages))
-        self.register_buffer("values", torch.zeros(shape, dtype=torch.float16), persistent=False)
-        self.filled = False
+        self.register_buffer("values", torch.zeros(shape, dtype=torch.float16))
 
     @torch.no_grad()
     def fill(self, rotation: Rotation) -> None:
-        """Anew from the networks: it is not in a checkpoint, of which it would be most."""
-        self.filled = True
         n, device = len(self.ages), self.values.device
         periods = PERIODS.to(device)
         for i, colour in enumerate(COLOURS.to(device)):

@@ -1,0 +1,125 @@
+"""Figures of `gyro`: gyrochrones over stars, ages of clusters left out, the Sun, honesty."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from figures import style
+from figures.statistics import binomial_band
+
+Rows = Mapping[str, np.ndarray]
+SUN_GYR = 4.57
+
+
+def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+    """Every figure that the rows allow, by name; see `models.gyro.scores.shown` for their keys."""
+    figures = {"gyrochrones": gyrochrones(rows), "sun": sun(rows)}
+    if np.isfinite(rows["cluster_off"]).any():
+        figures["clusters"] = clusters(rows)
+    pit = rows.get("pit", np.empty(0))
+    if np.isfinite(pit).sum() > 1:
+        figures["honesty"] = honesty(pit[np.isfinite(pit)])
+    return figures
+
+
+@style.figure
+def gyrochrones(rows: Rows) -> Figure:
+    """Period against colour: the model's median and 68% at a row of ages, over the stars."""
+    fig, axes = style.new()
+    axis = axes[0, 0]
+    age = rows["stars_log_age"]
+    known = np.isfinite(age)
+    axis.plot(
+        rows["stars_colour"][~known], 10 ** rows["stars_log_period"][~known], ".", color="#999"
+    )
+    if known.any():
+        drawn = axis.scatter(
+            rows["stars_colour"][known],
+            10 ** rows["stars_log_period"][known],
+            c=age[known],
+            s=8,
+            cmap="viridis",
+            vmin=1,
+            vmax=3.7,
+            alpha=0.6,
+            linewidths=0,
+            rasterized=True,
+        )
+        bar = fig.colorbar(
+            drawn, ax=axis, label="age of the star's cluster", ticks=[1, 2, 3, 3.602]
+        )
+        bar.ax.set_yticklabels(["10 Myr", "100 Myr", "1 Gyr", "4 Gyr"])
+    names = style.colours([f"{age:g}" for age in rows["curve_ages"]])
+    for age, curve in zip(rows["curve_ages"], rows["curves"], strict=True):
+        colour = names[f"{age:g}"]
+        text = f"{age:g} Myr" if age < 1000 else f"{age / 1000:g} Gyr"
+        axis.plot(rows["curve_colour"], 10 ** curve[1], color=colour, label=text)
+        axis.fill_between(
+            rows["curve_colour"], 10 ** curve[0], 10 ** curve[2], color=colour, alpha=0.15, lw=0
+        )
+    axis.set(yscale="log", xlim=(0.4, 3.2), ylim=(0.1, 80))
+    axis.set(xlabel=r"$(G_\mathrm{BP}-G_\mathrm{RP})_0$ [mag]", ylabel="rotation period [d]")
+    axis.legend(loc="lower left", title="model", ncols=2)
+    return fig
+
+
+@style.figure
+def clusters(rows: Rows) -> Figure:
+    """Ages of clusters by networks that did not see them; bars: stated, and with discrepancy."""
+    known = np.isfinite(rows["cluster_off"])
+    lit, off, stated = (rows[f"cluster_{k}"][known] for k in ("log_age", "off", "stated"))
+    judged = rows["cluster_judged"][known]
+    total = np.hypot(stated, float(rows["cluster_discrepancy"]))
+    fig, axes = style.new(1, 2, sharex=True, height_ratios=(2.2, 1), size=(9.5, 9.5))
+    main, below = axes[:, 0]
+    for chosen, colour, text in (
+        (judged, style.PALETTE[0], "judged"),
+        (~judged, "#999999", "others: young, few stars, or of doubtful age"),
+    ):
+        if not chosen.any():
+            continue
+        x, y = 10 ** lit[chosen], 10 ** (lit + off)[chosen]
+        low, high = (y * (1 - 10 ** -total[chosen]), y * (10 ** total[chosen] - 1))
+        main.errorbar(x, y, [low, high], fmt="o", color=colour, label=text, lw=1.6)
+        below.plot(x, off[chosen] / total[chosen], "o", color=colour)
+    ends = np.array([10 ** lit.min() / 2, 10 ** lit.max() * 2])
+    main.plot(ends, ends, color=style.TRUTH, label="literature")
+    below.axhspan(-1, 1, color=style.BAND)
+    below.axhline(0, color=style.TRUTH)
+    main.set(xscale="log", yscale="log", ylabel="age, left out of training [Myr]", ylim=ends)
+    below.set(xlabel="age in the literature [Myr]", ylabel="pull")
+    main.legend(loc="upper left")
+    return fig
+
+
+@style.figure
+def sun(rows: Rows) -> Figure:
+    """The Sun's age by its rotation; it is older than the oldest cluster."""
+    fig, axes = style.new()
+    axis = axes[0, 0]
+    age = 10 ** (rows["sun_log_age"] - 3)
+    density = rows["sun_posterior"] / np.gradient(age)
+    axis.fill_between(age, density, color=style.PALETTE[4], alpha=0.5, lw=0)
+    axis.plot(age, density, color=style.PALETTE[0], label="posterior")
+    axis.axvline(SUN_GYR, color=style.TRUTH, label=f"{SUN_GYR} Gyr")
+    axis.axvline(rows["oldest"], color="#666666", ls="--", label="oldest cluster")
+    axis.set(xlim=(0, 13.8), ylim=0, xlabel="age of the Sun [Gyr]", ylabel="density [1 / Gyr]")
+    axis.legend()
+    return fig
+
+
+@style.figure
+def honesty(pit: np.ndarray) -> Figure:
+    """Do stars of known age fall where their posteriors say? Grey: 95% of honest samples."""
+    fig, axes = style.new(size=(9.5, 8))
+    axis = axes[0, 0]
+    levels = np.linspace(0, 1, 41)
+    low, high = np.array([binomial_band(len(pit), x) for x in levels[1:-1]]).T / len(pit)
+    axis.fill_between(levels[1:-1], low, high, color=style.BAND)
+    axis.plot(levels, levels, color=style.TRUTH)
+    share = [np.mean(pit <= level) for level in levels]
+    axis.plot(levels, share, color=style.PALETTE[0])
+    axis.set(xlabel="cumulative posterior at the true age", ylabel="share of stars below")
+    axis.set(xlim=(0, 1), ylim=(0, 1), title=f"{len(pit):,} stars")
+    return fig

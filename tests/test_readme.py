@@ -16,6 +16,7 @@ from test_gc_profile import cluster_file
 import zoo
 from datamodules.dust import DustData
 from datamodules.gc_stars import GCStars
+from physics import gyrochrones
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -55,6 +56,8 @@ def folder(tmp_path_factory):
     places = {"l": [10.0, 200.0], "b": [0.0, -30.0], "distance": [300.0, 900.0]}
     Table(places).write(folder / "sightlines.csv")
     xp_files(folder)
+    stars = gyrochrones.simulate(np.random.default_rng(0), 3, 60)
+    Table(stars).write(folder / "periods.csv")
     for name in ("cat.fits", "train.fits", "cat.parquet"):
         if name.endswith("fits"):
             table.write(folder / name)

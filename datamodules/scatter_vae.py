@@ -15,7 +15,7 @@ from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue, read_table
 from datamodules.values import numbers, refuse
 from datamodules.vectors import vectors
-from datamodules.xp_columns import COLUMNS, SAMPLED, wanted_unit
+from datamodules.xp_columns import COLUMNS, SAMPLED, correlations_of_file, wanted_unit
 from datamodules.xp_loader import EpochLoader, StreamedBatches
 from datamodules.xp_shards import find, read_rows
 from datamodules.xp_stream import ShardStream
@@ -52,6 +52,7 @@ class ScatterVaeData(CatalogueData):
         n_test: int = 4000,
         magnitudes: Sequence[float] = (11.5, 17.5),
         scatter: float = 4e-4,
+        correlations_of: str | None = None,
         **catalogue: Any,
     ) -> None:
         super().__init__(**catalogue)
@@ -67,6 +68,7 @@ class ScatterVaeData(CatalogueData):
         self.sizes = (n_train, n_test)
         low, high = magnitudes
         self.magnitudes, self.scatter = (float(low), float(high)), scatter
+        self.correlations_of = correlations_of
 
     # --- columns ------------------------------------------------------------------------------
 
@@ -334,7 +336,8 @@ class ScatterVaeData(CatalogueData):
             )
         random = np.random.default_rng([self.seed, split == "test"])
         n = self.sizes[split == "test"]
-        return xp_mock.simulate(n, random, self.magnitudes, self.scatter)
+        packed = correlations_of_file(self.correlations_of) if self.correlations_of else None
+        return xp_mock.simulate(n, random, self.magnitudes, self.scatter, packed)
 
     def true_spectra(self, row: Tensor) -> tuple[Tensor, Tensor] | None:
         """Coefficients without noise and their scatter, (batch, n), of rows of the simulation."""

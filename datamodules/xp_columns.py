@@ -1,8 +1,10 @@
 """What the columns of BP/RP spectra are called, and what they are counted in."""
 
+import numpy as np
 from astropy import units as u
 
-from datamodules.catalogue import Catalogue
+from datamodules.catalogue import Catalogue, open_catalogue
+from datamodules.vectors import vectors
 from physics import xp
 
 SAMPLED = "sampled"  # the name of the one band of sampled spectra
@@ -20,6 +22,18 @@ COLUMNS = {  # the archive's names
     "spectrum_error": "flux_error",
     "source_id": "source_id",
 }
+
+
+def correlations_of_file(path: str) -> dict[str, np.ndarray]:
+    """The correlations of real stars, by band, packed, (stars, n (n - 1) / 2); blanks left out."""
+    found = {}
+    with open_catalogue(path) as catalogue:
+        names = [COLUMNS[f"{band}_correlations"] for band in xp.BANDS]
+        (chunk,) = catalogue.chunks(names, max(len(catalogue), 1))
+    for band, name in zip(xp.BANDS, names, strict=True):
+        packed = vectors(chunk[name], name)
+        found[band] = packed[np.isfinite(packed).all(1)]
+    return found
 
 
 def wanted_unit(catalogue: Catalogue, column: str, role: str) -> str | None:

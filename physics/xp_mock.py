@@ -1,5 +1,7 @@
 """Simulated stars as Gaia's BP/RP spectrometers would list them, with their truth."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from physics import stellar_spectra, xp, xp_noise
@@ -17,6 +19,7 @@ def simulate(
     random: np.random.Generator,
     magnitudes: tuple[float, float] = (11.5, 17.5),
     scatter: float = 4e-4,
+    packed: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Columns of the archive's names, of n stars uniform in G, and their truth.
 
@@ -25,14 +28,21 @@ def simulate(
     s^-1, without error; ``true_{band}`` (n, 55), free of noise and scatter; ``scatter_{band}``
     (n, 55), the standard deviation of the scatter: ``scatter`` times the first coefficient for
     `SCATTERED` ones, else 0; and the stellar parameters of `stellar_spectra.draw`.
+
+    ``packed``: by band, correlations (k, 1485) of real stars, of which each simulated one gets
+    those of one; None: `xp_noise.correlations`.
     """
     sizes = [min(AT_ONCE, n - i) for i in range(0, n, AT_ONCE)]
-    blocks = [_simulate(size, random, magnitudes, scatter) for size in sizes]
+    blocks = [_simulate(size, random, magnitudes, scatter, packed or {}) for size in sizes]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def _simulate(
-    n: int, random: np.random.Generator, magnitudes: tuple[float, float], scatter: float
+    n: int,
+    random: np.random.Generator,
+    magnitudes: tuple[float, float],
+    scatter: float,
+    given: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     stars = stellar_spectra.draw(n, random)
     magnitude = random.uniform(*magnitudes, n)
@@ -49,7 +59,10 @@ def _simulate(
         sigma = np.zeros_like(coefficients)
         sigma[:, SCATTERED[band]] = scatter * np.abs(coefficients[:, :1])
         error = xp_noise.errors(band, coefficients[:, 0], coefficients.shape[1], magnitude, random)
-        packed = xp_noise.pack(xp_noise.correlations(band, coefficients, random)).astype("f2")
+        if band in given:  # those of real stars, at random
+            packed = given[band][random.integers(len(given[band]), size=n)].astype("f2")
+        else:
+            packed = xp_noise.pack(xp_noise.correlations(band, coefficients, random)).astype("f2")
         root = np.linalg.cholesky(xp_noise.unpack(packed.astype(float), error.shape[1]))
         noise = np.einsum("bnm,bm->bn", root, random.normal(size=error.shape))
         seen = coefficients + sigma * random.normal(size=sigma.shape) + error * noise

@@ -294,6 +294,16 @@ def test_arrays_as_text_are_read(some):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
 
 
+def test_simulated_stars_can_have_the_correlations_of_real_ones(some, tmp_path):
+    np.savez(tmp_path / "real.npz", **{k: v for k, v in some.items() if "correlations" in k})
+    data = ScatterVaeData(n_train=30, n_test=30, correlations_of=str(tmp_path / "real.npz"))
+    table = data.simulate("test")
+    for band in xp.BANDS:
+        name = f"{band}_coefficient_correlations"
+        known = {row.tobytes() for row in some[name]}
+        assert {row.tobytes() for row in table[name]} <= known
+
+
 def test_units_are_read_and_others_refused(some):
     table = Table(some)
     for name in table.colnames:

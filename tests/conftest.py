@@ -94,3 +94,14 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs in a folder of its own, and still finds the zoo."""
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def stars() -> dict[str, np.ndarray]:
+    """The archive's columns of the BP/RP spectra of 300 simulated stars."""
+    from physics import xp, xp_mock
+
+    table = xp_mock.simulate(300, np.random.default_rng(5))
+    parts = ("coefficients", "coefficient_errors", "coefficient_correlations")
+    names = [f"{band}_{part}" for band in xp.BANDS for part in parts]
+    return {name: table[name] for name in ("source_id", "phot_g_mean_flux", *names)}

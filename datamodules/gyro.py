@@ -27,7 +27,6 @@ PERIODS, COLOURS = (0.02, 500.0), (-1.5, 6.0)  # d, mag: beyond them a column is
 REDDENING = {"ebv": 1.339, "a_v": 1.339 / 3.1}  # E(BP - RP) of each, of a G star: Casagrande 2018
 PERIOD_ERROR, COLOUR_ERROR = 0.02, 0.03  # relative; mag: where a star has none
 AGE_ERROR = 0.05  # dex, of a cluster without one
-FEWEST = 5  # stars of a cluster that is learned from
 
 
 class GyroData(CatalogueData):

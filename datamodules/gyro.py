@@ -17,6 +17,10 @@ ROLES = {
     "bp_rp0": ("bp_rp0", "mag"),
     "e_bp_rp0": ("e_bp_rp0", "mag"),
     "mem_prob": ("mem_prob", None),
+    "g0": ("g0", "mag"),
+    "parallax": ("parallax_mas", "mas"),
+    "logg": ("logg", None),
+    "id": ("star_id", None),
     "age": ("age_myr", "Myr"),
     "e_age": ("e_age_dex", None),
     "cluster": ("cluster", None),
@@ -24,18 +28,23 @@ ROLES = {
 NEEDED = ("prot", "bp_rp0")
 OF_TRAINING = ("age", "cluster")
 PERIODS, COLOURS = (0.02, 500.0), (-1.5, 6.0)  # d, mag: beyond them a column is something else
-REDDENING = {"ebv": 1.339, "a_v": 1.339 / 3.1}  # E(BP - RP) of each, of a G star: Casagrande 2018
+REDDENING = {"ebv": 1.0, "a_v": 1 / 3.1}  # E(B - V) of each
+E_BP_RP, A_G = 1.339, 2.74  # of E(B - V), of a G star: Casagrande & VandenBerg (2018), table 2
 PERIOD_ERROR, COLOUR_ERROR = 0.02, 0.03  # relative; mag: where a star has none
 AGE_ERROR = 0.05  # dex, of a cluster without one
+ABOVE = (-1.5, 3.0)  # mag above the dwarfs, beyond which it is taken as that
+EVOLVED, EVOLVED_LOGG = 0.9, 4.1  # mag above the dwarfs, more than any binary's; log g below
 
 
 class GyroData(CatalogueData):
     """Periods, d, and colours (BP - RP)_0, mag, with their errors; in training also clusters' ages.
 
     Columns by role: ``prot`` and ``e_prot``, ``bp_rp0`` and ``e_bp_rp0``, ``mem_prob``; in training
-    ``cluster``, ``age``, Myr, and ``e_age``, dex. Errors and memberships are optional. With
-    ``columns.ebv`` or ``columns.a_v`` colours are dereddened. A star whose period or colour is no
-    number is an error in training, and gets no age in prediction.
+    ``cluster``, ``age``, Myr, and ``e_age``, dex. Errors and memberships are optional, and so are
+    ``g0`` with ``parallax``, mas, and ``logg``: they tell stars that are no dwarfs. With
+    ``columns.ebv`` or ``columns.a_v`` colours and G are dereddened. A star whose period or colour
+    is no number is an error in training, and gets no age in prediction. ``leave_out``: a cluster
+    that is not trained on; its stars are the test.
 
     Without ``path``: `physics.gyrochrones`, clusters of known ages, drawn apart for the test.
     """
@@ -47,12 +56,15 @@ class GyroData(CatalogueData):
         n_test: int = 2000,
         clusters: Mapping[str, float] | None = None,
         weight_power: float = 0.5,
+        leave_out: str | None = None,
         **catalogue: Any,
     ) -> None:
         super().__init__(**catalogue)
         self.n_clusters, self.n_stars = n_clusters, (n_train, n_test)
         self.clusters = dict(clusters or {})  # name -> log10 age, Myr
-        self.weight_power = weight_power
+        self.weight_power, self.leave_out = weight_power, leave_out
+        self._seen: dict[str, int] = {}  # names of clusters in the order in which they come
+        self._ids: set[tuple[str, str]] = set()
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
         roles = {}
@@ -73,9 +85,11 @@ class GyroData(CatalogueData):
             return np.where(np.isfinite(found), found, missing)
 
         prot, colour = numbers(columns["prot"]), numbers(columns["bp_rp0"])
+        bright = values("g0", np.nan) + 5 * np.log10(values("parallax", 0).clip(1e-3) / 100)
         for role, per_mag in REDDENING.items():
             if role in columns:
-                colour = colour - per_mag * numbers(columns[role])
+                ebv = per_mag * numbers(columns[role])
+                colour, bright = colour - E_BP_RP * ebv, bright - A_G * ebv
         self._check_scale(prot)
         bad = ~((prot > PERIODS[0]) & (prot < PERIODS[1]))
         odd = ~((colour > COLOURS[0]) & (colour < COLOURS[1]))
@@ -88,13 +102,17 @@ class GyroData(CatalogueData):
         prot, colour = np.where(valid, prot, 1.0), np.where(valid, colour, 1.0)
         e_prot = values("e_prot", np.nan)
         e_prot = np.where(e_prot > 0, e_prot / prot, PERIOD_ERROR)
-        e_colour = values("e_bp_rp0", COLOUR_ERROR)
+        e_colour = np.abs(values("e_bp_rp0", COLOUR_ERROR))
+        known = colour.clip(gyrochrones.DWARF_COLOUR[0], gyrochrones.DWARF_COLOUR[-1])
+        above = (gyrochrones.dwarf_magnitude(known) - bright).clip(*ABOVE)
+        above = np.where(values("parallax", 0) > 0, np.nan_to_num(above), 0)
         batch = {
             "log_period": torch.from_numpy(np.log10(prot)).float(),
             "log_period_error": torch.from_numpy(e_prot / np.log(10)).float(),
             "colour": torch.from_numpy(colour).float(),
-            "colour_error": torch.from_numpy(np.abs(e_colour)).float(),
+            "colour_error": torch.from_numpy(e_colour).float(),
             "mem_prob": torch.from_numpy(values("mem_prob", 1.0).clip(0, 1)).float(),
+            "above": torch.from_numpy(above).float(),
             "valid": torch.from_numpy(valid),
         }
         if training or "age" in columns:
@@ -104,8 +122,15 @@ class GyroData(CatalogueData):
                 refuse(~(age > 0), name, age, "is no age", "positive ages, Myr", "drop those stars")
             batch["log_age"] = torch.from_numpy(np.log10(np.where(age > 0, age, np.nan))).float()
         if training:
-            e_age = torch.from_numpy(values("e_age", AGE_ERROR)).float()
-            batch |= {"log_age_error": e_age, "cluster": self._cluster(columns["cluster"])}
+            return batch | {
+                "log_age_error": torch.from_numpy(values("e_age", AGE_ERROR)).float(),
+                "cluster": self._cluster(columns["cluster"]),
+            }
+        evolved = (above > EVOLVED) | (values("logg", 9) < EVOLVED_LOGG)
+        batch |= {
+            "evolved": torch.from_numpy(evolved),
+            "repeated": torch.from_numpy(self._repeated(columns)),
+        }
         return batch
 
     def _check_scale(self, prot: np.ndarray) -> None:
@@ -118,43 +143,76 @@ class GyroData(CatalogueData):
             )
 
     def _cluster(self, names: np.ndarray) -> torch.Tensor:
-        known = sorted(self.clusters)
-        text = np.array([str(name) for name in names])
-        return torch.from_numpy(np.searchsorted(known, text).clip(max=len(known) - 1))
+        found = [self._seen.setdefault(str(name), len(self._seen)) for name in names]
+        return torch.tensor(found)
+
+    def _repeated(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Of stars that shall have one age: which were there before, by their id."""
+        repeated = np.zeros(len(columns["prot"]), bool)
+        if "id" in columns and "group_by" in columns:
+            for i, star in enumerate(zip(columns["group_by"], columns["id"], strict=True)):
+                key = (str(star[0]), str(star[1]))
+                repeated[i] = key in self._ids
+                self._ids.add(key)
+        if repeated.any():
+            name = self.columns.get("id", ROLES["id"][0])
+            self.say(f"{self.label}: stars come twice, by column '{name}'; each counts once")
+        return repeated
 
     def _chosen_rows(self, catalogue: Catalogue) -> np.ndarray | None:
         """Besides ``train_where``: stars with a period and a colour, of good quality if told."""
         chosen = super()._chosen_rows(catalogue)
-        mask = np.ones(len(catalogue), bool) if chosen is None else chosen
-        for role, (low, high) in {"prot": PERIODS, "bp_rp0": COLOURS, "good": (0.5, 1.5)}.items():
-            column = self.columns.get(role, ROLES.get(role, (role,))[0])
-            if column in catalogue.names:
-                values = np.concatenate([numbers(c[column]) for c in catalogue.chunks([column])])
-                mask = mask & (values > low) & (values < high)
+        mask = self._of_quality(catalogue)
+        mask = mask if chosen is None else mask & chosen
         if (left := len(catalogue) - int(mask.sum())) and self.path is not None:
             self.say(
                 f"{self.label}: {left:,} of {len(catalogue):,} stars are left out of training: no "
                 f"period or colour, good != 1, or data.train_where"
             )
+        return mask & ~self._left_out(catalogue) if self.leave_out else mask
+
+    def _of_quality(self, catalogue: Catalogue) -> np.ndarray:
+        mask = np.ones(len(catalogue), bool)
+        for role, (low, high) in {"prot": PERIODS, "bp_rp0": COLOURS, "good": (0.5, 1.5)}.items():
+            column = self.columns.get(role, ROLES.get(role, (role,))[0])
+            if column in catalogue.names:
+                values = np.concatenate([numbers(c[column]) for c in catalogue.chunks([column])])
+                mask &= (values > low) & (values < high)
         return mask
+
+    def _left_out(self, catalogue: Catalogue) -> np.ndarray:
+        """Mask of the stars of the cluster that is not trained on."""
+        column = self.columns.get("cluster", ROLES["cluster"][0])
+        names = np.concatenate([c[column].astype(str) for c in catalogue.chunks([column])])
+        if not (mask := names == self.leave_out).any():
+            raise ValueError(
+                f"data.leave_out: there is no cluster '{self.leave_out}' in {self.label}; there "
+                f"are {', '.join(sorted(set(names)))}"
+            )
+        return mask
+
+    def _predicted_rows(self, catalogue: Catalogue) -> np.ndarray | None:
+        if self.split == "test" and self.path is not None and self.leave_out:
+            return self._left_out(catalogue) & self._of_quality(catalogue)
+        return super()._predicted_rows(catalogue)
 
     def setup(self, stage: str | None = None) -> None:
         if stage != "fit" or self.rows:
             return
-        with self.open("fit") as catalogue:
-            roles = self.roles(catalogue, training=True)
-            chosen = self._chosen_rows(catalogue)
-            ages: dict[str, list[float]] = {}
-            for _, columns in self._read(catalogue, roles, 0, len(catalogue), chosen):
-                for name, age in zip(columns["cluster"], numbers(columns["age"]), strict=True):
-                    ages.setdefault(str(name), []).append(np.log10(max(age, 1e-9)))
-        self.clusters = self.clusters or {n: float(np.median(a)) for n, a in sorted(ages.items())}
         super().setup(stage)
-        cluster = self.rows["train"]["cluster"]
-        count = torch.bincount(cluster, minlength=len(self.clusters)).clamp_min(1).float()
+        names = sorted(self._seen)
+        place = torch.tensor([names.index(name) for name in self._seen])
         for rows in self.rows.values():
-            weight = count[rows["cluster"]] ** -self.weight_power
-            rows["weight"] = weight / (count[cluster] ** -self.weight_power).mean()
+            rows["cluster"] = place[rows["cluster"]]
+        log_age, cluster = (
+            torch.cat([rows[key] for rows in self.rows.values()]) for key in ("log_age", "cluster")
+        )
+        self.clusters = {n: float(log_age[cluster == i].median()) for i, n in enumerate(names)}
+        train = self.rows["train"]
+        count = torch.bincount(train["cluster"], minlength=len(names)).clamp_min(1).float()
+        mean = (count[train["cluster"]] ** -self.weight_power).mean()
+        for rows in self.rows.values():
+            rows["weight"] = count[rows["cluster"]] ** -self.weight_power / mean
 
     def augment(self, batch: Rows, generator: torch.Generator) -> Rows:
         """Ages within their errors, the same for all stars of a cluster."""
@@ -168,8 +226,11 @@ class GyroData(CatalogueData):
         return {"clusters": self.clusters}
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
-        random = np.random.default_rng([self.seed, split == "test"])
-        return gyrochrones.simulate(random, self.n_clusters, self.n_stars[split == "test"])
+        """Ages of clusters are as the literature would have them, those of the test are true."""
+        test = split == "test"
+        random = np.random.default_rng([self.seed, test])
+        error = 0.0 if test else AGE_ERROR
+        return gyrochrones.simulate(random, self.n_clusters, self.n_stars[test], error)
 
     def provenance(self) -> dict[str, Any]:
         if self.path is not None:

@@ -93,7 +93,7 @@ class Predictions(L.Callback):
             for name, values in chosen.items():
                 self.examples.setdefault(name, []).append(values)
         if self.stack is not None and "group" in batch:
-            self.stack.add(batch["group"], batch["row"], outputs[model.stacked_column])
+            self.stack.add(batch["group"], batch["row"], model.to_stack(batch, outputs))
         if self.path is not None:
             if self.writer is None:
                 self.writer = self._new_writer(self.part, model).__enter__()

@@ -10,6 +10,9 @@ from figures.statistics import binomial_band
 
 Rows = Mapping[str, np.ndarray]
 SUN_GYR = 4.57
+SHOWN = (0.03, 8.0)  # density per dex
+NEAR_DEX = 0.08
+TOO_WIDE = 0.4  # dex, stated, of an age that is hardly one
 
 
 def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
@@ -25,52 +28,48 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
 
 @style.figure
 def gyrochrones(rows: Rows) -> Figure:
-    """Period against colour: the model's median and 68% at a row of ages, over the stars."""
-    fig, axes = style.new()
-    axis = axes[0, 0]
-    age = rows["stars_log_age"]
-    known = np.isfinite(age)
-    axis.plot(
-        rows["stars_colour"][~known], 10 ** rows["stars_log_period"][~known], ".", color="#999"
-    )
-    if known.any():
-        drawn = axis.scatter(
-            rows["stars_colour"][known],
-            10 ** rows["stars_log_period"][known],
-            c=age[known],
-            s=8,
-            cmap="viridis",
-            vmin=1,
-            vmax=3.7,
-            alpha=0.6,
-            linewidths=0,
+    """The model's density of periods at a row of ages, and stars of about that age."""
+    ages = rows["curve_ages"]
+    fig, axes = style.new(3, -(-len(ages) // 3), size=(16, 9), sharex=True, sharey=True)
+    low, high = SHOWN
+    for axis, age, log_p in zip(axes.flat, ages, rows["curves"], strict=False):
+        density = np.clip(log_p, np.log(low), np.log(high))
+        axis.contourf(
+            rows["curve_colour"],
+            10 ** rows["curve_log_period"],
+            np.exp(density),
+            levels=np.geomspace(low, high, 13),
+            norm="log",
+            cmap="Blues",
+            extend="max",
+        )
+        near = np.abs(rows["stars_log_age"] - np.log10(age)) < NEAR_DEX
+        axis.plot(
+            rows["stars_colour"][near],
+            10 ** rows["stars_log_period"][near],
+            ".",
+            color=style.PALETTE[1],
+            ms=3.5,
+            alpha=0.7,
             rasterized=True,
         )
-        bar = fig.colorbar(
-            drawn, ax=axis, label="age of the star's cluster", ticks=[1, 2, 3, 3.602]
-        )
-        bar.ax.set_yticklabels(["10 Myr", "100 Myr", "1 Gyr", "4 Gyr"])
-    names = style.colours([f"{age:g}" for age in rows["curve_ages"]])
-    for age, curve in zip(rows["curve_ages"], rows["curves"], strict=True):
-        colour = names[f"{age:g}"]
         text = f"{age:g} Myr" if age < 1000 else f"{age / 1000:g} Gyr"
-        axis.plot(rows["curve_colour"], 10 ** curve[1], color=colour, label=text)
-        axis.fill_between(
-            rows["curve_colour"], 10 ** curve[0], 10 ** curve[2], color=colour, alpha=0.15, lw=0
-        )
-    axis.set(yscale="log", xlim=(0.4, 3.2), ylim=(0.1, 80))
-    axis.set(xlabel=r"$(G_\mathrm{BP}-G_\mathrm{RP})_0$ [mag]", ylabel="rotation period [d]")
-    axis.legend(loc="lower left", title="model", ncols=2)
+        axis.set_title(f"{text}, {near.sum():,} stars")
+        axis.set(yscale="log", xlim=(0.4, 3.2), ylim=(0.1, 80))
+    for axis in axes[-1]:
+        axis.set_xlabel(r"$(G_\mathrm{BP}-G_\mathrm{RP})_0$ [mag]")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("rotation period [d]")
     return fig
 
 
 @style.figure
 def clusters(rows: Rows) -> Figure:
     """Ages of clusters by networks that did not see them; bars: stated, and with discrepancy."""
-    known = np.isfinite(rows["cluster_off"])
+    known = np.isfinite(rows["cluster_off"]) & (rows["cluster_stated"] < TOO_WIDE)
     lit, off, stated = (rows[f"cluster_{k}"][known] for k in ("log_age", "off", "stated"))
     judged = rows["cluster_judged"][known]
-    total = np.hypot(stated, float(rows["cluster_discrepancy"]))
+    total = np.hypot(stated, rows["cluster_discrepancy"][known])
     fig, axes = style.new(1, 2, sharex=True, height_ratios=(2.2, 1), size=(9.5, 9.5))
     main, below = axes[:, 0]
     for chosen, colour, text in (

@@ -110,6 +110,10 @@ class Component(L.LightningModule):
         """Where ``stacked_column`` is gathered by group; None for a component without one."""
         return Stack() if self.stacked_column else None
 
+    def to_stack(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+        """What `stacked_column` counts for in a group, (batch, n); NaN for objects that do not."""
+        return rows[str(self.stacked_column)]
+
     def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
         """The stacked densities as columns of a table, for ``stacked.ecsv``."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from torch import Tensor
 from models.blocks.grid import counter_uniform
 
 REPLICATES = 100
+BLANK = ("", "nan")  # names of no group
 POISSON_CDF = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634, 0.99941)  # of mean 1, up to 5
 
 
@@ -24,16 +25,21 @@ class Stack:
         self.counts: dict[str, int] = {}
 
     def add(self, groups: np.ndarray, row: Tensor, density: Tensor) -> None:
-        """``groups`` (batch,) names, ``row`` (batch,) int64."""
+        """``groups`` (batch,) names, ``row`` (batch,) int64; a density of NaN does not count.
+
+        A blank name is no group.
+        """
+        names = np.char.strip(np.ma.filled(np.ma.asarray(groups).astype(str), ""))
+        told = density.isfinite().all(1).cpu()
+        density = torch.where(told[:, None], density.cpu().double(), 0)
         u = counter_uniform(row.cpu(), REPLICATES, seed=1)
         drawn = sum((u > level).double() for level in POISSON_CDF)
         weight = torch.cat([torch.ones(len(u), 1).double(), torch.as_tensor(drawn)], 1)
-        names = groups.astype(str)
-        for name in np.unique(names):
+        for name in np.unique(names[~np.isin(names, BLANK)]):
             mine = torch.from_numpy(names == name)
-            total = weight[mine].T @ density.cpu().double()[mine]
+            total = weight[mine].T @ density[mine]
             self.sums[name] = self.sums.get(name, 0) + total
-            self.counts[name] = self.counts.get(name, 0) + int(mine.sum())
+            self.counts[name] = self.counts.get(name, 0) + int((mine & told).sum())
 
     def merge(self, others: Iterable["Stack"]) -> None:
         """Take in what other processes have stacked."""

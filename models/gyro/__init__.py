@@ -11,28 +11,49 @@ from torch import Tensor
 from models.base import Batch, Component, Constant, Output
 from models.blocks import grid
 from models.blocks.stack import Stack
-from models.gyro.ages import Table, summaries
-from models.gyro.networks import FLOWS, Rotation, with_outliers
-from models.gyro.scores import left_out, seismic, shown, star_batch
+from models.gyro.ages import (
+    COLOURS,
+    LARGEST,
+    Table,
+    joint,
+    log_alive,
+    log_prior,
+    stretched,
+    summaries,
+)
+from models.gyro.networks import FLOWS, Contamination, Rotation
+from models.gyro.scores import TOLD, left_out, seismic, shown, star_batch, true_rows
 from physics.seismic_stars import SUN, Star
 
+YOUNGEST, OLDEST = 1e-3, 13.8  # Gyr, of the grid
 PRIORS = ("log_age", "age")
-FLAGS = (
-    "bits: 1 no period or colour, no age; 2 colour outside the clusters'; 4 age at an end of the "
-    "clusters'; 8 errors larger than is sensible; 16 likely a fast rotator or an outlier"
-)
+FLAGS = {
+    "no_age": "no period or colour",
+    "extrapolated_colour": "outside the clusters' colours",
+    "extrapolated_age": "median outside the clusters' ages",
+    "extrapolated_error": f"error above {LARGEST['colour']:g} mag or {LARGEST['log_period']:g} dex "
+    f"of the period, taken as that",
+    "fast_rotator": "period under half of the slow sequence's at this colour and age",
+    "evolved": "above the dwarfs by .9 mag, or log g below 4.1",
+    "misfit": "a period that no age explains",
+}
+BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
+FAST = 0.5  # of the slow sequence's period
+MISFIT = 0.1  # greatest density per dex at any age
 QUANTILES = {"age_q025": 0.025, "age_q16": 0.16, "age_q50": 0.5, "age_q84": 0.84, "age_q975": 0.975}
+DRAWS = 16  # periods that are drawn for a star
 
 
 class Gyro(Component):
     """p(log10 P | log10 age, (BP-RP)_0) by conditional flows, and Bayes, after arXiv:2307.08753.
 
-    Flows learn the periods of open clusters of known age. A star is a member that the flow
-    describes, with its membership probability, or an outlier, uniform in log P, of which members
-    are a learned share too. Every network of the ensemble leaves one cluster out: what the
-    ensemble says of that cluster by those networks alone is honest, and how far its ages are off
-    is the model's discrepancy, which widens all ages of clusters. Ages of stars are posteriors on a
-    grid of log10 age, whose prior is flat in it or in age (``prior``), up to ``oldest`` Gyr.
+    Flows learn the periods of open clusters of known age. A star is a dwarf of its cluster, which
+    the flow describes, or anything else, of any period: a logistic regression on the catalogue's
+    membership and on the height above the dwarfs' sequence tells how likely. Every network of the
+    ensemble leaves one cluster out: what the ensemble says of that cluster by those networks alone
+    is honest, and how far its ages are off is the model's discrepancy, which widens all ages of
+    clusters. Ages are posteriors on a grid of log10 age, whose prior is flat in it or in age
+    (``prior``), up to ``oldest`` Gyr.
 
     In: the batch of `datamodules.gyro`. Out: see `outputs`.
     """
@@ -40,22 +61,23 @@ class Gyro(Component):
     last_is_best = True
     stacked_column = "log_likelihood"
     precisions = ("32-true",)  # networks too small to gain from less
-    fast = frozenset(("rotation.logit_outliers",))
+    fast = frozenset(("contamination.evidence", "contamination.others"))
     smaller_is_better = frozenset(("nll", "cluster_age_rms_dex", "benchmark_rms_dex"))
 
     def __init__(
         self,
         clusters: Mapping[str, float],
         judge: Sequence[str] = (),
-        flow: str = "zuko_nsf",
+        flow: str = "mixture",
         bins: int = 6,
-        components: int = 3,
-        members: int = 2,
+        components: int = 5,
+        members: int = 6,
         width: int = 32,
         depth: int = 2,
         prior: str = "log_age",
-        oldest: float = 13.8,
-        n_grid: int = 140,
+        oldest: float = 12.5,
+        field: float = 0.04,
+        n_grid: int = 180,
         lr: float = 5e-3,
         weight_decay: float = 1e-2,
         epochs: int = 60,
@@ -65,9 +87,13 @@ class Gyro(Component):
             raise ValueError(f"model.flow is '{flow}'; it is one of {', '.join(FLOWS)}")
         if prior not in PRIORS:
             raise ValueError(f"model.prior is '{prior}'; it is one of {', '.join(PRIORS)}")
-        if oldest <= 0.01:
-            raise ValueError(f"model.oldest={oldest} Gyr leaves no ages: the grid begins at 0.01")
+        if not YOUNGEST < oldest <= OLDEST:
+            raise ValueError(
+                f"model.oldest={oldest} Gyr leaves no ages: it is above {YOUNGEST} and at most "
+                f"{OLDEST}, between which the grid lies"
+            )
         self.clusters, self.prior = dict(clusters), prior
+        self.oldest, self.field = oldest, field
         if unknown := sorted(set(judge) - set(self.clusters)):
             raise ValueError(
                 f"model.judge names {', '.join(unknown)}, which are not among the clusters: "
@@ -76,15 +102,15 @@ class Gyro(Component):
         self.judged_of = [not judge or name in judge for name in self.clusters]
         networks = members * len(self.clusters)
         self.rotation = Rotation(networks, flow, bins, components, width, depth)
-        # ages: cells of log10 age, Myr
-        self.edges: Tensor
+        self.contamination = Contamination(networks)
+        self.edges: Tensor  # of cells of log10 age, Myr
         self.discrepancy: Tensor
         self.left_out: Tensor
         self.colours: Tensor
-        edges = torch.linspace(1.0, math.log10(1e3 * oldest), n_grid + 1)
+        edges = torch.linspace(math.log10(1e3 * YOUNGEST), math.log10(1e3 * OLDEST), n_grid + 1)
         self.register_buffer("edges", edges, persistent=False)
         self.register_buffer("discrepancy", torch.zeros(()))  # dex, of a cluster's age
-        self.register_buffer("left_out", torch.full((len(self.clusters), 3), torch.inf))
+        self.register_buffer("left_out", torch.full((len(self.clusters), 5), torch.inf))
         self.register_buffer("colours", torch.tensor([0.5, 3.0]))  # of the training set
         self.table = Table(grid.centres(edges))
 
@@ -92,7 +118,8 @@ class Gyro(Component):
 
     def prepare(self, data: Any) -> None:
         colour = data.training_batch()["colour"]
-        self.colours = torch.quantile(colour, torch.tensor([0.01, 0.99]))
+        low, high = torch.quantile(colour, torch.tensor([0.01, 0.99])).tolist()
+        self.colours = torch.tensor([max(low, COLOURS[0]), min(high, COLOURS[-1])])
 
     @property
     def judged_mask(self) -> Tensor:
@@ -101,9 +128,11 @@ class Gyro(Component):
 
     def loss(self, batch: Batch) -> Tensor:
         """-ln p of the periods, a weighted mean; of each network without its own cluster."""
-        parameters = self.rotation.parameters_of(batch["log_age"], batch["colour"])
-        log_p = self.rotation.log_prob(parameters, batch["log_period"])
-        log_p = with_outliers(log_p, self.rotation.log_share()[0], batch["mem_prob"])
+        log_p = self.rotation.log_prob(batch["log_period"], batch["log_age"], batch["colour"])
+        dwarf, other = self.contamination.parts(
+            batch["log_period"], batch["mem_prob"], batch["above"]
+        )
+        log_p = torch.logaddexp(dwarf + log_p, other)
         mine = torch.arange(len(log_p), device=log_p.device) % len(self.clusters)
         learned = (mine[:, None] != batch["cluster"]) * batch["weight"]
         return -(log_p * learned).sum(1).mean() / len(batch["weight"])
@@ -117,15 +146,19 @@ class Gyro(Component):
 
     def log_likelihood_left_out(self, batch: Batch, cluster: int) -> Tensor:
         """ln p (batch, n_grid) of stars at each age, by networks that did not see ``cluster``."""
-        own = torch.arange(len(self.rotation.logit_outliers)) % len(self.clusters) == cluster
+        own = torch.arange(self.rotation.members) % len(self.clusters) == cluster
         n, ages = len(batch["colour"]), grid.centres(self.edges)
         columns = []
         for age in ages:
-            parameters = self.rotation.parameters_of(age.expand(n), batch["colour"])[own]
-            log_p = self.rotation.log_prob(parameters, batch["log_period"])
+            log_p = self.rotation.log_prob(batch["log_period"], age.expand(n), batch["colour"])[own]
             columns.append(log_p.logsumexp(0) - math.log(int(own.sum())))
-        share = self.rotation.log_share()[0][own].exp().mean().log()
-        return with_outliers(torch.stack(columns, 1), share, batch["mem_prob"][:, None])
+        return self._contaminated(torch.stack(columns, 1), batch, own)
+
+    def _contaminated(self, log_p: Tensor, batch: Batch, own: Tensor | slice) -> Tensor:
+        """ln p (batch, n_grid) of stars; ``log_p`` as if all were dwarfs of their cluster."""
+        parts = self.contamination.parts(batch["log_period"], batch["mem_prob"], batch["above"])
+        dwarf, other = (part[own].logsumexp(0) - math.log(len(part[own])) for part in parts)
+        return torch.logaddexp(dwarf[:, None] + log_p, other[:, None])
 
     # --- prediction ---------------------------------------------------------------------------
 
@@ -138,7 +171,8 @@ class Gyro(Component):
             },
             "age_mean": Output("Gyr", "mean of age"),
             "log_evidence": Output("", "ln p(log10 P | colour), ages by their prior"),
-            "flags": Output("", FLAGS),
+            "flags": Output("", _flags()),
+            "period_draws": Output("d", "periods expected at this colour, age by its posterior"),
             "log_likelihood": Output("", "ln p(log10 P | age, colour) on the grid log10_age_myr"),
             "age_true": Output("Gyr", "age of the catalogue"),
             "pit": Output("", "cumulative posterior at it"),
@@ -151,55 +185,72 @@ class Gyro(Component):
         return {"log10_age_myr": Constant(grid.centres(self.edges).cpu().numpy(), "log10_age_myr")}
 
     def log_prior(self) -> Tensor:
-        """ln of the prior mass of each cell of log10 age, (n_grid,)."""
-        age = grid.centres(self.edges)
-        weight = torch.zeros_like(age) if self.prior == "log_age" else age * math.log(10)
-        return weight.log_softmax(0)
+        """ln of the prior mass of each cell of log10 age, (n_grid,), of clusters."""
+        return log_prior(self.edges, self.prior, self.oldest)
 
+    def log_prior_of(self, colour: Tensor) -> Tensor:
+        """The same of stars, (batch, n_grid): no dwarf is older than dwarfs of its colour live."""
+        return (self.log_prior() + log_alive(colour, self.table.ages)).log_softmax(1)
+
+    @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        log_p = self.table.log_likelihood(batch)
-        share = self.rotation.log_share()[0].detach().exp().mean().log()
-        member = with_outliers(log_p, share, batch["mem_prob"][:, None])
-        rows = summaries(member, self.log_prior(), self.edges, QUANTILES)
-        valid = batch["valid"]
-        colour = batch["colour"]
-        flags = (~valid).short()
-        flags += 2 * ((colour < self.colours[0]) | (colour > self.colours[1])).short()
-        oldest = 10 ** max(self.clusters.values()) / 1e3
-        flags += 4 * ((rows["age_q50"] > oldest) | (rows["age_q50"] < 0.012)).short()
-        wide = (batch["colour_error"] > 0.2) | (batch["log_period_error"] > 0.15)
-        flags += 8 * wide.short()
-        flags += 16 * (log_p.amax(1) < math.log(0.1)).short()
-        rows["flags"] = flags
-        rows["log_likelihood"] = torch.where(valid[:, None], member, 0.0)  # says nothing
-        for name in (*QUANTILES, "age_mean", "log_evidence"):
-            rows[name] = torch.where(valid, rows[name], torch.nan)
+        valid, colour = batch["valid"], batch["colour"]
+        log_p = self.table.log_likelihood(batch, self.field)
+        member = self._contaminated(log_p, batch, slice(None))
+        rows = summaries(member, self.log_prior_of(colour), self.edges, QUANTILES)
+        cdf = rows.pop("cdf")
+        rows["flags"] = self._flagged(batch, log_p, rows["age_q50"])
+        u = grid.counter_uniform(batch["row"], 2 * DRAWS)
+        ages = grid.quantile(cdf, self.edges, u[:, :DRAWS])
+        rows["period_draws"] = 10 ** self.table.draw(colour, ages, u[:, DRAWS:])
+        rows["log_likelihood"] = member
+        for name in (*QUANTILES, "age_mean", "log_evidence", "period_draws", "log_likelihood"):
+            known = valid.view(-1, *[1] * (rows[name].ndim - 1))
+            rows[name] = torch.where(known, rows[name], torch.nan)
         if "log_age" in batch:
-            cdf = rows.pop("cdf")
-            at = batch["log_age"].nan_to_num(2.0)
-            scored = grid.scores(cdf, self.edges, at)
-            rows["age_true"] = 10 ** batch["log_age"] / 1e3
-            rows["pit"] = scored["pit"]
-            cell = torch.bucketize(at, self.edges).sub(1).clamp(0, len(self.edges) - 2)
+            at = batch["log_age"]
+            rows["age_true"] = 10 ** (at - 3)
+            rows["pit"] = grid.scores(cdf, self.edges, at)["pit"]
+            cell = torch.bucketize(at.nan_to_num(2), self.edges).sub(1)
+            cell = cell.clamp(0, len(self.edges) - 2)
             rows["nll"] = -member.gather(1, cell[:, None])[:, 0]
-        rows.pop("cdf", None)
         return rows
+
+    def _flagged(self, batch: Batch, log_p: Tensor, age: Tensor) -> Tensor:
+        """The bits of `FLAGS`, (batch,)."""
+        colour, log_period = batch["colour"], batch["log_period"]
+        known = [10**log_age / 1e3 for log_age in self.clusters.values()]
+        slow = self.table.slow_sequence(colour, age.log10() + 3)
+        raised = {
+            "no_age": ~batch["valid"],
+            "extrapolated_colour": (colour < self.colours[0]) | (colour > self.colours[1]),
+            "extrapolated_age": (age > max(known)) | (age < min(known)),
+            "extrapolated_error": (batch["colour_error"] > LARGEST["colour"])
+            | (batch["log_period_error"] > LARGEST["log_period"]),
+            "fast_rotator": log_period < slow + math.log10(FAST),
+            "evolved": batch["evolved"],
+            "misfit": log_p.amax(1) < math.log(MISFIT),
+        }
+        return sum(BIT[name] * mask.short() for name, mask in raised.items())  # type: ignore
+
+    @torch.no_grad()
+    def to_stack(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+        """ln p of stars as members of one cluster, of those colours where that was tried."""
+        colour = batch["colour"]
+        told = (colour > TOLD[0]) & (colour < TOLD[1]) & batch["valid"] & ~batch["repeated"]
+        log_p = self._contaminated(self.table.log_likelihood(batch), batch, slice(None))
+        return torch.where(told[:, None], log_p, torch.nan)
 
     def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
         """The age of each group, Gyr: the product over its stars, widened by the discrepancy."""
         rows: dict[str, list[Any]] = {}
-        centres = grid.centres(self.edges).double()
+        levels = torch.tensor([list(QUANTILES.values())])
         for name, total in sorted(stacked.sums.items()):
-            posterior = (total[0] + self.log_prior().double()).softmax(0)
-            if self.discrepancy > 0:
-                apart = (centres[:, None] - centres) / self.discrepancy.double()
-                posterior = (-0.5 * apart.square()).exp() @ posterior
-                posterior = posterior / posterior.sum()
-            cdf = torch.nn.functional.pad(posterior.cumsum(0), (1, 0)).clamp(max=1)[None].float()
-            levels = torch.tensor([list(QUANTILES.values())])
+            n = stacked.counts[name]
+            cdf = joint(total[0], self.log_prior(), self.discrepancy, grid.centres(self.edges))
             ages = 10 ** (grid.quantile(cdf, self.edges, levels)[0] - 3)
-            found = {"group": name, "n_stars": stacked.counts[name]}
-            found |= dict(zip(QUANTILES, ages.tolist(), strict=True))
+            found = {"group": name, "n_stars": n}
+            found |= dict(zip(QUANTILES, (ages if n else ages * torch.nan).tolist(), strict=True))
             for key, value in found.items():
                 rows.setdefault(key, []).append(value)
         return {key: np.array(values) for key, values in rows.items()}
@@ -213,7 +264,7 @@ class Gyro(Component):
         error = 0.02 * prot if e_prot is None else e_prot
         star = Star("", prot, error, bp_rp0, e_bp_rp0, math.nan, math.nan)
         rows = self.predict_step(star_batch(star))
-        return {name: float(rows[name].detach()) for name in (*QUANTILES, "age_mean", "flags")}
+        return {name: float(rows[name]) for name in (*QUANTILES, "age_mean", "flags")}
 
     # --- how good it is -----------------------------------------------------------------------
 
@@ -223,14 +274,16 @@ class Gyro(Component):
         return [
             f"{len(ages)} clusters, {min(ages):.0f} to {max(ages):.0f} Myr: older ages are "
             f"extrapolated, and rest on the prior, flat in {self.prior}, to "
-            f"{10 ** float(self.edges[-1]) / 1e3:.1f} Gyr",
+            f"{self.oldest:g} Gyr or where dwarfs of the star's colour end",
             f"(BP-RP)_0 {low:.2f} to {high:.2f} mag",
             "main-sequence stars: subgiants turn slower than dwarfs of their colour",
-            f"`flags`, {FLAGS}",
+            f"`flags`, {_flags()}",
         ]
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        known = np.isfinite(rows.get("age_true", np.empty(0))) & (rows["flags"] & 1 == 0)
+        known = np.isfinite(rows.get("age_true", np.empty(0))) & (
+            rows["flags"] & BIT["no_age"] == 0
+        )
         if not known.any():
             return {}
         pit = rows["pit"][known]
@@ -242,16 +295,17 @@ class Gyro(Component):
 
     def learned(self) -> dict[str, float]:
         """Of clusters left out, of the Sun, and of stars with asteroseismic ages."""
-        off, stated, log_p = self.left_out.cpu().numpy().T
+        off, stated, log_p, n, others = self.left_out.cpu().numpy().T
         known = np.isfinite(off) & np.array(self.judged_of)
-        total = np.hypot(stated, float(self.discrepancy))[known]
+        stretch = stretched(torch.tensor([*self.clusters.values()])).numpy()
+        total = np.hypot(stated, others * stretch)[known]
         found = {
             "cluster_age_rms_dex": float(np.sqrt(np.mean(off[known] ** 2))),
             "cluster_age_median_dex": float(np.median(np.abs(off[known]))),
             "cluster_coverage_68": float(np.mean(np.abs(off[known]) < total)),
             "cluster_worst_pull": float(np.max(np.abs(off[known]) / total)),
             "cluster_discrepancy_dex": float(self.discrepancy),
-            "cluster_log_density": float(np.nanmean(log_p[known])),
+            "cluster_log_density": float(np.average(log_p[known], weights=n[known])),
         }
         sun = self.age(SUN.period, SUN.colour, SUN.period_error, SUN.colour_error)
         found["sun_age_gyr"] = sun["age_q50"]
@@ -261,6 +315,13 @@ class Gyro(Component):
         with torch.no_grad():
             return {}, shown(self, data)
 
+    def true_model(self, data: Any) -> dict[str, np.ndarray]:
+        return true_rows(self, data)
+
     def timed(self, batch: Batch) -> dict[str, Any]:
         work, count = super().timed(batch)["objects_per_second"]
         return {"stars_per_second": (work, count)}
+
+
+def _flags() -> str:
+    return "bits: " + "; ".join(f"{BIT[name]} {name}, {text}" for name, text in FLAGS.items())

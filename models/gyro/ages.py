@@ -8,12 +8,19 @@ from torch import Tensor, nn
 
 from models.blocks import grid
 from models.gyro.networks import Rotation
+from physics import gyrochrones
 
-COLOURS = torch.linspace(0.3, 3.6, 67)  # mag, 0.05 apart
+COLOURS = torch.linspace(0.3, 3.6, 100)  # mag, 0.033 apart
 PERIODS = torch.linspace(-1.3, 2.3, 241)  # log10 d, 0.015 apart
-NODES = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))  # Gauss-Hermite, order 3
-TYPICAL = {"colour": 0.03, "log_period": 0.01}  # errors that the clusters' own periods hold already
-LARGEST = {"colour": 0.2, "log_period": 0.15}  # beyond them an error is taken as this
+# Errors that the clusters' own periods hold already, beyond which a star's are convolved in.
+TYPICAL = {"colour": 0.03, "log_period": 0.01}
+# Widths for which the table is convolved beforehand; beyond the last an error is taken as that.
+COLOUR_WIDTHS = torch.tensor([0.0, 0.05, 0.1, 0.2])  # mag
+PERIOD_WIDTHS = torch.tensor([0.0, 0.03, 0.06, 0.1, 0.15])  # dex
+LARGEST = {"colour": float(COLOUR_WIDTHS[-1]), "log_period": float(PERIOD_WIDTHS[-1])}
+LEVELS = 64  # quantiles of the periods that are kept, to draw from
+LIFETIME_MYR, LONGER, EDGE = 1e4, 1.1, 0.08  # of the Sun as a dwarf; dex
+SLOW = 0.84  # quantile of the periods that stands for the slow sequence
 
 
 class Table(nn.Module):
@@ -26,56 +33,161 @@ class Table(nn.Module):
         self.register_buffer("ages", ages, persistent=False)
         shape = (len(COLOURS), len(PERIODS), len(ages))
         self.register_buffer("values", torch.zeros(shape, dtype=torch.float16))
+        self._made: dict[str, Tensor] = {}  # what follows from the values, when first asked for
 
     @torch.no_grad()
     def fill(self, rotation: Rotation) -> None:
         n, device = len(self.ages), self.values.device
         periods = PERIODS.to(device)
         for i, colour in enumerate(COLOURS.to(device)):
-            parameters = rotation.parameters_of(self.ages, colour.expand(n))
-            log_p = rotation.log_prob(parameters[:, None], periods[:, None])
+            log_p = rotation.log_prob(periods[:, None], self.ages, colour.expand(n))
             self.values[i] = (log_p.logsumexp(0) - math.log(len(log_p))).clamp_min(-60).half()
+        self._made.clear()
 
-    def log_likelihood(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """ln p (batch, ages) of stars, whose errors beyond the typical ones are convolved in."""
-        excess = {}
-        for name, typical in TYPICAL.items():
-            error = batch[f"{name}_error"].clamp(max=LARGEST[name])
-            excess[name] = (error.square() - typical**2).clamp_min(0).sqrt()
-        parts = []
-        for shift, weight in NODES:
-            for move, mass in NODES:
-                colour = batch["colour"] + shift * excess["colour"]
-                period = batch["log_period"] + move * excess["log_period"]
-                parts.append(self.at(colour, period) + math.log(weight * mass))
-                if not (excess["log_period"] > 0).any() and not (excess["colour"] > 0).any():
-                    return self.at(batch["colour"], batch["log_period"])
-        return torch.stack(parts).logsumexp(0)
+    def log_likelihood(self, batch: Mapping[str, Tensor], field: float = 0.0) -> Tensor:
+        """ln p (batch, ages) of dwarfs, whose errors beyond the typical ones are convolved in.
 
-    def at(self, colour: Tensor, log_period: Tensor) -> Tensor:
-        """ln p (batch, ages), linear between the points of the table; its ends beyond them."""
-        places = []
-        for x, points in ((colour, COLOURS), (log_period, PERIODS)):
+        ``field``, mag: what a star's colour may differ by from that of a cluster's of its mass.
+        Linear between the points of the table and, in the variances, between its widths.
+        """
+        places = [
+            _between(batch["colour"], COLOURS),
+            _between(batch["log_period"], PERIODS),
+            _between(_excess(batch, "colour") + field**2, COLOUR_WIDTHS.square()),
+            _between(_excess(batch, "log_period"), PERIOD_WIDTHS.square()),
+        ]
+        total = torch.zeros(())
+        for corner in range(16):
+            weight, index = torch.ones(()), []
+            for k, (low, share) in enumerate(places):
+                upper = corner >> k & 1
+                index.append(low + upper)
+                weight = weight * (share if upper else 1 - share)
+            if (weight > 0).any():
+                i, j, u, v = index
+                total = total + self.convolved[u, v, i, j].float() * weight[:, None]
+        return total
+
+    @property
+    def convolved(self) -> Tensor:
+        """The table as seen with errors, (colour widths, period widths, colours, periods, ages)."""
+        if self._stale("convolved"):
+            p = self.values.float().exp()
+            wide = torch.stack([(_kernel(COLOURS, w, p) @ p.flatten(1)).view_as(p)
+                                for w in COLOUR_WIDTHS])  # fmt: skip
+            both = [_kernel(PERIODS, w, p) @ wide for w in PERIOD_WIDTHS]
+            self._made["convolved"] = torch.stack(both, 1).log().clamp_min(-60).half()
+        return self._made["convolved"]
+
+    @property
+    def quantiles(self) -> Tensor:
+        """Of log10 P at each colour and age, the centres of ``LEVELS`` equal shares."""
+        if self._stale("quantiles"):
+            cdf = self.values.float().exp().cumsum(1).mT
+            cdf = (cdf / cdf[..., -1:]).contiguous()  # (colours, ages, periods)
+            levels = (torch.arange(LEVELS, device=cdf.device) + 0.5) / LEVELS
+            found = torch.searchsorted(cdf, levels.expand(*cdf.shape[:2], -1).contiguous())
+            self._made["quantiles"] = PERIODS.to(cdf)[found.clamp(max=len(PERIODS) - 1)]
+        return self._made["quantiles"]
+
+    def _stale(self, name: str) -> bool:
+        made = self._made.get(name)
+        return made is None or made.device != self.values.device
+
+    def slow_sequence(self, colour: Tensor, log_age: Tensor) -> Tensor:
+        """log10 of the period of stars on the slow sequence, (batch,)."""
+        return self.quantiles[self._cells(colour, log_age)][..., int(SLOW * LEVELS)]
+
+    def draw(self, colour: Tensor, log_ages: Tensor, u: Tensor) -> Tensor:
+        """log10 P of stars of these colours (batch,) and ages (batch, n), by ``u`` in (0, 1)."""
+        i, k = self._cells(colour[:, None].expand_as(log_ages), log_ages)
+        return self.quantiles[i, k, (u * LEVELS).long()]
+
+    def _cells(self, colour: Tensor, log_age: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest points of the table."""
+        found = []
+        for x, points in ((colour, COLOURS), (log_age, self.ages)):
             place = (x - points[0]) / (points[1] - points[0])
-            place = place.clamp(0, len(points) - 1 - 1e-3)
-            places.append((place.long(), place.frac()[:, None]))
-        (i, u), (j, v) = places
+            found.append(place.nan_to_num(0).round().clamp(0, len(points) - 1).long())
+        return found[0], found[1]
 
-        def corner(a: int, b: int) -> Tensor:
-            return self.values[i + a, j + b].float()
 
-        low = corner(0, 0) * (1 - v) + corner(0, 1) * v
-        return low * (1 - u) + (corner(1, 0) * (1 - v) + corner(1, 1) * v) * u
+def _excess(batch: Mapping[str, Tensor], name: str) -> Tensor:
+    """Variance beyond the typical."""
+    return (batch[f"{name}_error"].square() - TYPICAL[name] ** 2).clamp_min(0)
+
+
+def _between(x: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The point below, and the share of the way to the next; the ends beyond them."""
+    points = points.to(x)
+    low = (torch.searchsorted(points, x, right=True) - 1).clamp(0, len(points) - 2)
+    share = ((x - points[low]) / (points[low + 1] - points[low])).clamp(0, 1)
+    return low, share
+
+
+def _kernel(points: Tensor, width: Tensor, like: Tensor) -> Tensor:
+    """A normal of this width about each point, (points, points), of unit sum."""
+    if width == 0:
+        return torch.eye(len(points)).to(like)
+    apart = (points[:, None] - points) / width
+    return (-0.5 * apart.square()).softmax(1).to(like)
+
+
+def log_prior(edges: Tensor, kind: str, oldest: float) -> Tensor:
+    """ln of the mass in each cell of log10 age, flat in it or in age, up to ``oldest`` Gyr."""
+    upper = edges.clamp(max=math.log10(1e3 * oldest))
+    mass = (upper if kind == "log_age" else 10**upper).diff()
+    return (mass / mass.sum()).log()
+
+
+def log_alive(colour: Tensor, ages: Tensor) -> Tensor:
+    """ln of a weight (batch, ages) that falls off where no dwarf of this colour is left.
+
+    Lifetimes are 10 Gyr (M/Msun)^-2.5, masses those of Pecaut & Mamajek (2013); a tenth beyond is
+    free, and the edge soft, for masses are uncertain and stars are not all alike.
+    """
+    first, last = gyrochrones.DWARF_COLOUR[0], gyrochrones.DWARF_COLOUR[-1]
+    mass = gyrochrones.dwarf_mass(colour.clamp(first, last).cpu().numpy())
+    log_mass = torch.from_numpy(mass).to(colour).log10()
+    end = math.log10(LIFETIME_MYR * LONGER) - 2.5 * log_mass
+    return -(((ages - end[:, None]) / EDGE).clamp_min(0).square())
+
+
+def stretched(log_age: Tensor) -> Tensor:
+    """By how much the discrepancy of a cluster's age grows where stars do not yet spin down freely.
+
+    Periods below the plateau of `physics.gyrochrones` hardly change with age, but shares of fast
+    rotators do: the square root of what the gyrochrone's slope alone would give.
+    """
+    return (gyrochrones.PLATEAU_MYR / 10**log_age).square().add(1).sqrt()
+
+
+def joint(log_likelihood: Tensor, prior: Tensor, discrepancy: Tensor, ages: Tensor) -> Tensor:
+    """Cumulative posterior (1, ages + 1) of stars of one age, whose ln p are added up: (ages,).
+
+    ``discrepancy``, dex: the model's own error, the same for all stars of a cluster, `stretched`.
+    """
+    posterior = (log_likelihood + prior).double().softmax(0)
+    if discrepancy > 0:
+        width = (discrepancy * stretched(ages)).double()
+        apart = (ages[:, None] - ages) / width
+        kernel = (-0.5 * apart.square()).exp()
+        posterior = (kernel / kernel.sum(0)) @ posterior
+    return cumulative(posterior[None])
+
+
+def cumulative(mass: Tensor) -> Tensor:
+    return nn.functional.pad(mass.cumsum(1), (1, 0)).clamp(max=1).float()
 
 
 def summaries(
-    log_likelihood: Tensor, log_prior: Tensor, edges: Tensor, quantiles: Mapping[str, float]
+    log_likelihood: Tensor, prior: Tensor, edges: Tensor, quantiles: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Quantiles and mean of age, Gyr, the evidence, and the cumulative posterior ``cdf``."""
-    posterior = log_likelihood + log_prior
+    posterior = log_likelihood + prior
     evidence = posterior.logsumexp(1)
     mass = (posterior - evidence[:, None]).exp()
-    cdf = torch.nn.functional.pad(mass.cumsum(1), (1, 0)).clamp(max=1)
+    cdf = cumulative(mass)
     levels = torch.tensor([list(quantiles.values())], device=cdf.device)
     found = 10 ** (grid.quantile(cdf, edges, levels) - 3)
     ages = 10 ** (grid.centres(edges) - 3)

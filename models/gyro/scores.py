@@ -9,52 +9,56 @@ import torch
 from torch import Tensor
 
 from models.blocks import grid
-from models.gyro.ages import COLOURS, PERIODS
+from models.gyro.ages import COLOURS, PERIODS, joint, stretched, summaries
+from physics import gyrochrones
 from physics.seismic_stars import STARS, SUN, Star
 
-AGED = (0.5, 2.0)  # mag: colours that tell a cluster's age
-SCORED = (0.70, 1.84)  # mag: 6,150 to 3,850 K (Pecaut & Mamajek 2013), whose periods are scored
-AT_MOST = 40  # of them of a cluster
-CURVES = (50.0, 150.0, 400.0, 1000.0, 2500.0, 4500.0)  # Myr, of gyrochrones
+TOLD = (0.70, 1.84)  # mag: 6,150 to 3,850 K (Pecaut & Mamajek 2013), whose periods tell ages
+AT_MOST = 40  # stars of a cluster count in the mean density
+CURVES = (15.0, 110.0, 430.0, 740.0, 2400.0, 3900.0)  # Myr, near which there are clusters
+MEDIAN = {"age_q50": 0.5}
 FEWEST = 10  # stars of a cluster that is judged
 
 
 def left_out(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Of each cluster, by networks that did not see it; and the discrepancy of such ages.
 
-    (clusters, 3): median of log10 age minus its literature value, and the stated error, dex; mean
-    ln p(log10 P) of its stars at that age.
+    (clusters, 5): median of log10 age minus its literature value, and the stated error, dex; mean
+    ln p(log10 P) of its stars at that age, and how many count; the discrepancy by all others.
     """
-    found = torch.full((len(model.clusters), 3), torch.inf)
-    generator = torch.Generator().manual_seed(0)
+    found = torch.full((len(model.clusters), 5), torch.inf)
     colour = batch["colour"]
     for i, age in enumerate(model.clusters.values()):
-        chosen = (batch["cluster"] == i) & (colour > AGED[0]) & (colour < AGED[1])
+        chosen = (batch["cluster"] == i) & (colour > TOLD[0]) & (colour < TOLD[1])
         if int(chosen.sum()) < FEWEST:
             continue
         stars = {k: v[chosen] for k, v in batch.items()}
-        log_p = model.log_likelihood_left_out(stars, i).double()
-        total = log_p.sum(0) + model.log_prior()
-        mass = total.softmax(0)
-        cdf = torch.nn.functional.pad(mass.cumsum(0), (1, 0)).clamp(max=1)[None].float()
+        log_p = model.log_likelihood_left_out(stars, i)
+        cdf = joint(log_p.sum(0), model.log_prior(), torch.zeros(()), model.table.ages)  # alone
         low, mid, high = grid.quantile(cdf, model.edges, torch.tensor([[0.16, 0.5, 0.84]]))[0]
-        scored = (stars["colour"] > SCORED[0]) & (stars["colour"] < SCORED[1])
-        few = torch.randperm(int(scored.sum()), generator=generator)[:AT_MOST]
         cell = int(torch.bucketize(torch.tensor(age), model.edges)) - 1
-        mean = log_p[scored][few, min(max(cell, 0), log_p.shape[1] - 1)].mean().float()
-        found[i] = torch.stack([mid - age, 0.5 * (high - low), mean])
+        mean = log_p[:, min(max(cell, 0), log_p.shape[1] - 1)].mean()
+        count = chosen.sum().clamp(max=AT_MOST)
+        found[i, :4] = torch.stack([mid - age, 0.5 * (high - low), mean, count])
     known = found[:, 0].isfinite() & model.judged_mask
-    return found, _discrepancy(found[known, 0].double(), found[known, 1].double())
+    off, stated = (found[:, :2] / stretched(torch.tensor([*model.clusters.values()]))[:, None]).T
+    for i in range(len(found)):
+        others = known & (torch.arange(len(known)) != i)
+        found[i, 4] = _discrepancy(off[others], stated[others])
+    return found, _discrepancy(off[known], stated[known])
 
 
 def _discrepancy(off: Tensor, stated: Tensor) -> Tensor:
-    """sigma of off ~ N(0, stated^2 + sigma^2), of maximum likelihood; 0 where there are too few."""
+    """sigma of off ~ N(0, stated^2 + sigma^2), dex; 0 where there are too few.
+
+    The mean of its posterior, flat in sigma: of some ten clusters the likeliest would be too small.
+    """
     if len(off) < 3:
         return torch.zeros(())
-    sigma = torch.logspace(-3, 0, 400, dtype=torch.float64)[:, None]
+    sigma = torch.linspace(1e-3, 0.5, 500)[:, None]
     variance = stated**2 + sigma**2
     log_p = -0.5 * (off**2 / variance + variance.log()).sum(1)
-    return sigma[log_p.argmax(), 0].float()
+    return log_p.softmax(0) @ sigma[:, 0]
 
 
 def seismic(model: Any) -> dict[str, float]:
@@ -71,30 +75,28 @@ def seismic(model: Any) -> dict[str, float]:
 
 def shown(model: Any, data: Any) -> dict[str, np.ndarray]:
     """What the figures show: gyrochrones, stars, clusters that were left out, the Sun."""
-    batch = next(data.prediction_batches())
+    batch = data.training_batch() if data.rows else next(data.prediction_batches())
     nothing = torch.full_like(batch["colour"], torch.nan)
-    values = model.table.values.float()
     cells = [int((model.table.ages - math.log10(age)).abs().argmin()) for age in CURVES]
-    cdf = values[:, :, cells].exp().cumsum(1)
-    cdf = (cdf / cdf[:, -1:]).permute(2, 0, 1)  # (ages, colours, periods)
-    levels = torch.tensor([0.16, 0.5, 0.84]).expand(*cdf.shape[:2], 3).contiguous()
-    found = torch.searchsorted(cdf.contiguous(), levels).clamp(max=len(PERIODS) - 1)
-    off, stated, _ = model.left_out.cpu().numpy().T
-    sun = model.predict_step(star_batch(SUN))["log_likelihood"][0] + model.log_prior()
+    off, stated = model.left_out[:, :2].cpu().numpy().T
+    lit = torch.tensor([*model.clusters.values()])
+    of_sun = star_batch(SUN)
+    sun = model.predict_step(of_sun)["log_likelihood"] + model.log_prior_of(of_sun["colour"])
     return {
         "stars_colour": batch["colour"].numpy(),
         "stars_log_period": batch["log_period"].numpy(),
         "stars_log_age": batch.get("log_age", nothing).numpy(),
         "curve_ages": np.array(CURVES),
         "curve_colour": COLOURS.numpy(),
-        "curves": PERIODS[found].permute(0, 2, 1).numpy(),
-        "cluster_log_age": np.array(list(model.clusters.values())),
+        "curve_log_period": PERIODS.numpy(),
+        "curves": model.table.values[:, :, cells].float().permute(2, 1, 0).numpy(),
+        "cluster_log_age": lit.numpy(),
         "cluster_off": np.where(np.isfinite(off), off, np.nan),
         "cluster_stated": np.where(np.isfinite(stated), stated, np.nan),
         "cluster_judged": np.array(model.judged_of),
-        "cluster_discrepancy": np.array(float(model.discrepancy)),
+        "cluster_discrepancy": (model.discrepancy * stretched(lit)).cpu().numpy(),
         "sun_log_age": model.table.ages.numpy(),
-        "sun_posterior": sun.softmax(0).numpy(),
+        "sun_posterior": sun[0].softmax(0).numpy(),
         "oldest": np.array(10 ** max(model.clusters.values()) / 1e3),
     }
 
@@ -107,6 +109,35 @@ def star_batch(star: Star) -> dict[str, Tensor]:
         "colour": star.colour,
         "colour_error": star.colour_error,
         "mem_prob": 1.0,
+        "above": 0.0,
     }
     batch = {name: torch.tensor([value]).float() for name, value in values.items()}
-    return batch | {"valid": torch.tensor([True])}
+    facts = {"valid": True, "evolved": False, "repeated": False, "row": 0}
+    return batch | {name: torch.tensor([value]) for name, value in facts.items()}
+
+
+def true_rows(model: Any, data: Any) -> dict[str, np.ndarray]:
+    """What the true density of the simulation says of its stars, under the same prior."""
+    if data.path is not None or data.table is not None:
+        return {}
+    ages, rows = model.table.ages.double().numpy(), []
+    for batch in data.prediction_batches():
+        inputs = ("log_period", "colour", "log_period_error", "colour_error", "mem_prob")
+        at = batch["log_age"].numpy()[:, None]
+        period, colour, *errors = (batch[name].double().numpy()[:, None] for name in inputs)
+        log_p = gyrochrones.log_density(period, ages, colour, *errors)
+        found = summaries(
+            torch.from_numpy(log_p).float(),
+            model.log_prior_of(batch["colour"]),
+            model.edges,
+            MEDIAN,
+        )
+        scored = {
+            "age_q50": found["age_q50"],
+            "age_true": 10 ** (batch["log_age"] - 3),
+            "pit": grid.scores(found["cdf"], model.edges, batch["log_age"])["pit"],
+            "flags": torch.zeros(len(at), dtype=torch.int16),
+        }
+        nll = -gyrochrones.log_density(period, at, colour, *errors)[:, 0]
+        rows.append({name: v.numpy() for name, v in scored.items()} | {"nll": nll})
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

@@ -18,7 +18,7 @@ TOO_WIDE = 0.4  # dex, stated, of an age that is hardly one
 def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
     """Every figure that the rows allow, by name; see `models.gyro.scores.shown` for their keys."""
     figures = {"gyrochrones": gyrochrones(rows), "sun": sun(rows)}
-    if np.isfinite(rows["cluster_off"]).any():
+    if (rows["cluster_stated"] < TOO_WIDE).any():
         figures["clusters"] = clusters(rows)
     pit = rows.get("pit", np.empty(0))
     if np.isfinite(pit).sum() > 1:
@@ -66,7 +66,7 @@ def gyrochrones(rows: Rows) -> Figure:
 @style.figure
 def clusters(rows: Rows) -> Figure:
     """Ages of clusters by networks that did not see them; bars: stated, and with discrepancy."""
-    known = np.isfinite(rows["cluster_off"]) & (rows["cluster_stated"] < TOO_WIDE)
+    known = rows["cluster_stated"] < TOO_WIDE
     lit, off, stated = (rows[f"cluster_{k}"][known] for k in ("log_age", "off", "stated"))
     judged = rows["cluster_judged"][known]
     total = np.hypot(stated, rows["cluster_discrepancy"][known])

@@ -12,14 +12,20 @@ from conftest import ROOT, command
 from datamodules.catalogue import Writer
 from datamodules.xp_convert import convert
 from datamodules.xp_export import as_archived
-from physics import xp_mock
+from physics import gyrochrones, xp_mock
 
-PAGE = (ROOT / "docs/scatter_vae.md").read_text()
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S)
-    for line in block.splitlines()
+    (page, line.split("  #")[0].strip())
+    for page, text in PAGES.items()
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+    for line in block.replace("\\\n", " ").splitlines()
 ]
+SMALL = {  # what makes a training one of seconds
+    "scatter_vae": ["data.n_train=300", "data.n_test=50", "data.batch_size=32", "model.epochs=1"],
+    "gyro": ["model.epochs=1", "model.members=1", "model.n_grid=60", "model.width=8"],
+}
+JUDGED = "Pleiades NGC3532 M37 NGC2281 Praesepe NGC6811 NGC6819 Ruprecht147 M67 APer NGC2516 M34"
 
 
 def xp_files(folder: Path) -> None:
@@ -37,26 +43,44 @@ def xp_files(folder: Path) -> None:
     convert([bulk], folder / "xp_shards")
 
 
+def rotation_files(folder: Path) -> None:
+    """A training table, one of another's names, and one as the archive gives it."""
+    table = gyrochrones.simulate(np.random.default_rng(0), 12, 700)
+    names = np.array(JUDGED.split())
+    table["cluster"] = names[[int(name[3:]) - 1 for name in table["cluster"]]]
+    gaia = dict(zip(("source_id", "best_rotation_period", "best_rotation_period_error", "bp_rp"),
+                    (table[k] for k in ("star_id", "prot_d", "e_prot_d", "bp_rp0")),
+                    strict=True))  # fmt: skip
+    gaia |= {"e_bp_rp": table["e_bp_rp0"], "azero_gspphot": np.full(700, 0.1)}
+    gaia |= {"phot_g_mean_mag": table["g0"], "parallax": np.full(700, 2.0)}
+    gaia |= {"logg_gspphot": np.full(700, 4.5)}
+    mine = {"name" if k == "cluster" else k.replace("_myr", ""): v for k, v in table.items()}
+    tables = {"clusters": table, "members": table, "mine": mine, "gaia": gaia}
+    for name, columns in tables.items():
+        with Writer(folder / f"{name}.csv") as writer:
+            writer.write({k: v for k, v in columns.items() if not k.startswith("true")})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     xp_files(folder)
+    rotation_files(folder)
     flux = 1 + 0.01 * np.random.default_rng(0).normal(size=(200, 30))
     np.savez(folder / "sampled.npz", flux=flux, flux_error=np.full_like(flux, 0.01))
     return folder
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_docs_runs(line, folder):
+@pytest.mark.parametrize("page, line", COMMANDS, ids=[line[:60] for _, line in COMMANDS])
+def test_a_command_of_the_docs_runs(page, line, folder):
     words = shlex.split(line)[1:]
     if "*" in line and "data.path" not in line:  # the shell's work
         words = [str(f) for w in words for f in (sorted(folder.glob(w)) if "*" in w else [w])]
     if "devices=8" in line:
         words += ["--cfg", "job"]
     elif words[0] == "train.py":
-        sampled = "scatter_vae_sampled" in line
-        words += ["model.epochs=1"] if sampled else ["experiment=scatter_vae_quick"]
-        words += ["data.n_train=300", "data.n_test=50", "data.batch_size=32", "model.epochs=1"]
+        words += [] if "experiment=" in line else [f"experiment={page}_quick"]
+        words += SMALL[page]
     if words[0] == "-m":
         done = command(*words, cwd=folder, PYTHONPATH=str(ROOT))
     else:
@@ -66,10 +90,19 @@ def test_a_command_of_the_docs_runs(line, folder):
         assert (folder / output).stat().st_size > 0
 
 
-def test_the_python_of_the_docs_runs(in_tmp):
+def python_of(page: str) -> dict:
     names: dict = {}
-    for code in re.findall(r"```python\n(.*?)```", PAGE, re.S):
+    for code in re.findall(r"```python\n(.*?)```", PAGES[page], re.S):
         exec(code, names)
+    return names
+
+
+def test_the_python_of_gyro_runs(in_tmp):
+    assert 3 < python_of("gyro")["sun"]["age_q50"] < 6
+
+
+def test_the_python_of_scatter_vae_runs(in_tmp):
+    names = python_of("scatter_vae")
     assert names["made"]["spectrum"].shape == (100, 343)
     blue = np.searchsorted([500.0], 336.0)
     ours = names["again"][82 + blue]  # at 500 nm

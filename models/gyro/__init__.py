@@ -75,12 +75,12 @@ class Gyro(Component):
         width: int = 32,
         depth: int = 2,
         prior: str = "log_age",
-        oldest: float = 12.5,
+        oldest: float = 12.0,
         field: float = 0.04,
         n_grid: int = 180,
         lr: float = 5e-3,
-        weight_decay: float = 1e-2,
-        epochs: int = 60,
+        weight_decay: float = 0.1,
+        epochs: int = 80,
     ) -> None:
         super().__init__(lr, weight_decay, epochs)
         if flow not in FLOWS:
@@ -281,9 +281,9 @@ class Gyro(Component):
         ]
 
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        known = np.isfinite(rows.get("age_true", np.empty(0))) & (
-            rows["flags"] & BIT["no_age"] == 0
-        )
+        if "age_true" not in rows:
+            return {}
+        known = np.isfinite(rows["age_true"]) & (rows["flags"] & BIT["no_age"] == 0)
         if not known.any():
             return {}
         pit = rows["pit"][known]

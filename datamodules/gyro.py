@@ -1,6 +1,6 @@
 """Rotation periods and colours: stars of open clusters to learn from, or any to be aged."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,10 @@ class GyroData(CatalogueData):
             "repeated": torch.from_numpy(self._repeated(columns)),
         }
         return batch
+
+    def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        self._ids.clear()  # who comes twice, comes twice in one pass
+        yield from super().prediction_batches(rank, world)
 
     def _check_scale(self, prot: np.ndarray) -> None:
         good = prot[np.isfinite(prot) & (prot > 0)]

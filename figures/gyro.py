@@ -67,7 +67,9 @@ def gyrochrones(rows: Rows) -> Figure:
 def clusters(rows: Rows) -> Figure:
     """Ages of clusters by networks that did not see them; bars: stated, and with discrepancy."""
     known = rows["cluster_stated"] < TOO_WIDE
-    lit, off, stated = (rows[f"cluster_{k}"][known] for k in ("log_age", "off", "stated"))
+    keys = ("log_age", "log_age_error", "off", "stated")
+    lit, e_lit, off, stated = (rows[f"cluster_{key}"][known] for key in keys)
+    e_lit = np.nan_to_num(e_lit)
     judged = rows["cluster_judged"][known]
     total = np.hypot(stated, rows["cluster_discrepancy"][known])
     fig, axes = style.new(1, 2, sharex=True, height_ratios=(2.2, 1), size=(9.5, 9.5))
@@ -80,7 +82,8 @@ def clusters(rows: Rows) -> Figure:
             continue
         x, y = 10 ** lit[chosen], 10 ** (lit + off)[chosen]
         low, high = (y * (1 - 10 ** -total[chosen]), y * (10 ** total[chosen] - 1))
-        main.errorbar(x, y, [low, high], fmt="o", color=colour, label=text, lw=1.6)
+        sides = [x * (1 - 10 ** -e_lit[chosen]), x * (10 ** e_lit[chosen] - 1)]
+        main.errorbar(x, y, [low, high], sides, fmt="o", color=colour, label=text, lw=1.6)
         below.plot(x, off[chosen] / total[chosen], "o", color=colour)
     ends = np.array([10 ** lit.min() / 2, 10 ** lit.max() * 2])
     main.plot(ends, ends, color=style.TRUTH, label="literature")

@@ -301,6 +301,9 @@ def test_a_star_that_comes_twice_counts_once(model, stars):
         found = stacked(model, twice)
     once = stacked(model, stars)
     assert found == once
+    data = GyroData(split="all", group_by="cluster")
+    data.table = stars
+    assert not any(next(data.prediction_batches())["repeated"].any() for _ in range(2))
     twice["star_id"] = np.arange(120)
     for name, row in stacked(model, twice).items():
         assert row[0] == 2 * once[name][0]

@@ -34,7 +34,7 @@ FLAGS = {
     "extrapolated_error": f"error above {LARGEST['colour']:g} mag or {LARGEST['log_period']:g} dex "
     f"of the period, taken as that",
     "fast_rotator": "period under half of the slow sequence's at this colour and age",
-    "evolved": "above the dwarfs by .9 mag, or log g below 4.1",
+    "evolved": "above the dwarfs by .9 mag, or log g below 4.1: evolved, or not yet a dwarf",
     "misfit": "a period that no age explains",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
@@ -147,11 +147,11 @@ class Gyro(Component):
     def log_likelihood_left_out(self, batch: Batch, cluster: int) -> Tensor:
         """ln p (batch, n_grid) of stars at each age, by networks that did not see ``cluster``."""
         own = torch.arange(self.rotation.members) % len(self.clusters) == cluster
-        n, ages = len(batch["colour"]), grid.centres(self.edges)
+        rotation, n = self.rotation.only(own), len(batch["colour"])
         columns = []
-        for age in ages:
-            log_p = self.rotation.log_prob(batch["log_period"], age.expand(n), batch["colour"])[own]
-            columns.append(log_p.logsumexp(0) - math.log(int(own.sum())))
+        for age in self.table.ages:
+            log_p = rotation.log_prob(batch["log_period"], age.expand(n), batch["colour"])
+            columns.append(log_p.logsumexp(0) - math.log(rotation.members))
         return self._contaminated(torch.stack(columns, 1), batch, own)
 
     def _contaminated(self, log_p: Tensor, batch: Batch, own: Tensor | slice) -> Tensor:

@@ -1,5 +1,6 @@
 """The density of a period, by networks that leave a cluster out each, and who is no dwarf of it."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -35,6 +36,14 @@ class Rotation(nn.Module):
         self.head = Linear(members, width, self.flow.n_parameters, gain=0.3)
         self.head.bias.data += self.flow.initial_bias()
         self.members = members
+
+    def only(self, chosen: Tensor) -> "Rotation":
+        """The members of a mask (members,) alone."""
+        part = copy.deepcopy(self)
+        for parameter in part.parameters():
+            parameter.data = parameter.data[chosen]
+        part.members = int(chosen.sum())
+        return part
 
     def log_prob(self, log_period: Tensor, log_age: Tensor, colour: Tensor) -> Tensor:
         """ln p per dex of dwarfs of a cluster, (members, ..., batch).

@@ -91,6 +91,7 @@ def shown(model: Any, data: Any) -> dict[str, np.ndarray]:
         "curve_log_period": PERIODS.numpy(),
         "curves": model.table.values[:, :, cells].float().permute(2, 1, 0).numpy(),
         "cluster_log_age": lit.numpy(),
+        "cluster_log_age_error": _literature_errors(batch, len(lit)),
         "cluster_off": np.where(np.isfinite(off), off, np.nan),
         "cluster_stated": np.where(np.isfinite(stated), stated, np.nan),
         "cluster_judged": np.array(model.judged_of),
@@ -99,6 +100,15 @@ def shown(model: Any, data: Any) -> dict[str, np.ndarray]:
         "sun_posterior": sun[0].softmax(0).numpy(),
         "oldest": np.array(10 ** max(model.clusters.values()) / 1e3),
     }
+
+
+def _literature_errors(batch: Mapping[str, Tensor], n: int) -> np.ndarray:
+    """Of log10 age, of each cluster, dex; NaN where the data do not tell."""
+    found = np.full(n, np.nan)
+    if "log_age_error" in batch:
+        for i in range(n):
+            found[i] = batch["log_age_error"][batch["cluster"] == i].mean()
+    return found
 
 
 def star_batch(star: Star) -> dict[str, Tensor]:

@@ -51,9 +51,9 @@ def evaluate(
         print(f"predictions of {data.n_predicted():,} objects: {output}")
     if stacked:
         path = run_dir / "stacked.ecsv"
-        with Writer(path, meta=meta) as writer:
+        with Writer(path, units=model.stack_units, meta=meta) as writer:
             writer.write(model.stack_table(stacked))
-        print(f"stacked densities by {data.group_by}: {path}")
+        print(f"by {data.group_by}: {path}")
     if metrics:
         return score(model, data, run_dir, title, rows, metrics)
     if not (output or stacked):

@@ -93,7 +93,7 @@ def ours(samples: dict[str, Table]) -> Iterator[Row]:
         with torch.no_grad():
             log_p = model.log_likelihood_left_out(batch, i)
         discrepancy = model.left_out[i, 4]
-        cdf = joint(log_p.sum(0), model.log_prior(), discrepancy, model.table.ages)
+        cdf = joint(log_p.sum(0), model.log_prior(), discrepancy, model.edges)
         ages = 10 ** (grid.quantile(cdf, model.edges, LEVELS)[0] - 3)
         cell = int(torch.bucketize(torch.tensor(model.clusters[name]), model.edges)) - 1
         found = judged_row(name, 10 ** model.clusters[name] / 1e3, *ages.tolist())
@@ -198,7 +198,7 @@ def summarise(folder: Path) -> None:
             cell = int(torch.bucketize(torch.tensor(age), model.edges)) - 1
             total, n = total + log_p.sum(0), n + len(log_p)
             density += float(log_p[:, min(max(cell, 0), log_p.shape[1] - 1)].sum())
-        cdf = joint(total, model.log_prior(), model.discrepancy, model.table.ages)
+        cdf = joint(total, model.log_prior(), model.discrepancy, model.edges)
         ages = 10 ** (grid.quantile(cdf, model.edges, LEVELS)[0] - 3)
         row = judged_row(name, 10 ** (age - 3), *ages.tolist())
         rows.append({"cluster": row.pop("name"), "n": n, **row, "log_density": density / n})

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from datamodules.base import CatalogueData, Rows
-from datamodules.catalogue import Catalogue
+from datamodules.catalogue import Catalogue, convert
 from datamodules.values import numbers, refuse
 from physics import gyrochrones
 
@@ -25,13 +25,29 @@ ROLES = {
     "e_age": ("e_age_dex", None),
     "cluster": ("cluster", None),
 }
+FEWEST_CLUSTERS = 3
 NEEDED = ("prot", "bp_rp0")
-OF_TRAINING = ("age", "cluster")
+OF_TRAINING = ("age", "cluster")  # needed there
+OF_FIT = ("cluster", "e_age")  # read there alone
 PERIODS, COLOURS = (0.02, 500.0), (-1.5, 6.0)  # d, mag: beyond them a column is something else
 REDDENING = {"ebv": 1.0, "a_v": 1 / 3.1}  # E(B - V) of each
 E_BP_RP, A_G = 1.339, 2.74  # of E(B - V), of a G star: Casagrande & VandenBerg (2018), table 2
 PERIOD_ERROR, COLOUR_ERROR = 0.02, 0.03  # relative; mag: where a star has none
 AGE_ERROR = 0.05  # dex, of a cluster without one
+# What an optional column may hold, or it is taken as unknown: -999, 99 and the like.
+PLAUSIBLE: dict[str, tuple[float, float]] = {
+    "e_prot": (0, 500),
+    "e_bp_rp0": (0, 5),
+    "mem_prob": (0, 1),
+    "g0": (-2, 30),
+    "parallax": (1e-3, 2000),
+    "logg": (-1, 6),
+    "e_age": (0, 2),
+    "ebv": (-0.3, 20),
+    "a_v": (-1, 60),
+}
+NO_ID = ("", "nan", "--", "None", "0")
+INHERITED = {"e_prot": "prot", "e_bp_rp0": "bp_rp0"}  # errors without a unit have that of these
 ABOVE = (-1.5, 3.0)  # mag above the dwarfs, beyond which it is taken as that
 EVOLVED, EVOLVED_LOGG = 0.9, 4.1  # mag above the dwarfs, more than any binary's; log g below
 
@@ -67,29 +83,50 @@ class GyroData(CatalogueData):
         self._ids: set[tuple[str, str]] = set()
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
+        known = [*ROLES, *REDDENING, "good"]
+        if unknown := sorted(set(self.columns) - set(known)):
+            raise ValueError(
+                f"data.columns.{unknown[0]} is none of {', '.join(known)}: these are the roles "
+                f"that a column can have"
+            )
+        if len(both := [role for role in REDDENING if role in self.columns]) > 1:
+            raise ValueError(f"data.columns.{' and data.columns.'.join(both)}: name one of them")
         roles = {}
         for role, (default, unit) in ROLES.items():
             column = self.columns.get(role, default)
-            wanted = role in NEEDED or (training and role in OF_TRAINING)
-            if wanted or column in catalogue.names:
+            named = role in self.columns and role not in OF_TRAINING
+            wanted = role in NEEDED or named or (training and role in OF_TRAINING)
+            of_use = self.group_by if role == "id" else training or role not in OF_FIT
+            if of_use and (wanted or column in catalogue.names):
                 roles[role] = (column, unit)
-        for role in REDDENING:
-            if role in self.columns:
-                roles[role] = (self.columns[role], "mag")
+        for role in both:
+            roles[role] = (self.columns[role], "mag")
+        for role, other in INHERITED.items():
+            if role in roles and (unit := catalogue.units.get(roles[other][0])):
+                catalogue.units.setdefault(roles[role][0], unit)
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         def values(role: str, missing: float) -> np.ndarray:
+            """Of an optional column, ``missing`` where there is none that can be right."""
             n = len(columns["prot"])
-            found = numbers(columns[role]) if role in columns else np.full(n, np.nan)
-            return np.where(np.isfinite(found), found, missing)
+            if role not in columns:
+                return np.full(n, missing)
+            found, (low, high) = self._numbers(columns, role), PLAUSIBLE[role]
+            return np.where((found >= low) & (found <= high), found, missing)
 
-        prot, colour = numbers(columns["prot"]), numbers(columns["bp_rp0"])
-        bright = values("g0", np.nan) + 5 * np.log10(values("parallax", 0).clip(1e-3) / 100)
+        prot, colour = self._numbers(columns, "prot"), self._numbers(columns, "bp_rp0")
+        bright = values("g0", np.nan) + 5 * np.log10(values("parallax", np.nan) / 100)
         for role, per_mag in REDDENING.items():
             if role in columns:
-                ebv = per_mag * numbers(columns[role])
+                ebv = per_mag * values(role, np.nan)
                 colour, bright = colour - E_BP_RP * ebv, bright - A_G * ebv
+        if (
+            "mem_prob" in columns
+            and (self._numbers(columns, "mem_prob") > PLAUSIBLE["mem_prob"][1]).any()
+        ):
+            name = self.columns.get("mem_prob", ROLES["mem_prob"][0])
+            raise ValueError(f"column '{name}' is no membership from 0 to 1; are they per cent?")
         self._check_scale(prot)
         bad = ~((prot > PERIODS[0]) & (prot < PERIODS[1]))
         odd = ~((colour > COLOURS[0]) & (colour < COLOURS[1]))
@@ -102,21 +139,21 @@ class GyroData(CatalogueData):
         prot, colour = np.where(valid, prot, 1.0), np.where(valid, colour, 1.0)
         e_prot = values("e_prot", np.nan)
         e_prot = np.where(e_prot > 0, e_prot / prot, PERIOD_ERROR)
-        e_colour = np.abs(values("e_bp_rp0", COLOUR_ERROR))
+        e_colour = values("e_bp_rp0", COLOUR_ERROR)
         known = colour.clip(gyrochrones.DWARF_COLOUR[0], gyrochrones.DWARF_COLOUR[-1])
         above = (gyrochrones.dwarf_magnitude(known) - bright).clip(*ABOVE)
-        above = np.where(values("parallax", 0) > 0, np.nan_to_num(above), 0)
+        above = np.nan_to_num(above)
         batch = {
             "log_period": torch.from_numpy(np.log10(prot)).float(),
             "log_period_error": torch.from_numpy(e_prot / np.log(10)).float(),
             "colour": torch.from_numpy(colour).float(),
             "colour_error": torch.from_numpy(e_colour).float(),
-            "mem_prob": torch.from_numpy(values("mem_prob", 1.0).clip(0, 1)).float(),
+            "mem_prob": torch.from_numpy(values("mem_prob", 1.0)).float(),
             "above": torch.from_numpy(above).float(),
             "valid": torch.from_numpy(valid),
         }
         if training or "age" in columns:
-            age = numbers(columns["age"])
+            age = self._numbers(columns, "age")
             if training:
                 name = self.columns.get("age", "age_myr")
                 refuse(~(age > 0), name, age, "is no age", "positive ages, Myr", "drop those stars")
@@ -137,13 +174,22 @@ class GyroData(CatalogueData):
         self._ids.clear()  # who comes twice, comes twice in one pass
         yield from super().prediction_batches(rank, world)
 
+    def _numbers(self, columns: Mapping[str, np.ndarray], role: str) -> np.ndarray:
+        try:
+            return numbers(columns[role])
+        except (TypeError, ValueError) as error:
+            name = self.columns.get(role, ROLES.get(role, (role,))[0])
+            raise ValueError(
+                f"column '{name}' ({role}) holds what is no number: {error}"
+            ) from error
+
     def _check_scale(self, prot: np.ndarray) -> None:
         good = prot[np.isfinite(prot) & (prot > 0)]
         if len(good) >= 20 and np.median(good) > 60:
             self.say(
-                f"{self.label}: the median of column '{self.columns.get('prot', 'prot_d')}' is "
-                f"{np.median(good):.0f}: are the periods in hours? They are taken as days; divide "
-                f"them by 24, or give the column its unit"
+                f"{self.label}: most of column '{self.columns.get('prot', 'prot_d')}' is above 60: "
+                f"are the periods in hours? They are taken as days; divide them by 24, or give the "
+                f"column its unit"
             )
 
     def _cluster(self, names: np.ndarray) -> torch.Tensor:
@@ -155,9 +201,10 @@ class GyroData(CatalogueData):
         repeated = np.zeros(len(columns["prot"]), bool)
         if "id" in columns and "group_by" in columns:
             for i, star in enumerate(zip(columns["group_by"], columns["id"], strict=True)):
-                key = (str(star[0]), str(star[1]))
+                key = (str(star[0]), str(star[1]).strip())
                 repeated[i] = key in self._ids
-                self._ids.add(key)
+                if key[1] not in NO_ID:
+                    self._ids.add(key)
         if repeated.any():
             name = self.columns.get("id", ROLES["id"][0])
             self.say(f"{self.label}: stars come twice, by column '{name}'; each counts once")
@@ -178,9 +225,13 @@ class GyroData(CatalogueData):
     def _of_quality(self, catalogue: Catalogue) -> np.ndarray:
         mask = np.ones(len(catalogue), bool)
         for role, (low, high) in {"prot": PERIODS, "bp_rp0": COLOURS, "good": (0.5, 1.5)}.items():
-            column = self.columns.get(role, ROLES.get(role, (role,))[0])
+            column, unit = ROLES.get(role, (role, None))
+            column = self.columns.get(role, column)
             if column in catalogue.names:
-                values = np.concatenate([numbers(c[column]) for c in catalogue.chunks([column])])
+                parts = [self._numbers(c, column) for c in catalogue.chunks([column])]
+                values = np.concatenate(parts)
+                if unit:
+                    values = convert(values, catalogue.units.get(column), unit, column)
                 mask &= (values > low) & (values < high)
         return mask
 
@@ -205,6 +256,11 @@ class GyroData(CatalogueData):
             return
         super().setup(stage)
         names = sorted(self._seen)
+        if "" in names or len(names) < FEWEST_CLUSTERS:
+            raise ValueError(
+                f"{self.label}: clusters {', '.join(map(repr, names))}; each network leaves one "
+                f"out, so that there are to be {FEWEST_CLUSTERS} or more, each with a name"
+            )
         place = torch.tensor([names.index(name) for name in self._seen])
         for rows in self.rows.values():
             rows["cluster"] = place[rows["cluster"]]

@@ -66,7 +66,7 @@ def gyrochrones(rows: Rows) -> Figure:
 @style.figure
 def clusters(rows: Rows) -> Figure:
     """Ages of clusters by networks that did not see them; bars: stated, and with discrepancy."""
-    known = rows["cluster_stated"] < TOO_WIDE
+    known = rows["cluster_stated"] < TOO_WIDE  # infinite: not known
     keys = ("log_age", "log_age_error", "off", "stated")
     lit, e_lit, off, stated = (rows[f"cluster_{key}"][known] for key in keys)
     e_lit = np.nan_to_num(e_lit)
@@ -76,7 +76,7 @@ def clusters(rows: Rows) -> Figure:
     main, below = axes[:, 0]
     for chosen, colour, text in (
         (judged, style.PALETTE[0], "judged"),
-        (~judged, "#999999", "others: young, few stars, or of doubtful age"),
+        (~judged, "#999999", "not judged"),
     ):
         if not chosen.any():
             continue

@@ -61,6 +61,7 @@ class Component(L.LightningModule):
     keep_location: str = "{name}"  # of pass-through columns in an HDF5 file
     stacked_column: str | None = None  # the density that data.group_by stacks
     fast: frozenset[str] = frozenset()  # names of parameters that need a higher learning rate
+    stack_units: Mapping[str, str] = {}  # of the columns of `stack_table`
     precisions: tuple[str, ...] = ("32-true", "bf16-mixed")
     clip: float | None = 5.0  # norm of the gradient, against a single bad batch
 

@@ -13,7 +13,7 @@ from datamodules.gyro import GyroData
 from models.blocks import grid
 from models.blocks.stack import Stack
 from models.gyro import BIT
-from models.gyro.ages import COLOURS, PERIODS, TYPICAL, cumulative, joint, stretched
+from models.gyro.ages import COLOURS, PERIODS, TYPICAL, cumulative, joint
 from models.gyro.networks import Contamination, Rotation
 from models.gyro.scores import TOLD
 from physics import gyrochrones
@@ -125,34 +125,45 @@ def test_the_table_gives_the_ages_of_the_exact_density(
     assert float(off[inside].abs().quantile(0.95)) < worst
 
 
-def test_an_age_does_not_jump_with_the_colour_error(model):
+@pytest.mark.parametrize("prot, colour", [(20.0, 0.9), (25.4, 0.82), (8.0, 0.72)])
+def test_an_age_does_not_jump_with_the_colour_error(shipped, prot, colour):
     errors = np.linspace(0.001, 0.3, 60)
-    ages = np.array([model.age(20.0, 0.9, 0.2, e)["age_q50"] for e in errors])
-    assert np.abs(np.diff(np.log10(ages))).max() < 0.02
-    assert int(model.age(20.0, 0.9, 0.2, 0.5)["flags"]) & BIT["extrapolated_error"]
+    ages = np.array([shipped.age(prot, colour, 0.2, e)["age_q50"] for e in errors])
+    assert 0.001 < np.abs(np.diff(np.log10(ages))).max() < 0.02
+    assert int(shipped.age(prot, colour, 0.2, 0.5)["flags"]) & BIT["extrapolated_error"]
 
 
 def test_a_star_without_a_period_has_no_age(model, stars):
     stars["prot_d"][3], stars["prot_d"][4], stars["bp_rp0"][5] = np.nan, -2.0, np.nan
     stars["prot_d"][6] = 0.0
     found = model.predict(stars)
-    flagged = np.asarray(found["flags"]) & 1 > 0
+    flagged = np.asarray(found["flags"]) == 1
     assert flagged.tolist() == [3 <= i <= 6 for i in range(60)]
-    for name in QUANTILES:
+    for name in (*QUANTILES, "pit", "nll"):
         np.testing.assert_array_equal(np.isnan(found[name]), flagged)
     ordered = np.stack([np.asarray(found[name])[~flagged] for name in QUANTILES])
     assert (np.diff(ordered, axis=0) > 0).all()
 
 
-@pytest.mark.parametrize("prot, colour", [(np.nan, 0.8), (-3.0, 0.8), (0.0, 0.8), (5.0, np.nan)])
+@pytest.mark.parametrize(
+    "prot, colour", [(np.nan, 0.8), (-3.0, 0.8), (0.0, 0.8), (600.0, 0.8), (5.0, np.nan)]
+)
 def test_one_star_without_a_period_or_colour_is_refused(model, prot, colour):
     with pytest.raises(ValueError, match="expected a period in days and a colour"):
         model.age(prot, colour)
 
 
-def test_a_colour_outside_the_clusters_is_flagged(model):
+@pytest.mark.parametrize("errors", [(np.nan, 0.01), (-1.0, 0.01), (0.1, np.nan), (0.1, -0.1)])
+def test_one_star_with_errors_that_are_none_is_refused(model, errors):
+    with pytest.raises(ValueError, match="expected errors in days and mag"):
+        model.age(20.0, 0.8, *errors)
+
+
+def test_a_colour_that_clusters_of_that_age_do_not_have_is_flagged(shipped):
     bit = BIT["extrapolated_colour"]
-    assert int(model.age(10.0, 5.0)["flags"]) & bit and not int(model.age(10.0, 1.0)["flags"]) & bit
+    stars = ((10.0, 1.0), (1.0, 3.0), (80.0, 3.2), (10.0, 5.0), (1.0, 0.1))
+    raised = [bool(int(shipped.age(*star)["flags"]) & bit) for star in stars]
+    assert raised == [False, False, True, True, True]
 
 
 def test_periods_in_hours_are_wondered_at(model, stars):
@@ -193,7 +204,6 @@ def test_a_group_has_one_age_between_those_of_its_stars(runs, stars, tmp_path):
 @pytest.mark.parametrize("settings, message", [
     ({"flow": "spline"}, "it is one of"), ({"prior": "old"}, "it is one of"),
     ({"oldest": 0.001}, "leaves no ages"), ({"oldest": 20.0}, "at most 13.8"),
-    ({"judge": ["Nowhere"]}, "not among the clusters"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(settings, message):
     from models.gyro import Gyro
@@ -257,18 +267,25 @@ def test_no_dwarf_is_older_than_dwarfs_of_its_colour_live(shipped):
     assert shipped.age(8.0, 0.55)["age_q975"] < 7 < shipped.age(25.0, 0.9)["age_q975"]
 
 
-def test_the_discrepancy_widens_and_does_not_move():
-    ages = torch.linspace(0, 4, 400)
-    likelihood = -0.5 * ((ages - 2.9) / 0.02).square()
-    prior = torch.zeros(400)
-    edges = torch.linspace(-0.005, 4.005, 401)
+@pytest.mark.parametrize("age", [30.0, 100.0, 800.0, 3000.0])
+def test_the_discrepancy_widens_and_does_not_move(age):
+    ages, edges = torch.linspace(-1, 5, 600), torch.linspace(-1.005, 5.005, 601)
+    log_age = math.log10(age)
+    likelihood = -0.5 * ((ages - log_age) / 0.02).square()
     levels = torch.tensor([[0.16, 0.5, 0.84]])
-    for sigma in (0.0, 0.1):
-        cdf = joint(likelihood, prior, torch.tensor(sigma), ages)
+    for sigma in (0.0, 0.05):
+        cdf = joint(likelihood, torch.zeros(600), torch.tensor(sigma), edges)
         low, mid, high = grid.quantile(cdf, edges, levels)[0]
-        width = math.hypot(0.02, sigma * float(stretched(torch.tensor(2.9))))
-        assert float(mid) == pytest.approx(2.9, abs=0.01)
+        width = math.hypot(0.02, sigma * math.hypot(1, gyrochrones.PLATEAU_MYR / age))
+        assert float(mid) == pytest.approx(log_age, abs=0.01)
         assert float(high - low) == pytest.approx(2 * 0.994 * width, rel=0.05)
+
+
+def test_no_cluster_is_older_than_the_prior(shipped):
+    likelihood = -0.5 * ((shipped.table.ages - 4.1) / 0.02).square()
+    cdf = joint(likelihood, shipped.log_prior(), torch.tensor(0.1), shipped.edges)
+    end = grid.quantile(cdf, shipped.edges, torch.tensor([[0.999]]))[0, 0]
+    assert 10 ** (float(end) - 3) <= shipped.oldest * 1.001
 
 
 def stacked(model, stars, group="cluster"):
@@ -309,6 +326,75 @@ def test_a_star_that_comes_twice_counts_once(model, stars):
         assert row[0] == 2 * once[name][0]
 
 
+def test_stars_without_an_id_are_all_counted(model, stars):
+    once = stacked(model, stars)
+    for blank in (np.full(60, ""), np.full(60, np.nan)):
+        assert stacked(model, stars | {"star_id": blank}) == once
+
+
+def test_stars_that_are_no_members_do_not_count(model, stars):
+    field = {name: values.copy() for name, values in stars.items()}
+    field["mem_prob"] = np.zeros(60)
+    field["star_id"] = np.arange(60)
+    both = {name: np.concatenate([stars[name], field[name]]) for name in stars}
+    assert stacked(model, both) == stacked(model, stars)
+
+
+@pytest.mark.parametrize("columns, message", [
+    ({"mem_prob": "nope"}, "no column 'nope'"), ({"parallaxx": "plx"}, "parallaxx is none of"),
+    ({"ebv": "ebv", "a_v": "a_v"}, "name one of them"),
+])  # fmt: skip
+def test_columns_that_are_not_there_are_not_passed_over(model, stars, columns, message):
+    with pytest.raises(ValueError, match=message):
+        model.predict(stars | {"ebv": np.zeros(60), "a_v": np.zeros(60)}, columns=columns)
+
+
+def test_values_that_cannot_be_right_are_unknown(model, stars):
+    n = {"g0": np.full(60, 14.0), "parallax_mas": np.full(60, 2.0), "logg": np.full(60, 4.5)}
+    plain = model.predict(
+        stars | dict.fromkeys(("g0", "parallax_mas", "logg"), np.full(60, np.nan))
+    )
+    for name, sentinel in (("logg", -9999), ("g0", 99), ("g0", -999), ("parallax_mas", -1)):
+        table = stars | dict.fromkeys(n, np.full(60, np.nan)) | {name: np.full(60, sentinel)}
+        found = model.predict(table)
+        np.testing.assert_allclose(found["age_q50"], plain["age_q50"])
+        np.testing.assert_array_equal(found["flags"], plain["flags"])
+    with pytest.raises(ValueError, match="are they per cent"):
+        model.predict(stars | {"mem_prob": np.full(60, 95.0)})
+    with pytest.raises(ValueError, match=r"column 'prot_d' .prot. holds what is no number"):
+        model.predict(stars | {"prot_d": np.full(60, "fast")})
+    unknown = stars | {"a_v": np.full(60, -999.0)}
+    assert (np.asarray(model.predict(unknown, columns={"a_v": "a_v"})["flags"]) == 1).all()
+
+
+def test_errors_have_the_unit_of_what_they_are_of(model, stars, tmp_path):
+    from astropy import units as u
+    from astropy.table import Table
+
+    stars["e_prot_d"] = 0.1 * stars["prot_d"]
+    hours = Table(stars | {"prot_d": 24 * stars["prot_d"], "e_prot_d": 24 * stars["e_prot_d"]})
+    hours["prot_d"].unit = u.h
+    ours, theirs = model.predict(hours), model.predict(stars)
+    np.testing.assert_allclose(ours["age_q16"], theirs["age_q16"], rtol=1e-4)
+    path = str(tmp_path / "hours.fits")
+    hours.write(path)
+    with pytest.warns(UserWarning, match="left out of training"):
+        data = GyroData(path=path, val_fraction=0.0)
+        data.setup("fit")
+    lasting = sum(len(data.rows[name]["colour"]) for name in ("train", "test"))
+    assert lasting == (stars["good"] == 1).sum()
+
+
+@pytest.mark.parametrize("names", [["A"] * 60, ["A", "B"] * 30, ["A", "B", "C", ""] * 15])
+def test_too_few_or_nameless_clusters_are_refused(stars, tmp_path, names):
+    from astropy.table import Table
+
+    path = str(tmp_path / "stars.ecsv")
+    Table(stars | {"cluster": np.array(names)}).write(path)
+    with pytest.raises(ValueError, match="each network leaves one out"):
+        GyroData(path=path).setup("fit")
+
+
 def test_a_column_to_group_by_that_is_not_there(model, stars):
     data = GyroData(split="all", group_by="clusterr")
     data.table = stars
@@ -347,5 +433,14 @@ def test_what_is_shipped_is_what_the_card_says(shipped):
     """The Sun and stars of asteroseismic age, by the shipped model."""
     found = shipped.learned()
     assert 4.0 < found["sun_age_gyr"] < 5.1
-    assert found["benchmark_rms_dex"] < 0.17
-    assert found["cluster_log_density"] > 0.6 and found["cluster_age_rms_dex"] < 0.08
+    sun = shipped.age(25.4, 0.82, 1.0, 0.01)
+    assert sun["age_q16"] < 4.57 < sun["age_q84"]
+    assert found["benchmark_rms_dex"] < 0.162 and found["cluster_log_density"] > 0.63
+    assert found["cluster_age_rms_dex"] < 0.08 and found["cluster_age_median_dex"] < 0.05
+    assert found["cluster_worst_pull"] < 3 and 0.5 < found["cluster_coverage_68"] < 0.95
+    assert shipped.contamination.evidence[:, 1:4].mean(0).min() > 0, "brighter: less of a dwarf"
+
+
+def test_clusters_to_judge_are_among_those_learned(in_tmp):
+    done = command("train.py", "model=gyro", "experiment=gyro_quick", "model.judge=[Nowhere]")
+    assert done.returncode == 2 and "Nowhere, which are not among the clusters" in done.stderr

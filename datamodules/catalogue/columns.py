@@ -65,11 +65,15 @@ def convert(
         ) from error
 
 
+SPELLED = {"days": "d", "hours": "h", "hr": "h", "hrs": "h"}  # as astropy does not
+
+
 def parse_unit(text: object) -> u.UnitBase | None:
     """Read a unit as catalogues spell it; an unknown one is kept by name, a blank one is None."""
     text = text.decode() if isinstance(text, bytes) else str(text or "")
     if not text.strip():
         return None
+    text = SPELLED.get(text.strip().lower(), text)
     for style in (None, "fits", "cds", "vounit"):
         try:
             return u.Unit(text, format=style, parse_strict="raise")

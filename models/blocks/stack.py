@@ -9,7 +9,7 @@ from torch import Tensor
 from models.blocks.grid import counter_uniform
 
 REPLICATES = 100
-BLANK = ("", "nan")  # names of no group
+BLANK = ("", "nan", "None", "--")  # names of no group
 POISSON_CDF = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634, 0.99941)  # of mean 1, up to 5
 
 

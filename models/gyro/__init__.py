@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.gyro import COLOUR_ERROR, PERIOD_ERROR, PERIODS
+from datamodules.gyro import COLOURS as COLOURS_TAKEN
 from models.base import Batch, Component, Constant, Output
 from models.blocks import grid
 from models.blocks.stack import Stack
 from models.gyro.ages import (
-    COLOURS,
     LARGEST,
     Table,
     joint,
@@ -22,14 +23,14 @@ from models.gyro.ages import (
     summaries,
 )
 from models.gyro.networks import FLOWS, Contamination, Rotation
-from models.gyro.scores import TOLD, left_out, seismic, shown, star_batch, true_rows
+from models.gyro.scores import FEWEST, TOLD, left_out, seismic, shown, star_batch, true_rows
 from physics.seismic_stars import SUN, Star
 
 YOUNGEST, OLDEST = 1e-3, 13.8  # Gyr, of the grid
 PRIORS = ("log_age", "age")
 FLAGS = {
     "no_age": "no period or colour",
-    "extrapolated_colour": "outside the clusters' colours",
+    "extrapolated_colour": "no such colour in the clusters of about that age",
     "extrapolated_age": "median outside the clusters' ages",
     "extrapolated_error": f"error above {LARGEST['colour']:g} mag or {LARGEST['log_period']:g} dex "
     f"of the period, taken as that",
@@ -38,7 +39,9 @@ FLAGS = {
     "misfit": "a period that no age explains",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
+NEAR_DEX = 0.3  # clusters of about a star's age
 FAST = 0.5  # of the slow sequence's period
+LEAST_MEMBERSHIP = 0.1  # below which a star does not count in the age of its group
 MISFIT = 0.1  # greatest density per dex at any age
 QUANTILES = {"age_q025": 0.025, "age_q16": 0.16, "age_q50": 0.5, "age_q84": 0.84, "age_q975": 0.975}
 DRAWS = 16  # periods that are drawn for a star
@@ -60,6 +63,7 @@ class Gyro(Component):
 
     last_is_best = True
     stacked_column = "log_likelihood"
+    stack_units = dict.fromkeys(QUANTILES, "Gyr")
     precisions = ("32-true",)  # networks too small to gain from less
     fast = frozenset(("contamination.evidence", "contamination.others"))
     smaller_is_better = frozenset(("nll", "cluster_age_rms_dex", "benchmark_rms_dex"))
@@ -71,7 +75,7 @@ class Gyro(Component):
         flow: str = "mixture",
         bins: int = 6,
         components: int = 5,
-        members: int = 6,
+        members: int = 4,
         width: int = 32,
         depth: int = 2,
         prior: str = "log_age",
@@ -94,11 +98,7 @@ class Gyro(Component):
             )
         self.clusters, self.prior = dict(clusters), prior
         self.oldest, self.field = oldest, field
-        if unknown := sorted(set(judge) - set(self.clusters)):
-            raise ValueError(
-                f"model.judge names {', '.join(unknown)}, which are not among the clusters: "
-                f"{', '.join(self.clusters)}"
-            )
+        self.judge = list(judge)
         self.judged_of = [not judge or name in judge for name in self.clusters]
         networks = members * len(self.clusters)
         self.rotation = Rotation(networks, flow, bins, components, width, depth)
@@ -110,16 +110,30 @@ class Gyro(Component):
         edges = torch.linspace(math.log10(1e3 * YOUNGEST), math.log10(1e3 * OLDEST), n_grid + 1)
         self.register_buffer("edges", edges, persistent=False)
         self.register_buffer("discrepancy", torch.zeros(()))  # dex, of a cluster's age
-        self.register_buffer("left_out", torch.full((len(self.clusters), 5), torch.inf))
-        self.register_buffer("colours", torch.tensor([0.5, 3.0]))  # of the training set
+        self.register_buffer("left_out", torch.full((len(self.clusters), 6), torch.inf))
+        # mag: lowest and highest of each cluster
+        self.register_buffer("colours", torch.tensor([[0.5, 3.0]]).repeat(len(self.clusters), 1))
         self.table = Table(grid.centres(edges))
 
     # --- the fit ------------------------------------------------------------------------------
 
     def prepare(self, data: Any) -> None:
-        colour = data.training_batch()["colour"]
-        low, high = torch.quantile(colour, torch.tensor([0.01, 0.99])).tolist()
-        self.colours = torch.tensor([max(low, COLOURS[0]), min(high, COLOURS[-1])])
+        """The colours of each cluster, but for one star in fifty at either end."""
+        known = set(self.clusters) | {getattr(data, "leave_out", None)}
+        if unknown := sorted(set(self.judge) - known):
+            raise ValueError(
+                f"model.judge names {', '.join(unknown)}, which are not among the clusters: "
+                f"{', '.join(self.clusters)}"
+            )
+        batch, levels = data.training_batch(), torch.tensor([0.02, 0.98])
+        for i in range(len(self.clusters)):
+            mine = batch["colour"][batch["cluster"] == i]
+            if len(mine) >= FEWEST:
+                self.colours[i] = torch.quantile(mine, levels)
+            else:
+                self.colours[i] = torch.tensor([torch.inf, -torch.inf])  # tells nothing
+        if self.colours.isinf().all():
+            raise ValueError(f"no cluster of {data.label} has {FEWEST} stars")
 
     @property
     def judged_mask(self) -> Tensor:
@@ -208,36 +222,49 @@ class Gyro(Component):
             known = valid.view(-1, *[1] * (rows[name].ndim - 1))
             rows[name] = torch.where(known, rows[name], torch.nan)
         if "log_age" in batch:
-            at = batch["log_age"]
-            rows["age_true"] = 10 ** (at - 3)
+            at = torch.where(valid, batch["log_age"], torch.nan)
+            rows["age_true"] = 10 ** (batch["log_age"] - 3)
             rows["pit"] = grid.scores(cdf, self.edges, at)["pit"]
             cell = torch.bucketize(at.nan_to_num(2), self.edges).sub(1)
             cell = cell.clamp(0, len(self.edges) - 2)
-            rows["nll"] = -member.gather(1, cell[:, None])[:, 0]
+            rows["nll"] = torch.where(at.isnan(), at, -member.gather(1, cell[:, None])[:, 0])
         return rows
 
     def _flagged(self, batch: Batch, log_p: Tensor, age: Tensor) -> Tensor:
         """The bits of `FLAGS`, (batch,)."""
-        colour, log_period = batch["colour"], batch["log_period"]
-        known = [10**log_age / 1e3 for log_age in self.clusters.values()]
-        slow = self.table.slow_sequence(colour, age.log10() + 3)
+        colour, log_age = batch["colour"], age.log10() + 3
+        slow = self.table.slow_sequence(colour, log_age)
+        of_clusters = torch.tensor([*self.clusters.values()]).to(log_age)
         raised = {
-            "no_age": ~batch["valid"],
-            "extrapolated_colour": (colour < self.colours[0]) | (colour > self.colours[1]),
-            "extrapolated_age": (age > max(known)) | (age < min(known)),
+            "extrapolated_colour": self._beyond_colours(colour, log_age, of_clusters),
+            "extrapolated_age": (log_age > of_clusters.max()) | (log_age < of_clusters.min()),
             "extrapolated_error": (batch["colour_error"] > LARGEST["colour"])
             | (batch["log_period_error"] > LARGEST["log_period"]),
-            "fast_rotator": log_period < slow + math.log10(FAST),
+            "fast_rotator": batch["log_period"] < slow + math.log10(FAST),
             "evolved": batch["evolved"],
             "misfit": log_p.amax(1) < math.log(MISFIT),
         }
-        return sum(BIT[name] * mask.short() for name, mask in raised.items())  # type: ignore
+        flags = torch.zeros_like(colour).short()
+        for name, mask in raised.items():
+            flags += BIT[name] * mask.short()
+        return torch.where(batch["valid"], flags, BIT["no_age"]).short()
+
+    def _beyond_colours(self, colour: Tensor, log_age: Tensor, of_clusters: Tensor) -> Tensor:
+        """Whether there is no such colour in any cluster of about that age, or the nearest one."""
+        told = self.colours[:, 0].isfinite()
+        apart = (log_age[:, None] - of_clusters[told]).abs()
+        near = apart <= apart.amin(1, keepdim=True).clamp_min(NEAR_DEX)
+        low, high = self.colours[told].T
+        lowest = torch.where(near, low, torch.inf).amin(1)
+        highest = torch.where(near, high, -torch.inf).amax(1)
+        return (colour < lowest) | (colour > highest)
 
     @torch.no_grad()
     def to_stack(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
-        """ln p of stars as members of one cluster, of those colours where that was tried."""
+        """ln p of stars as members of one cluster, if they are, and of a colour that tells."""
         colour = batch["colour"]
         told = (colour > TOLD[0]) & (colour < TOLD[1]) & batch["valid"] & ~batch["repeated"]
+        told = told & (batch["mem_prob"] >= LEAST_MEMBERSHIP)
         log_p = self._contaminated(self.table.log_likelihood(batch), batch, slice(None))
         return torch.where(told[:, None], log_p, torch.nan)
 
@@ -247,7 +274,7 @@ class Gyro(Component):
         levels = torch.tensor([list(QUANTILES.values())])
         for name, total in sorted(stacked.sums.items()):
             n = stacked.counts[name]
-            cdf = joint(total[0], self.log_prior(), self.discrepancy, grid.centres(self.edges))
+            cdf = joint(total[0], self.log_prior(), self.discrepancy, self.edges)
             ages = 10 ** (grid.quantile(cdf, self.edges, levels)[0] - 3)
             found = {"group": name, "n_stars": n}
             found |= dict(zip(QUANTILES, (ages if n else ages * torch.nan).tolist(), strict=True))
@@ -256,13 +283,23 @@ class Gyro(Component):
         return {key: np.array(values) for key, values in rows.items()}
 
     def age(
-        self, prot: float, bp_rp0: float, e_prot: float | None = None, e_bp_rp0: float = 0.03
+        self,
+        prot: float,
+        bp_rp0: float,
+        e_prot: float | None = None,
+        e_bp_rp0: float = COLOUR_ERROR,
     ) -> dict[str, float]:
         """Age of one star, Gyr: its quantiles, mean and flags; period in days, colour in mag."""
-        if not (prot > 0 and math.isfinite(prot) and math.isfinite(bp_rp0)):
-            raise ValueError(f"expected a period in days and a colour, got {prot} and {bp_rp0}")
-        error = 0.02 * prot if e_prot is None else e_prot
-        star = Star("", prot, error, bp_rp0, e_bp_rp0, math.nan, math.nan)
+        if not (PERIODS[0] < prot < PERIODS[1] and COLOURS_TAKEN[0] < bp_rp0 < COLOURS_TAKEN[1]):
+            raise ValueError(
+                f"expected a period in days and a colour in mag, got {prot} and {bp_rp0}; for many "
+                f"stars there is predict(table)"
+            )
+        if e_prot is None or e_prot == 0:
+            e_prot = PERIOD_ERROR * prot
+        if not (e_prot > 0 and e_bp_rp0 >= 0 and math.isfinite(e_prot + e_bp_rp0)):
+            raise ValueError(f"expected errors in days and mag, got {e_prot} and {e_bp_rp0}")
+        star = Star("", prot, e_prot, bp_rp0, e_bp_rp0, math.nan, math.nan)
         rows = self.predict_step(star_batch(star))
         return {name: float(rows[name]) for name in (*QUANTILES, "age_mean", "flags")}
 
@@ -270,12 +307,15 @@ class Gyro(Component):
 
     def scope(self) -> list[str]:
         ages = [10**age for age in self.clusters.values()]
-        low, high = self.colours.tolist()
+        told = self.colours[self.colours[:, 0].isfinite()]
         return [
             f"{len(ages)} clusters, {min(ages):.0f} to {max(ages):.0f} Myr: older ages are "
             f"extrapolated, and rest on the prior, flat in {self.prior}, to "
             f"{self.oldest:g} Gyr or where dwarfs of the star's colour end",
-            f"(BP-RP)_0 {low:.2f} to {high:.2f} mag",
+            f"(BP-RP)_0 {told[:, 0].min():.2f} to {told[:, 1].max():.2f} mag, less for old stars",
+            "settings and the prior were chosen with an eye on the clusters that are judged, the "
+            "Sun and the stars of asteroseismic age; the gyrochrone that networks start from "
+            "(Angus et al. 2019) was fitted to Praesepe and the Sun",
             "main-sequence stars: subgiants turn slower than dwarfs of their colour",
             f"`flags`, {_flags()}",
         ]
@@ -295,18 +335,23 @@ class Gyro(Component):
 
     def learned(self) -> dict[str, float]:
         """Of clusters left out, of the Sun, and of stars with asteroseismic ages."""
-        off, stated, log_p, n, others = self.left_out.cpu().numpy().T
-        known = np.isfinite(off) & np.array(self.judged_of)
-        stretch = stretched(torch.tensor([*self.clusters.values()])).numpy()
-        total = np.hypot(stated, others * stretch)[known]
-        found = {
-            "cluster_age_rms_dex": float(np.sqrt(np.mean(off[known] ** 2))),
-            "cluster_age_median_dex": float(np.median(np.abs(off[known]))),
-            "cluster_coverage_68": float(np.mean(np.abs(off[known]) < total)),
-            "cluster_worst_pull": float(np.max(np.abs(off[known]) / total)),
-            "cluster_discrepancy_dex": float(self.discrepancy),
-            "cluster_log_density": float(np.average(log_p[known], weights=n[known])),
-        }
+        off, stated, log_p, n, others, inside = self.left_out.cpu().numpy().T
+        told = np.isfinite(off)
+        known = told & np.array(self.judged_of)
+        found = {}
+        if known.any():
+            stretch = stretched(torch.tensor([*self.clusters.values()])).numpy()
+            total = np.hypot(stated, others * stretch)[known]
+            found = {
+                "cluster_age_rms_dex": float(np.sqrt(np.mean(off[known] ** 2))),
+                "cluster_age_median_dex": float(np.median(np.abs(off[known]))),
+                "cluster_coverage_68": float(np.mean(np.abs(off[known]) < total)),
+                "cluster_worst_pull": float(np.max(np.abs(off[known]) / total)),
+                "cluster_discrepancy_dex": float(self.discrepancy),
+                "cluster_log_density": float(np.average(log_p[known], weights=n[known])),
+                "cluster_star_coverage_68": float(np.average(inside[known], weights=n[known])),
+                "cluster_age_median_dex_all": float(np.median(np.abs(off[told]))),
+            }
         sun = self.age(SUN.period, SUN.colour, SUN.period_error, SUN.colour_error)
         found["sun_age_gyr"] = sun["age_q50"]
         return found | seismic(self)

@@ -162,18 +162,20 @@ def stretched(log_age: Tensor) -> Tensor:
     return (gyrochrones.PLATEAU_MYR / 10**log_age).square().add(1).sqrt()
 
 
-def joint(log_likelihood: Tensor, prior: Tensor, discrepancy: Tensor, ages: Tensor) -> Tensor:
+def joint(log_likelihood: Tensor, prior: Tensor, discrepancy: Tensor, edges: Tensor) -> Tensor:
     """Cumulative posterior (1, ages + 1) of stars of one age, whose ln p are added up: (ages,).
 
-    ``discrepancy``, dex: the model's own error, the same for all stars of a cluster, `stretched`.
+    ``discrepancy``, dex: the model's own error, the same for all stars of a cluster, `stretched` at
+    its age. It widens the likelihood; the prior comes after, and ends where it ends.
     """
-    posterior = (log_likelihood + prior).double().softmax(0)
+    mass, ages = log_likelihood.double().softmax(0), grid.centres(edges).double()
     if discrepancy > 0:
-        width = (discrepancy * stretched(ages)).double()
-        apart = (ages[:, None] - ages) / width
-        kernel = (-0.5 * apart.square()).exp()
-        posterior = (kernel / kernel.sum(0)) @ posterior
-    return cumulative(posterior[None])
+        middle = grid.quantile(cumulative(mass[None]), edges, torch.tensor([[0.5]]))[0]
+        width = (discrepancy * stretched(middle)).double()
+        kernel = (-0.5 * ((ages[:, None] - ages) / width).square()).exp()
+        mass = kernel @ mass
+    mass = mass * prior.double().exp()
+    return cumulative(mass[None] / mass.sum())
 
 
 def cumulative(mass: Tensor) -> Tensor:

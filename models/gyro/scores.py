@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.blocks import grid
-from models.gyro.ages import COLOURS, PERIODS, joint, stretched, summaries
+from models.gyro.ages import COLOURS, PERIODS, cumulative, joint, stretched, summaries
 from physics import gyrochrones
 from physics.seismic_stars import STARS, SUN, Star
 
@@ -23,23 +23,29 @@ FEWEST = 10  # stars of a cluster that is judged
 def left_out(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Of each cluster, by networks that did not see it; and the discrepancy of such ages.
 
-    (clusters, 5): median of log10 age minus its literature value, and the stated error, dex; mean
-    ln p(log10 P) of its stars at that age, and how many count; the discrepancy by all others.
+    (clusters, 6): median of log10 age minus its literature value, and the stated error, dex; mean
+    ln p(log10 P) of its stars at that age, and how many count; the discrepancy by all others; the
+    share of its stars whose 68% hold that age.
     """
-    found = torch.full((len(model.clusters), 5), torch.inf)
-    colour = batch["colour"]
+    found = torch.full((len(model.clusters), 6), torch.inf)
+    colour, prior = batch["colour"], model.log_prior()
     for i, age in enumerate(model.clusters.values()):
         chosen = (batch["cluster"] == i) & (colour > TOLD[0]) & (colour < TOLD[1])
         if int(chosen.sum()) < FEWEST:
             continue
         stars = {k: v[chosen] for k, v in batch.items()}
         log_p = model.log_likelihood_left_out(stars, i)
-        cdf = joint(log_p.sum(0), model.log_prior(), torch.zeros(()), model.table.ages)  # alone
+        cdf = joint(log_p.sum(0), prior, torch.zeros(()), model.edges)
         low, mid, high = grid.quantile(cdf, model.edges, torch.tensor([[0.16, 0.5, 0.84]]))[0]
         cell = int(torch.bucketize(torch.tensor(age), model.edges)) - 1
         mean = log_p[:, min(max(cell, 0), log_p.shape[1] - 1)].mean()
+        of_stars = cumulative((log_p + prior).softmax(1))
+        pit = grid.scores(of_stars, model.edges, torch.full((len(log_p),), age))["pit"]
+        inside = ((pit - 0.5).abs() < 0.34).float().mean()
         count = chosen.sum().clamp(max=AT_MOST)
-        found[i, :4] = torch.stack([mid - age, 0.5 * (high - low), mean, count])
+        found[i] = torch.stack(
+            [mid - age, 0.5 * (high - low), mean, count, torch.zeros(()), inside]
+        )
     known = found[:, 0].isfinite() & model.judged_mask
     off, stated = (found[:, :2] / stretched(torch.tensor([*model.clusters.values()]))[:, None]).T
     for i in range(len(found)):
@@ -78,7 +84,7 @@ def shown(model: Any, data: Any) -> dict[str, np.ndarray]:
     batch = data.training_batch() if data.rows else next(data.prediction_batches())
     nothing = torch.full_like(batch["colour"], torch.nan)
     cells = [int((model.table.ages - math.log10(age)).abs().argmin()) for age in CURVES]
-    off, stated = model.left_out[:, :2].cpu().numpy().T
+    off, stated, _, _, others, _ = model.left_out.cpu().T
     lit = torch.tensor([*model.clusters.values()])
     of_sun = star_batch(SUN)
     sun = model.predict_step(of_sun)["log_likelihood"] + model.log_prior_of(of_sun["colour"])
@@ -92,10 +98,10 @@ def shown(model: Any, data: Any) -> dict[str, np.ndarray]:
         "curves": model.table.values[:, :, cells].float().permute(2, 1, 0).numpy(),
         "cluster_log_age": lit.numpy(),
         "cluster_log_age_error": _literature_errors(batch, len(lit)),
-        "cluster_off": np.where(np.isfinite(off), off, np.nan),
-        "cluster_stated": np.where(np.isfinite(stated), stated, np.nan),
+        "cluster_off": off.numpy(),
+        "cluster_stated": stated.numpy(),
         "cluster_judged": np.array(model.judged_of),
-        "cluster_discrepancy": (model.discrepancy * stretched(lit)).cpu().numpy(),
+        "cluster_discrepancy": (others * stretched(lit)).numpy(),
         "sun_log_age": model.table.ages.numpy(),
         "sun_posterior": sun[0].softmax(0).numpy(),
         "oldest": np.array(10 ** max(model.clusters.values()) / 1e3),
@@ -103,7 +109,7 @@ def shown(model: Any, data: Any) -> dict[str, np.ndarray]:
 
 
 def _literature_errors(batch: Mapping[str, Tensor], n: int) -> np.ndarray:
-    """Of log10 age, of each cluster, dex; NaN where the data do not tell."""
+    """Of log10 age, of each cluster, dex: as training takes them; NaN of a catalogue without."""
     found = np.full(n, np.nan)
     if "log_age_error" in batch:
         for i in range(n):

@@ -14,6 +14,7 @@ from models.base import Batch, Component, Constant, Output
 from models.blocks import grid
 from models.blocks.stack import Stack
 from models.gyro.ages import (
+    COLOURS,
     LARGEST,
     Table,
     joint,
@@ -56,7 +57,7 @@ class Gyro(Component):
     ensemble leaves one cluster out: what the ensemble says of that cluster by those networks alone
     is honest, and how far its ages are off is the model's discrepancy, which widens all ages of
     clusters. Ages are posteriors on a grid of log10 age, whose prior is flat in it or in age
-    (``prior``), up to ``oldest`` Gyr.
+    (``prior``), from ``youngest`` to ``oldest`` Gyr.
 
     In: the batch of `datamodules.gyro`. Out: see `outputs`.
     """
@@ -79,6 +80,7 @@ class Gyro(Component):
         width: int = 32,
         depth: int = 2,
         prior: str = "log_age",
+        youngest: float = 0.01,
         oldest: float = 12.0,
         field: float = 0.04,
         n_grid: int = 180,
@@ -91,13 +93,13 @@ class Gyro(Component):
             raise ValueError(f"model.flow is '{flow}'; it is one of {', '.join(FLOWS)}")
         if prior not in PRIORS:
             raise ValueError(f"model.prior is '{prior}'; it is one of {', '.join(PRIORS)}")
-        if not YOUNGEST < oldest <= OLDEST:
+        if not YOUNGEST <= youngest < oldest <= OLDEST:
             raise ValueError(
-                f"model.oldest={oldest} Gyr leaves no ages: it is above {YOUNGEST} and at most "
-                f"{OLDEST}, between which the grid lies"
+                f"model.youngest={youngest} and model.oldest={oldest} Gyr leave no ages: the grid "
+                f"lies between {YOUNGEST} and {OLDEST}"
             )
         self.clusters, self.prior = dict(clusters), prior
-        self.oldest, self.field = oldest, field
+        self.youngest, self.oldest, self.field = youngest, oldest, field
         self.judge = list(judge)
         self.judged_of = [not judge or name in judge for name in self.clusters]
         networks = members * len(self.clusters)
@@ -129,7 +131,7 @@ class Gyro(Component):
         for i in range(len(self.clusters)):
             mine = batch["colour"][batch["cluster"] == i]
             if len(mine) >= FEWEST:
-                self.colours[i] = torch.quantile(mine, levels)
+                self.colours[i] = torch.quantile(mine, levels).clamp(COLOURS[0], COLOURS[-1])
             else:
                 self.colours[i] = torch.tensor([torch.inf, -torch.inf])  # tells nothing
         if self.colours.isinf().all():
@@ -189,7 +191,7 @@ class Gyro(Component):
             "period_draws": Output("d", "periods expected at this colour, age by its posterior"),
             "log_likelihood": Output("", "ln p(log10 P | age, colour) on the grid log10_age_myr"),
             "age_true": Output("Gyr", "age of the catalogue"),
-            "pit": Output("", "cumulative posterior at it"),
+            "pit": Output("", "cumulative posterior at it, NaN where the prior excludes it"),
             "nll": Output("", "-ln p(log10 P) at it, per dex"),
         }
         return columns
@@ -200,7 +202,7 @@ class Gyro(Component):
 
     def log_prior(self) -> Tensor:
         """ln of the prior mass of each cell of log10 age, (n_grid,), of clusters."""
-        return log_prior(self.edges, self.prior, self.oldest)
+        return log_prior(self.edges, self.prior, self.youngest, self.oldest)
 
     def log_prior_of(self, colour: Tensor) -> Tensor:
         """The same of stars, (batch, n_grid): no dwarf is older than dwarfs of its colour live."""
@@ -222,8 +224,10 @@ class Gyro(Component):
             known = valid.view(-1, *[1] * (rows[name].ndim - 1))
             rows[name] = torch.where(known, rows[name], torch.nan)
         if "log_age" in batch:
-            at = torch.where(valid, batch["log_age"], torch.nan)
-            rows["age_true"] = 10 ** (batch["log_age"] - 3)
+            age = 10 ** (batch["log_age"] - 3)
+            inside = valid & (age >= self.youngest) & (age <= self.oldest)  # of the prior
+            at = torch.where(inside, batch["log_age"], torch.nan)
+            rows["age_true"] = age
             rows["pit"] = grid.scores(cdf, self.edges, at)["pit"]
             cell = torch.bucketize(at.nan_to_num(2), self.edges).sub(1)
             cell = cell.clamp(0, len(self.edges) - 2)
@@ -323,7 +327,7 @@ class Gyro(Component):
     def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         if "age_true" not in rows:
             return {}
-        known = np.isfinite(rows["age_true"]) & (rows["flags"] & BIT["no_age"] == 0)
+        known = np.isfinite(rows["pit"])
         if not known.any():
             return {}
         pit = rows["pit"][known]

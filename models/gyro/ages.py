@@ -18,6 +18,7 @@ TYPICAL = {"colour": 0.03, "log_period": 0.01}
 COLOUR_WIDTHS = torch.tensor([0.0, 0.05, 0.1, 0.2])  # mag
 PERIOD_WIDTHS = torch.tensor([0.0, 0.03, 0.06, 0.1, 0.15])  # dex
 LARGEST = {"colour": float(COLOUR_WIDTHS[-1]), "log_period": float(PERIOD_WIDTHS[-1])}
+AT_ONCE = 24  # periods for which the table is filled
 LEVELS = 64  # quantiles of the periods that are kept, to draw from
 LIFETIME_MYR, LONGER, EDGE = 1e4, 1.1, 0.08  # of the Sun as a dwarf; dex
 SLOW = 0.84  # quantile of the periods that stands for the slow sequence
@@ -40,8 +41,11 @@ class Table(nn.Module):
         n, device = len(self.ages), self.values.device
         periods = PERIODS.to(device)
         for i, colour in enumerate(COLOURS.to(device)):
-            log_p = rotation.log_prob(periods[:, None], self.ages, colour.expand(n))
-            self.values[i] = (log_p.logsumexp(0) - math.log(len(log_p))).clamp_min(-60).half()
+            for k in range(0, len(periods), AT_ONCE):  # of memory that is given back and taken anew
+                few = slice(k, k + AT_ONCE)
+                log_p = rotation.log_prob(periods[few, None], self.ages, colour.expand(n))
+                mean = log_p.logsumexp(0) - math.log(len(log_p))
+                self.values[i, few] = mean.clamp_min(-60).half()
         self._made.clear()
 
     def log_likelihood(self, batch: Mapping[str, Tensor], field: float = 0.0) -> Tensor:
@@ -133,10 +137,10 @@ def _kernel(points: Tensor, width: Tensor, like: Tensor) -> Tensor:
     return (-0.5 * apart.square()).softmax(1).to(like)
 
 
-def log_prior(edges: Tensor, kind: str, oldest: float) -> Tensor:
-    """ln of the mass in each cell of log10 age, flat in it or in age, up to ``oldest`` Gyr."""
-    upper = edges.clamp(max=math.log10(1e3 * oldest))
-    mass = (upper if kind == "log_age" else 10**upper).diff()
+def log_prior(edges: Tensor, kind: str, youngest: float, oldest: float) -> Tensor:
+    """ln of the mass in each cell of log10 age, flat in it or in age, between two ages in Gyr."""
+    inside = edges.clamp(math.log10(1e3 * youngest), math.log10(1e3 * oldest))
+    mass = (inside if kind == "log_age" else 10**inside).diff()
     return (mass / mass.sum()).log()
 
 

@@ -10,6 +10,12 @@ from datamodules.base import CatalogueData, Rows
 from datamodules.catalogue import Catalogue, convert
 from datamodules.values import numbers, refuse
 from physics import gyrochrones
+from physics.gyrochrones import (
+    MISSING_COLOUR_ERROR,
+    MISSING_PERIOD_ERROR,
+    POSSIBLE_COLOURS,
+    POSSIBLE_PERIODS,
+)
 
 ROLES = {
     "prot": ("prot_d", "d"),
@@ -29,10 +35,8 @@ FEWEST_CLUSTERS = 3
 NEEDED = ("prot", "bp_rp0")
 OF_TRAINING = ("age", "cluster")  # needed there
 OF_FIT = ("cluster", "e_age")  # read there alone
-PERIODS, COLOURS = (0.02, 500.0), (-1.5, 6.0)  # d, mag: beyond them a column is something else
 REDDENING = {"ebv": 1.0, "a_v": 1 / 3.1}  # E(B - V) of each
 E_BP_RP, A_G = 1.339, 2.74  # of E(B - V), of a G star: Casagrande & VandenBerg (2018), table 2
-PERIOD_ERROR, COLOUR_ERROR = 0.02, 0.03  # relative; mag: where a star has none
 AGE_ERROR = 0.05  # dex, of a cluster without one
 # What an optional column may hold, or it is taken as unknown: -999, 99 and the like.
 PLAUSIBLE: dict[str, tuple[float, float]] = {
@@ -128,8 +132,8 @@ class GyroData(CatalogueData):
             name = self.columns.get("mem_prob", ROLES["mem_prob"][0])
             raise ValueError(f"column '{name}' is no membership from 0 to 1; are they per cent?")
         self._check_scale(prot)
-        bad = ~((prot > PERIODS[0]) & (prot < PERIODS[1]))
-        odd = ~((colour > COLOURS[0]) & (colour < COLOURS[1]))
+        bad = ~((prot > POSSIBLE_PERIODS[0]) & (prot < POSSIBLE_PERIODS[1]))
+        odd = ~((colour > POSSIBLE_COLOURS[0]) & (colour < POSSIBLE_COLOURS[1]))
         if training:
             name = self.columns.get("prot", "prot_d")
             refuse(bad, name, prot, "is no period", "days, 0.02 to 500", "drop those stars")
@@ -138,8 +142,8 @@ class GyroData(CatalogueData):
         valid = ~(bad | odd)
         prot, colour = np.where(valid, prot, 1.0), np.where(valid, colour, 1.0)
         e_prot = values("e_prot", np.nan)
-        e_prot = np.where(e_prot > 0, e_prot / prot, PERIOD_ERROR)
-        e_colour = values("e_bp_rp0", COLOUR_ERROR)
+        e_prot = np.where(e_prot > 0, e_prot / prot, MISSING_PERIOD_ERROR)
+        e_colour = values("e_bp_rp0", MISSING_COLOUR_ERROR)
         known = colour.clip(gyrochrones.DWARF_COLOUR[0], gyrochrones.DWARF_COLOUR[-1])
         above = (gyrochrones.dwarf_magnitude(known) - bright).clip(*ABOVE)
         above = np.nan_to_num(above)
@@ -224,7 +228,11 @@ class GyroData(CatalogueData):
 
     def _of_quality(self, catalogue: Catalogue) -> np.ndarray:
         mask = np.ones(len(catalogue), bool)
-        for role, (low, high) in {"prot": PERIODS, "bp_rp0": COLOURS, "good": (0.5, 1.5)}.items():
+        for role, (low, high) in {
+            "prot": POSSIBLE_PERIODS,
+            "bp_rp0": POSSIBLE_COLOURS,
+            "good": (0.5, 1.5),
+        }.items():
             column, unit = ROLES.get(role, (role, None))
             column = self.columns.get(role, column)
             if column in catalogue.names:

@@ -43,6 +43,9 @@ FASTEST_DAYS, EDGE_DEX = 0.2, 0.05
 # ApJS 211, 24). Aliases: a member's period halved or doubled. Shares and shape are ours.
 FIELD_LOG10_PERIOD, FIELD_DEX, FIELD_SHARE = 1.15, 0.4, 0.7
 MISSING_PERIOD_ERROR = 0.02  # relative; the truth where e_prot_d is NaN (measured median 0.01)
+MISSING_COLOUR_ERROR = 0.03  # mag
+# What a period, d, and a (BP-RP)_0, mag, may be: beyond, a column is something else.
+POSSIBLE_PERIODS, POSSIBLE_COLOURS = (0.02, 500.0), (-1.5, 6.0)
 
 # Dwarfs: BP-RP, M_G, mass in Msun; Pecaut & Mamajek (2013, ApJS 208, 9), table of 2024.05.15.
 DWARF_COLOUR = (0.49, 0.587, 0.694, 0.823, 0.983, 1.19, 1.43, 1.84, 2.23, 2.5, 2.78, 3.16)

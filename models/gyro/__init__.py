@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.gyro import COLOUR_ERROR, PERIOD_ERROR, PERIODS
-from datamodules.gyro import COLOURS as COLOURS_TAKEN
 from models.base import Batch, Component, Constant, Output
 from models.blocks import grid
 from models.blocks.stack import Stack
@@ -25,6 +23,12 @@ from models.gyro.ages import (
 )
 from models.gyro.networks import FLOWS, Contamination, Rotation
 from models.gyro.scores import FEWEST, TOLD, left_out, seismic, shown, star_batch, true_rows
+from physics.gyrochrones import (
+    MISSING_COLOUR_ERROR,
+    MISSING_PERIOD_ERROR,
+    POSSIBLE_COLOURS,
+    POSSIBLE_PERIODS,
+)
 from physics.seismic_stars import SUN, Star
 
 YOUNGEST, OLDEST = 1e-3, 13.8  # Gyr, of the grid
@@ -291,16 +295,17 @@ class Gyro(Component):
         prot: float,
         bp_rp0: float,
         e_prot: float | None = None,
-        e_bp_rp0: float = COLOUR_ERROR,
+        e_bp_rp0: float = MISSING_COLOUR_ERROR,
     ) -> dict[str, float]:
         """Age of one star, Gyr: its quantiles, mean and flags; period in days, colour in mag."""
-        if not (PERIODS[0] < prot < PERIODS[1] and COLOURS_TAKEN[0] < bp_rp0 < COLOURS_TAKEN[1]):
+        (least, most), (bluest, reddest) = POSSIBLE_PERIODS, POSSIBLE_COLOURS
+        if not (least < prot < most and bluest < bp_rp0 < reddest):
             raise ValueError(
                 f"expected a period in days and a colour in mag, got {prot} and {bp_rp0}; for many "
                 f"stars there is predict(table)"
             )
         if e_prot is None or e_prot == 0:
-            e_prot = PERIOD_ERROR * prot
+            e_prot = MISSING_PERIOD_ERROR * prot
         if not (e_prot > 0 and e_bp_rp0 >= 0 and math.isfinite(e_prot + e_bp_rp0)):
             raise ValueError(f"expected errors in days and mag, got {e_prot} and {e_bp_rp0}")
         star = Star("", prot, e_prot, bp_rp0, e_bp_rp0, math.nan, math.nan)

@@ -1,6 +1,7 @@
 """What is special to gyro: ages, what they do at the edges, and what is refused."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,6 +369,13 @@ def test_values_that_cannot_be_right_are_unknown(model, stars):
     assert (np.asarray(model.predict(unknown, columns={"a_v": "a_v"})["flags"]) == 1).all()
 
 
+def zoo_table(model, path):
+    """Predictions for a file, by the frame's reader."""
+    data = GyroData(path=path, split="all")
+    rows = [model.model.predict_step(batch) for batch in data.prediction_batches()]
+    return {name: np.concatenate([row[name].numpy() for row in rows]) for name in rows[0]}
+
+
 def test_errors_have_the_unit_of_what_they_are_of(model, stars, tmp_path):
     from astropy import units as u
     from astropy.table import Table
@@ -382,6 +390,13 @@ def test_errors_have_the_unit_of_what_they_are_of(model, stars, tmp_path):
     with pytest.warns(UserWarning, match="left out of training"):
         data = GyroData(path=path, val_fraction=0.0)
         data.setup("fit")
+    hours["prot_d"].unit = None
+    path = str(tmp_path / "hours.ecsv")
+    hours.write(path)
+    text = Path(path).read_text().replace("name: prot_d,", "name: prot_d, unit: hours,")
+    Path(path).write_text(text)
+    spelled = zoo_table(model, path)
+    np.testing.assert_allclose(spelled["age_q16"], theirs["age_q16"], rtol=1e-4)
     lasting = sum(len(data.rows[name]["colour"]) for name in ("train", "test"))
     assert lasting == (stars["good"] == 1).sum()
 

@@ -81,6 +81,7 @@ def test_a_command_of_the_docs_runs(page, line, folder):
     elif words[0] == "train.py":
         words += [] if "experiment=" in line else [f"experiment={page}_quick"]
         words += SMALL[page]
+        words += ["data.leave_out=Pleiades,M67"] if words[1] == "-m" else []
     if words[0] == "-m":
         done = command(*words, cwd=folder, PYTHONPATH=str(ROOT))
     else:

@@ -138,6 +138,15 @@ def test_one_star_without_a_period_or_colour_is_refused(model, prot, colour):
         model.age(prot, colour)
 
 
+def test_the_posterior_of_a_star_is_what_its_quantiles_are_of(shipped):
+    found = shipped.age(25.4, 0.82)
+    cdf = found["posterior"].cumsum()
+    assert cdf[-1] == pytest.approx(1, abs=1e-5)
+    for name, level in (("age_q16", 0.16), ("age_q50", 0.5), ("age_q84", 0.84)):
+        cell = np.searchsorted(cdf, level)
+        assert 10 ** (found["log10_age_myr"][cell] - 3) == pytest.approx(found[name], rel=0.03)
+
+
 @pytest.mark.parametrize("errors", [(np.nan, 0.01), (-1.0, 0.01), (0.1, np.nan), (0.1, -0.1)])
 def test_one_star_with_errors_that_are_none_is_refused(model, errors):
     with pytest.raises(ValueError, match="expected errors in days and mag"):

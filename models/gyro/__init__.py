@@ -296,8 +296,11 @@ class Gyro(Component):
         bp_rp0: float,
         e_prot: float | None = None,
         e_bp_rp0: float = MISSING_COLOUR_ERROR,
-    ) -> dict[str, float]:
-        """Age of one star, Gyr: its quantiles, mean and flags; period in days, colour in mag."""
+    ) -> dict[str, Any]:
+        """Age of one star, Gyr: its quantiles, mean and flags; period in days, colour in mag.
+
+        ``posterior`` (n_grid,), probabilities of the cells about ``log10_age_myr``.
+        """
         (least, most), (bluest, reddest) = POSSIBLE_PERIODS, POSSIBLE_COLOURS
         if not (least < prot < most and bluest < bp_rp0 < reddest):
             raise ValueError(
@@ -309,8 +312,11 @@ class Gyro(Component):
         if not (e_prot > 0 and e_bp_rp0 >= 0 and math.isfinite(e_prot + e_bp_rp0)):
             raise ValueError(f"expected errors in days and mag, got {e_prot} and {e_bp_rp0}")
         star = Star("", prot, e_prot, bp_rp0, e_bp_rp0, math.nan, math.nan)
-        rows = self.predict_step(star_batch(star))
-        return {name: float(rows[name]) for name in (*QUANTILES, "age_mean", "flags")}
+        batch = star_batch(star)
+        rows = self.predict_step(batch)
+        posterior = (rows["log_likelihood"] + self.log_prior_of(batch["colour"])).softmax(1)[0]
+        found = {name: float(rows[name]) for name in (*QUANTILES, "age_mean", "flags")}
+        return found | {"posterior": posterior.numpy(), "log10_age_myr": self.table.ages.numpy()}
 
     # --- how good it is -----------------------------------------------------------------------
 

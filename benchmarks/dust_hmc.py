@@ -3,9 +3,10 @@
     python train.py model=dust experiment=dust_reference hydra.run.dir=outputs/mgvi
     python -m benchmarks.dust_hmc outputs/mgvi/best.ckpt                    # 16 min of CPU
 
-Both have the data, the prior and the variances of the finished map, and the chains begin at its
-samples. What the variational samples miss, the draws have. One thread; figures of the synthetic
-sky's truth, and of its held-out stars.
+Both have the data and the prior, and the chains begin at the samples of the finished map. What the
+variational samples miss, the draws have, and what stars say whose distances are uncertain: the
+chains have the integral over those, MGVI its mean and variance. One thread; figures of the
+synthetic sky's truth, and of its held-out stars.
 """
 
 import argparse
@@ -23,9 +24,8 @@ from torch import Tensor
 
 import zoo
 from configs.command_line import data_for
-from models.blocks import mgvi
 from models.checkpoint import read_checkpoint, restore
-from models.dust.exact import draw
+from models.dust.exact import draw, likelihood
 from models.dust.field import Density
 from models.dust.judged import known_stars, seen_voxels
 from models.dust.prior import HYPER
@@ -44,9 +44,10 @@ def main() -> None:
     data.setup("fit")
     training = data.training_batch()
     stars, prior, samples = model.stars(training), model.prior, model.samples()
-    known = mgvi.Data(training["extinction"].float(), model._variance(training, stars))
+    variance = model._variance(training, stars)
+    log_p = likelihood(model.grid, stars, training, model.noise_dof)
     began = time.process_time()
-    drawn = draw(prior, stars, known, samples, options.transitions, seed=0)
+    drawn = draw(prior, log_p, stars, variance, samples, options.transitions, seed=0)
     seconds = time.process_time() - began
 
     truth = data.true_density().log().float()

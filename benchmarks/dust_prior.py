@@ -10,9 +10,8 @@ matrices: once, compiled before), beside a 1024^3 matrix product. Errors hold fo
 float64, for a Matern-3/2 kernel of 100 pc: the covariance is A A^T, of which 512 rows drawn with
 seed 0 are compared with the kernel. `covariance_error` is relative, in the Frobenius norm;
 `local_error` is the mean over those voxels of the mean absolute error towards others within 100 pc,
-`pair_error` the mean over all such pairs. Vecchia (`physics.vecchia`) has no base; its rows and
-the field of one sample are of a later run than the others.
-Without nifty8, jax and healpy only our own rows are printed.
+`pair_error` the mean over all such pairs. Vecchia (`physics.vecchia`) has no base. Without nifty8,
+jax and healpy only our own rows are printed.
 """
 
 import csv

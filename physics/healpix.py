@@ -11,6 +11,8 @@ import torch
 from astropy_healpix import core
 from torch import Tensor
 
+COLOURS, EDGE, SWEEPS = 6, 3, 20  # of `colours`; an edge in common is as bad as three corners
+
 
 def count(nside: int) -> int:
     """Pixels of the sphere."""
@@ -71,12 +73,6 @@ def neighbourhood(nside: int, pixels: Tensor, size: int = 9) -> Tensor:
     return around.gather(1, best)
 
 
-def parity(nside: int) -> Tensor:
-    """0 or 1 as on a chessboard, (pixels,): pixels that share an edge within a face differ."""
-    within = torch.arange(count(nside))
-    return (within ^ (within >> 1)) & 1  # the lowest bits of x and y in the face
-
-
 def rotations(nside: int) -> Tensor:
     """Where each pixel goes under the 8 rotations that map HEALPix to itself, (8, pixels).
 
@@ -92,3 +88,32 @@ def rotations(nside: int) -> Tensor:
             turn = flip @ torch.linalg.matrix_power(quarter, k)
             turned.append(pixel(nside, unit @ turn.T))
     return torch.stack(turned)
+
+
+@lru_cache(maxsize=8)
+def colours(nside: int) -> Tensor:
+    """0 to 5, (pixels,), such that few neighbours have the same: the same under all rotations.
+
+    Four colours would do within a face, by the lowest bits of a pixel's row and column; pixels that
+    touch one of their own colour across an edge of it take the one that fewest around have.
+    """
+    turned = rotations(nside)
+    first = turned.amin(0).unique()
+    member = torch.empty(count(nside), dtype=torch.long)
+    member[turned[:, first]] = torch.arange(len(first))
+    near = neighbours(nside, first)
+    own = torch.arange(len(first))[:, None]
+    classes: list[list[int]] = torch.where(near < 0, own, member[near]).tolist()
+    colour = (first & 3).tolist()
+    for _ in range(SWEEPS):
+        before = list(colour)
+        for here, around in enumerate(classes):
+            taken = [0] * COLOURS
+            for k, there in enumerate(around):
+                if there != here:  # the first of two has an edge in common, the second a corner
+                    taken[colour[there]] += 1 if k % 2 else EDGE
+            if taken[colour[here]] > min(taken):
+                colour[here] = taken.index(min(taken))
+        if colour == before:
+            break
+    return torch.tensor(colour)[member]

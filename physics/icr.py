@@ -9,12 +9,13 @@ ones (4 child pixels x 2 shells), whose values follow from those around and from
 The map from excitations xi ~ N(0, 1) to s is linear, and s has about the covariance K of the
 kernel. In the paper s_c are 3 x 3 pixels x 3 shells: `PLAIN`. What blocks share beyond that is
 lost, which is most of the error where voxels are as large as the scale of the kernel. `WIDE` takes
-13 pixels x 3 shells and refines in four turns, as on a chessboard in three dimensions; blocks then
-also know the 20 nearest fine values of earlier turns. On the reference sky (Nside 8 x 36) errors
-between neighbours are a fifth of those of `PLAIN`, for 1.4 times the time (benchmarks/dust_prior).
-Variances fall short of 1 by .5% on average and 6% at worst a level above the base, by 1.3% and 9%
-three levels above it, while the error of the covariance grows no further (dust_prior_deep.csv);
-from an exact base `PLAIN` has 1 after a level, but .76 to 1.07 after two.
+13 pixels x 3 shells and refines in twelve turns, by `healpix.colours`, so that blocks that touch
+are drawn one after the other: they also know the 20 nearest fine values of earlier turns. On the
+reference sky (Nside 8 x 36) errors between neighbours are a tenth of those of `PLAIN`, for 1.4
+times the time (benchmarks/dust_prior). Variances fall short of 1 by .4% on average and 3% at worst
+a level above the base, by .5% and 3% three levels above it, while the error of the covariance grows
+no further (dust_prior_deep.csv); from an exact base `PLAIN` has 1 after a level, but .76 to 1.07
+after two.
 
 The sphere is tiled by classes of 8 pixels that rotations map to one another
 (`healpix.rotations`), so that a matrix serves 8 blocks. Inside, samples come last, and the fine
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from physics.gaussian_process import GaussianProcess
+from physics.healpix import colours
 from physics.icr_build import (
     MEMBERS,
     PLAIN,
@@ -57,8 +59,8 @@ def memory(levels: list[Grid], stencil: Stencil = WIDE) -> int:
     for coarse, fine in pairwise(levels):
         size = stencil if fine is levels[-1] else stencil.wider(coarse.nside)
         blocks = math.prod(fine.shape) // (8 * MEMBERS)
-        # half of the pixels of a shell are in the first two turns, of which the first knows nothing
-        first = coarse.shape[0] // MEMBERS // 2 * ((coarse.shells - 1) // 2)
+        # in the first turn are those of the first colour, in every second shell
+        first = int((colours(coarse.nside) == 0).sum()) // MEMBERS * ((coarse.shells - 1) // 2)
         inputs = blocks * 3 * size.pixels + (blocks - first) * size.beside
         total += 4 * (8 + MEMBERS) * inputs + 4 * 64 * blocks
     return total

@@ -78,11 +78,9 @@ def refinement(
     shells = coarse.shells - 2
     turning = healpix.rotations(coarse.nside)
     first = turning.amin(0).unique()  # a pixel of each class
-    # a chessboard in three dimensions: of two blocks that share a face one is in the last two turns
-    parity, odd = healpix.parity(coarse.nside)[:, None], torch.arange(shells) % 2
-    colour = parity + 2 * (parity ^ odd)
-    if not stencil.beside:
-        colour = torch.zeros_like(colour)
+    # blocks that touch are in different turns, nearly everywhere
+    colour, odd = healpix.colours(coarse.nside)[:, None], torch.arange(shells) % 2
+    colour = 2 * colour + (odd ^ (colour & 1)) if stencil.beside else 0 * (colour + odd)
     chosen = [torch.nonzero(colour[first] == k) for k in range(int(colour.max()) + 1)]
 
     # children of the members, in the order of turns

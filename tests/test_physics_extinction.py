@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from physics import dust_sky
-from physics.extinction import log_normal, log_student, mean_and_variance, paths
+from physics.extinction import (
+    distances,
+    log_marginal,
+    log_normal,
+    log_student,
+    mean_and_variance,
+    paths,
+)
 from physics.icr import grids
 
 D = torch.float64
@@ -77,3 +84,20 @@ def test_students_density_is_one_in_all_and_normal_at_many_degrees_of_freedom():
     normal = log_normal(near, mean, variance)
     torch.testing.assert_close(log_student(near, mean, variance, 1e7), normal, rtol=0, atol=1e-4)
     assert log_student(near, mean, variance, None).equal(normal)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.02, 0.3])
+def test_an_extinction_is_as_likely_as_over_all_distances(error):
+    """A star of 2 mas, within a cloud: far from normal where its distance is uncertain."""
+    rho = torch.full((36,), 1e-4, dtype=D)
+    rho[22:25] = 8e-3  # from 406 to 517 pc
+    one = torch.ones(1, dtype=D)
+    at = distances(BOUNDARIES, 2 * one, error * one)
+    generator = torch.Generator().manual_seed(0)
+    true = 2 + error * torch.randn(200_000, generator=generator, dtype=D)
+    behind = paths(BOUNDARIES, true[true > 0], 0 * true[true > 0])
+    extinction = (behind.lengths * rho).sum(1)
+    for value in (0.05, 0.4, 0.8):
+        found = log_marginal(rho[None], at, BOUNDARIES.diff(), value * one, 0.01 * one)
+        exact = log_normal(value * one, extinction, 0.01 * one).exp().mean().log()
+        torch.testing.assert_close(found[0], exact, rtol=0.01, atol=0.03)

@@ -77,8 +77,19 @@ def test_rotations_keep_all_angles_and_move_every_pixel():
     for turn in turns:
         turned = unit[turn]
         torch.testing.assert_close(turned @ turned.T, unit @ unit.T, rtol=0, atol=1e-12)
-        assert healpix.parity(4)[turn].equal(healpix.parity(4))
     assert not bool((turns[1:] == turns[0]).any())
+
+
+@pytest.mark.parametrize("nside", [2, 4, 16])
+def test_neighbours_differ_in_colour_but_about_the_poles_and_corners(nside):
+    colour, every = healpix.colours(nside), torch.arange(healpix.count(nside))
+    for turn in healpix.rotations(nside):
+        assert colour[turn].equal(colour)
+    near = healpix.neighbours(nside, every)
+    same = (near >= 0) & (colour[near] == colour[:, None])
+    # the four pixels at a pole map to one another
+    assert int(same[:, ::2].sum()) == 16
+    assert int(same[:, 1::2].sum()) <= 56
 
 
 def test_shells_are_of_equal_steps_and_hold_their_centres():
@@ -169,7 +180,7 @@ def relative(found, known):
     return float((found - known).norm() / known.norm())
 
 
-@pytest.mark.parametrize("stencil, error, local", [(WIDE, 0.012, 0.01), (PLAIN, 0.025, 0.05)])
+@pytest.mark.parametrize("stencil, error, local", [(WIDE, 0.01, 0.006), (PLAIN, 0.025, 0.05)])
 def test_implied_covariance_is_the_kernel(stencil, error, local):
     """Of the reference sky, 27,648 voxels from 69 to 1250 pc."""
     icr = prior(shells=36, farthest=1250, stencil=stencil)
@@ -182,8 +193,8 @@ def test_implied_covariance_is_the_kernel(stencil, error, local):
 
 
 def test_variance_is_one():
-    """To the jitter with the plain stencil above an exact base; to 7% with turns, 1% on average."""
-    for stencil, tolerance in ((PLAIN, 3e-6), (WIDE, 0.07)):
+    """To the jitter with the plain stencil above an exact base; to 4% with turns, 1% on average."""
+    for stencil, tolerance in ((PLAIN, 3e-6), (WIDE, 0.04)):
         icr = prior(shells=36, farthest=1250, stencil=stencil)
         voxels = some_voxels(icr)
         variance = implied(icr, voxels)[torch.arange(len(voxels)), voxels]

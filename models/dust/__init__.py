@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.base import Batch, Component, Output
 from models.blocks import meanfield, mgvi
-from models.dust.exact import draw
+from models.dust.exact import draw, likelihood
 from models.dust.field import Density, Extinction, Stars
 from models.dust.judged import Map, judged, known_stars
 from models.dust.noise import normal, of_all_ranks, some_of
@@ -43,9 +43,9 @@ class Dust(Component):
     added to that of the measurement. The posterior is found by metric Gaussian variational
     inference (`models.blocks.mgvi`): an epoch is an outer iteration, which draws ``pairs`` of
     mirrored samples and moves their mean. Processes share out the pairs. With ``guide`` = hmc the
-    samples of the finished map are draws from the posterior itself, ``transitions`` of each chain
-    (`models.dust.exact`), which variational ones are too close together to stand for; meanfield, a
-    baseline, takes all latents for independent (`models.blocks.meanfield`).
+    map is made of draws from the posterior itself, ``transitions`` of each chain, with all that
+    stars of uncertain distance tell (`models.dust.exact`): variational samples are too close
+    together. meanfield, a baseline, takes latents for independent (`models.blocks.meanfield`).
 
     With a ``scale_error`` above 0, of its logarithm, the scale of the kernel is learned too. With
     ``noise_dof`` the errors of extinctions have Student's distribution of so many degrees of
@@ -195,11 +195,10 @@ class Dust(Component):
             self.elbo.fill_(mgvi.evidence_bound(model, found, self.mean, exact))
         self.posterior.copy_(torch.cat([half, -half]))
         if self.guide == "hmc":
-            drawn = draw(prior, stars, found, self.samples(), self.transitions, self.seed)
-            some = torch.linspace(
-                0, drawn.latents.shape[1] - 1, 2 * self.draws // len(drawn.latents)
-            )
-            self.posterior.copy_(drawn.latents[:, some.long()].flatten(0, 1) - self.mean)
+            log_p = likelihood(self.grid, stars, batch, self.noise_dof)
+            at = self.samples(), self.transitions, self.seed
+            drawn = draw(prior, log_p, stars, found.variance, *at)
+            self.posterior.copy_(drawn.some(2 * self.draws) - self.mean)
             self.chains.copy_(torch.tensor([drawn.rhat, drawn.ess]))
 
     def samples(self) -> Tensor:

@@ -2,9 +2,11 @@
 
 Latents are stretched by the inverse root of the variational metric along its leading eigenvectors,
 so that a trajectory takes tens of steps in place of hundreds; what that leaves of the shape of the
-posterior is up to the sampler. The variances of the stars are those of the variational map.
+posterior is up to the sampler. The likelihood of a star is the integral over its distances, which
+variational samples know by its mean and variance only, and those at the variational map.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +15,11 @@ from torch import Tensor
 
 from models.blocks.diagnostics import ess, rhat
 from models.blocks.hmc import HMC
-from models.blocks.mgvi import Data
 from models.blocks.spectrum import leading
 from models.dust.field import Density, Extinction, Stars
 from models.dust.prior import CHAINS, HYPER, STIFF, Prior
+from physics.extinction import Distances, distances, log_marginal
+from physics.icr import Grid
 
 WARM = 0.35  # share of the transitions in which chains adapt
 WATCHED = 101  # every so many of the voxels are looked at for convergence
@@ -28,19 +31,50 @@ class Draws(NamedTuple):
     ess: float  # and the fewest effective draws
     gradients: int
 
+    def some(self, n: int) -> Tensor:
+        """``n`` draws of all chains and times, (n, latents)."""
+        all_of_them = self.latents.transpose(0, 1).flatten(0, 1)
+        return all_of_them[torch.linspace(0, len(all_of_them) - 1, n).long()]
+
+
+def likelihood(
+    grid: Grid, stars: Stars, batch: Mapping[str, Tensor], dof: float | None
+) -> Callable[[Tensor], Tensor]:
+    """Of rho (samples, pixels, shells), (samples,): over all distances of the stars.
+
+    ``batch``: that of `models.dust.Dust`; ``dof``: of the errors of extinctions.
+    """
+    parallax = batch["parallax"]
+    at = distances(grid.boundaries.to(parallax), parallax, batch["parallax_error"])
+
+    def log_p(rho: Tensor) -> Tensor:
+        value, error = (batch[name].to(rho) for name in ("extinction", "extinction_error"))
+        here = Distances(at.shell, at.part.to(rho), at.log_weight.to(rho))
+        along = rho[:, stars.pixel]
+        return log_marginal(along, here, grid.widths.to(rho), value, error**2, dof).sum(1)
+
+    return log_p
+
 
 def draw(
-    prior: Prior, stars: Stars, data: Data, samples: Tensor, transitions: int, seed: int
+    prior: Prior,
+    log_likelihood: Callable[[Tensor], Tensor],
+    stars: Stars,
+    variance: Tensor,
+    samples: Tensor,
+    transitions: int,
+    seed: int,
 ) -> Draws:
     """``transitions`` of every chain, less those of the warm-up.
 
-    ``samples`` (samples, latents): of the variational posterior.
+    ``log_likelihood``: of rho (chains, pixels, shells), (chains,). ``samples`` (samples, latents)
+    are those of the variational posterior of ``stars``, whose noise has the ``variance``.
     """
     mean = samples.mean(0, keepdim=True)
     # between the mean, where curvature is too small, and samples, which stray from the data
     at = Extinction(prior, stars, mean + 0.5 * (samples[:: max(1, len(samples) // 4)] - mean))
 
-    values, vectors = leading(at.metric(1 / data.variance), samples.shape[1], STIFF, samples, seed)
+    values, vectors = leading(at.metric(1 / variance), samples.shape[1], STIFF, samples, seed)
     shrink = (1 + values).rsqrt() - 1
 
     def stretch(y: Tensor) -> Tensor:
@@ -55,11 +89,13 @@ def draw(
         @staticmethod
         def forward(ctx: Any, y: Tensor) -> Tensor:  # type: ignore[override]
             u = latents(y[0].to(samples))
-            there = Extinction(prior, stars, u)
-            off = there.value - data.value
-            ctx.gradient = -stretch(there.vjp(off / data.variance) + u)[None].to(y)
-            misfit = (off.square() / data.variance).double().sum(1)
-            return -0.5 * (misfit + u.double().square().sum(1))[None]
+            density = Density(prior, u)
+            with torch.enable_grad():
+                log_rho = density.log.requires_grad_()
+                log_p = log_likelihood(log_rho.exp())
+                (wanted,) = torch.autograd.grad(log_p.sum(), log_rho)
+            ctx.gradient = stretch(density.vjp(wanted) - u)[None].to(y)
+            return (log_p.detach().double() - 0.5 * u.double().square().sum(1))[None]
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Tensor:

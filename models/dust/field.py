@@ -28,6 +28,7 @@ class Density:
     """ln rho = m + a s, (samples, pixels, shells), at latents ``u`` (samples, n)."""
 
     def __init__(self, prior: Prior, u: Tensor) -> None:
+        self.prior = prior
         excitations, hyper = u[:, :-HYPER], u[:, -HYPER:, None, None]
         (mean, mean_error), (amplitude, error) = prior.mean, prior.amplitude
         self.m = mean + mean_error * hyper[:, 0]
@@ -42,6 +43,18 @@ class Density:
     def log(self) -> Tensor:
         return self.m + self.a * self.s
 
+    def vjp(self, g: Tensor, over_samples: Product = lambda g: g) -> Tensor:
+        """From what wants ln rho to grow, ``g`` (samples, pixels, shells), to latents."""
+        by_s, error = self.a * g, self.prior.mean[1]
+        hyper = torch.stack([error * g, self.prior.amplitude[1] * by_s * self.s, 0 * g])
+        if self.prior.by_scale:
+            hyper[2] = self.prior.scale[1] * by_s * self.by_scale
+        hyper = over_samples(hyper.sum((2, 3)).T)
+        field = self.prior.gp.adjoint(over_samples(by_s))
+        if self.prior.by_scale:
+            field = field + self.prior.by_scale.adjoint(over_samples(self.off * by_s))
+        return torch.cat([field, hyper], 1)
+
 
 class Extinction:
     """The extinction of stars at latents ``u`` (samples, n): `models.blocks.mgvi.Linear`.
@@ -54,8 +67,8 @@ class Extinction:
         self.prior, self.stars = prior, stars
         self.density = density = Density(prior, u)
         self.rho = density.log.exp()
-        through = self.rho[:, stars.pixel] * stars.paths.lengths  # (samples, stars, shells)
-        self.value = through.sum(2)
+        self.through = through = self.rho[:, stars.pixel] * stars.paths.lengths
+        self.value = through.sum(2)  # (samples, stars), of (samples, stars, shells)
         by_s = density.a * through
         hyper = torch.zeros_like(by_s[..., :HYPER])
         hyper[..., 0] = prior.mean[1] * self.value
@@ -72,10 +85,10 @@ class Extinction:
         return (field[:, self.stars.pixel] * self.slope).sum(2)
 
     def vjp(self, w: Tensor) -> Tensor:
-        return self._pull(w, lambda g: g)
+        return self.density.vjp(self._wanted(w))
 
     def vjp_mean(self, w: Tensor) -> Tensor:
-        return self._pull(w, lambda g: g.mean(0, keepdim=True))
+        return self.density.vjp(self._wanted(w), lambda g: g.mean(0, keepdim=True))
 
     def metric(self, weight: Tensor) -> Product:
         """v -> J^T ``weight`` J v, the mean over samples; v (any, n).
@@ -98,6 +111,12 @@ class Extinction:
         along = self.rho[:, self.stars.pixel]
         return mean_and_variance(along, self.stars.paths, widths)[1]
 
+    def _wanted(self, w: Tensor) -> Tensor:
+        """Of ln rho, (samples, pixels, shells), by the stars behind that want ``w``."""
+        by_star = w[..., None] * self.through
+        total = by_star.new_zeros(len(by_star), *self.rho.shape[1:])
+        return total.index_add_(1, self.stars.pixel, by_star)
+
     def _field(self, v: Tensor) -> Tensor:
         """s of latents ``v`` (any, n), and the others beside it: (any, pixels, shells + HYPER)."""
         s = self.prior.gp.apply(v[:, :-HYPER])
@@ -107,17 +126,6 @@ class Extinction:
         """The transpose of `_field`."""
         field, hyper = g[..., :-HYPER].contiguous(), g[..., -HYPER:].sum(1)
         return torch.cat([self.prior.gp.adjoint(field), hyper], 1)
-
-    def _pull(self, w: Tensor, over_samples: Product) -> Tensor:
-        """By pixel what the stars behind want, (samples, pixels, shells + HYPER); then latents."""
-        seen = w[..., None] * self.slope
-        total = seen.new_zeros(len(seen), self.rho.shape[1], seen.shape[2])
-        total.index_add_(1, self.stars.pixel, seen)
-        found = self._latents(over_samples(total))
-        if self.prior.by_scale:
-            more = over_samples(self.density.off * total[..., :-HYPER])
-            found[:, :-HYPER] += self.prior.by_scale.adjoint(more)
-        return found
 
 
 def by_pixel(rows: Tensor, pixel: Tensor, pixels: int) -> Tensor:

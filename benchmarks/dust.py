@@ -45,16 +45,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from benchmarks import dust_hmc
+from benchmarks.dust_hmc import judge_of
 from benchmarks.dust_prior import nifty_field
 from benchmarks.speed import best_of_five
 from configs.command_line import quiet
 from models.checkpoint import build
 from models.dust import MOST, NEWTON
-from models.dust.judged import Map, judged, known_stars, seen_voxels
 from models.dust.prior import HYPER
 from physics.extinction import mean_and_variance
-from physics.icr import ICR, PLAIN, matern
+from physics.icr import ICR, PLAIN
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LEAST = 1e-2  # nats that a Newton step gains, or it is the last: ours and theirs
@@ -91,7 +90,8 @@ def main() -> None:
     square = torch.ones(1024, 1024)
     rows: list[dict[str, Any]] = []
     for name, infer in methods.items():
-        runs = [judge(infer(seed)) for seed in range(options.seeds)]
+        found = [infer(seed) for seed in range(options.seeds)]
+        runs = [one.facts | judge(one.log_rho, one.amplitude, True) for one in found]
         row = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
         for key in ("heldout_lpd", "coverage_68"):
             row[f"{key}_min"], row[f"{key}_max"] = (f(run[key] for run in runs) for f in (min, max))
@@ -127,7 +127,7 @@ def orrery(settings: dict[str, Any], data: Any, plain: bool = False) -> tuple[An
     began = time.process_time()
     model = build(settings)
     if plain:
-        icr = ICR(model._processes.levels, matern(model.scale, model.nu), PLAIN)
+        icr = ICR(model._processes.levels, model.kernel(model.scale), PLAIN)
         model._processes.scale, model._processes.made = model.scale, (icr, None)
     model.prepare(data)
     trainer = L.Trainer(
@@ -265,30 +265,6 @@ def nifty_run(
         return Found(log_density, (math.log(amplitude) + error * a).exp(), facts)
 
     return run
-
-
-def judge_of(model: Any, data: Any) -> Callable[[Found], dict[str, float]]:
-    """Of a posterior its figures of merit, beside truth and held-out stars."""
-    data.setup("fit")
-    truth = data.true_density().log().float()
-    seen = seen_voxels(model.stars(data.training_batch()), len(truth), model.widths)
-    data.setup("test")
-    held_out = known_stars(data)
-    kernel = matern(model.scale, model.nu)
-
-    def judge(found: Found) -> dict[str, float]:
-        row = dict(found.facts)
-        row |= dust_hmc.judged(found.log_rho, truth, seen, model, held_out)
-        ours = Map(model.grid, model.gp, kernel, found.log_rho, model.stars, True, model.even)
-        row |= judged(ours, data, held_out)
-        for other in ("icr_covariance_error", "heldout_lpd_constant_without_scatter"):
-            del row[other]
-        constant, best = row["heldout_lpd_constant"], row["heldout_lpd_truth"]
-        row["gap_closed"] = (row["heldout_lpd"] - constant) / (best - constant)
-        a = found.amplitude
-        return row | {"amplitude": float(a.mean()), "amplitude_std": float(a.std())}
-
-    return judge
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def dust(runs):
 def model():
     """Extinction of a few stars behind a small sky, in float64."""
     levels = grids(8, 12, 100.0, 1000.0)
-    gp, by_scale = Processes("icr", levels, 1.5, learned=True).at(150.0)
+    gp, by_scale = Processes("icr", levels, matern, learned=True).at(150.0)
     gp.to(dtype=torch.float64), by_scale.to(dtype=torch.float64)
     prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5), (0.1, 0.3), by_scale)
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +80,7 @@ def test_the_metric_is_that_of_the_derivative(model, most, monkeypatch):
 def test_the_field_follows_its_scale():
     """Beside that of another scale at the same excitations, to second order."""
     levels = grids(8, 12, 100.0, 1000.0)
-    gp, by_scale = Processes("icr", levels, 1.5, learned=True).at(150.0)
+    gp, by_scale = Processes("icr", levels, matern, learned=True).at(150.0)
     xi = torch.randn(4, gp.n_excitations, generator=torch.Generator().manual_seed(0))
     there = ICR(levels, matern(150.0 * math.exp(0.05))).apply(xi)
     here = gp.apply(xi)
@@ -286,6 +286,14 @@ def test_the_catalogue_of_zhang_green_and_rix_is_read_as_it_is(tmp_path):
     plain, theirs = (data.training_batch() for data in found)
     for name in ("direction", "parallax", "parallax_error", "extinction", "extinction_error"):
         torch.testing.assert_close(theirs[name], plain[name])
+    arrays["quality_flags"] = np.arange(len(stars)) % 4 * 4
+    arrays.write(tmp_path / "flagged.hdf5", path="stars")
+    done = command("train.py", "model=dust", "experiment=dust_quick", "data.group=stars",
+                   f"data.path={tmp_path / 'flagged.hdf5'}", 'data.train_where="quality_flags < 8"',
+                   "data.test_fraction=0", f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    behind = int(zoo.load(tmp_path / "run" / "best.ckpt").model.n_stars.sum())
+    assert 0.4 * len(stars) < behind <= 0.5 * len(stars), "those beyond the map are left out, too"
 
 
 def test_extinction_in_magnitudes_is_converted(tmp_path):

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from models.base import Batch, Component, Output
 from models.blocks import meanfield, mgvi
-from models.dust.exact import draw, likelihood
+from models.dust.exact import Draws, draw, likelihood
 from models.dust.field import Density, Extinction, Stars
 from models.dust.judged import Map, judged, known_stars
 from models.dust.noise import normal, of_all_ranks, some_of
 from models.dust.pictures import pictures
 from models.dust.prior import HYPER, Prior, Processes, refuse_too_large_map
 from models.dust.query import query, sky_map, stars_at
-from models.dust.rows import OUTPUTS, log_density, rows
+from models.dust.rows import OUTPUTS, log_density, rows, slices
 from physics.extinction import Paths
 from physics.gaussian_process import GaussianProcess
 from physics.icr import grids, matern
@@ -99,7 +99,8 @@ class Dust(Component):
         drawn = transitions if guide == "hmc" else 0
         refuse_too_large_map(prior, levels, vectors, drawn, scale_error > 0)
         self.grid = levels[-1]
-        self.nu, self._processes = nu, Processes(prior, levels, nu, scale_error > 0)
+        self.kernel = partial(matern, nu=nu)
+        self._processes = Processes(prior, levels, self.kernel, scale_error > 0)
         self.register_buffer("log_scale", torch.tensor(0.0))  # where it is now, from its median
         n = self.gp.n_excitations + HYPER
         self.mean = torch.nn.Parameter(torch.zeros(1, n))
@@ -195,11 +196,16 @@ class Dust(Component):
             self.elbo.fill_(mgvi.evidence_bound(model, found, self.mean, exact))
         self.posterior.copy_(torch.cat([half, -half]))
         if self.guide == "hmc":
-            log_p = likelihood(self.grid, stars, batch, self.noise_dof)
-            at = self.samples(), self.transitions, self.seed
-            drawn = draw(prior, log_p, stars, found.variance, *at)
+            drawn = self.exact(batch, self.mean + torch.cat([exact, -exact]))
             self.posterior.copy_(drawn.some(2 * self.draws) - self.mean)
             self.chains.copy_(torch.tensor([drawn.rhat, drawn.ess]))
+
+    def exact(self, batch: Batch, start: Tensor) -> Draws:
+        """From the posterior itself, by HMC that begins at ``start``, draws of the variational."""
+        stars = self.stars(batch)
+        log_p = likelihood(self.grid, stars, batch, self.noise_dof)
+        variance = self._variance(batch, stars)
+        return draw(self.prior, log_p, stars, variance, start, self.transitions, self.seed)
 
     def samples(self) -> Tensor:
         """Latents of the posterior: (2 pairs, latents) of an iteration, or (2 draws, latents)."""
@@ -324,11 +330,8 @@ class Dust(Component):
         return log_density(self.rho(), self.widths, stars, batch, self.noise_dof)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
-        n = len(tensors["row"])
         parts = []
-        for i in range(0, n, SLICE):
-            some = {k: v[i : i + SLICE] for k, v in tensors.items()}
+        for some in slices(batch, SLICE):
             stars = self.stars(some)
             found = rows(self.rho(), self.grid.boundaries, self.n_stars, stars, some)
             if "extinction" in some:
@@ -361,15 +364,8 @@ class Dust(Component):
         """The map beside the simulation's, and the prior beside its kernel; images."""
         rho = self.rho()
         self.gp.to("cpu", torch.float32)
-        ours = Map(
-            self.grid,
-            self.gp,
-            matern(self.scale_now, self.nu),
-            rho.log(),
-            self.stars,
-            self.guide != "hmc",
-            self.even,
-        )
+        prior = self.grid, self.gp, self.kernel(self.scale_now)
+        ours = Map(*prior, rho.log(), self.stars, self.guide != "hmc", self.even)
         stars = known_stars(data)
         if not stars:
             return {}, {}

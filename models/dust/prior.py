@@ -1,10 +1,12 @@
 """The Gaussian process of ln density with its hyperparameters, and what it takes to hold it."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from physics.gaussian_process import GaussianProcess, Slope
-from physics.icr import ICR, Grid, matern, memory
+from physics.icr import ICR, Grid, memory
+from physics.kernel import Kernel
 from physics.memory import refuse_too_large
 from physics.vecchia import Vecchia
 
@@ -39,8 +41,10 @@ class Processes:
     ``learned`` adds the derivative by ln scale at the same excitations.
     """
 
-    def __init__(self, kind: str, levels: list[Grid], nu: float, learned: bool) -> None:
-        self.kind, self.levels, self.nu, self.learned = kind, levels, nu, learned
+    def __init__(
+        self, kind: str, levels: list[Grid], kernel: Callable[[float], Kernel], learned: bool
+    ) -> None:
+        self.kind, self.levels, self.kernel, self.learned = kind, levels, kernel, learned
         self.scale = 0.0
         self.made: tuple[GaussianProcess, GaussianProcess | None]
 
@@ -54,7 +58,7 @@ class Processes:
         return self.made
 
     def _process(self, scale: float) -> GaussianProcess:
-        kernel = matern(scale, self.nu)
+        kernel = self.kernel(scale)
         if self.kind == "vecchia":
             return Vecchia(self.levels[-1], kernel, *PREDECESSORS)
         return ICR(self.levels, kernel)

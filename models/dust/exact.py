@@ -51,7 +51,7 @@ def likelihood(
         value, error = (batch[name].to(rho) for name in ("extinction", "extinction_error"))
         here = Distances(at.shell, at.part.to(rho), at.log_weight.to(rho))
         along = rho[:, stars.pixel]
-        return log_marginal(along, here, grid.widths.to(rho), value, error**2, dof).sum(1)
+        return log_marginal(along, here, grid.widths.to(rho), value, error**2, dof).double().sum(1)
 
     return log_p
 
@@ -95,7 +95,7 @@ def draw(
                 log_p = log_likelihood(log_rho.exp())
                 (wanted,) = torch.autograd.grad(log_p.sum(), log_rho)
             ctx.gradient = stretch(density.vjp(wanted) - u)[None].to(y)
-            return (log_p.detach().double() - 0.5 * u.double().square().sum(1))[None]
+            return (log_p.detach() - 0.5 * u.double().square().sum(1))[None]
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -45,15 +45,15 @@ class Density:
 
     def vjp(self, g: Tensor, over_samples: Product = lambda g: g) -> Tensor:
         """From what wants ln rho to grow, ``g`` (samples, pixels, shells), to latents."""
-        by_s, error = self.a * g, self.prior.mean[1]
-        hyper = torch.stack([error * g, self.prior.amplitude[1] * by_s * self.s, 0 * g])
-        if self.prior.by_scale:
-            hyper[2] = self.prior.scale[1] * by_s * self.by_scale
-        hyper = over_samples(hyper.sum((2, 3)).T)
-        field = self.prior.gp.adjoint(over_samples(by_s))
-        if self.prior.by_scale:
-            field = field + self.prior.by_scale.adjoint(over_samples(self.off * by_s))
-        return torch.cat([field, hyper], 1)
+        prior, by_s = self.prior, self.a * g
+        field = prior.gp.adjoint(over_samples(by_s))
+        hyper = g.new_zeros(len(g), HYPER)
+        hyper[:, 0] = prior.mean[1] * g.sum((1, 2))
+        hyper[:, 1] = prior.amplitude[1] * (by_s * self.s).sum((1, 2))
+        if prior.by_scale:
+            hyper[:, 2] = prior.scale[1] * (by_s * self.by_scale).sum((1, 2))
+            field = field + prior.by_scale.adjoint(over_samples(self.off * by_s))
+        return torch.cat([field, over_samples(hyper)], 1)
 
 
 class Extinction:

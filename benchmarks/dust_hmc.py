@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoints", nargs="+", help="of maps whose guide is mgvi")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/dust_hmc.csv"))
-    parser.add_argument("--transitions", type=int, default=600)
+    parser.add_argument("--transitions", type=int, default=500)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []

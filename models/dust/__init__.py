@@ -383,8 +383,8 @@ class Dust(Component):
         errors = "errors are those of the posterior, drawn by HMC"
         if self.guide != "hmc":
             errors = (
-                "variational errors, on a synthetic sky an eighth too small: model.guide=hmc draws "
-                "from the posterior itself"
+                "variational errors, on synthetic skies an eighth to a fifth too small: "
+                "model.guide=hmc draws from the posterior itself"
             )
         return [
             f"all directions, {float(edges[0]):.0f} to {float(edges[-1]):.0f} pc; voxels of Nside "

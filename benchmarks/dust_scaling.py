@@ -40,7 +40,7 @@ from torch import Tensor
 
 from benchmarks.speed import best_of_five
 from models.blocks import mgvi
-from models.dust import MOST, NEWTON, PROBES, Dust
+from models.dust import NEWTON, PROBES, Dust
 from models.dust.field import Extinction
 from models.dust.prior import HYPER
 from physics.dust_sky import PARALLAX_ERRORS

@@ -155,3 +155,51 @@ def test_the_evidence_bound_of_a_linear_model_is_its_evidence():
         torch.zeros(30, dtype=D), b @ b.T + torch.diag(data.variance)
     )
     assert found == pytest.approx(float(marginal.log_prob(data.value)), abs=1.5)
+
+
+class Sum:
+    """f(u) = exp(u_1) + exp(u_2): its samples lie along a curve."""
+
+    def __init__(self, u):
+        self.parts = u.exp()
+        self.value = self.parts.sum(1, keepdim=True)
+
+    def jvp(self, v):
+        return (self.parts * v).sum(1, keepdim=True)
+
+    def vjp(self, w):
+        return self.parts * w
+
+    def metric(self, weight):
+        return lambda v: self.vjp(weight * self.jvp(v))
+
+
+def test_bent_samples_follow_a_curved_model_and_straight_ones_leave_it():
+    generator = torch.Generator().manual_seed(0)
+    data = mgvi.Data(torch.tensor([2.0], dtype=D), torch.tensor([0.1**2], dtype=D))
+    u = torch.linspace(-6, 2, 801, dtype=D)
+    u = torch.stack(torch.meshgrid(u, u, indexing="ij"), -1).flatten(0, 1)
+    misfit = (Sum(u).value[:, 0] - data.value).square() / data.variance
+    posterior = (-0.5 * (misfit + u.square().sum(1))).softmax(0)
+    lowest = float(posterior @ (u[:, 0] < -1).double())  # mostly the other one
+    mean = torch.zeros(1, 2, dtype=D)
+    e1 = torch.randn(4000, 1, generator=generator, dtype=D)
+    e2 = torch.randn(4000, 2, generator=generator, dtype=D)
+    solve = mgvi.Solver(torch.ones(1, 2, dtype=D), 1e-8, 10)
+    straight = mgvi.residuals(Sum, data, mean, e1, e2, solve)
+    bent = mgvi.bend(Sum, data, mean, e1, e2, straight, 20, solve)
+    far, near = ((Sum(r).value - 2).square().mean().sqrt() for r in (straight, bent))
+    assert float(near) == pytest.approx(0.1, rel=0.2) and float(far) > 0.5
+    found = [float((r[:, 0] < -1).double().mean()) for r in (straight, bent)]
+    assert abs(found[1] - lowest) < 0.5 * abs(found[0] - lowest)
+
+
+def test_bending_leaves_the_samples_of_a_linear_model():
+    b, data, generator = problem()
+    e1, e2 = (torch.randn(5, n, generator=generator, dtype=D) for n in (30, 12))
+    about = lambda u: LinearModel(b, u), data, torch.ones(1, 12, dtype=D)  # noqa: E731
+    solve = mgvi.Solver(torch.ones(1, 12, dtype=D), 1e-8, 100)
+    straight = mgvi.residuals(*about, e1, e2, solve)
+    torch.testing.assert_close(mgvi.bend(*about, e1, e2, straight, 2, solve), straight)
+    # also where the start is not yet solved
+    torch.testing.assert_close(mgvi.bend(*about, e1, e2, e2, 2, solve), straight)

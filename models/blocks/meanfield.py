@@ -11,8 +11,8 @@ from torch import Tensor
 from models.blocks.mgvi import Data, Model, misfit
 
 
-def evidence_bound(model: Model, data: Data, mean: Tensor, std: Tensor, half: Tensor) -> float:
-    """The ELBO, from draws ``half`` (pairs, latents) about the mean; see `mgvi.evidence_bound`."""
+def evidence_bound(model: Model, data: Data, mean: Tensor, std: Tensor, both: Tensor) -> float:
+    """The ELBO, from draws ``both`` (samples, latents) from the mean; see `mgvi.evidence_bound`."""
     norm = (2 * torch.pi * data.variance).log().sum()
     divergence = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum()
-    return float(-0.5 * (misfit(model, data, mean, half) + norm) - divergence)
+    return float(-0.5 * (misfit(model, data, mean, both) + norm) - divergence)

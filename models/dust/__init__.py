@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.base import Batch, Component, Output
-from models.blocks import meanfield, mgvi
+from models.blocks import mgvi
 from models.dust.exact import Draws, draw, likelihood
 from models.dust.field import Density, Extinction, Stars
 from models.dust.judged import Map, judged, known_stars
@@ -19,17 +19,18 @@ from models.dust.pictures import pictures
 from models.dust.prior import HYPER, Prior, Processes, refuse_too_large_map
 from models.dust.query import query, sky_map, stars_at
 from models.dust.rows import OUTPUTS, log_density, rows, slices
+from models.dust.variational import Here
 from physics.extinction import Paths
 from physics.gaussian_process import GaussianProcess
 from physics.icr import grids, matern
 
-GUIDES, PRIORS = ("mgvi", "hmc", "meanfield"), ("icr", "vecchia")
-MOST = 300  # steps of conjugate gradients
-NEWTON = 5  # steps of an outer iteration
+GUIDES, PRIORS = ("curved", "mgvi", "hmc", "meanfield"), ("icr", "vecchia")
+NEWTON = 5  # steps of an outer iteration at most
+ROUGH = 3  # iterations after which samples that are bent move the mean by one step
 PROBES = 64  # random vectors for the diagonal of the metric
 FARTHEST = 0.3  # that ln scale goes in an iteration: its derivative is that of where it was
-TOGETHER = 8  # pairs of the finished map
-EXACT = 0.01  # tolerance of the draws that the evidence bound is taken of
+BOUND = 4  # pairs that the evidence bound is taken of
+EXACT = 0.01  # and their tolerance
 SLICE = 8192  # stars predicted at once
 
 
@@ -75,7 +76,7 @@ class Dust(Component):
         amplitude_error: float = 0.5,
         mean_error: float = 1.0,
         noise_dof: float | None = None,
-        guide: str = "mgvi",
+        guide: str = "curved",
         pairs: int = 4,
         draws: int = 16,
         transitions: int = 600,
@@ -104,7 +105,7 @@ class Dust(Component):
         self.register_buffer("log_scale", torch.tensor(0.0))  # where it is now, from its median
         n = self.gp.n_excitations + HYPER
         self.mean = torch.nn.Parameter(torch.zeros(1, n))
-        self.register_buffer("residuals", torch.zeros(pairs, n))
+        self.register_buffer("residuals", torch.zeros(2 * pairs, n))
         # samples of the finished map, from the mean; of HMC the worst R-hat and fewest effective
         self.register_buffer("posterior", torch.zeros(2 * draws, n))
         self.register_buffer("chains", torch.zeros(2))
@@ -175,43 +176,38 @@ class Dust(Component):
 
     @torch.no_grad()
     def calibrate(self, data: Any) -> None:
-        """The samples of the finished map: more about the mean, or those of HMC."""
+        """The samples of the finished map: of further iterations, or those of HMC."""
         batch = {name: values.to(self.device) for name, values in data.training_batch().items()}
-        stars, prior = self.stars(batch), self.prior
-        found = mgvi.Data(batch["extinction"].to(self.mean), self._variance(batch, stars))
-        model = partial(Extinction, prior, stars)
-        std = self._deviations(model, found)
-        half = torch.cat(
-            [
-                self._residuals(model, found, pairs, std)
-                for pairs in some_of(range(1000, 1000 + self.draws), TOGETHER)
-            ]
-        )
-        if self.guide == "meanfield":
-            self.elbo.fill_(meanfield.evidence_bound(model, found, self.mean, std, half))
-        else:
-            # the bound is that of exact draws, which the map's are not, on the safe side
-            pairs = range(3000, 3000 + TOGETHER)
-            exact = self._residuals(model, found, pairs, std, min(EXACT, self.tolerance))
-            self.elbo.fill_(mgvi.evidence_bound(model, found, self.mean, exact))
-        self.posterior.copy_(torch.cat([half, -half]))
+        stars, mean, samples = self.stars(batch), self.mean.detach(), self.mean + self.residuals
+        n = self._n_noise(batch)
+        here, found = self._here(batch, stars, mean, samples), []
+        for pairs in some_of(range(1000, 1000 + self.draws), self.pairs):
+            both = here.residuals(self._noise(pairs, n), self.tolerance)[1]
+            found.append(here.mean + both)
+            if here.bends:
+                mean = here.newton(both, 1, self.tolerance)[0]
+                here = self._here(batch, stars, mean, found[-1])
+        # the bound is that of exact draws, which the map's are not, on the safe side
+        exact = self._noise(range(3000, 3000 + BOUND), n)
+        self.elbo.fill_(here.evidence_bound(*here.residuals(exact, min(EXACT, self.tolerance))))
+        samples = torch.cat(found)
         if self.guide == "hmc":
-            drawn = self.exact(batch, self.mean + torch.cat([exact, -exact]))
-            self.posterior.copy_(drawn.some(2 * self.draws) - self.mean)
+            drawn = self.exact(batch, samples)
+            samples = drawn.some(2 * self.draws)
             self.chains.copy_(torch.tensor([drawn.rhat, drawn.ess]))
+        self.posterior.copy_(samples - self.mean)
 
     def exact(self, batch: Batch, start: Tensor) -> Draws:
         """From the posterior itself, by HMC that begins at ``start``, draws of the variational."""
         stars = self.stars(batch)
         log_p = likelihood(self.grid, stars, batch, self.noise_dof)
-        variance = self._variance(batch, stars)
+        variance = self._variance(batch, stars, start)
         return draw(self.prior, log_p, stars, variance, start, self.transitions, self.seed)
 
     def samples(self) -> Tensor:
         """Latents of the posterior: (2 pairs, latents) of an iteration, or (2 draws, latents)."""
         finished = not self.training and bool(self.posterior.any())
-        both = [self.posterior] if finished else [self.residuals, -self.residuals]
-        return self.mean + torch.cat(both)
+        return self.mean + (self.posterior if finished else self.residuals)
 
     @torch.no_grad()
     def learned(self) -> dict[str, float]:
@@ -237,21 +233,20 @@ class Dust(Component):
         stars, prior = self.stars(batch), self.prior
         if not self.training:
             return -self._log_density(batch, stars).mean()
-        variance = self._variance(batch, stars)
+        variance = self._variance(batch, stars, self.samples())
         at = Extinction(prior, stars, self.samples())
         misfit = (at.value - batch["extinction"]).square() / variance
         return 0.5 * misfit.mean() + 0.5 * self.mean.square().sum() / self.n_stars.sum()
 
     @torch.no_grad()
-    def _variance(self, batch: Batch, stars: Stars) -> Tensor:
+    def _variance(self, batch: Batch, stars: Stars, samples: Tensor) -> Tensor:
         """Of the noise: that of the measurement, and that over the distances as they are now.
 
         With Student's distribution the one of a normal that counts a star as much as it deserves.
         """
-        drawn = bool(self.residuals.any())
-        at = Extinction(self.prior, stars, self.samples() if drawn else self.mean)
+        at = Extinction(self.prior, stars, samples)
         variance = batch["extinction_error"].square() + at.variance(self.widths).mean(0)
-        if self.noise_dof is None or not drawn:
+        if self.noise_dof is None or not bool(self.residuals.any()):
             return variance
         square = (at.value - batch["extinction"]).square().mean(0) / variance
         return variance * (self.noise_dof + square) / (self.noise_dof + 1)
@@ -264,44 +259,33 @@ class Dust(Component):
         if self.scale_error:
             wanted = self.scale_error * self.mean.detach()[0, -1] - self.log_scale
             self.log_scale += wanted.clamp(-FARTHEST, FARTHEST)
-        stars = self.stars(batch)
-        data = mgvi.Data(batch["extinction"], self._variance(batch, stars))
-        model = partial(Extinction, self.prior, stars)
         with torch.no_grad():
-            std = self._deviations(model, data)
-            mine = self._residuals(model, data, range(rank, self.pairs, world), std)
-            both = torch.cat([mine, -mine])
-            solve = mgvi.Solver(std.sqrt(), self.tolerance, MOST)
-            mean, energy = mgvi.newton(model, data, self.mean, both, NEWTON, solve)
-            self.residuals.copy_(of_all_ranks(mine, world))
+            here = self._here(batch, self.stars(batch), self.mean, self.samples())
+            noise = self._noise(range(rank, self.pairs, world), self._n_noise(batch))
+            mine = here.residuals(noise, self.tolerance)[1]
+            steps = 1 if here.bends and self.current_epoch >= ROUGH else NEWTON
+            mean, energy = here.newton(mine, steps, self.tolerance)
+            self.residuals.copy_(torch.cat([of_all_ranks(x, world) for x in mine.chunk(2)]))
             # in the second half ever less, so that the mean is that over many sets of samples
-            late = max(0, self.current_epoch - self.epochs // 2)
+            late = 0 if here.bends else max(0, self.current_epoch - self.epochs // 2)
             self.mean.grad = (self.mean - mean) / (1 + late)
         optimizer: Any = self.optimizers()
         optimizer.step()  # of unit rate
-        loss = (energy + 0.5 * data.variance.log().sum()) / len(stars.pixel)
+        loss = (energy + 0.5 * here.data.variance.log().sum()) / len(here.data.value)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
 
-    def _residuals(
-        self,
-        model: mgvi.Model,
-        data: mgvi.Data,
-        pairs: Sequence[int],
-        std: Tensor,
-        tolerance: float | None = None,
-    ) -> Tensor:
-        """Of samples from the mean, (pairs, latents)."""
-        both = self._noise(pairs, len(data.value) + self.mean.shape[1])
-        e1, e2 = both.split([len(data.value), self.mean.shape[1]], 1)
-        if self.guide == "meanfield":
-            return std * e2
-        solve = mgvi.Solver(std.sqrt(), tolerance or self.tolerance, MOST)
-        return mgvi.residuals(model, data, self.mean, e1, e2, solve)
-
-    def _deviations(self, model: mgvi.Model, data: mgvi.Data) -> Tensor:
-        """Of the latents one by one, (1, latents); the same in all processes."""
+    def _here(self, batch: Batch, stars: Stars, mean: Tensor, samples: Tensor) -> Here:
+        """An iteration about ``mean`` (1, latents), with the noise as ``samples`` have it."""
+        data = mgvi.Data(batch["extinction"].to(mean), self._variance(batch, stars, samples))
+        model = partial(Extinction, self.prior, stars)
+        # the same in all processes
         probes = self._noise(range(2000, 2000 + PROBES), len(data.value))
-        return mgvi.deviations(model, data, self.mean, probes)
+        std = mgvi.deviations(model, data, mean, probes)
+        return Here(self.guide, model, data, mean, std)
+
+    def _n_noise(self, batch: Batch) -> int:
+        """Numbers that a pair of samples is drawn from."""
+        return len(batch["extinction"]) + self.mean.shape[1]
 
     def _noise(self, which: Sequence[int], n: int) -> Tensor:
         training = self._trainer is not None and self.training
@@ -365,7 +349,8 @@ class Dust(Component):
         rho = self.rho()
         self.gp.to("cpu", torch.float32)
         prior = self.grid, self.gp, self.kernel(self.scale_now)
-        ours = Map(*prior, rho.log(), self.stars, self.guide != "hmc", self.even)
+        mirrored = self.guide in ("mgvi", "meanfield")
+        ours = Map(*prior, rho.log(), self.stars, mirrored, self.even)
         stars = known_stars(data)
         if not stars:
             return {}, {}

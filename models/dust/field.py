@@ -99,6 +99,8 @@ class Extinction:
         samples, n_stars, width = self.slope.shape
         rows_of_all = width * self.rho.shape[1]
         if rows_of_all > GRAM * samples * n_stars or rows_of_all * width > LARGEST:
+            if samples == 1:
+                return lambda v: self.vjp(weight * self.jvp(v))
             return lambda v: torch.cat(
                 [self.vjp_mean(weight * self.jvp(one)) for one in v[:, None]]
             )

@@ -1,0 +1,60 @@
+"""An outer iteration of the variational fit: what is held, samples about a mean, the next mean."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.blocks import meanfield, mgvi
+
+MOST = 300  # steps of conjugate gradients
+BENDS = 2  # steps by which a sample is bent
+TOGETHER = 8  # samples that are bent at once
+
+
+class Here(NamedTuple):
+    """The extinctions of stars about a mean, as one of `models.dust.GUIDES` sees them."""
+
+    guide: str
+    model: mgvi.Model
+    data: mgvi.Data
+    mean: Tensor  # (1, latents)
+    std: Tensor  # (1, latents): `mgvi.deviations`
+
+    @property
+    def bends(self) -> bool:
+        """Whether samples are bent; else they are mirrored pairs."""
+        return self.guide in ("curved", "hmc")
+
+    def residuals(self, noise: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """From the mean: straight ones, (pairs, latents), and those of samples of both signs.
+
+        ``noise`` (pairs, data + latents): unit normal.
+        """
+        e1, e2 = noise.split([len(self.data.value), self.mean.shape[1]], 1)
+        if self.guide == "meanfield":
+            half = self.std * e2
+            return half, torch.cat([half, -half])
+        about = self.model, self.data, self.mean
+        solve = self._solver(tolerance)
+        half = mgvi.residuals(*about, e1, e2, solve)
+        both = [torch.cat([x, -x]) for x in (e1, e2, half)]
+        if not self.bends:
+            return half, both[-1]
+        parts = zip(*(x.split(TOGETHER) for x in both), strict=True)
+        return half, torch.cat([mgvi.bend(*about, *part, BENDS, solve) for part in parts])
+
+    def newton(self, both: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
+        """The next mean, for samples ``both`` from this one, and the energy there."""
+        solve = self._solver(tolerance)
+        return mgvi.newton(self.model, self.data, self.mean, both, steps, solve)
+
+    def evidence_bound(self, half: Tensor, both: Tensor) -> float:
+        """Of `residuals`."""
+        about = self.model, self.data, self.mean
+        if self.guide == "meanfield":
+            return meanfield.evidence_bound(*about, self.std, both)
+        return mgvi.evidence_bound(*about, half, both if self.bends else None)
+
+    def _solver(self, tolerance: float) -> mgvi.Solver:
+        return mgvi.Solver(self.std.sqrt(), tolerance, MOST)

@@ -1,14 +1,16 @@
-"""The dust map's variational posterior beside a long HMC run on the same sky, on several skies.
+"""The dust map's variational posteriors beside a long HMC run on the same sky, on several skies.
 
-    python train.py -m model=dust experiment=dust_reference seed=0,1,2 hydra.sweep.dir=skies
-    python train.py model=dust experiment=dust_reference data.clouds=0 hydra.run.dir=skies/smooth
-    python -m benchmarks.dust_hmc skies/*/best.ckpt                        # 15 min of CPU each
+    python train.py -m model=dust experiment=dust_reference seed=0,1,2 model.guide=curved,mgvi \\
+      hydra.sweep.dir=skies
+    python train.py -m model=dust experiment=dust_reference data.clouds=0 \\
+      model.guide=curved,mgvi hydra.sweep.dir=smooth
+    python -m benchmarks.dust_hmc {skies,smooth}/*/best.ckpt          # 15 min of CPU for each sky
 
-Both have the data and the prior, and the chains begin at draws of the finished map. What the
+All have the data and the prior; chains begin at draws of the first map of a sky. What the
 variational samples miss, the draws have, and what stars say whose distances are uncertain: the
-chains have the integral over those, MGVI its mean and variance. Without clouds the prior is that of
-the sky: no other map can come nearer to its held-out stars on average. One thread; figures of the
-synthetic sky's truth, and of its held-out stars.
+chains have the integral over those, the others its mean and variance. Without clouds the prior is
+that of the sky: no other map can come nearer to its held-out stars on average. One thread; figures
+of the synthetic sky's truth, and of its held-out stars.
 """
 
 import argparse
@@ -38,14 +40,24 @@ Judge = Callable[[Tensor, Tensor, bool], dict[str, float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoints", nargs="+", help="of maps whose guide is mgvi")
+    parser.add_argument("checkpoints", nargs="+", help="of variational maps")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/dust_hmc.csv"))
     parser.add_argument("--transitions", type=int, default=500)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    chains: dict[tuple[int, int], dict[str, Any]] = {}
     for path in options.checkpoints:
-        rows += both(path, options.transitions)
+        model = restore(read_checkpoint(zoo.find(path))).requires_grad_(False)
+        data = data_for(model.record, {})
+        sky = data.seed, data.clouds
+        if sky not in chains:
+            chains[sky] = hmc(model, data, options.transitions)
+            rows.append(chains[sky])
+        rows.append(row_of(model, data, model.samples(), model.guide))
+        key = "lnrho_correlation_seen"
+        rows[-1]["correlation_over_hmc"] = rows[-1][key] / chains[sky][key]
+        rows[-1]["std_over_hmc"] = rows[-1]["std"] / chains[sky]["std"]
         names = list(dict.fromkeys(name for row in rows for name in row))
         with options.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
@@ -56,34 +68,29 @@ def main() -> None:
         print(*rows[-2:], sep="\n", flush=True)
 
 
-def both(path: str, transitions: int) -> list[dict[str, Any]]:
-    """The row of the checkpoint, and that of HMC."""
-    model = restore(read_checkpoint(zoo.find(path))).requires_grad_(False)
-    data = data_for(model.record, {})
-    judge = judge_of(model, data)
+def hmc(model: Any, data: Any, transitions: int) -> dict[str, Any]:
+    """The row of chains that begin at the samples of ``model``."""
     data.setup("fit")
     began = time.process_time()
     model.transitions = transitions
     drawn = model.exact(data.training_batch(), model.samples())
     seconds = time.process_time() - began
-    rows: list[dict[str, Any]] = []
-    fields, (median, error) = [], model.amplitude
-    for name, found in (("mgvi", model.samples()), ("hmc", drawn.latents.flatten(0, 1))):
-        fields.append(torch.cat([Density(model.prior, u).log for u in found.split(64)]))
-        sky = {"seed": data.seed, "clouds": data.clouds, "method": name, "draws": len(found)}
-        amplitude = (math.log(median) + error * found[:, 1 - HYPER]).exp()
-        rows.append(sky | judge(fields[-1], amplitude, name == "mgvi"))
-    variational, exact = rows
-    key = "lnrho_correlation_seen"
-    variational["correlation_over_hmc"] = variational[key] / exact[key]
-    exact |= {
-        "std_over_mgvi": float((fields[1].std(0) / fields[0].std(0)).median()),
+    return row_of(model, data, drawn.latents.flatten(0, 1), "hmc") | {
         "rhat_max": drawn.rhat,
         "ess_min": drawn.ess,
         "gradients": drawn.gradients,
         "seconds": seconds,
     }
-    return rows
+
+
+def row_of(model: Any, data: Any, samples: Tensor, method: str) -> dict[str, Any]:
+    """Of ``samples`` (draws, latents)."""
+    log_rho = torch.cat([Density(model.prior, u).log for u in samples.split(64)])
+    median, error = model.amplitude
+    amplitude = (math.log(median) + error * samples[:, 1 - HYPER]).exp()
+    sky = {"seed": data.seed, "clouds": data.clouds, "method": method, "draws": len(samples)}
+    found = judge_of(model, data)(log_rho, amplitude, method == "mgvi")
+    return sky | found | {"std": float(log_rho.std(0).median())}
 
 
 def judge_of(model: Any, data: Any) -> Judge:

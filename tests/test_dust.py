@@ -346,7 +346,9 @@ def test_the_other_prior_serves_as_well(tmp_path):
     assert "model.prior is 'kriging'; it is icr or vecchia" in message
 
 
-@pytest.mark.parametrize("words", [["model.guide=meanfield"], ["model.guide=mgvi"], ["model.scale_error=0.3"]])
+@pytest.mark.parametrize(
+    "words", [["model.guide=meanfield"], ["model.guide=mgvi"], ["model.scale_error=0.3"]]
+)
 def test_other_fits_serve_as_well_and_can_be_loaded(words, tmp_path):
     done = command("train.py", "model=dust", "experiment=dust_quick", "model.epochs=4", *words,
                    f"hydra.run.dir={tmp_path}")  # fmt: skip

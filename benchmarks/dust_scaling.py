@@ -15,9 +15,9 @@ shells would not fit. Their extinctions are those of a draw of the prior.
 - `halo_values`: of the last level, values of other base pixels that a product needs, all together.
 - `bytes_per_star`: paths, and slopes of two samples. `open_shells`: in how many shells of the
   map P(d > r) is neither 0 nor 1, to .001; `star_shells`: in how many it is not 0.
-- `probes_s`, `residuals_s`, `newton_s`: of the second outer iteration of metric Gaussian inference
-  with one pair, up to Nside `FITTED`; `*_products` how often the metric is applied, in Newton's
-  steps to two samples.
+- `probes_s`, `residuals_s`, `bend_s`, `newton_s`: of the second outer iteration with one pair, up
+  to Nside `FITTED`; `*_products` how often the metric is applied, in bending and in Newton's steps
+  to two samples.
 
 What follows from it for the published map stands in dust_scaling.md.
 """
@@ -43,6 +43,7 @@ from models.blocks import mgvi
 from models.dust import NEWTON, PROBES, Dust
 from models.dust.field import Extinction
 from models.dust.prior import HYPER
+from models.dust.variational import BENDS, MOST
 from physics.dust_sky import PARALLAX_ERRORS
 from physics.extinction import paths
 from physics.icr import ICR, WIDE, Grid, grids, matern, memory
@@ -58,7 +59,8 @@ COLUMNS = [
     "places_bytes_per_voxel", "unshared_bytes_per_voxel", "flops_per_voxel", "matrices_s",
     "matrices_peak_gb", "forward_ns_per_voxel", "adjoint_ns_per_voxel", "halo_values", "stars",
     "bytes_per_star", "star_shells", "open_shells", "probes_s", "residuals_products",
-    "residuals_s", "newton_products", "newton_s", "iteration_s", "peak_gb", "matmul_1024_ms",
+    "residuals_s", "bend_products", "bend_s", "newton_products", "newton_s", "iteration_s",
+    "peak_gb", "matmul_1024_ms",
 ]  # fmt: skip
 
 
@@ -205,32 +207,56 @@ def an_iteration(nside: int, shells: int, n: int, generator: torch.Generator) ->
 
     truth = model(normal(1, prior.n_latents)).value[0]
     data = mgvi.Data(truth + SIGMA * normal(n), torch.full((n,), SIGMA**2))
-    mean, row = torch.zeros(1, prior.n_latents), {}
+    mean = torch.zeros(1, prior.n_latents)
+    row: dict[str, Any] = {}
     for _ in range(2):
-        began = time.process_time()
+        row, clock = {}, Clock()
         std = mgvi.deviations(model, data, mean, normal(PROBES, n))  # type: ignore[arg-type]
-        row = {"probes_s": time.process_time() - began}
+        row |= {"probes_s": clock.lap()}
         solve, count = counted(mgvi.Solver(std.sqrt(), dust.tolerance, MOST))
+        about: tuple[Any, mgvi.Data, Tensor] = model, data, mean
         e1, e2 = normal(1, n), normal(1, prior.n_latents)
-        mine = mgvi.residuals(model, data, mean, e1, e2, solve)  # type: ignore[arg-type]
-        both, between = torch.cat([mine, -mine]), time.process_time()
-        row |= {"residuals_s": between - began - row["probes_s"], "residuals_products": count[0]}
-        mean, _ = mgvi.newton(model, data, mean, both, NEWTON, solve)  # type: ignore[arg-type]
-        row |= {"newton_s": time.process_time() - between}
-        row |= {"newton_products": count[0] - row["residuals_products"]}
-        row |= {"iteration_s": time.process_time() - began}
+        half = mgvi.residuals(*about, e1, e2, solve)  # type: ignore[arg-type]
+        row |= {"residuals_s": clock.lap(), "residuals_products": count.pop()}
+        e1, e2, both = (torch.cat([x, -x]) for x in (e1, e2, half))
+        bent = mgvi.bend(*about, e1, e2, both, BENDS, solve)  # type: ignore[arg-type]
+        row |= {"bend_s": clock.lap(), "bend_products": count.pop()}
+        mean, _ = mgvi.newton(*about, bent, NEWTON, solve)  # type: ignore[arg-type]
+        row |= {"newton_s": clock.lap(), "newton_products": count.pop()}
+        row |= {"iteration_s": sum(v for k, v in row.items() if k.endswith("_s"))}
     if not bool(mean.isfinite().all()):
         raise RuntimeError(f"Nside {nside}: the mean is not finite")
     return row
 
 
-def counted(inner: mgvi.Solver) -> tuple[Callable[..., Tensor], list[int]]:
+class Clock:
+    """Process time, lap by lap."""
+
+    def __init__(self) -> None:
+        self.last = time.process_time()
+
+    def lap(self) -> float:
+        before, self.last = self.last, time.process_time()
+        return self.last - before
+
+
+class Count:
+    """How often a solver multiplied since it was last asked."""
+
+    n = 0
+
+    def pop(self) -> int:
+        n, self.n = self.n, 0
+        return n
+
+
+def counted(inner: mgvi.Solver) -> tuple[Callable[..., Tensor], Count]:
     """The solver, and how often it multiplies."""
-    count = [0]
+    count = Count()
 
     def solve(product: mgvi.Product, b: Tensor, start: Tensor | None = None) -> Tensor:
         def run(v: Tensor) -> Tensor:
-            count[0] += 1
+            count.n += 1
             return product(v)
 
         return inner(run, b, start)

@@ -197,7 +197,7 @@ def test_bent_samples_follow_a_curved_model_and_straight_ones_leave_it():
 def test_bending_leaves_the_samples_of_a_linear_model():
     b, data, generator = problem()
     e1, e2 = (torch.randn(5, n, generator=generator, dtype=D) for n in (30, 12))
-    about = lambda u: LinearModel(b, u), data, torch.ones(1, 12, dtype=D)  # noqa: E731
+    about = lambda u: LinearModel(b, u), data, torch.ones(1, 12, dtype=D)
     solve = mgvi.Solver(torch.ones(1, 12, dtype=D), 1e-8, 100)
     straight = mgvi.residuals(*about, e1, e2, solve)
     torch.testing.assert_close(mgvi.bend(*about, e1, e2, straight, 2, solve), straight)

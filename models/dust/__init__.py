@@ -39,14 +39,15 @@ class Dust(Component):
 
     ln rho is a Gaussian process of Matern covariance, by Iterative Charted Refinement
     (`physics.icr`) or Vecchia's approximation (`physics.vecchia`: ``prior``), whose mean and
-    amplitude are learned with it. The extinction of a star is the
-    density along its sightline, over the distances that its parallax allows; their variance is
-    added to that of the measurement. The posterior is found by metric Gaussian variational
+    amplitude are learned with it. The extinction of a star is the density along its sightline, over
+    the distances that its parallax allows; their variance is added to that of the measurement. The posterior is found by metric Gaussian variational
     inference (`models.blocks.mgvi`): an epoch is an outer iteration, which draws ``pairs`` of
-    mirrored samples and moves their mean. Processes share out the pairs. With ``guide`` = hmc the
-    map is made of draws from the posterior itself, ``transitions`` of each chain, with all that
-    stars of uncertain distance tell (`models.dust.exact`): variational samples are too close
-    together. meanfield, a baseline, takes latents for independent (`models.blocks.meanfield`).
+    samples of opposite noise and moves their mean. Processes share out the pairs. The ``guide``
+    curved bends samples to the data, which the straight ones of mgvi leave, so that those are too
+    close together and of too small an amplitude; its map keeps the samples of several iterations.
+    With hmc the map is made of draws from the posterior itself, ``transitions`` of each chain, with
+    all that stars of uncertain distance tell (`models.dust.exact`). meanfield, a baseline, takes
+    latents for independent (`models.blocks.meanfield`).
 
     With a ``scale_error`` above 0, of its logarithm, the scale of the kernel is learned too. With
     ``noise_dof`` the errors of extinctions have Student's distribution of so many degrees of
@@ -365,16 +366,15 @@ class Dust(Component):
 
     def scope(self) -> list[str]:
         edges = self.grid.boundaries
-        errors = "errors are those of the posterior, drawn by HMC"
-        if self.guide != "hmc":
-            errors = (
-                "variational errors, on synthetic skies an eighth to a fifth too small: "
-                "model.guide=hmc draws from the posterior itself"
-            )
+        errors = {
+            "hmc": "errors are those of the posterior, drawn by HMC",
+            "curved": "variational errors, on synthetic skies right but for clouds",
+        }
+        small = "variational errors, too small: model.guide=curved or hmc has better ones"
         return [
             f"all directions, {float(edges[0]):.0f} to {float(edges[-1]):.0f} pc; voxels of Nside "
             f"{self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
             "structure smaller than a voxel is not resolved; `flags` say where the map ends",
             "extinction nearer than the innermost boundary is not counted",
-            errors,
+            errors.get(self.guide, small),
         ]

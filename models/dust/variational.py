@@ -38,10 +38,10 @@ class Here(NamedTuple):
         about = self.model, self.data, self.mean
         solve = self._solver(tolerance)
         half = mgvi.residuals(*about, e1, e2, solve)
-        both = [torch.cat([x, -x]) for x in (e1, e2, half)]
+        e1, e2, both = (torch.cat([x, -x]).split(TOGETHER) for x in (e1, e2, half))
         if not self.bends:
-            return half, both[-1]
-        parts = zip(*(x.split(TOGETHER) for x in both), strict=True)
+            return half, torch.cat(both)
+        parts = zip(e1, e2, both, strict=True)
         return half, torch.cat([mgvi.bend(*about, *part, BENDS, solve) for part in parts])
 
     def newton(self, both: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -40,14 +40,15 @@ class Dust(Component):
     ln rho is a Gaussian process of Matern covariance, by Iterative Charted Refinement
     (`physics.icr`) or Vecchia's approximation (`physics.vecchia`: ``prior``), whose mean and
     amplitude are learned with it. The extinction of a star is the density along its sightline, over
-    the distances that its parallax allows; their variance is added to that of the measurement. The posterior is found by metric Gaussian variational
-    inference (`models.blocks.mgvi`): an epoch is an outer iteration, which draws ``pairs`` of
-    samples of opposite noise and moves their mean. Processes share out the pairs. The ``guide``
-    curved bends samples to the data, which the straight ones of mgvi leave, so that those are too
-    close together and of too small an amplitude; its map keeps the samples of several iterations.
-    With hmc the map is made of draws from the posterior itself, ``transitions`` of each chain, with
-    all that stars of uncertain distance tell (`models.dust.exact`). meanfield, a baseline, takes
-    latents for independent (`models.blocks.meanfield`).
+    the distances that its parallax allows; their variance is added to that of the measurement. The
+    posterior is found by metric Gaussian variational inference (`models.blocks.mgvi`): an epoch is
+    an outer iteration, which draws ``pairs`` of samples of opposite noise and moves their mean.
+    Processes share out the pairs. The ``guide`` curved bends samples to the data, which the
+    straight ones of mgvi leave, so that those are too close together and of too small an amplitude;
+    its map keeps the samples of several iterations. With hmc the map is made of draws from the
+    posterior itself, ``transitions`` of each chain, with all that stars of uncertain distance tell
+    (`models.dust.exact`). meanfield, a baseline, takes latents for independent
+    (`models.blocks.meanfield`).
 
     With a ``scale_error`` above 0, of its logarithm, the scale of the kernel is learned too. With
     ``noise_dof`` the errors of extinctions have Student's distribution of so many degrees of

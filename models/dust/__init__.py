@@ -98,7 +98,7 @@ class Dust(Component):
         self.scale, self.scale_error, self.noise_dof = scale, scale_error, noise_dof
         levels = grids(nside, n_radial, nearest, farthest, base_nside)
         # latents and densities of all samples with their derivatives
-        vectors = 12 * pairs + 4 * draws + 12
+        vectors = 32 * pairs + 4 * draws + 12
         drawn = transitions if guide == "hmc" else 0
         refuse_too_large_map(prior, levels, vectors, drawn, scale_error > 0)
         self.grid = levels[-1]

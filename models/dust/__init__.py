@@ -189,7 +189,7 @@ class Dust(Component):
             if here.bends:
                 mean = here.newton(both, 1, self.tolerance)[0]
                 here = self._here(batch, stars, mean, found[-1])
-        # the bound is that of exact draws, which the map's are not, on the safe side
+        # of exact draws, which the map's are not; of bent ones an estimate
         exact = self._noise(range(3000, 3000 + BOUND), n)
         self.elbo.fill_(here.evidence_bound(*here.residuals(exact, min(EXACT, self.tolerance))))
         samples = torch.cat(found)

@@ -96,10 +96,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name, infer in methods.items():
         found = [infer(seed) for seed in range(options.seeds)]
-        runs = [
-            one.facts | judge(one.log_rho, one.amplitude, "mgvi" in name or "nifty" in name)
-            for one in found
-        ]
+        mirrored = name != "orrery"
+        runs = [one.facts | judge(one.log_rho, one.amplitude, mirrored) for one in found]
         row = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
         for key in ("heldout_lpd", "coverage_68"):
             row[f"{key}_min"], row[f"{key}_max"] = (f(run[key] for run in runs) for f in (min, max))

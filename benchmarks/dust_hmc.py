@@ -4,7 +4,7 @@
       hydra.sweep.dir=skies
     python train.py -m model=dust experiment=dust_reference data.clouds=0 \\
       model.guide=curved,mgvi hydra.sweep.dir=smooth
-    python -m benchmarks.dust_hmc {skies,smooth}/*/best.ckpt          # 15 min of CPU for each sky
+    python -m benchmarks.dust_hmc {skies,smooth}/*/best.ckpt          # 15-35 min of CPU a sky
 
 All have the data and the prior; chains begin at draws of the first map of a sky. What the
 variational samples miss, the draws have, and what stars say whose distances are uncertain: the

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from models.blocks import meanfield, mgvi
 
+BENT = ("curved", "hmc")  # guides whose samples are bent; others have mirrored pairs
 MOST = 300  # steps of conjugate gradients
 BENDS = 2  # steps by which a sample is bent
 TOGETHER = 8  # samples that are bent at once
@@ -23,8 +24,7 @@ class Here(NamedTuple):
 
     @property
     def bends(self) -> bool:
-        """Whether samples are bent; else they are mirrored pairs."""
-        return self.guide in ("curved", "hmc")
+        return self.guide in BENT
 
     def residuals(self, noise: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
         """From the mean: straight ones, (pairs, latents), and those of samples of both signs.

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.blocks.spectrum import log_determinant
+from models.blocks.spectrum import leading, log_determinant
 
 Product = Callable[[Tensor], Tensor]
 
@@ -50,17 +50,45 @@ Model = Callable[[Tensor], Linear]
 AT_ONCE = 8  # probes
 
 
-class Solver(NamedTuple):
-    """How equations of the metric are solved: conjugate gradients of latents times ``scale``."""
+class Stiff(NamedTuple):
+    """Directions that the data constrain most, of which conjugate gradients are relieved."""
 
-    scale: Tensor  # (1, latents): the root of `deviations`, half way to a unit diagonal
+    among: Tensor  # (n,): the latents that they are made of
+    vectors: Tensor  # (n, k)
+    shrink: Tensor  # (k,): the least of their eigenvalues over each, less 1
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """``r`` (samples, latents), divided by the metric as far as these directions know it."""
+        y = ((r[:, self.among] @ self.vectors) * self.shrink) @ self.vectors.T
+        return r.index_add(1, self.among, y)
+
+
+class Solver(NamedTuple):
+    """How equations of the metric are solved: by conjugate gradients."""
+
     tolerance: float
     most: int  # steps
+    inverse: Product = torch.clone  # about that of the metric: `stiff`
 
     def __call__(self, product: Product, b: Tensor, start: Tensor | None = None) -> Tensor:
         start = torch.zeros_like(b) if start is None else start
-        inverse = self.scale.square()
-        return conjugate_gradients(product, b, start, inverse, self.tolerance, self.most)
+        return conjugate_gradients(product, b, start, self.inverse, self.tolerance, self.most)
+
+
+def stiff(model: Model, data: Data, mean: Tensor, index: Tensor, k: int) -> Stiff:
+    """The ``k`` at ``mean`` (1, latents) among the latents of ``index`` (n,).
+
+    A hundred or so take two thirds of the steps off.
+    """
+    metric = model(mean).metric(1 / data.variance)
+
+    def product(v: Tensor) -> Tensor:
+        whole = v.new_zeros(len(v), mean.shape[1])
+        whole[:, index] = v
+        return metric(whole)[:, index]
+
+    values, vectors = leading(product, len(index), k, mean, powers=0)
+    return Stiff(index, vectors, (1 + values[-1]) / (1 + values) - 1)
 
 
 def deviations(model: Model, data: Data, mean: Tensor, probes: Tensor) -> Tensor:
@@ -90,8 +118,8 @@ def residuals(
 
 
 def bend(
-    model: Model, data: Data, mean: Tensor, e1: Tensor, e2: Tensor, straight: Tensor, steps: int,
-    solve: Solver,
+    model: Model, data: Data, mean: Tensor, e1: Tensor, e2: Tensor, straight: Tensor, free: Tensor,
+    steps: int, solve: Solver,
 ) -> Tensor:  # fmt: skip
     """Samples from the mean that fit the data as far as f is curved, (samples, latents).
 
@@ -99,7 +127,9 @@ def bend(
     it has the least |N^-1/2 (f(mean + r) - f(mean)) - e1|^2 + |r - e2|^2, by so many ``steps`` of
     Gauss and Newton from the straight one: randomised maximum likelihood (Oliver, He & Reynolds
     1996) about the mean. To first order in the curvature it does what geometric variational
-    inference does (Frank, Leike & Ensslin 2021, arXiv:2105.10470), by least squares.
+    inference does (Frank, Leike & Ensslin 2021, arXiv:2105.10470), by least squares. Latents of
+    which ``free`` (1, latents) is 0, for 1, stay: least squares of a field and its amplitude would
+    let the amplitude grow, since the field has less |r - e2| then.
     """
     weight, start = 1 / data.variance, model(mean).value
     wanted = start + data.variance.sqrt() * e1
@@ -111,8 +141,12 @@ def bend(
     r, at = straight, model(mean + straight)
     least = energy(at, r)
     for _ in range(steps):
-        gradient = at.vjp(weight * (at.value - wanted)) + r - e2
-        step = solve(lambda v, at=at: v + at.vjp(weight * at.jvp(v)), gradient)  # type: ignore[misc]
+        gradient = free * (at.vjp(weight * (at.value - wanted)) + r - e2)
+
+        def metric(v: Tensor, at: Linear = at) -> Tensor:
+            return v + free * at.vjp(weight * at.jvp(free * v))
+
+        step = solve(metric, gradient)
         for shorter in (0.5, 0.5, 0.5, 0.5, 0.0, 0.0):
             tried = model(mean + r - step)
             found = energy(tried, r - step)
@@ -193,23 +227,23 @@ def misfit(model: Model, data: Data, mean: Tensor, both: Tensor) -> Tensor:
 
 
 def conjugate_gradients(
-    product: Product, b: Tensor, x: Tensor, inverse: Tensor, tolerance: float, most: int
+    product: Product, b: Tensor, x: Tensor, inverse: Product, tolerance: float, most: int
 ) -> Tensor:
     """x (samples, latents) of ``product``(x) = b for a positive definite product of each sample.
 
-    From ``x``; ``inverse`` (1, latents), positive, is about that of its diagonal. Stops when r P r
-    of all residuals r, of all processes, is below ``tolerance``^2 b P b, P that inverse: so that
-    any number of processes gives the samples of one.
+    From ``x``; ``inverse`` is about that of ``product``, positive definite. Stops when r P r of
+    all residuals r, of all processes, is below ``tolerance``^2 b P b, P that inverse: so that any
+    number of processes gives the samples of one.
     """
-    goal = tolerance**2 * (b * inverse * b).sum(1, keepdim=True)
+    goal = tolerance**2 * (b * inverse(b)).sum(1, keepdim=True)
     r = b - product(x)
-    p = inverse * r
+    p = inverse(r)
     size = (r * p).sum(1, keepdim=True)
     for i in range(most):
         q = product(p)
         alpha = size / (p * q).sum(1, keepdim=True).clamp_min(1e-30)
         x, r = x + alpha * p, r - alpha * q
-        z = inverse * r
+        z = inverse(r)
         new = (r * z).sum(1, keepdim=True)
         # asked every few steps: an answer makes a GPU wait
         if i % 5 == 4 and everywhere((new <= goal).all()):

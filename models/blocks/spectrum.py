@@ -14,11 +14,13 @@ SMALL = 256  # rows of a matrix that is simply written out
 Product = Callable[[Tensor], Tensor]
 
 
-def leading(product: Product, n: int, k: int, like: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+def leading(
+    product: Product, n: int, k: int, like: Tensor, seed: int = 0, powers: int = 1
+) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues, falling, and their vectors (n, k), of a semi-definite matrix.
 
-    Randomised subspace iteration (Halko, Martinsson & Tropp 2011), one power. ``product`` maps
-    (vectors, n) to the same.
+    Randomised subspace iteration (Halko, Martinsson & Tropp 2011) of so many ``powers``; with none
+    directions are rough. ``product`` maps (vectors, n) to the same.
     """
 
     def all_of(v: Tensor) -> Tensor:
@@ -27,7 +29,7 @@ def leading(product: Product, n: int, k: int, like: Tensor, seed: int = 0) -> tu
 
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(n, min(n, k + MORE), generator=generator).to(like)
-    for _ in range(2):
+    for _ in range(1 + powers):
         v = torch.linalg.qr(all_of(v)).Q
     small = v.T @ all_of(v)
     values, vectors = torch.linalg.eigh(0.5 * (small + small.T))

@@ -19,14 +19,14 @@ from models.dust.pictures import pictures
 from models.dust.prior import HYPER, Prior, Processes, refuse_too_large_map
 from models.dust.query import query, sky_map, stars_at
 from models.dust.rows import OUTPUTS, log_density, rows, slices
-from models.dust.variational import BENT, Here
+from models.dust.variational import BENT, Here, stiff
 from physics.extinction import Paths
 from physics.gaussian_process import GaussianProcess
 from physics.icr import grids, matern
 
 GUIDES, PRIORS = ("curved", "mgvi", "hmc", "meanfield"), ("icr", "vecchia")
 NEWTON = 5  # steps of an outer iteration at most
-ROUGH = 3  # iterations after which samples that are bent move the mean by one step
+ROUGH = 4  # first iterations, of noise that is 2^4, 2^3, ... times as large as it is
 PROBES = 64  # random vectors for the diagonal of the metric
 FARTHEST = 0.3  # that ln scale goes in an iteration: its derivative is that of where it was
 BOUND = 4  # pairs that the evidence bound is taken of
@@ -262,10 +262,11 @@ class Dust(Component):
             wanted = self.scale_error * self.mean.detach()[0, -1] - self.log_scale
             self.log_scale += wanted.clamp(-FARTHEST, FARTHEST)
         with torch.no_grad():
-            here = self._here(batch, self.stars(batch), self.mean, self.samples())
+            rough = max(0, min(ROUGH, self.epochs - 1) - self.current_epoch)
+            here = self._here(batch, self.stars(batch), self.mean, self.samples(), 2.0**rough)
             noise = self._noise(range(rank, self.pairs, world), self._n_noise(batch))
             mine = here.residuals(noise, self.tolerance)[1]
-            steps = 1 if here.bends and self.current_epoch >= ROUGH else NEWTON
+            steps = 1 if here.bends and not rough else NEWTON
             mean, energy = here.newton(mine, steps, self.tolerance)
             self.residuals.copy_(torch.cat([of_all_ranks(x, world) for x in mine.chunk(2)]))
             # in the second half ever less, so that the mean is that over many sets of samples
@@ -276,14 +277,21 @@ class Dust(Component):
         loss = (energy + 0.5 * here.data.variance.log().sum()) / len(here.data.value)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
 
-    def _here(self, batch: Batch, stars: Stars, mean: Tensor, samples: Tensor) -> Here:
-        """An iteration about ``mean`` (1, latents), with the noise as ``samples`` have it."""
-        data = mgvi.Data(batch["extinction"].to(mean), self._variance(batch, stars, samples))
+    def _here(
+        self, batch: Batch, stars: Stars, mean: Tensor, samples: Tensor, rough: float = 1.0
+    ) -> Here:
+        """An iteration about ``mean`` (1, latents), with ``rough`` times the variance of the noise
+        that ``samples`` tell: from afar the amplitude would go too far, and be long in coming back.
+        """
+        variance = rough * self._variance(batch, stars, samples)
+        data = mgvi.Data(batch["extinction"].to(mean), variance)
         model = partial(Extinction, self.prior, stars)
+        here = Here(self.guide, model, data, mean, stiff(model, data, mean))
+        if self.guide != "meanfield":
+            return here
         # the same in all processes
         probes = self._noise(range(2000, 2000 + PROBES), len(data.value))
-        std = mgvi.deviations(model, data, mean, probes)
-        return Here(self.guide, model, data, mean, std)
+        return here._replace(std=mgvi.deviations(model, data, mean, probes))
 
     def _n_noise(self, batch: Batch) -> int:
         """Numbers that a pair of samples is drawn from."""

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from models.blocks import meanfield, mgvi
+from models.dust.prior import HYPER
 
 BENT = ("curved", "hmc")  # guides whose samples are bent; others have mirrored pairs
+COARSE, STIFF = 2**15, 150  # latents, of coarse grids first, and directions that they make up
 MOST = 300  # steps of conjugate gradients
 BENDS = 2  # steps by which a sample is bent
 TOGETHER = 8  # samples that are bent at once
@@ -20,7 +22,8 @@ class Here(NamedTuple):
     model: mgvi.Model
     data: mgvi.Data
     mean: Tensor  # (1, latents)
-    std: Tensor  # (1, latents): `mgvi.deviations`
+    inverse: mgvi.Product  # about that of the metric
+    std: Tensor | None = None  # (1, latents): `mgvi.deviations`, if latents are independent
 
     @property
     def bends(self) -> bool:
@@ -32,7 +35,7 @@ class Here(NamedTuple):
         ``noise`` (pairs, data + latents): unit normal.
         """
         e1, e2 = noise.split([len(self.data.value), self.mean.shape[1]], 1)
-        if self.guide == "meanfield":
+        if self.std is not None:
             half = self.std * e2
             return half, torch.cat([half, -half])
         about = self.model, self.data, self.mean
@@ -41,8 +44,10 @@ class Here(NamedTuple):
         e1, e2, both = (torch.cat([x, -x]).split(TOGETHER) for x in (e1, e2, half))
         if not self.bends:
             return half, torch.cat(both)
+        free = torch.ones_like(self.mean)
+        free[:, -HYPER:] = 0
         parts = zip(e1, e2, both, strict=True)
-        return half, torch.cat([mgvi.bend(*about, *part, BENDS, solve) for part in parts])
+        return half, torch.cat([mgvi.bend(*about, *part, free, BENDS, solve) for part in parts])
 
     def newton(self, both: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
         """The next mean, for samples ``both`` from this one, and the energy there."""
@@ -52,9 +57,16 @@ class Here(NamedTuple):
     def evidence_bound(self, half: Tensor, both: Tensor) -> float:
         """Of `residuals`."""
         about = self.model, self.data, self.mean
-        if self.guide == "meanfield":
+        if self.std is not None:
             return meanfield.evidence_bound(*about, self.std, both)
         return mgvi.evidence_bound(*about, half, both if self.bends else None)
 
     def _solver(self, tolerance: float) -> mgvi.Solver:
-        return mgvi.Solver(self.std.sqrt(), tolerance, MOST)
+        return mgvi.Solver(tolerance, MOST, self.inverse)
+
+
+def stiff(model: mgvi.Model, data: mgvi.Data, mean: Tensor) -> mgvi.Stiff:
+    """Among hyperparameters and excitations of grids as coarse as there is room for."""
+    place = torch.arange(mean.shape[1], device=mean.device)
+    index = torch.cat([place[:-HYPER][:COARSE], place[-HYPER:]])
+    return mgvi.stiff(model, data, mean, index, STIFF)

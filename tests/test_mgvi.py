@@ -211,7 +211,7 @@ def test_latents_that_are_held_do_not_bend():
     free = torch.ones(1, 12, dtype=D)
     free[:, -2:] = 0
     about = lambda u: LinearModel(b, u), data, torch.ones(1, 12, dtype=D)
-    solve = mgvi.Solver(1e-8, 100, mgvi.stiff(*about, torch.arange(12), 4))
+    solve = mgvi.Solver(1e-8, 100, mgvi.inverse(*about, torch.arange(12), 4))
     bent = mgvi.bend(*about, e1, e2, e2, free, 2, solve)
     torch.testing.assert_close(bent[:, -2:], e2[:, -2:])
     wanted = e1 - e2[:, -2:] @ b[:, -2:].T / data.variance.sqrt()  # of the others
@@ -234,7 +234,7 @@ def test_conjugate_gradients_are_relieved_of_stiff_directions():
         return LinearModel(root, u)
 
     about = linear, mgvi.Data(one, one), torch.zeros(1, 200, dtype=D)
-    some = mgvi.stiff(*about, torch.arange(200), 20)
+    some = mgvi.inverse(*about, torch.arange(200), 20)
     b = torch.randn(3, 200, generator=generator, dtype=D)
     steps = []
 

@@ -50,45 +50,35 @@ Model = Callable[[Tensor], Linear]
 AT_ONCE = 8  # probes
 
 
-class Stiff(NamedTuple):
-    """Directions that the data constrain most, of which conjugate gradients are relieved."""
-
-    among: Tensor  # (n,): the latents that they are made of
-    vectors: Tensor  # (n, k)
-    shrink: Tensor  # (k,): the least of their eigenvalues over each, less 1
-
-    def __call__(self, r: Tensor) -> Tensor:
-        """``r`` (samples, latents), divided by the metric as far as these directions know it."""
-        y = ((r[:, self.among] @ self.vectors) * self.shrink) @ self.vectors.T
-        return r.index_add(1, self.among, y)
-
-
 class Solver(NamedTuple):
     """How equations of the metric are solved: by conjugate gradients."""
 
     tolerance: float
     most: int  # steps
-    inverse: Product = torch.clone  # about that of the metric: `stiff`
+    inverse: Product = torch.clone  # about that of the metric: `inverse`
 
     def __call__(self, product: Product, b: Tensor, start: Tensor | None = None) -> Tensor:
         start = torch.zeros_like(b) if start is None else start
         return conjugate_gradients(product, b, start, self.inverse, self.tolerance, self.most)
 
 
-def stiff(model: Model, data: Data, mean: Tensor, index: Tensor, k: int) -> Stiff:
-    """The ``k`` at ``mean`` (1, latents) among the latents of ``index`` (n,).
+def inverse(model: Model, data: Data, mean: Tensor, among: Tensor, k: int) -> Product:
+    """About that of the metric at ``mean`` (1, latents), for (any, latents), to precondition with.
 
-    A hundred or so take two thirds of the steps off.
+    It knows the ``k`` directions that data constrain most among the latents ``among`` (n,), and
+    divides them by as much as they are constrained more than any other. A hundred or so take two
+    thirds of the steps off conjugate gradients.
     """
     metric = model(mean).metric(1 / data.variance)
 
     def product(v: Tensor) -> Tensor:
         whole = v.new_zeros(len(v), mean.shape[1])
-        whole[:, index] = v
-        return metric(whole)[:, index]
+        whole[:, among] = v
+        return metric(whole)[:, among]
 
-    values, vectors = leading(product, len(index), k, mean, powers=0)
-    return Stiff(index, vectors, (1 + values[-1]) / (1 + values) - 1)
+    values, vectors = leading(product, len(among), k, mean, powers=0)
+    shrink = (1 + values[-1]) / (1 + values) - 1
+    return lambda r: r.index_add(1, among, ((r[:, among] @ vectors) * shrink) @ vectors.T)
 
 
 def deviations(model: Model, data: Data, mean: Tensor, probes: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from models.dust.pictures import pictures
 from models.dust.prior import HYPER, Prior, Processes, refuse_too_large_map
 from models.dust.query import query, sky_map, stars_at
 from models.dust.rows import OUTPUTS, log_density, rows, slices
-from models.dust.variational import BENT, Here, stiff
+from models.dust.variational import BENT, Here, inverse
 from physics.extinction import Paths
 from physics.gaussian_process import GaussianProcess
 from physics.icr import grids, matern
@@ -286,7 +286,7 @@ class Dust(Component):
         variance = rough * self._variance(batch, stars, samples)
         data = mgvi.Data(batch["extinction"].to(mean), variance)
         model = partial(Extinction, self.prior, stars)
-        here = Here(self.guide, model, data, mean, stiff(model, data, mean))
+        here = Here(self.guide, model, data, mean, inverse(model, data, mean))
         if self.guide != "meanfield":
             return here
         # the same in all processes

@@ -65,8 +65,8 @@ class Here(NamedTuple):
         return mgvi.Solver(tolerance, MOST, self.inverse)
 
 
-def stiff(model: mgvi.Model, data: mgvi.Data, mean: Tensor) -> mgvi.Stiff:
-    """Among hyperparameters and excitations of grids as coarse as there is room for."""
+def inverse(model: mgvi.Model, data: mgvi.Data, mean: Tensor) -> mgvi.Product:
+    """About that of the metric, which directions of hyperparameters and coarse grids make up."""
     place = torch.arange(mean.shape[1], device=mean.device)
-    index = torch.cat([place[:-HYPER][:COARSE], place[-HYPER:]])
-    return mgvi.stiff(model, data, mean, index, STIFF)
+    among = torch.cat([place[:-HYPER][:COARSE], place[-HYPER:]])
+    return mgvi.inverse(model, data, mean, among, STIFF)

@@ -82,7 +82,7 @@ class Dust(Component):
         pairs: int = 4,
         draws: int = 16,
         transitions: int = 600,
-        tolerance: float = 0.1,
+        tolerance: float = 0.03,
         seed: int = 0,
         epochs: int = 8,
     ) -> None:

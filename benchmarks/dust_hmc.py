@@ -9,11 +9,12 @@
       hydra.sweep.dir=more
     python -m benchmarks.dust_hmc --transitions 0 --out benchmarks/dust_skies.csv more/*/best.ckpt
 
-The last two are of variational maps alone, on skies that nothing was chosen by. All have the data and the prior; chains begin at draws of the first map of a sky. What the
-variational samples miss, the draws have, and what stars say whose distances are uncertain: the
-chains have the integral over those, the others its mean and variance. Without clouds the prior is
-that of the sky: no other map can come nearer to its held-out stars on average. One thread; figures
-of the synthetic sky's truth, and of its held-out stars.
+The last two are of variational maps alone, on skies by which nothing was chosen. All have the data
+and the prior; chains begin at draws of the first map of a sky. What the variational samples miss,
+the draws have, and what stars say whose distances are uncertain: the chains have the integral over
+those, the others its mean and variance. Without clouds the prior is that of the sky: no other map
+can come nearer to its held-out stars on average. One thread; figures of the synthetic sky's truth,
+and of its held-out stars.
 """
 
 import argparse

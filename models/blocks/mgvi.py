@@ -117,9 +117,9 @@ def bend(
     it has the least |N^-1/2 (f(mean + r) - f(mean)) - e1|^2 + |r - e2|^2, by so many ``steps`` of
     Gauss and Newton from the straight one: randomised maximum likelihood (Oliver, He & Reynolds
     1996) about the mean. To first order in the curvature it does what geometric variational
-    inference does (Frank, Leike & Ensslin 2021, arXiv:2105.10470), by least squares. Latents of
-    which ``free`` (1, latents) is 0, for 1, stay: least squares of a field and its amplitude would
-    let the amplitude grow, since the field has less |r - e2| then.
+    inference does (Frank, Leike & Ensslin 2021, arXiv:2105.10470), by least squares. Latents
+    whose ``free`` (1, latents) is 0 in place of 1 stay straight: least squares of a field and its
+    amplitude would let the amplitude grow, since that makes |r - e2| of the field less.
     """
     weight, start = 1 / data.variance, model(mean).value
     wanted = start + data.variance.sqrt() * e1

@@ -223,7 +223,7 @@ def test_latents_that_are_held_do_not_bend():
 
 
 def test_conjugate_gradients_are_relieved_of_stiff_directions():
-    """A hundred times fewer: their equations are solved in as many steps as if they were not."""
+    """The same solution, in far fewer steps, though the directions are rough."""
     generator = torch.Generator().manual_seed(0)
     size = torch.cat([torch.full((20,), 1e4, dtype=D), torch.linspace(0, 3, 180, dtype=D)])
     turn = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=D)).Q

@@ -93,7 +93,7 @@ def main() -> None:
         "orrery": lambda seed: orrery({**settings, "seed": seed}, data)[1],
         "orrery, mgvi": lambda seed: orrery({**mgvi, "seed": seed}, data)[1],
         "orrery, mgvi, NIFTy's stencil": lambda seed: orrery({**mgvi, "seed": seed}, data, True)[1],
-        "nifty8.re": nifty(model, data),
+        "nifty8.re": nifty(model, data, clumps=settings["clumps"]),
     }
     square = torch.ones(1024, 1024)
     rows: list[dict[str, Any]] = []
@@ -179,6 +179,7 @@ def nifty_run(
     data: Any,
     cg: dict[str, Any] | None = None,
     newton: dict[str, Any] | None = None,
+    clumps: float = 0.0,
 ) -> Callable[[int, int], Found]:
     """Of a seed and so many outer iterations."""
     import jax
@@ -195,7 +196,7 @@ def nifty_run(
     dtype = jnp.float32
     (mean, mean_error), (amplitude, error) = model.prior.mean, model.prior.amplitude
     shape, base = (model.grid.nside, model.grid.shells), model._processes.levels[0].nside
-    field, _ = nifty_field(shape, base, dtype, model.scale)
+    field, _ = nifty_field(shape, base, dtype, model.scale, clumps)
     like = jax.ShapeDtypeStruct((), dtype)
     domain = jft.Vector({"xi": field.domain, "mean": like, "amplitude": like})
     build_matrices = jax.jit(lambda: field.matrices())

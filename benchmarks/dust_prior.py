@@ -169,15 +169,18 @@ def nifty_errors(base: int) -> dict[str, float]:
 
 
 def nifty_field(
-    shape: tuple[int, int], base: int, dtype: Any, scale: float = SCALE
+    shape: tuple[int, int], base: int, dtype: Any, scale: float = SCALE, clumps: float = 0.0
 ) -> tuple[Any, Grid]:
     from jax import numpy as jnp
     from nifty8.re.refine.chart import HEALPixChart
     from nifty8.re.refine.healpix_field import ChartedHPField
 
-    def kernel(distance: Any) -> Any:
+    def smooth(distance: Any) -> Any:
         x = np.sqrt(3) / scale * distance
         return (1 + x) * jnp.exp(-x)
+
+    def kernel(distance: Any) -> Any:
+        return (1 - clumps) * smooth(distance) + clumps * smooth(2 * distance)
 
     coarse, *_, fine = levels = grids(*shape, NEAREST, FARTHEST, base)
     chart = HEALPixChart(

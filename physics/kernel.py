@@ -22,3 +22,11 @@ def matern(scale: float, nu: float = 1.5) -> Kernel:
         return torch.addcmul(decay, decay, x if nu == 1.5 else x + x * x / 3)
 
     return kernel
+
+
+def clumpy(scale: float, nu: float, clumps: float) -> Kernel:
+    """`matern`, but for the share ``clumps`` of the variance, whose scale is half as long."""
+    if not 0 <= clumps < 1:
+        raise ValueError(f"clumps is {clumps}; it is a share of the variance: 0 or more, below 1")
+    smooth = matern(scale, nu)
+    return (lambda d: torch.lerp(smooth(d), smooth(2 * d), clumps)) if clumps else smooth

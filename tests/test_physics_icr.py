@@ -6,6 +6,7 @@ import torch
 
 from physics import healpix
 from physics.icr import ICR, PLAIN, WIDE, Grid, grids, matern, memory
+from physics.kernel import clumpy
 
 D = torch.float64
 SCALE = 100.0  # pc
@@ -166,6 +167,14 @@ def test_gradients_are_the_adjoint():
     field = g.clone().requires_grad_()
     (grad,) = torch.autograd.grad(icr.adjoint(field), field, xi.detach())
     torch.testing.assert_close(grad, icr.apply(xi.detach()))
+
+
+def test_clumps_are_a_share_of_the_variance_at_half_the_scale():
+    distance, kernel = torch.linspace(0, 300, 7, dtype=D), clumpy(SCALE, 1.5, 0.25)
+    known = 0.75 * matern(SCALE)(distance) + 0.25 * matern(SCALE / 2)(distance)
+    torch.testing.assert_close(kernel(distance), known)
+    with pytest.raises(ValueError, match="a share of the variance"):
+        clumpy(SCALE, 1.5, 1.0)
 
 
 @pytest.mark.parametrize("nu", [0.5, 1.5, 2.5])

@@ -22,7 +22,8 @@ from models.dust.rows import OUTPUTS, log_density, rows, slices
 from models.dust.variational import BENT, Here, inverse
 from physics.extinction import Paths
 from physics.gaussian_process import GaussianProcess
-from physics.icr import grids, matern
+from physics.icr import grids
+from physics.kernel import clumpy
 
 GUIDES, PRIORS = ("curved", "mgvi", "hmc", "meanfield"), ("icr", "vecchia")
 NEWTON = 5  # steps of an outer iteration at most
@@ -50,7 +51,8 @@ class Dust(Component):
     (`models.dust.exact`). meanfield, a baseline, takes latents for independent
     (`models.blocks.meanfield`).
 
-    With a ``scale_error`` above 0, of its logarithm, the scale of the kernel is learned too. With
+    Of the variance of ln rho the share ``clumps`` has half the scale: clouds are sharper than the
+    rest. With a ``scale_error`` above 0, of its logarithm, the scale is learned too. With
     ``noise_dof`` the errors of extinctions have Student's distribution of so many degrees of
     freedom, and stars far off count less.
 
@@ -74,13 +76,14 @@ class Dust(Component):
         nu: float = 1.5,
         scale: float = 150.0,
         scale_error: float = 0.0,
+        clumps: float = 0.0,
         amplitude: float = 1.0,
         amplitude_error: float = 0.5,
         mean_error: float = 1.0,
         noise_dof: float | None = None,
         guide: str = "curved",
         pairs: int = 4,
-        draws: int = 16,
+        draws: int = 32,
         transitions: int = 600,
         tolerance: float = 0.03,
         seed: int = 0,
@@ -102,7 +105,7 @@ class Dust(Component):
         drawn = transitions if guide == "hmc" else 0
         refuse_too_large_map(prior, levels, vectors, drawn, scale_error > 0)
         self.grid = levels[-1]
-        self.kernel = partial(matern, nu=nu)
+        self.kernel = partial(clumpy, nu=nu, clumps=clumps)
         self._processes = Processes(prior, levels, self.kernel, scale_error > 0)
         self.register_buffer("log_scale", torch.tensor(0.0))  # where it is now, from its median
         n = self.gp.n_excitations + HYPER

@@ -93,7 +93,7 @@ def exact_ages(gyro, batch, nodes=1):
                 log_p = log_p.logsumexp(0) - math.log(len(log_p))
                 parts.append((log_p.view(nodes, -1) + weight[:, None]).logsumexp(0) + w)
             columns.append(torch.stack(parts).logsumexp(0))
-        member = gyro._contaminated(torch.stack(columns, 1), batch, slice(None))
+        member = gyro.contaminated(torch.stack(columns, 1), batch, slice(None))
         mass = (member + gyro.log_prior_of(batch["colour"])).softmax(1)
     return grid.quantile(cumulative(mass), gyro.edges, torch.tensor([[0.5]]))[:, 0] - 3
 

@@ -11,18 +11,18 @@ from torch import Tensor
 from models.base import Batch, Component, Constant, Output
 from models.blocks import grid
 from models.blocks.stack import Stack
+from models.gyro import groups
 from models.gyro.ages import (
     COLOURS,
     LARGEST,
     Table,
-    joint,
     log_alive,
     log_prior,
     stretched,
     summaries,
 )
 from models.gyro.networks import FLOWS, Contamination, Rotation
-from models.gyro.scores import FEWEST, TOLD, left_out, seismic, shown, star_batch, true_rows
+from models.gyro.scores import FEWEST, left_out, seismic, shown, star_batch, true_rows
 from physics.gyrochrones import (
     MISSING_COLOUR_ERROR,
     MISSING_PERIOD_ERROR,
@@ -46,7 +46,6 @@ FLAGS = {
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 NEAR_DEX = 0.3  # clusters of about a star's age
 FAST = 0.5  # of the slow sequence's period
-LEAST_MEMBERSHIP = 0.1  # below which a star does not count in the age of its group
 MISFIT = 0.1  # greatest density per dex at any age
 QUANTILES = {"age_q025": 0.025, "age_q16": 0.16, "age_q50": 0.5, "age_q84": 0.84, "age_q975": 0.975}
 DRAWS = 16  # periods that are drawn for a star
@@ -172,10 +171,15 @@ class Gyro(Component):
         for age in self.table.ages:
             log_p = rotation.log_prob(batch["log_period"], age.expand(n), batch["colour"])
             columns.append(log_p.logsumexp(0) - math.log(rotation.members))
-        return self._contaminated(torch.stack(columns, 1), batch, own)
+        return self.contaminated(torch.stack(columns, 1), batch, own)
 
-    def _contaminated(self, log_p: Tensor, batch: Batch, own: Tensor | slice) -> Tensor:
-        """ln p (batch, n_grid) of stars; ``log_p`` as if all were dwarfs of their cluster."""
+    def contaminated(
+        self, log_p: Tensor, batch: Batch, own: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """ln p (batch, n_grid) of stars; ``log_p`` as if all were dwarfs of their cluster.
+
+        ``own``: the networks to ask.
+        """
         parts = self.contamination.parts(batch["log_period"], batch["mem_prob"], batch["above"])
         dwarf, other = (part[own].logsumexp(0) - math.log(len(part[own])) for part in parts)
         return torch.logaddexp(dwarf[:, None] + log_p, other[:, None])
@@ -216,7 +220,7 @@ class Gyro(Component):
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         valid, colour = batch["valid"], batch["colour"]
         log_p = self.table.log_likelihood(batch, self.field)
-        member = self._contaminated(log_p, batch, slice(None))
+        member = self.contaminated(log_p, batch)
         rows = summaries(member, self.log_prior_of(colour), self.edges, QUANTILES)
         cdf = rows.pop("cdf")
         rows["flags"] = self._flagged(batch, log_p, rows["age_q50"])
@@ -267,28 +271,13 @@ class Gyro(Component):
         highest = torch.where(near, high, -torch.inf).amax(1)
         return (colour < lowest) | (colour > highest)
 
-    @torch.no_grad()
     def to_stack(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """ln p of stars as members of one cluster, if they are, and of a colour that tells."""
-        colour = batch["colour"]
-        told = (colour > TOLD[0]) & (colour < TOLD[1]) & batch["valid"] & ~batch["repeated"]
-        told = told & (batch["mem_prob"] >= LEAST_MEMBERSHIP)
-        log_p = self._contaminated(self.table.log_likelihood(batch), batch, slice(None))
-        return torch.where(told[:, None], log_p, torch.nan)
+        return groups.log_likelihoods(self, batch)
 
     def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
         """The age of each group, Gyr: the product over its stars, widened by the discrepancy."""
-        rows: dict[str, list[Any]] = {}
-        levels = torch.tensor([list(QUANTILES.values())])
-        for name, total in sorted(stacked.sums.items()):
-            n = stacked.counts[name]
-            cdf = joint(total[0], self.log_prior(), self.discrepancy, self.edges)
-            ages = 10 ** (grid.quantile(cdf, self.edges, levels)[0] - 3)
-            found = {"group": name, "n_stars": n}
-            found |= dict(zip(QUANTILES, (ages if n else ages * torch.nan).tolist(), strict=True))
-            for key, value in found.items():
-                rows.setdefault(key, []).append(value)
-        return {key: np.array(values) for key, values in rows.items()}
+        return groups.table(self, stacked, QUANTILES)
 
     def age(
         self,

@@ -73,6 +73,19 @@ class Table(nn.Module):
                 total = total + self.convolved[u, v, i, j].float() * weight[:, None]
         return total
 
+    def nearest(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """`log_likelihood` at all `PERIODS`, by the nearest points: (batch, periods, ages)."""
+        excess = {name: _excess(batch, name) for name in TYPICAL}
+        found = [
+            (x[:, None] - points.to(x)).abs().argmin(1)
+            for x, points in (
+                (excess["colour"], COLOUR_WIDTHS.square()),
+                (excess["log_period"], PERIOD_WIDTHS.square()),
+                (batch["colour"], COLOURS),
+            )
+        ]
+        return self.convolved[found[0], found[1], found[2]]
+
     @property
     def convolved(self) -> Tensor:
         """The table as seen with errors, (colour widths, period widths, colours, periods, ages)."""

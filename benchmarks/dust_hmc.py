@@ -2,19 +2,19 @@
 
     python train.py -m model=dust experiment=dust_reference seed=0,1,2 model.guide=curved,mgvi \\
       hydra.sweep.dir=skies
-    python train.py -m model=dust experiment=dust_reference data.clouds=0 \\
+    python train.py -m model=dust experiment=dust_reference data.clouds=0 model.clumps=0 \\
       model.guide=curved,mgvi hydra.sweep.dir=smooth
     python -m benchmarks.dust_hmc {skies,smooth}/*/best.ckpt          # 15-35 min of CPU a sky
-    python train.py -m model=dust experiment=dust_reference seed=3,4,5,6,7,8,9,10,11,12 \
-      hydra.sweep.dir=more
+    python train.py -m model=dust experiment=dust_reference \\
+      seed=13,14,15,16,17,18,19,20,21,22 hydra.sweep.dir=more
     python -m benchmarks.dust_hmc --transitions 0 --out benchmarks/dust_skies.csv more/*/best.ckpt
 
 The last two are of variational maps alone, on skies by which nothing was chosen. All have the data
 and the prior; chains begin at draws of the first map of a sky. What the variational samples miss,
 the draws have, and what stars say whose distances are uncertain: the chains have the integral over
-those, the others its mean and variance. Without clouds the prior is that of the sky: no other map
-can come nearer to its held-out stars on average. One thread; figures of the synthetic sky's truth,
-and of its held-out stars.
+those, the others its mean and variance. Without clouds and clumps the prior is that of the sky: no
+other map can come nearer to its held-out stars on average. One thread; figures of the synthetic
+sky's truth, and of its held-out stars.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from models.gyro.scores import TOLD
 LEAST_MEMBERSHIP = 0.1  # below which a star does not count in the age of its group
 EVERY = {"age": 6, "period": 4}  # points of the grids by which ln p is expected
 AT_ONCE = 64  # stars
-# nats per star: the clusters that the shipped model learned from have 0.3 at most, mixtures by
+# nats per star: the clusters that the shipped model learned from have 0.2 at most, mixtures by
 # thirds of two of them whose ages differ by a factor of 3 have 0.5 to 1.8
 DOUBT = 0.4
 

@@ -4,7 +4,7 @@
       hydra.sweep.dir=skies
     python train.py -m model=dust experiment=dust_reference data.clouds=0 model.clumps=0 \\
       model.guide=curved,mgvi hydra.sweep.dir=smooth
-    python -m benchmarks.dust_hmc {skies,smooth}/*/best.ckpt          # 15-35 min of CPU a sky
+    python -m benchmarks.dust_hmc {skies,smooth}/*/best.ckpt          # 15-20 min of CPU a sky
     python train.py -m model=dust experiment=dust_reference \\
       seed=13,14,15,16,17,18,19,20,21,22 hydra.sweep.dir=more
     python -m benchmarks.dust_hmc --transitions 0 --out benchmarks/dust_skies.csv more/*/best.ckpt

@@ -193,7 +193,7 @@ def summarise(folder: Path) -> None:
         data = data_for(model.record, {})
         total, n, density, age = torch.zeros(()), 0, 0.0, np.nan
         for batch in data.prediction_batches():
-            log_p = model.to_stack(batch, {})
+            log_p, _ = model.to_stack(batch, {}).chunk(2, 1)  # and its expectation
             log_p = log_p[log_p.isfinite().all(1)]
             age = float(batch["log_age"].nanmedian())
             cell = int(torch.bucketize(torch.tensor(age), model.edges)) - 1

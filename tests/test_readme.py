@@ -80,7 +80,7 @@ def test_a_command_of_readme_runs(line, folder, runs):
         words += ["model.epochs=1", "data.batch_size=64"]
     elif "dust" in line:
         words = [w for w in words if "nside" not in w and "radial" not in w]
-        words += ["model.n_radial=12", "model.epochs=1"] if "train" in line else []
+        words += ["model.n_radial=12", "model.epochs=1", "model.draws=2"] if "train" in line else []
     elif "model=scatter_vae" in line:
         words += ["experiment=scatter_vae_quick", "data.batch_size=32"]
     elif "data=gc_" in line:

@@ -272,7 +272,7 @@ class Gyro(Component):
         return (colour < lowest) | (colour > highest)
 
     def to_stack(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
-        """Of members of a group whose colour tells: ln p, and its expectation, (batch, 2 n_grid)."""
+        """Of members whose colour tells ln p, and its expectation: (batch, 2 n_grid)."""
         return groups.log_likelihoods(self, batch)
 
     def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:

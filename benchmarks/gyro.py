@@ -35,6 +35,7 @@ from benchmarks.speed import best_of_five
 from configs.command_line import data_for
 from datamodules.gyro import GyroData
 from models.blocks import grid
+from models.gyro import groups
 from models.gyro.ages import joint
 from models.gyro.scores import AT_MOST, TOLD
 from physics.seismic_stars import STARS, SUN
@@ -193,7 +194,7 @@ def summarise(folder: Path) -> None:
         data = data_for(model.record, {})
         total, n, density, age = torch.zeros(()), 0, 0.0, np.nan
         for batch in data.prediction_batches():
-            log_p, _ = model.to_stack(batch, {}).chunk(2, 1)  # and its expectation
+            log_p = groups.log_likelihoods(model, batch)
             log_p = log_p[log_p.isfinite().all(1)]
             age = float(batch["log_age"].nanmedian())
             cell = int(torch.bucketize(torch.tensor(age), model.edges)) - 1

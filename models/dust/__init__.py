@@ -76,7 +76,7 @@ class Dust(Component):
         nu: float = 1.5,
         scale: float = 150.0,
         scale_error: float = 0.0,
-        clumps: float = 0.0,
+        clumps: float = 0.0,  # as in checkpoints that do not say
         amplitude: float = 1.0,
         amplitude_error: float = 0.5,
         mean_error: float = 1.0,

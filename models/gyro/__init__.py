@@ -273,7 +273,7 @@ class Gyro(Component):
 
     def to_stack(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """Of members whose colour tells ln p, and its expectation: (batch, 2 n_grid)."""
-        return groups.log_likelihoods(self, batch)
+        return groups.with_expectation(self, batch)
 
     def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
         """The age of each group, Gyr: the product over its stars, widened by the discrepancy."""

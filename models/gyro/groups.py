@@ -17,14 +17,14 @@ from models.gyro.scores import TOLD
 LEAST_MEMBERSHIP = 0.1  # below which a star does not count in the age of its group
 EVERY = {"age": 6, "period": 4}  # points of the grids by which ln p is expected
 AT_ONCE = 64  # stars
-# nats per star: the clusters that the shipped model learned from have 0.2 at most, mixtures by
-# thirds of two of them whose ages differ by a factor of 3 have 0.5 to 1.8
+# nats per star: clusters that the shipped model learned from have 0.2 at most, two of them taken
+# for one 1.4 and 1.5, or 0.0 where they are of about one age (docs/gyro.md)
 DOUBT = 0.4
 
 
 @torch.no_grad()
 def log_likelihoods(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Of stars at each age ln p of the period, and what it would be on average: (batch, 2 n_grid).
+    """Of stars as members of one group ln p of the period at each age, (batch, n_grid).
 
     ``model``: a `models.gyro.Gyro`. NaN for a star that does not count: no member, seen before, or
     of a colour that does not tell.
@@ -33,11 +33,19 @@ def log_likelihoods(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     told = (colour > TOLD[0]) & (colour < TOLD[1]) & batch["valid"] & ~batch["repeated"]
     told = told & (batch["mem_prob"] >= LEAST_MEMBERSHIP)
     log_p = model.contaminated(model.table.log_likelihood(batch), batch)
-    found = torch.cat([log_p, torch.full_like(log_p, torch.nan)], 1)
-    for some in torch.nonzero(told)[:, 0].split(AT_ONCE):
-        stars = {k: v[some] for k, v in batch.items() if isinstance(v, Tensor)}
-        found[some, log_p.shape[1] :] = expected(model, stars)
-    return torch.where(told[:, None], found, torch.nan)
+    return torch.where(told[:, None], log_p, torch.nan)
+
+
+@torch.no_grad()
+def with_expectation(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """`log_likelihoods`, and beside them what they would be on average: (batch, 2 n_grid)."""
+    log_p = log_likelihoods(model, batch)
+    mean = torch.full_like(log_p, torch.nan)
+    for some in torch.nonzero(log_p.isfinite().all(1))[:, 0].split(AT_ONCE):
+        mean[some] = expected(
+            model, {k: v[some] for k, v in batch.items() if isinstance(v, Tensor)}
+        )
+    return torch.cat([log_p, mean], 1)
 
 
 def expected(model: Any, batch: Mapping[str, Tensor]) -> Tensor:

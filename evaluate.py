@@ -25,6 +25,7 @@ def main(config: DictConfig) -> None:
     asked: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     L.seed_everything(asked["seed"], workers=True, verbose=False)
     data = command_line.data_for(checkpoint["orrery"], asked.get("data") or {})
+    command_line.refuse_overwriting(asked["output"], data)
     model = restore(checkpoint, asked.get("model") or {})
     trainer = instantiate(
         asked["trainer"],

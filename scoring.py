@@ -12,7 +12,7 @@ from benchmarks.published import peers
 from benchmarks.speed import speeds
 from datamodules.catalogue import Writer
 from datamodules.predictions import Predictions
-from datamodules.products import write_draws, write_sky_map
+from datamodules.products import check_draws, write_draws, write_sky_map
 from figures.report import metrics_table
 from figures.results import write_results
 
@@ -27,7 +27,7 @@ def evaluate(
     columns: list[str] | None = None,
 ) -> dict[str, float]:
     """Predict every row; write them to ``output``; score, plot and report where truth is known."""
-    of_model = output and output.endswith(".fits") and data.path is None
+    of_model = output and output.lower().endswith((".fits", ".fit")) and data.path is None
     if output and of_model and (whole := model.whole(columns)):
         if trainer.is_global_zero:
             write_sky_map(output, whole, {"model": title})
@@ -93,6 +93,8 @@ def infer(
     model: Any, data: Any, run_dir: Path, title: str, seed: int, output: str | None = None
 ) -> dict[str, float]:
     """What all rows say together: posterior draws to ``output``, their diagnostics and figures."""
+    if output:
+        check_draws(output)
     product = model.infer(data, run_dir, seed)
     if output:
         facts = {key: str(model.record[key]) for key in ("versions", "git_commit")}

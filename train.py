@@ -51,14 +51,15 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     model = build(plain["model"])
     command_line.set_precision(model, plain["trainer"]["precision"])
     described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
-    provenance = data.provenance()
-    model.record = new_record(described, provenance, data.found_out())
+    model.record = new_record(described, data.provenance(), data.found_out())
     if plain["checkpoint"]:
-        command_line.refuse_other_data(provenance, plain["checkpoint"])
+        command_line.refuse_other_data(model.record, plain["checkpoint"])
     else:
         model.prepare(data)
     if plain["init_from"]:
-        load_weights(model, zoo.find(plain["init_from"]))
+        begun = zoo.find(plain["init_from"])
+        command_line.refuse_leak(model.record, read_checkpoint(begun)[RECORD], begun)
+        load_weights(model, begun)
 
     tracking.offline_unless_asked()
     if model.last_is_best:
@@ -80,6 +81,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     model.eval().calibrate(data)
     final = {key: best[key] for key in ("epoch", "global_step", "pytorch-lightning_version")}
     final |= {"state_dict": model.state_dict(), RECORD: model.record}
+    if trainer.is_global_zero:  # before it is scored: what goes wrong there costs no model
+        write_checkpoint(final, run_dir / "best.ckpt")
     component = plain["model"]["_target_"].split(".")[1]
     metrics: dict[str, float] = {}
     if data.n_predicted():  # data.test_fraction=0 leaves no test rows

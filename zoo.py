@@ -46,6 +46,8 @@ class Predictor:
         asked = {"path": None, "group": None, "keep": [], "group_by": None, **data}
         source = data_for(self.model.record, asked)
         source.table, source.split = table, "all"
+        if twice := [name for name in source.keep if name in self.model.outputs]:
+            raise ValueError(f"keep: {', '.join(twice)}: predictions have this name; rename it")
         try:
             parts = [Table(rows) for rows in self._rows(source)]
         except ValueError as error:

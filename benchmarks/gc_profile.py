@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from benchmarks.published import sha256
+from datamodules.catalogue import sha256
 from datamodules.gc_profile import GCProfile
 from models.checkpoint import read_checkpoint, restore
 from models.gc_emulator.posterior import PARAMETERS

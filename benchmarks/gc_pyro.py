@@ -70,9 +70,8 @@ def of_stars(n: int, sky: bool) -> Stars | Sky:
     stars = data.stars()
     if not sky:
         return Stars(emulator, torch.stack([stars[name] for name in PHASE], -1)[None])
-    mean, error = data.distance(stars)
     seen = sky_stars({name: value[None] for name, value in stars.items()})
-    return Sky(emulator, seen, (1e3 * mean, 1e3 * error))
+    return Sky(emulator, seen, data.distance(stars))
 
 
 def ours(posterior: Stars | Sky) -> tuple[dict[str, int], dict[str, float], dict[str, Tensor]]:

@@ -1,16 +1,10 @@
 """The committed tables of the benchmarks, and which of their rows an evaluation stands beside."""
 
 import csv
-import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-
-
-def sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def peers(

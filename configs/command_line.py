@@ -124,13 +124,35 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
     return merged
 
 
-def refuse_other_data(provenance: Mapping[str, Any], checkpoint: str) -> None:
-    """A run goes on only with the data it began with."""
+def refuse_other_data(record: Mapping[str, Any], checkpoint: str) -> None:
+    """A run goes on only with the data it began with: else what is held out was trained on."""
     from models.checkpoint import RECORD, read_checkpoint
 
-    began = read_checkpoint(checkpoint)[RECORD]["data"]
-    if {**began, "path": None} != {**provenance, "path": None}:
-        raise ValueError(f"{checkpoint} was trained on {began}, and the data are now {provenance}")
+    before = read_checkpoint(checkpoint)[RECORD]
+    began, now = ({**one["data"], "path": None} for one in (before, record))
+    if began != now:
+        raise ValueError(f"{checkpoint} was trained on {before['data']}, now are {record['data']}")
+    began, now = before["config"]["data"], record["config"]["data"]
+    for key in sorted(began.keys() | now.keys()):
+        if key not in OF_A_RUN and began.get(key) != now.get(key):
+            raise ValueError(
+                f"{checkpoint} was trained with data.{key}={began.get(key)}, and it is now "
+                f"{now.get(key)}: other rows would be held out, or others trained on"
+            )
+
+
+def refuse_leak(record: Mapping[str, Any], begun: Mapping[str, Any], checkpoint: Path) -> None:
+    """Weights that have learned from a file are not tested on the rows they learned from."""
+    if "sha256" not in begun["data"] or begun["data"]["sha256"] != record["data"].get("sha256"):
+        return
+    began, now = begun["config"]["data"], record["config"]["data"]
+    for key in SPLIT:
+        if began.get(key) != now.get(key):
+            raise ValueError(
+                f"init_from: {checkpoint} was trained on the same file with data.{key}="
+                f"{began.get(key)}, and it is now {now.get(key)}: rows that it has learned from "
+                f"would be held out; say data.{key}={began.get(key)}"
+            )
 
 
 def set_precision(model: Any, precision: str) -> None:
@@ -147,6 +169,8 @@ def set_precision(model: Any, precision: str) -> None:
 # Settings of the data on which a checkpoint's split of its training file rests, and those that
 # belong to that file alone.
 SPLIT = ("seed", "val_fraction", "test_fraction", "train_where")
+# settings that do not decide what is learned from, and in which order
+OF_A_RUN = ("path", "keep", "group_by", "origin", "num_workers", "predict_batch_size")
 OF_ONE_FILE = ("group", "keep", "group_by", "train_where")
 
 
@@ -194,6 +218,16 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
             f"test rows are no longer known; name a catalogue: data.path=<file>"
         )
     return data
+
+
+def refuse_overwriting(output: str | None, data: Any) -> None:
+    """A catalogue does not give way to its predictions."""
+    from datamodules.catalogue import files_of
+
+    if output and data.path and Path(output).exists():
+        for name in files_of(data.path):
+            if Path(name).exists() and Path(output).samefile(name):
+                raise ValueError(f"output={output} is the catalogue itself; name another file")
 
 
 def quiet() -> None:

@@ -1,28 +1,18 @@
-"""Rows of a catalogue as batches: splits, the seeded epoch sampler, streaming for predictions."""
+"""Rows of a catalogue as batches: what is read, splits, streaming for predictions."""
 
-import hashlib
-import operator
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader
 
-from datamodules.catalogue import (
-    Catalogue,
-    convert,
-    files_of,
-    open_catalogue,
-    read_table,
-    resolve,
-)
-
-Rows = dict[str, Tensor]
+from datamodules.batches import BatchShares, GlobalBatches, PredictionStream, Rows
+from datamodules.catalogue import Catalogue, convert, open_catalogue, read_table, sha256, where
+from datamodules.catalogue.columns import is_unknown, refuse_unknown, resolve, unused
 
 # Rows that choose the best epoch. Their loss is compared with itself, so that few are enough;
 # `calibrate` takes all of them.
@@ -40,6 +30,9 @@ class CatalogueData(L.LightningDataModule):
     """
 
     product: bool | str = False  # whether a model takes all rows together, by `infer`, and as what
+    # role -> the column that it has by default, of the roles that `columns` can name; those with a
+    # star stand for many; empty: any
+    known_roles: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -61,9 +54,11 @@ class CatalogueData(L.LightningDataModule):
         super().__init__()
         if split not in ("test", "all"):
             raise ValueError(f"data.split is '{split}'; it is 'test' or 'all'")
-        self.path, self.group, self.keep = path, group, list(keep)
+        self.path, self.group = path, group
+        self.keep = [keep] if isinstance(keep, str) else list(keep)
         self.group_by = group_by
         self.columns = {k: v for k, v in (columns or {}).items() if v is not None}
+        refuse_unknown(self.columns, self.known_roles)
         self.train_where, self.split, self.seed = train_where, split, seed
         self.batch_size, self.predict_batch_size = batch_size, predict_batch_size
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
@@ -190,7 +185,8 @@ class CatalogueData(L.LightningDataModule):
     def keep_units(self) -> dict[str, str]:
         """Units of the pass-through columns, for the file of predictions."""
         with self.open("test") as catalogue:
-            return {n: str(catalogue.units[n]) for n in self.keep if n in catalogue.units}
+            units = {n: catalogue.units[n] for n in self.keep if n in catalogue.units}
+            return {n: str(unit) for n, unit in units.items() if not is_unknown(unit)}
 
     # --- what they share ----------------------------------------------------------------------
 
@@ -231,6 +227,7 @@ class CatalogueData(L.LightningDataModule):
         return {"path": str(self.path), "sha256": sha256(self.path), "rows": rows}
 
     def _batch(self, row: np.ndarray, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
+        columns = {k: v for k, v in columns.items() if not k.startswith("keep:")}
         try:
             return self.to_batch(columns, training)
         except ValueError as error:
@@ -253,6 +250,8 @@ class CatalogueData(L.LightningDataModule):
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """(row numbers, columns by role in the wanted units), chunk by chunk."""
         wanted = {role: column for role, (column, _) in roles.items()}
+        for text in unused(catalogue.names, wanted, self.columns, self.known_roles, self.keep):
+            self.say(f"{self.label}: {text}")
         wanted |= {f"keep:{name}": name for name in self.keep}
         if self.group_by:
             wanted["group_by"] = self.group_by
@@ -303,97 +302,6 @@ class CatalogueData(L.LightningDataModule):
         return {"test": order[:n_test], "val": val, "train": train}
 
 
-class GlobalBatches(Sampler):
-    """Each epoch's global batches: (row numbers, seed of the step), from seed and epoch alone.
-
-    A resumed run therefore meets the batches that the uninterrupted one would have met, and
-    every process the same ones, of which `BatchShares` takes its share.
-    """
-
-    def __init__(self, n: int, batch_size: int, seed: int, multiple_of: int = 1) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
-        self.batch_size = min(batch_size, n // multiple_of * multiple_of)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.n // self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        order = torch.randperm(self.n, generator=generator)
-        seeds = torch.randint(2**62, (len(self),), generator=generator).tolist()
-        for i, seed in enumerate(seeds):
-            yield order[i * self.batch_size : (i + 1) * self.batch_size], seed
-
-
-class BatchShares(Dataset):
-    """This process's rows of a global batch.
-
-    The whole batch is augmented before it is shared out, so that any number of processes sees
-    the same random numbers, and their mean gradient is that of one process.
-    """
-
-    def __init__(self, data: CatalogueData, rank: int, world: int) -> None:
-        self.data, self.rank, self.world = data, rank, world
-
-    def __getitem__(self, request: tuple[Tensor, int]) -> Rows:
-        index, seed = request
-        batch = {name: values[index] for name, values in self.data.rows["train"].items()}
-        batch = self.data.augment(batch, torch.Generator().manual_seed(seed))
-        return {name: values[self.rank :: self.world] for name, values in batch.items()}
-
-
-class PredictionStream(IterableDataset):
-    """`CatalogueData.prediction_batches` for a DataLoader."""
-
-    def __init__(self, data: CatalogueData, rank: int, world: int) -> None:
-        self.data, self.rank, self.world = data, rank, world
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self.data.prediction_batches(self.rank, self.world)
-
-
 def _as_it_is(batch: Any) -> Any:
     """Pass-through columns stay numpy arrays, text among them."""
     return batch
-
-
-COMPARE = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
-
-
-def where(catalogue: Catalogue, condition: str) -> np.ndarray:
-    """Mask of the rows that meet e.g. ``"secure == 1 and mag_i < 22.5"``."""
-    mask = np.ones(len(catalogue), bool)
-    for clause in re.split(r"\s+and\s+", condition.strip()):
-        match = re.fullmatch(r"(\S+?)\s*(==|!=|<=|>=|<|>)\s*(\S+)", clause)
-        if not match:
-            raise ValueError(
-                f"data.train_where: '{clause}' is not '<column> <comparison> <value>', such as "
-                f"'secure == 1'; join several with ' and '"
-            )
-        column, comparison, value = match.groups()
-        resolve(catalogue.names, {"train_where": column}, catalogue.path)
-        values = np.concatenate([chunk[column] for chunk in catalogue.chunks([column])])
-        other = float(value) if values.dtype.kind in "iufb" else value.strip("'\"")
-        mask &= COMPARE[comparison](values, other)
-    if not mask.any():
-        raise ValueError(f"{catalogue.path}: no row meets data.train_where='{condition}'")
-    return mask
-
-
-def sha256(path: str) -> str:
-    """Of a file; of several that a pattern names, that of their hashes."""
-    found = []
-    for name in files_of(path):
-        with open(name, "rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()

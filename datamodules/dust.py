@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,11 @@ A_V_PER_E = 2.8  # Zhang, Green & Rix (2023), sec. 3
 ZGR23 = {"estimates": "stellar_params_est", "errors": "stellar_params_err"}
 
 
+PLACE = (*GALACTIC, *EQUATORIAL, "parallax", "parallax_error", "distance", "distance_error")
+MEASURED = ("extinction", "extinction_error")
+POSSIBLE = (-10.0, 100.0)  # extinctions; -999 and the like are none
+
+
 class DustData(CatalogueData):
     """Directions, distances and extinctions of stars.
 
@@ -41,6 +46,8 @@ class DustData(CatalogueData):
     Without ``path``: `physics.dust_sky` on the voxels of ``nside`` x ``n_radial`` from ``nearest``
     to ``farthest``, pc, with ``n_stars`` before the cut.
     """
+
+    known_roles: ClassVar = {role: role for role in (*PLACE, *MEASURED)}
 
     def __init__(
         self,
@@ -92,27 +99,47 @@ class DustData(CatalogueData):
         roles: dict[str, tuple[str, str | None]] = {role: (column(role), "deg") for role in pair}
         if column("extinction") not in names and set(ZGR23.values()) <= names:
             return roles | {role: (name, None) for role, name in ZGR23.items()}
-        if column("distance") in names:
+        if column("distance") in names or "distance" in self.columns:
             roles["distance"] = (column("distance"), "pc")
-            if column("distance_error") in names:
+            if column("distance_error") in names or "distance_error" in self.columns:
                 roles["distance_error"] = (column("distance_error"), "pc")
         else:
             roles |= {r: (column(r), "mas") for r in ("parallax", "parallax_error")}
-        known = [column(r) in names for r in ("extinction", "extinction_error")]
+        known = [column(r) in names for r in MEASURED]
         if training or all(known):
-            roles |= {r: (column(r), None) for r in ("extinction", "extinction_error")}
+            roles |= {r: (column(r), self._unit(catalogue, column(r))) for r in MEASURED}
+        elif missing := [
+            column(r) for r in MEASURED if r in self.columns and column(r) not in names
+        ]:
+            self.say(f"{self.label} has no column {' and '.join(missing)}: nothing is scored")
         return roles
+
+    def _unit(self, catalogue: Catalogue, column: str) -> str | None:
+        """What a column of extinctions is converted to, if it says what it is in."""
+        unit = catalogue.units.get(column)
+        if unit is None or unit == u.dimensionless_unscaled:
+            return None
+        if self.per_unit == 1:
+            self.say(
+                f"{self.label}: column '{column}' is in {unit}, and is taken as E of Zhang, Green "
+                f"& Rix (2023); of A_V, which is {A_V_PER_E} E, say data.extinction_unit=A_V"
+            )
+        return "mag"
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         values: dict[str, np.ndarray] = {
-            name: numbers(v)
+            name: numbers(v, str(self.columns.get(name, name)))
             for name, v in columns.items()
-            if not name.startswith(("keep:", "group_by"))
+            if name != "group_by"
         }
         if "estimates" in values:
             for role, more in (("estimates", ""), ("errors", "_error")):
                 both = values.pop(role)[:, -2:].T
                 values |= {f"extinction{more}": both[0], f"parallax{more}": both[1]}
+        if "extinction" in values and not training:
+            value = values["extinction"]
+            possible = (value > POSSIBLE[0]) & (value < POSSIBLE[1])
+            values["extinction"] = np.where(possible, value, np.nan)
         for name, value in values.items():
             column = str(self.columns.get(name, name))
             optional = name.startswith("extinction") and not training
@@ -123,6 +150,12 @@ class DustData(CatalogueData):
                 refuse(value <= 0, column, value, "is no error", "above 0", "drop those stars")
             if name in ("parallax_error", "distance_error"):
                 refuse(value < 0, column, value, "is no error", "0 or more", "drop those stars")
+            if name == "extinction":
+                wrong = (value <= POSSIBLE[0]) | (value >= POSSIBLE[1])
+                refuse(wrong, column, value, "is no extinction", "-10 to 100", "drop those stars")
+            if name in ("b", "dec"):
+                refuse(np.abs(value) > 90, column, value, "is no latitude", "deg, -90 to 90",
+                       "drop or mend those rows")  # fmt: skip
             if name == "distance":
                 refuse(value <= 0, column, value, "is no distance", "pc, above 0", "mend it")
         batch = {"direction": self._direction(values)}

@@ -1,7 +1,7 @@
 """Which cluster models the emulator learns from, and on which it is judged."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class GCEmulatorData(CatalogueData):
                 f"each of the {n_W0} x {n_g} x {n_ra} nodes is needed once an epoch: "
                 f"data.batch_size={self.batch_size} must divide their number"
             )
+
+    known_roles: ClassVar = {name: name for name in ("W0", "g", "rh_ra")}
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
         return {name: (self.columns.get(name, name), None) for name in self.names}

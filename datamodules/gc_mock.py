@@ -38,9 +38,9 @@ def observed(
     def uniform(m: int) -> Tensor:
         return torch.rand(m, generator=generator, dtype=torch.float64)
 
-    east, north = ((sky[:, 0] - centre[0]) * centre[1].cos(), sky[:, 1] - centre[1])
-    rho = torch.hypot(east, north) / ARCMIN
     if selected is not None:
+        ra, dec = np.radians(selected.centre)
+        rho = torch.hypot((sky[:, 0] - ra) * np.cos(dec), sky[:, 1] - dec) / ARCMIN
         r, share = (torch.from_numpy(x) for x in (selected.radius, selected.completeness))
         complete = torch.from_numpy(np.interp(rho, r, share, left=0, right=0))
         sky = sky[uniform(len(sky)) < complete]
@@ -54,8 +54,8 @@ def observed(
         tried = ARCMIN * tried[keep][:of_field]
         angle = 2 * np.pi * uniform(of_field)
         field = normal(of_field, 6)
-        field[:, 0] = centre[0] + tried * angle.cos() / centre[1].cos()
-        field[:, 1] = centre[1] + tried * angle.sin()
+        field[:, 0] = ra + tried * angle.cos() / np.cos(dec)
+        field[:, 1] = dec + tried * angle.sin()
         field[:, 2] = 1e3 / (1.2e3 / centre[2] + 0.3e3 / centre[2] * field[:, 2]).clamp_min(1e-2)
         field[:, 3:5] = centre[3:5] * 0.5 + 3.0 * field[:, 3:5]
         field[:, 5] = 60 * field[:, 5]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from astropy import units as u
 
-from datamodules.base import CatalogueData, sha256
+from datamodules.base import CatalogueData
+from datamodules.catalogue import sha256
 from datamodules.values import refuse
 from physics.cluster_profiles import UNITS, Profile, observed, projected, radius
 from physics.lowered_isothermal import solve

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,7 +47,8 @@ class GCStars(CatalogueData):
     Phase space: ``x y z``, pc, and ``vx vy vz``, km/s, relative to the centre. Sky: ``ra dec``, and
     what there is of ``pmra pmdec``, ``parallax`` and ``radial_velocity``, each with its error, and
     of ``ra_error dec_error`` (any of these may be masked for some stars). ``distance`` and
-    ``distance_error``, kpc, are then a normal prior; null: from the parallaxes, to 10%.
+    ``distance_error``, kpc, are then a normal prior; null: parallaxes tell, whose errors are taken
+    as each star's own. What Gaia's have in common, about .01 mas, is the user's to add.
 
     ``radius`` [r_min, r_max], arcmin about ``centre`` [ra, dec], deg, is where stars were selected;
     others are dropped. ``completeness``: a table with columns ``radius``, arcmin, and
@@ -62,6 +63,11 @@ class GCStars(CatalogueData):
     """
 
     product = "stars"
+    known_roles: ClassVar = {role: role for role in PHASE} | {
+        role: column
+        for group in (NEEDED, *MEASURED.values())
+        for role, (column, _) in group.items()
+    }
 
     def __init__(
         self,
@@ -82,6 +88,7 @@ class GCStars(CatalogueData):
         self.asked, self.centre, self.radius = (distance, distance_error), centre, radius
         self.completeness = completeness
         self.mock_error, self.mock_rv_error = mock_error, mock_rv_error
+        self.listed: dict[str, np.ndarray] = {}  # of `stars`: rows of the catalogue, what is kept
         self.parameters = {k: float(v) for k, v in (truth or {}).items()}
         known = set(self.parameters) - {"rh_ra"}
         if self.path is None and known not in (set(TRUTH), {*TRUTH, *SKY_TRUTH}):
@@ -145,7 +152,11 @@ class GCStars(CatalogueData):
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        values: dict[str, np.ndarray] = {name: numbers(v) for name, v in columns.items()}
+        values: dict[str, np.ndarray] = {
+            name: numbers(v, str(self.columns.get(name, name)))
+            for name, v in columns.items()
+            if name != "group_by"
+        }
         known = NEEDED | {k: v for group in MEASURED.values() for k, v in group.items()}
         for name, value in values.items():
             column = str(self.columns.get(name, known.get(name, (name,))[0]))
@@ -165,6 +176,9 @@ class GCStars(CatalogueData):
         batches = list(self.prediction_batches())
         names = [n for n in batches[0] if n not in ("row", "keep", "group")]
         stars = {name: torch.cat([batch[name] for batch in batches]) for name in names}
+        self.listed = {"row": torch.cat([batch["row"] for batch in batches]).numpy()}
+        for name in self.keep:
+            self.listed[name] = np.concatenate([batch["keep"][name] for batch in batches])
         if "ra" not in stars:
             if self.radius is not None or self.completeness or self.field:
                 raise ValueError(
@@ -196,6 +210,7 @@ class GCStars(CatalogueData):
                 f"{int((~inside).sum()):,} of {len(ra):,} stars lie outside of {chosen.radius[0]:g}"
                 f" to {chosen.radius[-1]:g} arcmin and are dropped"
             )
+        self.listed = {name: value[inside.numpy()] for name, value in self.listed.items()}
         return {name: value[inside] for name, value in stars.items()}
 
     def selected(self) -> Selected | None:
@@ -219,14 +234,20 @@ class GCStars(CatalogueData):
             )  # fmt: skip
         return Selected((float(centre[0]), float(centre[1])), r, share)
 
-    def distance(self, stars: Mapping[str, Tensor]) -> tuple[float, float]:
-        """Mean and standard deviation of the prior of the distance, kpc."""
+    def distance(self, stars: Mapping[str, Tensor]) -> tuple[float, float | None]:
+        """Mean and standard deviation of the prior of the distance, kpc; None: parallaxes tell.
+
+        The mean is then where to begin: that of the median star, for some may be of the field.
+        """
         distance, error = self.asked
         if distance is None and "parallax" in stars:
-            weight = stars["parallax_error"] ** -2.0
-            mean = float((stars["parallax"] * weight).nansum() / weight.nansum())
-            if mean * float(weight.nansum()) ** 0.5 > 5:
-                return 1 / mean, 0.1 / mean
+            known = stars["parallax"].isfinite()
+            parallax, weight = stars["parallax"][known], stars["parallax_error"][known] ** -2.0
+            order = parallax.argsort()
+            middle = torch.searchsorted(weight[order].cumsum(0), 0.5 * weight.sum())
+            median = float(parallax[order][middle]) if len(order) else 0.0
+            if median * float(weight.sum()) ** 0.5 > 5:
+                return 1 / median, None
         if distance is None:
             raise ValueError(
                 f"the distance of {self.label} is not known, and its parallaxes do not tell: "

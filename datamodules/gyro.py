@@ -1,7 +1,7 @@
 """Rotation periods and colours: stars of open clusters to learn from, or any to be aged."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -69,6 +69,11 @@ class GyroData(CatalogueData):
     Without ``path``: `physics.gyrochrones`, clusters of known ages, drawn apart for the test.
     """
 
+    known_roles: ClassVar = {
+        **{role: column for role, (column, _) in ROLES.items()},
+        **{role: role for role in (*REDDENING, "good")},
+    }
+
     def __init__(
         self,
         n_clusters: int = 24,
@@ -87,12 +92,6 @@ class GyroData(CatalogueData):
         self._ids: set[tuple[str, str]] = set()
 
     def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
-        known = [*ROLES, *REDDENING, "good"]
-        if unknown := sorted(set(self.columns) - set(known)):
-            raise ValueError(
-                f"data.columns.{unknown[0]} is none of {', '.join(known)}: these are the roles "
-                f"that a column can have"
-            )
         if len(both := [role for role in REDDENING if role in self.columns]) > 1:
             raise ValueError(f"data.columns.{' and data.columns.'.join(both)}: name one of them")
         roles = {}
@@ -179,13 +178,7 @@ class GyroData(CatalogueData):
         yield from super().prediction_batches(rank, world)
 
     def _numbers(self, columns: Mapping[str, np.ndarray], role: str) -> np.ndarray:
-        try:
-            return numbers(columns[role])
-        except (TypeError, ValueError) as error:
-            name = self.columns.get(role, ROLES.get(role, (role,))[0])
-            raise ValueError(
-                f"column '{name}' ({role}) holds what is no number: {error}"
-            ) from error
+        return numbers(columns[role], self.columns.get(role, ROLES.get(role, (role,))[0]))
 
     def _check_scale(self, prot: np.ndarray) -> None:
         good = prot[np.isfinite(prot) & (prot > 0)]
@@ -236,7 +229,7 @@ class GyroData(CatalogueData):
             column, unit = ROLES.get(role, (role, None))
             column = self.columns.get(role, column)
             if column in catalogue.names:
-                parts = [self._numbers(c, column) for c in catalogue.chunks([column])]
+                parts = [numbers(c[column], column) for c in catalogue.chunks([column])]
                 values = np.concatenate(parts)
                 if unit:
                     values = convert(values, catalogue.units.get(column), unit, column)

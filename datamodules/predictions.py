@@ -55,6 +55,12 @@ class Predictions(L.Callback):
         for name in self.columns or ():
             if name not in known:
                 raise ValueError(f"columns: there is no output '{name}'; there are {known}")
+        if twice := [name for name in self.keep if name in (self.columns or known)]:
+            raise ValueError(
+                f"data.keep: {', '.join(map(repr, twice))} would stand beside the prediction of "
+                f"that name; rename it in the catalogue, or leave the prediction out: "
+                f"columns=[{','.join(n for n in known if n not in twice)}]"
+            )
         self.part = self.path if self.world == 1 else self._part(self.rank)
 
     def on_predict_batch_start(

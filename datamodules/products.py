@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import h5netcdf
+import h5py
 import numpy as np
 
 # leading dimensions of ArviZ's groups
 SAMPLED = {"posterior": ("chain", "draw"), "posterior_predictive": ("chain", "draw")}
+
+
+def check_draws(path: str | Path) -> None:
+    """Refuse a file that `write_draws` cannot write: to be asked before there are draws."""
+    path = Path(path)
+    if path.suffix != ".nc":
+        raise ValueError(f"output={path}: posterior draws are written as NetCDF, <name>.nc")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"output={path}: its folder does not exist; make it first")
 
 
 def write_draws(
@@ -23,8 +33,6 @@ def write_draws(
     Those of the groups ``posterior`` and ``posterior_predictive`` begin with (chains, draws).
     """
     path = Path(path)
-    if path.suffix != ".nc":
-        raise ValueError(f"output={path}: posterior draws are written as NetCDF, <name>.nc")
     part = path.with_name(f".{path.name}.part")
     try:
         with h5netcdf.File(part, "w") as file:
@@ -52,7 +60,11 @@ def _write_group(
         for i, size in enumerate(values.shape[len(leading) :]):
             dimensions.append(f"{name}_dim_{i}")
             group.dimensions[dimensions[-1]] = size
-        variable = group.create_variable(name, tuple(dimensions), data=values)
+        if values.dtype.kind in "UO":
+            values, kind = values.astype(object), h5py.string_dtype()
+        else:
+            kind = values.dtype
+        variable = group.create_variable(name, tuple(dimensions), kind, values)
         if units.get(name):
             variable.attrs["units"] = units[name]
 

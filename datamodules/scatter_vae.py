@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -69,6 +69,8 @@ class ScatterVaeData(CatalogueData):
         low, high = magnitudes
         self.magnitudes, self.scatter = (float(low), float(high)), scatter
         self.correlations_of = correlations_of
+
+    known_roles: ClassVar = {**COLUMNS, "flux": "flux"}
 
     # --- columns ------------------------------------------------------------------------------
 
@@ -192,7 +194,7 @@ class ScatterVaeData(CatalogueData):
     ) -> np.ndarray:
         """What coefficients are divided by, (batch,)."""
         if "flux" in columns:
-            flux, name = numbers(columns["flux"]), str(self.columns["flux"])
+            flux, name = numbers(columns["flux"], self.columns["flux"]), str(self.columns["flux"])
         elif self.format == SAMPLED:
             flux, name = bands[SAMPLED][0].mean(1), self._column("spectrum")
         else:

@@ -3,9 +3,12 @@
 import numpy as np
 
 
-def numbers(values: np.ndarray) -> np.ndarray:
+def numbers(values: np.ndarray, column: str) -> np.ndarray:
     """In float64, NaN where they are masked; a copy, for those of a file may be read-only."""
-    return np.array(np.ma.filled(np.ma.asarray(values, float), np.nan))
+    try:
+        return np.array(np.ma.filled(np.ma.asarray(values, float), np.nan))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"column '{column}' holds what is no number: {error}") from error
 
 
 def refuse(

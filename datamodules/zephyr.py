@@ -1,8 +1,7 @@
 """Photometry and redshift labels for `models.zephyr`: a catalogue, or the embedded simulation."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from datamodules.photometry import (
     flux_from_mag,
     near_column,
 )
-from datamodules.values import refuse
+from datamodules.values import numbers, refuse
 from physics import galaxies
 from physics.galaxy_colours import Z_MAX
 from physics.photometry import (
@@ -32,7 +31,8 @@ from physics.redshift_labels import CATASTROPHIC, SIGMA, SOURCES, label_sources
 # brightness does, from which ten thousand objects are easily learned by heart.
 GREY = 0.2
 
-ROLES = ("redshift", "source", "label_error", "ebv", "mag", "mag_err", "flux", "flux_err")
+ROLES = ("redshift", "source", "label_error", "ebv", "mag", "mag_err", "flux", "flux_err",
+         "mag_*", "flux_*")  # fmt: skip
 
 
 class ZephyrData(CatalogueData):
@@ -57,6 +57,8 @@ class ZephyrData(CatalogueData):
     ``drop_share`` bands are dropped, so that shallower and incomplete photometry is met too.
     """
 
+    known_roles: ClassVar = {role: role for role in ROLES}
+
     def __init__(
         self,
         bands: Sequence[str] | None = None,
@@ -80,12 +82,6 @@ class ZephyrData(CatalogueData):
         self.zero_points, self.limits = dict(zero_points or {}), dict(limits or {})
         self.extinction = dict(extinction or {})
         self.found: dict[str, BandColumns] = {}
-        for role in self.columns:
-            if role not in ROLES and not role.startswith(("mag_", "flux_")):
-                near = ", ".join(get_close_matches(role.lower(), ROLES, 2) or ROLES)
-                raise ValueError(
-                    f"data.columns has no '{role}'; near: {near}; or mag_<band>, mag_err_<band>"
-                )
         self.noise, self.noise_share, self.drop_share = noise, noise_share, drop_share
         self.z_max = z_max
         self.n_train, self.n_test = n_train, n_test
@@ -114,6 +110,8 @@ class ZephyrData(CatalogueData):
         redshift = self.columns.get("redshift", "redshift")
         if training or redshift in names:
             roles["redshift"] = (redshift, None)
+        elif redshift != "redshift":
+            self.say(f"{self.label} has no column '{redshift}': nothing is scored")
         for role in ("source", "label_error"):
             column = self.columns.get(role)
             if column and (training or column in names):
@@ -221,7 +219,8 @@ class ZephyrData(CatalogueData):
         self, role: str, columns: Mapping[str, np.ndarray], meaning: str, low: float, high: float
     ) -> np.ndarray:
         """A column of finite numbers from ``low`` to below ``high``."""
-        column, values = self.columns.get(role, role), np.asarray(columns[role], float)
+        column = self.columns.get(role, role)
+        values = numbers(columns[role], column)
         expected = f"{meaning} of {low:g} to {high:g}"
         bad = ~((values >= low) & (values < high))
         refuse(bad, column, values, f"is no {role}", expected, "drop or mend those rows")
@@ -235,7 +234,10 @@ class ZephyrData(CatalogueData):
             return np.full(n, np.nan), np.full(n, np.nan), np.zeros(n)
         found, zero_point = self.found[band], self.zero_points.get(band, 0.0)
         kind = found.kind
-        value, error = (np.asarray(columns[f"{k}_{band}"], float) for k in (kind, f"{kind}_err"))
+        value, error = (
+            numbers(columns[f"{role}_{band}"], name)
+            for role, name in ((kind, found.value), (f"{kind}_err", found.error))
+        )
         if kind == "flux":
             return flux_from_flux(found, value, error, zero_point)
         return flux_from_mag(found, value, error, zero_point, self.limits.get(band, np.nan))

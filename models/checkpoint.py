@@ -116,6 +116,11 @@ def build(node: Mapping[str, Any], **more: Any) -> Any:
 
 def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:
     """The trained model of a checkpoint, in evaluation mode; ``changes``: settings of the model."""
+    if "optimizer_states" in checkpoint:
+        raise ValueError(
+            "this checkpoint is of a run that has not ended, and its model is not calibrated; go "
+            "on with train.py checkpoint=<it>, which ends in best.ckpt"
+        )
     model = build({**checkpoint[RECORD]["config"]["model"], **(changes or {})})
     try:
         model.load_state_dict(checkpoint["state_dict"])

@@ -9,7 +9,7 @@ from conftest import COMPONENTS, command, config, train
 from omegaconf import OmegaConf
 
 import zoo
-from datamodules.base import BatchShares, GlobalBatches
+from datamodules.batches import BatchShares, GlobalBatches
 from datamodules.catalogue import open_catalogue
 from models.checkpoint import RECORD, build, read_checkpoint, restore, write_checkpoint
 

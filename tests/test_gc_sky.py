@@ -44,7 +44,7 @@ def posterior_of(model, data, columns=None):
     return Sky(
         model.emulator,
         sky_stars({name: value[None] for name, value in stars.items()}),
-        tuple(1e3 * x for x in data.distance(stars)),
+        data.distance(stars),
         None if chosen is None else select(*chosen),
         data.field,
     )
@@ -60,7 +60,11 @@ def at_truth(posterior):
     direction = cluster_stars.axes(ra, dec)[2]
     offset = torch.stack([direction @ east, direction @ north]) / (direction @ out)
     rest = torch.tensor([1e3 * PLACE["distance"], PLACE["pm_ra"], PLACE["pm_dec"], PLACE["rv"]])
-    centre = (torch.cat([offset, rest]) - posterior.middle[0]) / posterior.unit[0]
+    at = torch.cat([offset, rest])
+    if posterior.by_parallax:
+        middle = posterior.middle[0, 2]
+        at[2] = middle * (1 + (at[2] / middle).log())
+    centre = (at - posterior.middle[0]) / posterior.unit[0]
     u = torch.cat([four, centre, torch.zeros(posterior.n_globals - posterior.n_placed)])
     return u[None, None]
 
@@ -220,7 +224,7 @@ def test_positions_alone_leave_the_mass_to_its_prior_and_say_so(model, tmp_path)
 def test_a_marginal_posterior_sums_over_what_errors_hide(model, errors):
     data = mock(n_stars=40, distance=1.0, distance_error=0.01, **errors)
     chosen = posterior_of(model, data)
-    posterior = Sky(model.emulator, chosen.stars, (1e3, 10.0), marginal=True)
+    posterior = Sky(model.emulator, chosen.stars, (1.0, 0.01), marginal=True)
     assert posterior.n_latents == 0
     u = at_truth(posterior)
     roughly, _, _ = posterior._parts(u, posterior.rule)
@@ -237,21 +241,45 @@ def test_a_marginal_posterior_sums_over_what_errors_hide(model, errors):
     assert float((moved - roughly).sum()) == pytest.approx(float(change), abs=0.03)
 
 
-def test_the_selected_share_is_that_of_stars(model):
-    data = mock(radius=[2.0, 12.0], n_stars=50)
-    posterior = posterior_of(model, data)
+@pytest.mark.parametrize("off", [0.0, 1.0, 6.0, 15.0])
+@pytest.mark.parametrize("W0", [5.0, 9.0])
+def test_the_selected_share_is_that_of_stars(model, off, W0):
+    """However far the cluster is from the middle of the selection, arcmin, and however dense."""
+    place = PLACE["ra"], PLACE["dec"] + off / 60
+    selection = select(place, np.array([2.0, 12.0]), np.ones(2))
+    posterior = posterior_of(model, mock(n_stars=50))
     u = at_truth(posterior)
+    u[..., 0] = whitened(*(torch.tensor(v, dtype=D) for v in (W0, 0.5, 5.0, 0.5)))[0]
     cluster, _ = cluster_of(model.emulator, u)
-    centre, _ = posterior._centre(u)
     mass = torch.full((1, 1), 1e5, dtype=D)
-    found = float(posterior.selection.log_inside(cluster, centre, mass, posterior.scale).exp())
+
+    def inside(offset):
+        centre, _ = posterior._centre(u)
+        moved = centre.direction + offset * posterior.tangent[:, :2].sum(1, keepdim=True)
+        centre = centre._replace(direction=torch.nn.functional.normalize(moved, dim=-1))
+        return selection.log_inside(cluster, centre, mass).exp().squeeze()
+
+    offset = torch.zeros(1, dtype=D, requires_grad=True)
+    found = inside(offset)
+    (slope,) = torch.autograd.grad(found, offset)
+    step = 1e-6
+    by_hand = (inside(offset.detach() + step) - inside(offset.detach() - step)) / (2 * step)
+    assert float(slope) == pytest.approx(float(by_hand), rel=1e-4, abs=1e-3)
+    g = limepy.g_limit(torch.tensor([W0], dtype=D)) * torch.special.ndtr(u[0, 0, 1:2])
+    solved = limepy.solve(torch.tensor([W0], dtype=D), g)
     one = torch.ones(1, dtype=D)
-    solved = limepy.solve(5 * one, 1.8 * one)
     generator = torch.Generator().manual_seed(0)
     stars = cluster_stars.draw(solved, 1e5 * one, 10**0.4771 * one, 100_000, generator)[0]
-    arcmin = stars[:, :2].norm(dim=1) / (1e3 * math.pi / 180 / 60)
+    arcmin = stars[:, :2] / (1e3 * math.pi / 180 / 60)
+    arcmin = (arcmin - torch.tensor([0.0, off])).norm(dim=1)
     share = float(((arcmin > 2) & (arcmin < 12)).double().mean())
-    assert found == pytest.approx(share, abs=4 * math.sqrt(share / 1e5))
+    assert float(found.detach()) == pytest.approx(share, abs=4 * math.sqrt(share / 1e5))
+
+
+def test_a_mock_is_selected_about_the_point_that_was_asked_for():
+    place = [PLACE["ra"], PLACE["dec"] + 0.1]
+    data = mock(radius=[0.0, 8.0], centre=place, field=True, mock_error=None)
+    assert len(data.stars()["ra"]) == 200
 
 
 def test_gradients_are_finite_for_a_star_at_the_centre_and_one_that_escapes(model):

@@ -224,7 +224,7 @@ def test_impossible_values_of_other_columns_are_refused(model, galaxies, column,
 
 
 def test_a_mistyped_role_is_named(model, galaxies):
-    with pytest.raises(ValueError, match=r"data\.columns has no 'EBV'; near: ebv"):
+    with pytest.raises(ValueError, match=r"data\.columns\.EBV is none of the roles .*near: ebv"):
         model.predict(galaxies, columns={"EBV": "EBV"})
 
 

@@ -9,8 +9,7 @@ import torch
 from astropy.table import Table
 from conftest import BANDS, command, door, refusal
 
-from datamodules.base import where
-from datamodules.catalogue import read_table
+from datamodules.catalogue import read_table, where
 from datamodules.zephyr import GREY, ZephyrData
 
 

@@ -8,12 +8,14 @@ with open_catalogue("cat.fits") as catalogue, Writer("out.hdf5") as out:
 """
 
 import glob
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from .base import Catalogue
 from .chain import Chain
+from .chosen import where
 from .columns import convert, resolve
 from .fits import open_fits
 from .hdf5 import open_hdf5
@@ -32,7 +34,9 @@ __all__ = [
     "open_catalogue",
     "read_table",
     "resolve",
+    "sha256",
     "sink_for",
+    "where",
 ]
 
 READERS: dict[str, Callable[[str, str | None], Catalogue]] = {
@@ -95,3 +99,12 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
     if glob.has_magic(path) and not os.path.exists(path):
         return sorted(name for name in glob.glob(path) if os.path.isfile(name))
     return [path] if os.path.isfile(path) else []
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Of a file; of several that a pattern names, that of their hashes."""
+    found = []
+    for name in files_of(path):
+        with open(name, "rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()

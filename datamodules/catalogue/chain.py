@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from .base import Catalogue, spans
+from .columns import convert
 
 
 class Chain(Catalogue):
     """The rows of ``paths`` one after the other; every file has the columns of the first.
 
-    A file is open only while it is counted or read. Raises ValueError naming a file that lacks a
-    column of the first.
+    A file is open only while it is counted or read. What another file has in another unit is
+    converted to that of the first. Raises ValueError naming a file that lacks a column of the
+    first, or whose column is of another kind.
     """
 
     def __init__(self, name: str, paths: Sequence[str], opened: Callable[[str], Catalogue]) -> None:
@@ -36,7 +38,14 @@ class Chain(Catalogue):
         """Chunks of ``rows`` rows, whatever the files' lengths."""
         for first, last in spans(rows, start, stop):
             parts = list(self._between(columns, first, last))
-            yield {c: np.concatenate([part[c] for part in parts]) for c in columns}
+            yield {c: self._joined(c, [part[c] for part in parts]) for c in columns}
+
+    def _joined(self, column: str, parts: list[np.ndarray]) -> np.ndarray:
+        if len({values.dtype.kind in "UOS" for values in parts}) > 1:
+            raise ValueError(
+                f"{self.path}: column {column!r} holds numbers in one file and text in another"
+            )
+        return np.concatenate(parts)
 
     def _between(
         self, columns: list[str], start: int, stop: int
@@ -46,5 +55,20 @@ class Chain(Catalogue):
             first, last = max(start - before, 0), min(stop - before, length)
             if first < last:
                 with self._opened(path) as part:
-                    yield from part.chunks(columns, last - first, first, last)
+                    for chunk in part.chunks(columns, last - first, first, last):
+                        yield {c: self._in_our_unit(chunk[c], c, part) for c in columns}
             before += length
+
+    def _in_our_unit(self, values: np.ndarray, column: str, part: Catalogue) -> np.ndarray:
+        ours, theirs = self.units.get(column), part.units.get(column)
+        if ours == theirs:
+            return values
+        if ours is None or theirs is None:
+            raise ValueError(
+                f"{part.path}: column {column!r} is in {str(theirs or 'no unit')!r}, and in "
+                f"{str(ours or 'no unit')!r} in {self._paths[0]}: mend one of them"
+            )
+        try:
+            return convert(values, theirs, ours, column)
+        except ValueError as error:
+            raise ValueError(f"{part.path}: {error}") from error

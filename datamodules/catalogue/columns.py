@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 
 import numpy as np
 from astropy import units as u
@@ -35,6 +36,43 @@ def resolve(names: Sequence[str], wanted: Mapping[str, str], path: str | os.Path
     more = f" ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     lines.append(f"  columns in the file: {', '.join(names[:_SHOWN])}{more}")
     raise ValueError("\n".join(lines))
+
+
+def refuse_unknown(columns: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Raise for a role in the user's ``columns`` that is none of the ``known``, if any are."""
+    for role in columns:
+        if known and not any(fnmatch(role, pattern) for pattern in known):
+            near = _near([name for name in known if "*" not in name], role) or list(known)
+            raise ValueError(
+                f"data.columns.{role} is none of the roles that a column can have; near: "
+                f"{', '.join(near)}"
+            )
+
+
+def unused(
+    names: Sequence[str],
+    wanted: Mapping[str, str],
+    columns: Mapping[str, str],
+    known: Mapping[str, str],
+    keep: Sequence[str],
+) -> list[str]:
+    """What to say of columns that are not read, and differ from a known one by their case alone."""
+    said = []
+    for role, default in known.items():
+        if role not in wanted and role not in columns:
+            like = {default.lower(), role.lower()}
+            free = [n for n in names if n not in (default, *wanted.values(), *keep)]
+            said += [
+                f"column {name!r} is not used; if it is {default}, say data.columns.{role}={name}"
+                for name in free
+                if name.lower() in like
+            ]
+    return said
+
+
+def is_unknown(unit: u.UnitBase) -> bool:
+    """Whether a unit is one that no reader knows, such as counts/sec."""
+    return isinstance(unit, u.UnrecognizedUnit)
 
 
 def _near(names: Sequence[str], word: str) -> list[str]:

@@ -23,6 +23,7 @@ from .sink import About, Sink
 _GUESSES = (pa.int64(), pa.uint64(), pa.float64(), pa.bool_())
 # How blanks are spelt in number columns; text columns keep these words.
 _BLANKS = ["", "nan", "NaN", "NAN", "null", "NULL", "NA", "N/A", "n/a", "None", "--"]
+_NAME = r"^(0\d+|\d{21,}|[2-9]\d{19})$"  # beyond uint64, or not as a number is written
 _VECTOR = re.compile(r"(\w+)\[([\d,]+)\]")
 
 
@@ -114,6 +115,8 @@ class TextCatalogue(Catalogue):
         for batch in self._batches(self._all):
             self._length += batch.num_rows
             for name in self._all:
+                if name not in self._types and left[name] and _is_name(batch[name]):
+                    left[name] = []
                 casts = {t: _cast(batch[name], t) for t in left[name]}
                 left[name] = [t for t, values in casts.items() if values is not None]
                 if left[name]:
@@ -176,6 +179,17 @@ class TextCatalogue(Catalogue):
         blank = np.full(shape, np.nan)
         filled = [blank if row is None else row for row in rows]
         return np.array(filled, kind).reshape(len(rows), *shape)
+
+
+def _is_name(texts: pa.Array) -> bool:
+    """Whether some are of digits that a number would not give back: 0012, or more than 19."""
+    texts = pc.utf8_trim_whitespace(texts)
+    length = pc.utf8_length(texts)
+    doubtful = pc.or_(
+        pc.and_(pc.starts_with(texts, "0"), pc.greater(length, 1)), pc.greater(length, 19)
+    )
+    some = texts.filter(doubtful)
+    return bool(len(some)) and bool(pc.any(pc.match_substring_regex(some, _NAME)).as_py())
 
 
 def _cast(texts: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> Any:

@@ -36,7 +36,7 @@ def rows(
 ) -> dict[str, Tensor]:
     """`OUTPUTS`, but ``log_density``; rho (samples, pixels, shells), n_stars (pixels,)."""
     mean, variance = mean_and_variance(rho[:, stars.pixel], stars.paths, boundaries.diff().to(rho))
-    distance = 1e3 / batch["parallax"]
+    distance = 1e3 / batch["parallax"].clamp_min(1e-6)  # a negative one is of a star far away
     flags = (distance < boundaries[0]).short() + 2 * (distance > boundaries[-1]).short()
     found = {
         "extinction": mean.mean(0),

@@ -222,18 +222,18 @@ class GCEmulator(Component):
                 facts[f"{name}_z"] = (facts[name] - data.truth()[name]) / facts[f"{name}_std"]
         if isinstance(posterior, Profiles):
             beside = fit(posterior, found.u, seed)
-            told = [*beside.remarks, *remarks(found.u, facts)]
+            told = [*beside.remarks, *remarks(found.u, facts, posterior.distance_index)]
             facts |= beside.facts
             return Product(draws, posterior.units, facts, told, beside.groups, beside.shown)
         facts["n"] = float(posterior.n_stars)
         some = found.u.flatten(1, 2)[:, :: max(1, found.u[0, :, :, 0].numel() // SHOWN_DRAWS)]
-        told = remarks(found.u, facts)
+        told = remarks(found.u, facts, posterior.distance_index)
         if isinstance(posterior, Stars):
             return Product(draws, posterior.units, facts, told, shown=in_space(posterior, some))
         groups, member = {}, None
         if posterior.field:
             member = torch.stack([posterior.membership(u) for u in found.whole]).mean((0, 1, 2))
-            groups["members"] = {"probability": member.cpu().numpy()}
+            groups["members"] = {**data.listed, "probability": member.cpu().numpy()}
         shown = on_the_sky(posterior, some, member)
         return Product(draws, posterior.units, facts, told, groups, shown)
 
@@ -253,11 +253,10 @@ class GCEmulator(Component):
         stars = data.stars()
         if "ra" not in stars:
             return Stars(emulator, torch.stack([stars[name] for name in PHASE], -1)[None])
-        mean, error = data.distance(stars)
         chosen = data.selected()
         selection = None if chosen is None else select(*chosen)
         seen = sky_stars({name: value[None] for name, value in stars.items()})
-        distance = (1e3 * mean, 1e3 * error)
+        distance = data.distance(stars)
         return Sky(emulator, seen, distance, selection, data.field, self.marginal)
 
     def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:

@@ -59,7 +59,7 @@ def simulated(
     }
     columns |= {f"{name}_error": torch.full((sets, n), data.error).double() for name in columns}
     stars = sky_stars(columns)
-    return Sky(emulator, stars, (1e3 * data.distance, 1e3 * data.distance_error)), truth
+    return Sky(emulator, stars, (data.distance, data.distance_error)), truth
 
 
 def ranks(draws: Tensor, truth: Tensor, seed: int) -> Tensor:

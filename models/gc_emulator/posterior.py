@@ -30,6 +30,7 @@ class Stars:
 
     n_latents, units = 0, UNITS
     accept = 0.9
+    distance_index = None
 
     def __init__(self, emulator: IsothermalEmulator, phase: Tensor) -> None:
         self.emulator, self.names = emulator, parameters(emulator)

@@ -58,7 +58,7 @@ class Profiles:
         self.names: tuple[str, ...] = (*self.of_cluster, "distance")
         if any(profile.kind == "density" for profile in profiles):
             self.names += ("log10_extra",)
-        self.n_globals = len(self.names)
+        self.n_globals, self.distance_index = len(self.names), len(self.of_cluster)
         # data sets share radii
         self.r, index = torch.cat([p.r for p in profiles]).unique(return_inverse=True)
         self.index = index.split([len(p.r) for p in profiles])

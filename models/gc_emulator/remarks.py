@@ -13,9 +13,13 @@ UNMEASURED = 0.8  # width of a posterior over that of the prior
 RHAT = 1.01  # beyond which chains do not agree
 
 
-def remarks(u: Tensor, facts: Mapping[str, float]) -> list[str]:
-    """``u`` (sets, chains, draws, n): the sampled globals, of which `PARAMETERS` are the first."""
-    return _crowded(u) + _pulled(u) + _unmeasured(u) + _sampled(facts)
+def remarks(u: Tensor, facts: Mapping[str, float], distance: int | None) -> list[str]:
+    """``u`` (sets, chains, draws, n): the sampled globals, of which `PARAMETERS` are the first.
+
+    ``distance``: which of them is that of a normal prior; None: it has no such prior.
+    """
+    found = _crowded(u) + _pulled(u) + _unmeasured(u) + _sampled(facts)
+    return found if distance is None else found + _moved(u[..., distance])
 
 
 def _crowded(u: Tensor) -> list[str]:
@@ -46,6 +50,17 @@ def _pulled(u: Tensor) -> list[str]:
                 f"{mean:g} ± {width:g}: {cause}, would do that"
             )
     return found
+
+
+def _moved(u: Tensor) -> list[str]:
+    """A distance far off its prior."""
+    pull = float(u.mean())
+    if abs(pull) < PULLED:
+        return []
+    return [
+        f"the distance is {abs(pull):.1f} errors {'below' if pull < 0 else 'above'} its prior: too "
+        f"small a data.distance_error, or parallaxes with an offset in common, would do that"
+    ]
 
 
 def _unmeasured(u: Tensor) -> list[str]:

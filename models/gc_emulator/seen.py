@@ -79,7 +79,7 @@ def on_the_sky(posterior: Sky, u: Tensor, member: Tensor | None = None) -> Array
     seen = Projected(*cluster.projected((bins.grid * pc).square()))
     density = float(bins.weight.sum()) * seen.surface_density * pc.square() / mass
     if (chosen := posterior.selection) is not None:
-        density = density / chosen.log_inside(cluster, centre, mass, posterior.scale).exp()
+        density = density / chosen.log_inside(cluster, centre, mass).exp()
         complete = np.interp(bins.grid, chosen.radius, chosen.completeness, left=0, right=0)
         density = density * torch.from_numpy(complete)
     moving = {kind: observed(kind, seen, 1e-3 * centre.distance) for kind in tuple(points)[1:]}

@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.gc_emulator.emulator import Cluster
 from models.gc_emulator.members import Centre
 from physics.cluster_stars import axes
 
-RINGS, RAYS = 64, 8  # of the quadrature over the selected part of the sky
+RINGS, RAYS = 64, 16  # of the quadrature over the selected part of the sky, and of half a ring
 ARCMIN = math.pi / 180 / 60
 
 
@@ -24,41 +23,47 @@ class Selection(NamedTuple):
     radius: Tensor  # (k,) arcmin, rising
     completeness: Tensor  # (k,) linear in between; none outside
 
-    def log_sky(self, scale: float) -> float:
-        """ln of the solid angle that is selected, rad^2; ``scale`` as `log_inside`."""
-        return float(self._rings(scale)[1].sum().log())
+    def log_sky(self) -> float:
+        """ln of the solid angle that is selected, rad^2, on a flat sky."""
+        r, c = self.radius * ARCMIN, self.completeness
+        moments = c[:-1] * (2 * r[:-1] + r[1:]) + c[1:] * (r[:-1] + 2 * r[1:])
+        return math.log(2 * math.pi / 6 * float((r.diff() * moments).sum()))
 
-    def log_inside(self, cluster: Cluster, centre: Centre, mass: Tensor, scale: float) -> Tensor:
+    def log_inside(self, cluster: Cluster, centre: Centre, mass: Tensor) -> Tensor:
         """ln p(S | theta): the share of each cluster that is selected, (chains, 1).
 
-        ``mass`` (chains, 1), Msun; ``scale``: of what is dense of the cluster, rad, roughly.
+        ``mass`` (chains, 1), Msun. The cluster is the same on both sides of the line from here to
+        its centre: half of each ring is enough. Nodes are crowded, by sinh, where a ring passes the
+        centre nearest and where the rings do, to King radii, so that no core slips through.
         """
-        rho, weight = self._rings(scale)
-        east, north, _ = axes(
-            torch.atan2(self.direction[1], self.direction[0]), self.direction[2].asin()
+        (x, wx), (y, wy) = ((torch.from_numpy(v) for v in leggauss(n)) for n in (RINGS, RAYS))
+        core = (cluster.r0 / centre.distance)[..., None]  # (chains, 1, 1), rad
+        apart = (centre.direction - self.direction).square().sum(-1, keepdim=True)
+        d = 2 * (0.5 * (apart + (1e-3 * core).square()).sqrt()).asin()
+        low, high = (
+            torch.asinh((r * ARCMIN - d) / core) for r in (self.radius[0], self.radius[-1])
         )
-        angle = torch.arange(RAYS, dtype=torch.float64) * (2 * math.pi / RAYS)
-        ray = angle.cos()[:, None] * east + angle.sin()[:, None] * north
-        places = (self.direction + rho.tan()[:, None, None] * ray).flatten(0, 1)
-        density = on_sky(cluster, centre, F.normalize(places, dim=-1)[None])
-        inside = (density.unflatten(1, (RINGS, RAYS)).mean(2) * weight).sum(1, keepdim=True)
-        return (inside / mass).clamp(1e-30, 1.0).log()
+        t = 0.5 * (low + high) + 0.5 * (high - low) * x[:, None]
+        off = core * torch.sinh(t)  # of a ring from the centre, (chains, rings, 1)
+        ring = d + off
+        width = ((off.square() + core.square()) / (d * ring.clamp_min(1e-9 * core))).sqrt()
+        reach = torch.asinh(math.pi / width)
+        angle = width * torch.sinh(0.5 * reach * (1 + y))  # (chains, rings, rays)
+        half = (0.5 * off).sin().square() + d.sin() * ring.sin() * (0.5 * angle).sin().square()
+        R2 = centre.distance[..., None].square() * 4 * half * (1 - half)
+        density = cluster.projected(R2.flatten(1)).surface_density.view(R2.shape)
+        step = 0.5 * reach * wy * (angle.square() + width.square()).sqrt()
+        step = step * wx[:, None] * 0.5 * (high - low) * (off.square() + core.square()).sqrt()
+        step = 2 * step * ring.sin() * self._complete(ring / ARCMIN)
+        inside = (density * step).sum((1, 2)) * centre.distance[:, 0].square()
+        return (inside[:, None] / mass).clamp_min(1e-30).log()
 
-    def _rings(self, scale: float) -> tuple[Tensor, Tensor]:
-        """Radii, rad, of a quadrature over the selected sky, and weights, rad^2.
-
-        In equal steps of asinh(radius / scale), for the cluster is concentrated.
-        """
-        knots = self.radius * ARCMIN
-        x, w = (torch.from_numpy(v) for v in leggauss(RINGS))
-        low, high = (torch.asinh(v / scale) for v in (knots[0], knots[-1]))
-        y = 0.5 * (low + high) + 0.5 * (high - low) * x
-        rho = scale * torch.sinh(y)
-        weight = 0.5 * (high - low) * w * scale * torch.cosh(y) * 2 * math.pi * rho
-        right = torch.searchsorted(knots, rho).clamp(1, len(knots) - 1)
-        share = (rho - knots[right - 1]) / (knots[right] - knots[right - 1])
-        complete = torch.lerp(self.completeness[right - 1], self.completeness[right], share)
-        return rho, weight * complete
+    def _complete(self, radius: Tensor) -> Tensor:
+        """At radii, arcmin, between the first and the last."""
+        knots, right = self.radius, torch.searchsorted(self.radius, radius.detach().contiguous())
+        right = right.clamp(1, len(knots) - 1)
+        share = (radius - knots[right - 1]) / (knots[right] - knots[right - 1])
+        return torch.lerp(self.completeness[right - 1], self.completeness[right], share)
 
 
 def select(centre: tuple[float, float], radius: np.ndarray, completeness: np.ndarray) -> Selection:

@@ -44,8 +44,9 @@ class Sky:
 
     Globals: `parameters`; of the centre the offsets east and north of ``middle``, the distance,
     proper motions and velocity along the line of sight; of the field its share, and mean and
-    width of what is measured. ``distance``: mean and error of its normal prior, pc. ``marginal``:
-    the stars' numbers are summed over, not sampled. Which stars have a velocity at all must be the
+    width of what is measured. ``distance``: mean and error of its normal prior, kpc; without an
+    error the prior is flat in its logarithm, for parallaxes to tell. ``marginal``: the stars'
+    numbers are summed over, not sampled. Which stars have a velocity at all must be the
     same in all sets.
     """
 
@@ -60,7 +61,7 @@ class Sky:
         self,
         emulator: IsothermalEmulator,
         stars: SkyStars,
-        distance: tuple[float, float],
+        distance: tuple[float, float | None],
         selection: Selection | None = None,
         field: bool = False,
         marginal: bool = False,
@@ -105,7 +106,7 @@ class Sky:
         self.rule = nodes(8, 0 if self.closed else 5, 6) if marginal else None
         self._look(distance)
 
-    def _look(self, distance: tuple[float, float]) -> None:
+    def _look(self, distance: tuple[float, float | None]) -> None:
         """Where the cluster is and how it moves, roughly: coordinates of the centre are offsets."""
         stars, few = self.stars, self.n_stars**-0.5
         out = F.normalize(stars.direction.mean(1), dim=-1)
@@ -114,10 +115,13 @@ class Sky:
         offset = stars.direction @ self.tangent[:, :2].mT
         offset = offset - offset.median(1, keepdim=True).values
         r = offset.norm(dim=-1)
-        d = torch.tensor(distance, dtype=torch.float64).expand(len(r), 2)
+        mean, prior_error = distance
+        self.by_parallax = prior_error is None
+        self.distance_index = None if self.by_parallax else self.n_cluster + 2
+        d = 1e3 * torch.tensor([mean, prior_error or 0.1 * mean], dtype=torch.float64)
+        d = d.expand(len(r), 2)
         self.typical_r = 1.3 * r.median(1, keepdim=True).values * d[:, :1]  # (sets, 1), pc
         angle = few * self.typical_r / d[:, :1]
-        self.scale = 0.3 * float((self.typical_r / d[:, :1]).mean())  # rad, of what is dense
         # dispersion (sets, 1), km/s: of a cluster from the prior, or what there is of velocities
         speed = (0.4 / 3 * G * 10 ** LOG_MASS[0] / self.typical_r).sqrt()
         rv, rv_unit = 0 * angle, torch.full_like(angle, RV_PRIOR)
@@ -145,24 +149,30 @@ class Sky:
         self.middle = torch.cat([0 * d, d[:, :1], pm, rv], 1)  # (sets, 6)
         self.unit = torch.cat([angle, angle, d[:, 1:], pm_unit, rv_unit], 1)
         # coordinates of the centre with a prior
-        self.unsure = [2, *([] if stars.pm is not None else [3, 4]),
+        self.unsure = [*([] if self.by_parallax else [2]),
+                       *([] if stars.pm is not None else [3, 4]),
                        *([] if stars.rv is not None else [5])]  # fmt: skip
 
     # --- globals ------------------------------------------------------------------------------
 
     def _centre(self, u: Tensor) -> tuple[Centre, Tensor]:
         """The centre, and its log prior (sets, chains); u (sets, chains, n_globals or more)."""
-        x = self.middle[:, None] + self.unit[:, None] * u[..., self.n_cluster : self.n_placed]
+        by_unit = self.unit[:, None] * u[..., self.n_cluster : self.n_placed]
+        x = self.middle[:, None] + by_unit
+        distance = x[..., 2:3]
+        if self.by_parallax:
+            middle = self.middle[:, None, 2:3]
+            distance = middle * (by_unit[..., 2:3] / middle).exp()
         tangent = torch.cat([x[..., :2], torch.ones_like(x[..., :1])], -1)
         direction = F.normalize((tangent @ self.tangent), dim=-1)
         east = torch.stack([-direction[..., 1], direction[..., 0], 0 * direction[..., 2]], -1)
         east = F.normalize(east, dim=-1)
         north = torch.linalg.cross(direction, east)
-        speed = KMS * x[..., 2:3] * x[..., 3:5]
+        speed = KMS * distance * x[..., 3:5]
         velocity = speed[..., :1] * east + speed[..., 1:] * north + x[..., 5:6] * direction
         prior = u[..., [self.n_cluster + i for i in self.unsure]].square().sum(-1)
         flat = [v.flatten(0, 1)[:, None] for v in (direction, velocity, x[..., 3:5])]
-        return Centre(x[..., 2].reshape(-1, 1), *flat), -0.5 * prior
+        return Centre(distance.reshape(-1, 1), *flat), -0.5 * prior
 
     def _field(self, u: Tensor) -> dict[str, Tensor]:
         """Share of the field, means and widths of what is measured, each (sets, chains)."""
@@ -178,7 +188,7 @@ class Sky:
     def _log_field(self, named: dict[str, Tensor]) -> Tensor:
         """ln p(data of a star | field), (sets * chains, stars)."""
         assert self.selection is not None
-        log_sky = self.selection.log_sky(self.scale)
+        log_sky = self.selection.log_sky()
         log_p = torch.full((1, 1, self.n_stars), -log_sky, dtype=torch.float64)
         for name, (x, e) in self.measured.items():
             mean, width = (named[f"field_{name}{more}"][..., None] for more in ("", "_width"))
@@ -228,7 +238,7 @@ class Sky:
             alone = (on_sky(cluster, centre, places) / mass).log()
             members = torch.cat([members, alone], 1)[:, self.in_order]
         if self.selection is not None:
-            members = members - self.selection.log_inside(cluster, centre, mass, self.scale)
+            members = members - self.selection.log_inside(cluster, centre, mass)
         if not self.field:
             return members, torch.full_like(members, -torch.inf), log_prior
         named = self._field(u)

@@ -28,6 +28,10 @@ class Posterior(Protocol):
     def units(self) -> Mapping[str, str]:
         """Of what `named` gives, in astropy's spelling."""
 
+    @property
+    def distance_index(self) -> int | None:
+        """Of a distance that has a normal prior, among the globals."""
+
     def log_prob(self, u: Tensor) -> Tensor:
         """ln posterior, (sets, chains), of ``u`` (sets, chains, n_globals + n_latents)."""
 

@@ -47,6 +47,7 @@ BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 NEAR_DEX = 0.3  # clusters of about a star's age
 FAST = 0.5  # of the slow sequence's period
 MISFIT = 0.1  # greatest density per dex at any age
+SLOWEST = 1.2  # of the slow sequence's period at the oldest age
 QUANTILES = {"age_q025": 0.025, "age_q16": 0.16, "age_q50": 0.5, "age_q84": 0.84, "age_q975": 0.975}
 DRAWS = 16  # periods that are drawn for a star
 
@@ -246,6 +247,7 @@ class Gyro(Component):
         """The bits of `FLAGS`, (batch,)."""
         colour, log_age = batch["colour"], age.log10() + 3
         slow = self.table.slow_sequence(colour, log_age)
+        slowest = self.table.slow_sequence(colour, self.edges[-1].expand(len(colour)))
         of_clusters = torch.tensor([*self.clusters.values()]).to(log_age)
         raised = {
             "extrapolated_colour": self._beyond_colours(colour, log_age, of_clusters),
@@ -254,7 +256,8 @@ class Gyro(Component):
             | (batch["log_period_error"] > LARGEST["log_period"]),
             "fast_rotator": batch["log_period"] < slow + math.log10(FAST),
             "evolved": batch["evolved"],
-            "misfit": log_p.amax(1) < math.log(MISFIT),
+            "misfit": (log_p.amax(1) < math.log(MISFIT))
+            | (batch["log_period"] > slowest + math.log10(SLOWEST)),
         }
         flags = torch.zeros_like(colour).short()
         for name, mask in raised.items():

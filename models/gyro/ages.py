@@ -22,6 +22,7 @@ YOUNG_MYR = 40.0
 AT_ONCE = 24  # periods for which the table is filled
 LEVELS = 64  # quantiles of the periods that are kept, to draw from
 LIFETIME_MYR, LONGER, EDGE = 1e4, 1.1, 0.08  # of the Sun as a dwarf; dex
+DOF, REACH_68 = 3, 1.197  # of Student's distribution of a cluster's age; its 68%, in scales
 SLOW = 0.84  # quantile of the periods that stands for the slow sequence
 
 
@@ -185,14 +186,16 @@ def stretched(log_age: Tensor) -> Tensor:
 def joint(log_likelihood: Tensor, prior: Tensor, discrepancy: Tensor, edges: Tensor) -> Tensor:
     """Cumulative posterior (1, ages + 1) of stars of one age, whose ln p are added up: (ages,).
 
-    ``discrepancy``, dex: the model's own error, the same for all stars of a cluster, `stretched` at
-    its age. It widens the likelihood; the prior comes after, and ends where it ends.
+    ``discrepancy``, dex: half of the 68% of the model's own error, the same for all stars of a
+    cluster, `stretched` at its age, of Student's distribution. It widens the likelihood; the prior
+    comes after, and ends where it ends.
     """
     mass, ages = log_likelihood.double().softmax(0), grid.centres(edges).double()
     if discrepancy > 0:
         middle = grid.quantile(cumulative(mass[None]), edges, torch.tensor([[0.5]]))[0]
-        width = (discrepancy * stretched(middle)).double()
-        kernel = (-0.5 * ((ages[:, None] - ages) / width).square()).exp()
+        scale = (discrepancy / REACH_68 * stretched(middle)).double()
+        off = (ages[:, None] - ages) / scale
+        kernel = (1 + off.square() / DOF) ** (-0.5 * (DOF + 1))
         mass = kernel @ mass
     mass = mass * prior.double().exp()
     return cumulative(mass[None] / mass.sum())

@@ -12,9 +12,9 @@ determinant, and both cost no more than a draw.
 
 Points are ranked by a k-d tree, its bits reversed. Those whose predecessors are all in earlier
 levels make a level: a sparse product for the field, and with the transpose, kept beside it, one for
-the adjoint. On the reference sky k = 48, n0 = 1000 has .28 of the error of ICR towards what is near
-a voxel and the same over all pairs, for 1.6 to 2.3 times the time, 20 times that of the matrices
-and 5 times the memory (benchmarks/dust_prior).
+the adjoint. On the reference sky k = 48, n0 = 1000 has .48 of the error of ICR towards what is near
+a voxel and 1.2 times that over all pairs, for 1.4 to 2.2 times the time, 16 times that of the
+matrices and 5 times the memory (benchmarks/dust_prior).
 """
 
 import math

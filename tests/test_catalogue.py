@@ -1,5 +1,7 @@
 """Tables in and out: what is written is read back in every format, in constant memory."""
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -194,3 +196,43 @@ def test_memory_does_not_grow_with_the_catalogue(ending):
 def test_the_catalogue_does_not_import_torch_or_pandas():
     loaded = run("import sys, datamodules.catalogue; print({'torch', 'pandas'} & set(sys.modules))")
     assert loaded.strip() == "set()"
+
+
+def test_files_of_a_pattern_in_other_units_are_converted():
+    for name, unit, distance in (("a", "pc", 100.0), ("b", "kpc", 0.2)):
+        Table({"d": [distance] * u.Unit(unit), "n": [1]}).write(f"d_{name}.ecsv")
+    with open_catalogue("d_*.ecsv") as catalogue:
+        (chunk,) = catalogue.chunks(["d"])
+        assert catalogue.units == {"d": u.pc}
+    np.testing.assert_allclose(chunk["d"], [100, 200])
+
+
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        (Table({"d": [1.0]}), r"d_b.ecsv: column 'd' is in 'no unit', and in 'pc' in d_a"),
+        (Table({"d": [1.0] * u.K}), "d_b.ecsv: column 'd' is in 'K', which does not convert"),
+        (Table({"d": ["near"]}), "d_.*: column 'd' holds numbers in one file and text"),
+    ],
+)
+def test_files_of_a_pattern_that_do_not_go_together_are_refused(column, message):
+    Table({"d": [100.0] * u.pc}).write("d_a.ecsv")
+    if column["d"].dtype.kind == "U":
+        column["d"].unit = "pc"
+    column.write("d_b.ecsv")
+    with (
+        open_catalogue("d_*.ecsv") as catalogue,
+        pytest.raises(ValueError, match=message),
+    ):
+        list(catalogue.chunks(["d"]))
+
+
+def test_identifiers_of_csv_stay_as_they_are_written():
+    ids = ["123456789012345678901230", "98765432109876543210"]
+    rows = [f"{i},000{k},{2**63 + k},{k}.5,0.{k}" for k, i in enumerate(ids)]
+    Path("ids.csv").write_text("\n".join(["long,padded,big,x,y", *rows]) + "\n")
+    found = read("ids.csv")
+    assert list(found["long"]) == ids
+    assert list(found["padded"]) == ["0000", "0001"]
+    assert found["big"].dtype == np.uint64 and list(found["big"]) == [2**63, 2**63 + 1]
+    assert list(found["x"]) == [0.5, 1.5] and list(found["y"]) == [0.0, 0.1]

@@ -222,6 +222,34 @@ def test_expected_coverage_is_that_of_student():
     assert student_inside(10_000, 4.0) == pytest.approx(0.9545, abs=1e-3)
 
 
+def test_a_star_of_negative_parallax_is_far_away(dust):
+    star = {"l": [30.0] * 3, "b": [10.0] * 3, "parallax_error": [0.3] * 3}
+    found = dust.predict(star | {"parallax": [0.1, -0.2, 5.0]})
+    assert (np.asarray(found["flags"]) & 3).tolist() == [2, 2, 0]
+
+
+def test_what_is_said_of_columns_of_extinctions(dust):
+    """Units, values that are none, names that are not there, and names in capitals."""
+    star = {"l": [30.0] * 2, "b": [10.0] * 2, "distance": [300.0] * 2}
+    measured = Table(star | {"extinction": [200.0, -99999.0], "extinction_error": [30.0, 30.0]})
+    for name in ("extinction", "extinction_error"):
+        measured[name].unit = "mmag"
+    with pytest.warns(UserWarning, match="'extinction' is in mmag, and is taken as E of Zhang"):
+        found = dust.predict(measured)
+    assert found["extinction_true"][0] == pytest.approx(0.2)
+    assert np.isfinite(found["pull"]).tolist() == [True, False]
+    with pytest.raises(ValueError, match="no column 'e_dd'"):
+        dust.predict(star, columns={"distance_error": "e_dd"})
+    with pytest.raises(ValueError, match=r"columns.distance_err is none .* near: distance_error"):
+        dust.predict(star, columns={"distance_err": "e_d"})
+    with pytest.warns(UserWarning, match=r"'Distance_Error' is not used; if it is distance_error"):
+        dust.predict(star | {"Distance_Error": [30.0] * 2})
+    with pytest.raises(ValueError, match=r"'b': -99\.0 is no latitude"):
+        dust.predict(star | {"b": [-99.0] * 2})
+    with pytest.raises(ValueError, match="'l' holds what is no number"):
+        dust.predict(star | {"l": ["05:34:31", "05:34:31"]})
+
+
 def table():
     return Table(DustData(**SMALL, n_stars=400).simulate("fit"))
 

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
 import zoo
 from datamodules.gc_stars import GCStars
+from datamodules.products import write_draws
 from models.checkpoint import read_checkpoint, restore
 from models.gc_emulator.members import KMS, log_members, log_normal
 from models.gc_emulator.posterior import cluster_of, whitened
@@ -296,6 +298,46 @@ def test_gradients_are_finite_for_a_star_at_the_centre_and_one_that_escapes(mode
     (gradient,) = torch.autograd.grad(value.sum(), u)
     assert bool(value.isfinite().all())
     assert bool(gradient.isfinite().all())
+
+
+def test_members_are_named_by_their_rows_and_what_is_kept(tmp_path):
+    data = mock(n_stars=60, radius=[0.0, 20.0], mock_error=None)
+    stars = data.stars()
+    table = Table({name: stars[name].numpy() for name in ("ra", "dec")})
+    table["name"] = [f"star {i}" for i in range(len(table))]
+    table["dec"][[3, 7]] += 5.0
+    table.write(tmp_path / "stars.fits")
+    place = [PLACE["ra"], PLACE["dec"]]
+    data = mock(path=str(tmp_path / "stars.fits"), centre=place, radius=[0.0, 20.0], keep=["name"])
+    with pytest.warns(UserWarning):
+        stars = data.stars()
+    rows = [i for i in range(60) if i not in (3, 7)]
+    assert len(stars["ra"]) == 58 and data.listed["row"].tolist() == rows
+    assert list(data.listed["name"]) == [f"star {i}" for i in rows]
+    groups = {"members": {**data.listed, "probability": np.ones(58)}}
+    write_draws(tmp_path / "draws.nc", groups, {}, {})
+    with xr.open_dataset(tmp_path / "draws.nc", group="members", engine="h5netcdf") as members:
+        assert members["row"].values.tolist() == rows
+        assert members["name"].values[1] == "star 1"
+
+
+def test_a_distance_is_told_by_parallaxes_once_and_by_the_median_star(model):
+    """The prior knows nothing of them; a third of the stars is of the field, and nearer."""
+    data = mock(field=True, radius=[0.0, 25.0])
+    stars = data.stars()
+    mean, error = data.distance(stars)
+    assert error is None and mean == pytest.approx(PLACE["distance"], rel=0.05)
+    posterior = posterior_of(model, data, stars)
+    assert posterior.distance_index is None
+    u = at_truth(posterior).repeat(1, 2, 1)
+    k = posterior.n_cluster + 2
+    u[0, 1, k] += 3.0  # a distance larger by exp(.3)
+    near, far = posterior._centre(u)[0].distance.flatten()
+    assert float(far / near) == pytest.approx(math.exp(0.3))
+    prior = posterior._centre(u)[1][0]
+    assert float(prior[1] - prior[0]) == 0
+    asked = posterior_of(model, mock(field=True, radius=[0.0, 25.0], distance=1.0), stars)
+    assert asked.distance_index == k
 
 
 def assert_truth_within_errors(product, data, diverged=0):

@@ -233,6 +233,19 @@ def test_the_true_model_scores_better_than_a_quick_one(runs):
     assert 0.6 < metrics["star_coverage_68_true_model"] < 0.85  # its prior is not the simulation's
 
 
+def test_periods_that_no_dwarf_of_any_age_has_are_misfits(shipped):
+    for period, colour, expected in (
+        (50.0, 0.5, True),
+        (99.0, 0.8, True),
+        (490.0, 2.5, True),
+        (12.0, 0.5, False),
+        (25.4, 0.82, False),
+        (60.0, 1.4, False),
+    ):
+        misfit = int(shipped.age(period, colour)["flags"]) & BIT["misfit"] > 0
+        assert misfit == expected, (period, colour)
+
+
 def test_what_is_shipped_is_what_the_card_says(shipped):
     """The Sun and stars of asteroseismic age, by the shipped model."""
     found = shipped.learned()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, command
+from conftest import ROOT, command, refusal
 
 from models.checkpoint import RECORD, build, load_weights, read_checkpoint, write_checkpoint
 
@@ -144,6 +144,24 @@ def test_a_finished_model_does_not_resume_but_fine_tunes(runs, tmp_path):
     assert torch.equal(ours["photometry.mean"], theirs["photometry.mean"]), (
         "the scaling comes along"
     )
+
+
+def test_a_run_that_has_not_ended_is_no_model_and_goes_on_with_its_own_data(runs, tmp_path):
+    last = runs("zephyr") / "last.ckpt"
+    done = command("evaluate.py", f"checkpoint={last}", f"hydra.run.dir={tmp_path}")
+    assert "of a run that has not ended" in refusal(done)
+    done = command("train.py", "model=zephyr", f"checkpoint={last}", "data.noise=1.0")
+    assert "was trained with data.noise=2.0, and it is now 1.0" in refusal(done)
+
+
+def test_weights_are_not_tested_on_what_they_learned_from(galaxies, tmp_path):
+    galaxies.write(tmp_path / "cat.ecsv")
+    quick = ["model=zephyr", "experiment=zephyr_quick", f"data.path={tmp_path}/cat.ecsv"]
+    done = command("train.py", *quick, f"hydra.run.dir={tmp_path}/one")
+    assert done.returncode == 0, done.stderr
+    begun = [f"init_from={tmp_path}/one/best.ckpt", f"hydra.run.dir={tmp_path}/two"]
+    done = command("train.py", *quick, *begun, "data.test_fraction=0.3")
+    assert "rows that it has learned from would be held out" in refusal(done)
 
 
 def test_the_record_says_where_the_model_comes_from(checkpoint):

@@ -103,6 +103,22 @@ def test_a_full_disk_leaves_no_half_file(runs, galaxies, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_catalogue_does_not_give_way_to_its_predictions(runs, galaxies, tmp_path):
+    path = tmp_path / "cat.ecsv"
+    galaxies.write(path)
+    before = path.read_bytes()
+    done = door(
+        runs, tmp_path, f"data.path={path}", f"output={tmp_path}/../{tmp_path.name}/cat.ecsv"
+    )
+    assert "is the catalogue itself" in refusal(done)
+    assert path.read_bytes() == before
+    galaxies["z_median"] = galaxies["redshift"]
+    galaxies.write(path, overwrite=True)
+    words = [f"data.path={path}", f"output={tmp_path}/pz.hdf5", "data.keep=z_median"]
+    done = door(runs, tmp_path, *words)
+    assert "'z_median' would stand beside the prediction of that name" in refusal(done)
+
+
 def test_qp_reads_the_densities(runs, galaxies, tmp_path):
     qp = pytest.importorskip("qp")
     galaxies.write(tmp_path / "cat.ecsv")

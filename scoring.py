@@ -33,6 +33,7 @@ def evaluate(
             write_sky_map(output, whole, {"model": title})
             print(f"map: {output}")
         output = columns = None
+    run_dir.mkdir(parents=True, exist_ok=True)
     facts = {key: model.record[key] for key in ("versions", "git_commit")}
     meta = {"model": title, "zoo": json.dumps(facts)}
     predictions = Predictions(

@@ -71,6 +71,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run_dir,
     )
+    if trainer.is_global_zero and not plain["checkpoint"]:
+        command_line.begin(run_dir)
     if trainer.logger:
         trainer.logger.log_hyperparams(plain)
     trainer.fit(model, datamodule=data, ckpt_path=plain["checkpoint"])

@@ -124,6 +124,18 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
     return merged
 
 
+def begin(run_dir: Path) -> None:
+    """Take a folder for a new run, which no other run then takes: jobs may start in one second."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        (run_dir / ".began").touch(exist_ok=False)
+    except FileExistsError as error:
+        raise ValueError(
+            f"{run_dir} is the folder of another run: name one by hydra.run.dir=<folder>, or go on "
+            f"with that run by checkpoint={run_dir}/last.ckpt"
+        ) from error
+
+
 def refuse_other_data(record: Mapping[str, Any], checkpoint: str) -> None:
     """A run goes on only with the data it began with: else what is held out was trained on."""
     from models.checkpoint import RECORD, read_checkpoint

@@ -1,5 +1,6 @@
 """Predicted rows on their way to a file and to the metrics, in constant memory."""
 
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Predictions(L.Callback):
         self.examples: dict[str, list[np.ndarray]] = {}
         self.stack: Any = None
         self.writer: Writer | None = None
+        self.written = 0
 
     # --- Lightning's hooks --------------------------------------------------------------------
 
@@ -61,6 +63,10 @@ class Predictions(L.Callback):
                 f"that name; rename it in the catalogue, or leave the prediction out: "
                 f"columns=[{','.join(n for n in known if n not in twice)}]"
             )
+        job = [uuid.uuid4().hex[:8]]  # two jobs of one output do not mix
+        if self.world > 1:
+            dist.broadcast_object_list(job)
+        self.job = job[0]
         self.part = self.path if self.world == 1 else self._part(self.rank)
 
     def on_predict_batch_start(
@@ -106,6 +112,7 @@ class Predictions(L.Callback):
             names = [name for name in self.columns or rows if name in rows]
             chosen = {name: rows[name] for name in names if name not in self.left_out}
             self.writer.write({**batch["keep"], **chosen})
+            self.written += len(number)
 
     def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
         if self.writer is not None:  # None: this process had no rows
@@ -114,10 +121,12 @@ class Predictions(L.Callback):
         if self.left_out and self.rank == 0:
             print(f"not written: {_no_vectors(self.left_out)}")
         if self.path is not None and self.world > 1:
-            trainer.strategy.barrier()
-            if self.rank == 0:
-                self._join(model)
-            trainer.strategy.barrier()
+            written = [0] * self.world
+            dist.all_gather_object(written, self.written)
+            failed: list[Exception | None] = [self._join(model, written) if not self.rank else None]
+            dist.broadcast_object_list(failed)
+            if failed[0] is not None:
+                raise failed[0]
 
     def on_exception(self, trainer: L.Trainer, model: Any, exception: BaseException) -> None:
         if self.writer is not None:
@@ -164,20 +173,30 @@ class Predictions(L.Callback):
 
     def _part(self, rank: int) -> Path:
         assert self.path is not None
-        return self.path.with_name(f".{self.path.name}.rank{rank}.parquet")
+        return self.path.with_name(f".{self.path.name}.{self.job}.rank{rank}.parquet")
 
-    def _join(self, model: Any) -> None:
+    def _join(self, model: Any, written: Sequence[int]) -> Exception | None:
+        """All parts become one; what went wrong, after which they are still there."""
         assert self.path is not None
-        parts = [p for p in map(self._part, range(self.world)) if p.exists()]
+        parts = {self._part(rank): n for rank, n in enumerate(written) if n}
         try:
             with self._new_writer(self.path, model) as writer:
-                for part in parts:
+                for part, n in parts.items():
+                    if not part.exists():
+                        raise OSError(
+                            f"{part}, which another process has written, is not to be seen from "
+                            f"here: output must be in a folder that all nodes share"
+                        )
                     with open_catalogue(part) as catalogue:
+                        if len(catalogue) != n:
+                            raise OSError(f"{part} holds {len(catalogue):,} of {n:,} rows")
                         for chunk in catalogue.chunks(catalogue.names):
                             writer.write(chunk)
-        finally:
-            for part in parts:
-                part.unlink(missing_ok=True)
+        except (OSError, ValueError) as error:
+            return type(error)(f"{error}; the parts of all processes stay beside it")
+        for part in parts:
+            part.unlink()
+        return None
 
 
 def _joined(parts: Sequence[Mapping[str, list[np.ndarray]]]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .base import Catalogue, spans
+from .base import Catalogue
 from .columns import convert
 
 
@@ -36,26 +36,34 @@ class Chain(Catalogue):
         self, columns: list[str], rows: int, start: int, stop: int
     ) -> Iterator[dict[str, np.ndarray]]:
         """Chunks of ``rows`` rows, whatever the files' lengths."""
-        for first, last in spans(rows, start, stop):
-            parts = list(self._between(columns, first, last))
-            yield {c: self._joined(c, [part[c] for part in parts]) for c in columns}
+        held: dict[str, np.ndarray] = {}
+        for chunk in self._between(columns, rows, start, stop):
+            held = {c: self._joined(c, held[c], chunk[c]) for c in columns} if held else chunk
+            while len(held[columns[0]]) >= rows:
+                yield {c: held[c][:rows] for c in columns}
+                held = {c: held[c][rows:] for c in columns}
+        if held and len(held[columns[0]]):
+            yield held
 
-    def _joined(self, column: str, parts: list[np.ndarray]) -> np.ndarray:
-        if len({values.dtype.kind in "UOS" for values in parts}) > 1:
+    def _joined(self, column: str, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        if not len(before):
+            return after
+        if len({values.dtype.kind in "UOS" for values in (before, after)}) > 1:
             raise ValueError(
                 f"{self.path}: column {column!r} holds numbers in one file and text in another"
             )
-        return np.concatenate(parts)
+        return np.concatenate([before, after])
 
     def _between(
-        self, columns: list[str], start: int, stop: int
+        self, columns: list[str], rows: int, start: int, stop: int
     ) -> Iterator[dict[str, np.ndarray]]:
+        """Of one file after the other, each opened once."""
         before = 0
         for path, length in zip(self._paths, self._lengths, strict=True):
             first, last = max(start - before, 0), min(stop - before, length)
             if first < last:
                 with self._opened(path) as part:
-                    for chunk in part.chunks(columns, last - first, first, last):
+                    for chunk in part.chunks(columns, rows, first, last):
                         yield {c: self._in_our_unit(chunk[c], c, part) for c in columns}
             before += length
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ _GUESSES = (pa.int64(), pa.uint64(), pa.float64(), pa.bool_())
 # How blanks are spelt in number columns; text columns keep these words.
 _BLANKS = ["", "nan", "NaN", "NAN", "null", "NULL", "NA", "N/A", "n/a", "None", "--"]
 _NAME = r"^(0\d+|\d{21,}|[2-9]\d{19})$"  # beyond uint64, or not as a number is written
+_SURVEYS: dict[tuple[str, int, int], tuple[int, dict[str, pa.DataType], dict[str, bool]]] = {}
 _VECTOR = re.compile(r"(\w+)\[([\d,]+)\]")
 
 
@@ -106,7 +108,13 @@ class TextCatalogue(Catalogue):
         super().__init__(path, names, {n: parse_unit(t) for n, t in units.items()}, 0)
         self._all, self._delimiter, self._skip = list(names), delimiter, skip
         self._types, self._vectors = dict(types), vectors
-        self._survey()
+        told = os.stat(path)
+        key = (os.path.abspath(path), told.st_mtime_ns, told.st_size)
+        if key not in _SURVEYS:  # a whole pass, which several openings of one file share
+            self._survey()
+            _SURVEYS[key] = self._length, self._types, self._blank
+        self._length, kinds, blank = _SURVEYS[key]
+        self._types, self._blank = dict(kinds), dict(blank)
 
     def _survey(self) -> None:
         """Count the rows, and find each column's type and whether it has blanks."""

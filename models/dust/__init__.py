@@ -379,7 +379,7 @@ class Dust(Component):
         edges = self.grid.boundaries
         errors = {
             "hmc": "errors are those of the posterior, drawn by HMC",
-            "curved": "variational errors: 68% intervals hold 66% on average on ten synthetic "
+            "curved": "variational errors: 68% intervals hold 67% on average on ten synthetic "
             "skies, 59 to 76% on one of them, and less in compact clouds",
         }
         small = "variational errors, too small: model.guide=hmc has better ones"

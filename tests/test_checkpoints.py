@@ -150,6 +150,8 @@ def test_a_run_that_has_not_ended_is_no_model_and_goes_on_with_its_own_data(runs
     last = runs("zephyr") / "last.ckpt"
     done = command("evaluate.py", f"checkpoint={last}", f"hydra.run.dir={tmp_path}")
     assert "of a run that has not ended" in refusal(done)
+    done = command("train.py", "model=zephyr", f"hydra.run.dir={last.parent}")
+    assert f"go on with that run by checkpoint={last}" in refusal(done)
     done = command("train.py", "model=zephyr", f"checkpoint={last}", "data.noise=1.0")
     assert "was trained with data.noise=2.0, and it is now 1.0" in refusal(done)
 

@@ -12,7 +12,8 @@ import pytest
 from astropy.table import Table
 from conftest import BANDS, ROOT, door, refusal
 
-from datamodules.catalogue import open_catalogue
+import zoo
+from datamodules.catalogue import Writer, open_catalogue
 from datamodules.predictions import Predictions
 
 
@@ -117,6 +118,21 @@ def test_a_catalogue_does_not_give_way_to_its_predictions(runs, galaxies, tmp_pa
     words = [f"data.path={path}", f"output={tmp_path}/pz.hdf5", "data.keep=z_median"]
     done = door(runs, tmp_path, *words)
     assert "'z_median' would stand beside the prediction of that name" in refusal(done)
+
+
+def test_parts_of_other_processes_that_are_not_to_be_seen_are_missed(tmp_path):
+    """Where each node writes to a folder of its own; what is there stays there."""
+    model = zoo.load("zephyr").model
+    found = Predictions(4, tmp_path / "pz.parquet", ["z_median"], [], {}, {})
+    found.job, found.world = "job", 2
+    with Writer(found._part(0)) as writer:
+        writer.write({"z_median": np.zeros(2, np.float32)})
+    failed = found._join(model, [2, 2])
+    assert isinstance(failed, OSError) and "all nodes share" in str(failed)
+    assert "holds 2 of 3 rows" in str(found._join(model, [3, 0]))
+    assert [path.name for path in tmp_path.iterdir()] == [found._part(0).name]
+    assert found._join(model, [2, 0]) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["pz.parquet"]
 
 
 def test_qp_reads_the_densities(runs, galaxies, tmp_path):

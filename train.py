@@ -1,5 +1,6 @@
 """Train a component of the zoo, then score and plot it: ``python train.py model=zephyr``."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     plain["model"] |= data.schema()
     plain["data"] |= data.found_out()
     model = build(plain["model"])
+    model.refuse_incomplete()
     command_line.set_precision(model, plain["trainer"]["precision"])
     described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
     model.record = new_record(described, data.provenance(), data.found_out())
@@ -77,6 +79,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         trainer.logger.log_hyperparams(plain)
     trainer.fit(model, datamodule=data, ckpt_path=plain["checkpoint"])
     validated = tracking.val_loss(trainer, model)
+    if not all(map(math.isfinite, validated.values())):
+        raise ValueError("no epoch has a finite val/loss: the fit diverged; try a lower model.lr")
     # the best epoch's weights, calibrated, are the result: without training state or local paths
     best = read_checkpoint(trainer.checkpoint_callback.best_model_path)
     model.load_state_dict(best["state_dict"])

@@ -1,6 +1,6 @@
 """The whole inference of the dust map beside that of NIFTy (nifty8.re), its reference.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.dust                                               # 10 min of CPU
 
 The synthetic sky of configs/experiment/dust_reference.yaml with the component's own settings, in

@@ -1,6 +1,6 @@
 """The dust map's Gaussian-process prior beside that of NIFTy (nifty8.re), its reference.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.dust_prior > benchmarks/dust_prior.csv
     python -m benchmarks.dust_prior deep > benchmarks/dust_prior_deep.csv   # two and three levels
 

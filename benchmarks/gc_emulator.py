@@ -1,6 +1,6 @@
 """Lowered isothermal models: the pretrained emulator and our solver beside LIMEPY.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.gc_emulator
     python -m benchmarks.gc_emulator --checkpoint gc_emulator_anisotropic
 

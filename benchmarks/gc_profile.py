@@ -1,6 +1,6 @@
 """A cluster's binned profiles: our posterior beside the same one with LIMEPY and emcee.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.gc_profile ../shared/data/gc/NGC0104.hdf --out benchmarks/gc_profile.csv
 
 Both posteriors share their data, parameters, priors and likelihood, which is written a second time

@@ -1,6 +1,6 @@
 """The posterior of a cluster's stars: our HMC beside Pyro's NUTS, on the same density.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.gc_pyro                  # 1,000 stars in phase space, 4 parameters
     python -m benchmarks.gc_pyro --sky --stars 200
 

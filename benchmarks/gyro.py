@@ -1,6 +1,6 @@
 """Ages from rotation: this zoo beside gyrointerp on the same stars, and the sweep summarised.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.gyro compare --data ../shared/data/gyro              # 6 min of CPU
     python -m benchmarks.gyro summarise multirun/left_out
 

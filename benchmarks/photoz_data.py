@@ -129,4 +129,6 @@ def _rail_examples() -> Path:
     for folder in spec.submodule_search_locations or [] if spec else []:
         if (Path(folder) / "examples_data" / "testdata").is_dir():
             return Path(folder) / "examples_data" / "testdata"
-    raise ModuleNotFoundError('the DC2 files come with pz-rail-base: pip install -e ".[bench]"')
+    raise ModuleNotFoundError(
+        'the DC2 files come with pz-rail-base: pip install -c constraints.txt -e ".[bench]"'
+    )

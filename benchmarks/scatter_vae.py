@@ -1,6 +1,6 @@
 """Gaia XP spectra: this zoo beside the truth, PCA, the published network and GaiaXPy, in one run.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.scatter_vae
 
 `reference`: simulated stars, of configs/experiment/scatter_vae_reference.yaml. All are judged by

@@ -1,6 +1,6 @@
 """Photometric redshifts: this zoo beside FlexZBoost, PZFlow and a regression forest, in one run.
 
-    pip install -e ".[bench]"
+    pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.zephyr --data <folder of zcosmos_*.hdf5> --out benchmarks/zephyr.csv
 
 One environment holds zoo and peers. The DC2 catalogue comes inside pz-rail-base; the zCOSMOS files

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -36,10 +36,21 @@ def user_errors(door: Callable[[Any], Any]) -> Callable[[Any], Any]:
             )
             if not mistake or os.environ.get("HYDRA_FULL_ERROR"):
                 raise
-            print(f"\nerror: {error}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
-            raise SystemExit(2) from None
+            if _sweeps():
+                raise  # Hydra goes on with the next run
+            _refuse(f"{error}\n(HYDRA_FULL_ERROR=1 shows where)")
 
     return wrapped
+
+
+def _refuse(text: str) -> NoReturn:
+    print(f"\nerror: {text}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _sweeps() -> bool:
+    mode = HydraConfig.get().mode
+    return mode is not None and mode.name == "MULTIRUN"
 
 
 def _leave_group() -> None:
@@ -68,21 +79,18 @@ def propose_choices() -> None:
         for name in names.split(","):  # several in a sweep
             near = get_close_matches(name, known)
             if near and name not in known:
-                print(
-                    f"\nerror: there is no {group}={name}; near: {', '.join(near)}; "
-                    f"there are {', '.join(known)}",
-                    file=sys.stderr,
+                _refuse(
+                    f"there is no {group}={name}; near: {', '.join(near)}; "
+                    f"there are {', '.join(known)}"
                 )
-                raise SystemExit(2)
 
 
 def refuse_sweep_of_ddp(config: DictConfig) -> None:
     """Lightning starts the other processes by the same command, and with -m that is the sweep."""
     hydra, trainer = HydraConfig.get(), config.trainer
-    sweep = hydra.mode is not None and hydra.mode.name == "MULTIRUN"
     many = trainer.get("strategy") == "ddp" or trainer.get("devices", 1) not in (1, "1")
-    if sweep and many and "submitit" not in hydra.launcher._target_:
-        raise ValueError(
+    if _sweeps() and many and "submitit" not in hydra.launcher._target_:
+        _refuse(
             "a sweep (-m) of runs of several processes would start the whole sweep once per "
             "process; add hydra/launcher=submitit_slurm, or sweep with trainer.devices=1"
         )

@@ -76,18 +76,18 @@ class CatalogueData(L.LightningDataModule):
 
         Truth columns are wanted in training, and taken in prediction where they exist.
         """
-        raise NotImplementedError
+        raise self._unsaid("roles")
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         """Physical tensors from columns named by role; raises ``ValueError`` for bad values.
 
         A row whose truth is unknown is an error in training, and NaN in prediction.
         """
-        raise NotImplementedError
+        raise self._unsaid("to_batch")
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         """The embedded simulation as a table; ``split`` is ``"fit"`` or ``"test"``."""
-        raise NotImplementedError
+        raise self._unsaid("simulate")
 
     def augment(self, batch: Rows, generator: torch.Generator) -> Rows:
         """A training batch with the random changes of this step."""
@@ -189,6 +189,9 @@ class CatalogueData(L.LightningDataModule):
             return {n: str(unit) for n, unit in units.items() if not is_unknown(unit)}
 
     # --- what they share ----------------------------------------------------------------------
+
+    def _unsaid(self, hook: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} does not define {hook}")
 
     @property
     def label(self) -> str:

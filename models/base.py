@@ -44,8 +44,11 @@ class Product(NamedTuple):
     shown: Mapping[str, np.ndarray] = {}  # what figures show besides the draws
 
 
+NEEDED = ("loss", "predict_step", "outputs", "metrics")  # what a component must define
+
+
 class Component(L.LightningModule):
-    """A LightningModule of the zoo. A component adds `loss` and `predict_step`.
+    """A LightningModule of the zoo. A component adds what is `NEEDED`.
 
     ``__init__`` takes plain scalars, strings, lists and dicts only, so that a checkpoint can be
     loaded with ``weights_only=True``. What the data decide (bands, sources...) are arguments too,
@@ -62,7 +65,7 @@ class Component(L.LightningModule):
     stacked_column: str | None = None  # the density that data.group_by stacks
     fast: frozenset[str] = frozenset()  # names of parameters that need a higher learning rate
     stack_units: Mapping[str, str] = {}  # of the columns of `stack_table`
-    precisions: tuple[str, ...] = ("32-true", "bf16-mixed")
+    precisions: tuple[str, ...] = ("32-true",)  # those that are safe for it
     clip: float | None = 5.0  # norm of the gradient, against a single bad batch
 
     def __init__(self, lr: float, weight_decay: float, epochs: int) -> None:
@@ -152,6 +155,15 @@ class Component(L.LightningModule):
         return {}
 
     # --- what they share ----------------------------------------------------------------------
+
+    @classmethod
+    def refuse_incomplete(cls) -> None:
+        """Before the fit: what is missing shows otherwise after it."""
+        if missing := [name for name in NEEDED if getattr(cls, name) is getattr(Component, name)]:
+            raise TypeError(
+                f"{cls.__module__}.{cls.__name__} does not define {', '.join(missing)}; a "
+                f"component defines {', '.join(NEEDED)}"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)

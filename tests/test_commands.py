@@ -77,6 +77,15 @@ def test_a_sweep_of_ddp_runs_is_refused():
     assert "would start the whole sweep once per process" in message
 
 
+def test_a_sweep_goes_on_after_a_run_that_cannot_be(tmp_path):
+    done = command(
+        "train.py", "-m", *QUICK, "model.epochs=1", "model.flow=nothing,zuko",
+        f"hydra.sweep.dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode != 0 and "nothing" in done.stderr
+    assert not (tmp_path / "0/best.ckpt").exists() and (tmp_path / "1/best.ckpt").exists()
+
+
 def test_data_of_the_checkpoint_can_be_replaced_or_changed(runs, tmp_path):
     best = runs("zephyr") / "best.ckpt"
     run = f"hydra.run.dir={tmp_path}"

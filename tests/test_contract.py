@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 import zoo
 from datamodules.batches import BatchShares, GlobalBatches
 from datamodules.catalogue import open_catalogue
+from models.base import Component
 from models.checkpoint import RECORD, build, read_checkpoint, restore, write_checkpoint
 
 pytestmark = pytest.mark.parametrize("component", COMPONENTS)
@@ -39,6 +40,14 @@ def test_a_run_leaves_a_checkpoint_a_report_and_metrics(component, runs):
     assert record["metrics"].keys() <= metrics.keys() | {"val_loss"}
     assert {"config", "data", "versions", "git_commit", "created", "command"} <= record.keys()
     assert str(run) not in str(record), "a published checkpoint holds no local path"
+
+
+def test_what_is_not_defined_is_said_before_the_fit(component, parts):
+    model, _ = parts
+    model.refuse_incomplete()
+    lacking = type("Lacking", (type(model),), {"loss": Component.loss})
+    with pytest.raises(TypeError, match="Lacking does not define loss"):
+        lacking.refuse_incomplete()
 
 
 def test_a_unit_of_training_changes_the_loss(component, tmp_path, runs):

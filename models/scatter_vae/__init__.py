@@ -44,6 +44,7 @@ class ScatterVAE(Component):
     In: the batch of `datamodules.scatter_vae`. Out: see `models.scatter_vae.rows`.
     """
 
+    precisions = ("32-true", "bf16-mixed")
     last_is_best = True  # the loss of the warm-up is another one
     clip = 1e3  # the loss counts nats of 110 coefficients
     smaller_is_better = frozenset(("nll", "pca6_chi2_median", "pca10_chi2_median"))

@@ -49,6 +49,7 @@ class Zephyr(Component):
     source alone, in place of the mixture.
     """
 
+    precisions = ("32-true", "bf16-mixed")
     keep_location = "ancil/{name}"  # where qp looks for columns
     stacked_column = "pz"
     fast = frozenset(("noise.log_sigma", "noise.logit_catastrophic", "noise.logit_uniform"))

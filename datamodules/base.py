@@ -17,6 +17,7 @@ from datamodules.catalogue.columns import is_unknown, refuse_unknown, resolve, u
 # Rows that choose the best epoch. Their loss is compared with itself, so that few are enough;
 # `calibrate` takes all of them.
 VALIDATED_ROWS = 2048
+MOST_SKIPPED = 10_000  # rows that `skip_bad` leaves out: of more it is the column that is bad
 
 
 class CatalogueData(L.LightningDataModule):
@@ -50,6 +51,7 @@ class CatalogueData(L.LightningDataModule):
         test_fraction: float = 0.1,
         num_workers: int = 0,
         origin: str = "",
+        skip_bad: bool = False,
     ) -> None:
         super().__init__()
         if split not in ("test", "all"):
@@ -63,6 +65,7 @@ class CatalogueData(L.LightningDataModule):
         self.batch_size, self.predict_batch_size = batch_size, predict_batch_size
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.num_workers, self.origin = num_workers, origin
+        self.skip_bad = skip_bad  # whether predictions leave out rows that would be refused
         self.rows: dict[str, Rows] = {}
         self._simulated: dict[str, dict[str, np.ndarray]] = {}
         self._said: set[str] = set()
@@ -166,13 +169,33 @@ class CatalogueData(L.LightningDataModule):
             chosen = self._predicted_rows(catalogue)
             n = len(catalogue)
             start, stop = n * rank // world, n * (rank + 1) // world
-            for row, columns in self._read(catalogue, roles, start, stop, chosen):
-                batch: dict[str, Any] = dict(self._batch(row, columns, training=False))
-                batch["row"] = torch.from_numpy(row)
-                batch["keep"] = {name: columns[f"keep:{name}"] for name in self.keep}
-                if self.group_by:
-                    batch["group"] = columns["group_by"]
-                yield batch
+            skipped: list[str] = []
+            for chunk in self._read(catalogue, roles, start, stop, chosen):
+                for row, columns, made in self._predictable(*chunk, skipped):
+                    batch: dict[str, Any] = dict(made)
+                    batch["row"] = torch.from_numpy(row)
+                    batch["keep"] = {name: columns[f"keep:{name}"] for name in self.keep}
+                    if self.group_by:
+                        batch["group"] = columns["group_by"]
+                    yield batch
+            if skipped:
+                warnings.warn(f"{len(skipped):,} rows are left out: {skipped[0]}", stacklevel=2)
+
+    def _predictable(
+        self, row: np.ndarray, columns: Mapping[str, np.ndarray], skipped: list[str]
+    ) -> Iterator[tuple[np.ndarray, Mapping[str, np.ndarray], Rows]]:
+        """A chunk as a batch, or with ``skip_bad`` in parts about the rows that are refused."""
+        try:
+            yield row, columns, self._batch(row, columns, training=False)
+        except ValueError as error:
+            if not self.skip_bad or len(skipped) >= MOST_SKIPPED:
+                raise
+            if len(row) == 1:
+                skipped.append(str(error))
+                return
+            for half in np.array_split(np.arange(len(row)), 2):
+                part = {name: values[half] for name, values in columns.items()}
+                yield from self._predictable(row[half], part, skipped)
 
     def n_predicted(self) -> int:
         """How many rows `prediction_batches` gives in all."""

@@ -9,6 +9,7 @@ from astropy.table import Table
 from conftest import BANDS
 
 import zoo
+from datamodules.zephyr import ZephyrData
 from models.checkpoint import build
 
 
@@ -249,3 +250,20 @@ def test_one_row_and_no_row(model, galaxies):
     assert len(model.predict(galaxies[:1])) == 1
     with pytest.raises(ValueError, match="has no rows"):
         model.predict(galaxies[:0])
+
+
+def test_rows_that_would_be_refused_can_be_left_out_aloud(galaxies):
+    galaxies["mag_err_u"][[3, 17, 18]] = -1.0
+    galaxies["id"] = np.arange(len(galaxies))
+    data = ZephyrData(bands=BANDS, keep=["id"])
+    data.table = galaxies
+    with pytest.raises(ValueError, match="rows 0 to 59"):
+        next(data.prediction_batches())
+    data.skip_bad = True
+    with pytest.warns(UserWarning, match=r"3 rows are left out: .*row"):
+        batches = list(data.prediction_batches())
+    rows = np.concatenate([batch["row"].numpy() for batch in batches])
+    assert rows.tolist() == [i for i in range(60) if i not in (3, 17, 18)]
+    kept = np.concatenate([batch["keep"]["id"] for batch in batches])
+    np.testing.assert_array_equal(kept, rows)
+    assert sum(len(batch["flux"]) for batch in batches) == 57

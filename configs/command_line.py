@@ -135,6 +135,8 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 def begin(run_dir: Path) -> None:
     """Take a folder for a new run, which no other run then takes: jobs may start in one second."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # the same job, once more
+        return
     try:
         (run_dir / ".began").touch(exist_ok=False)
     except FileExistsError as error:

@@ -53,7 +53,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     model.refuse_incomplete()
     command_line.set_precision(model, plain["trainer"]["precision"])
     described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
-    model.record = new_record(described, data.provenance(), data.found_out())
+    model.record = new_record(described, data.provenance(), data.found_out(), model.format)
     if plain["checkpoint"]:
         command_line.refuse_other_data(model.record, plain["checkpoint"])
     else:

@@ -59,6 +59,8 @@ class Component(L.LightningModule):
     """
 
     record: dict[str, Any]
+    # what weights and buffers mean: one more whenever those of before would be read wrongly
+    format: int = 1
     last_is_best = False  # whether the result is the last epoch, not that of the least val/loss
     smaller_is_better: frozenset[str] = frozenset()
     keep_location: str = "{name}"  # of pass-through columns in an HDF5 file

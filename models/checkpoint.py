@@ -29,13 +29,16 @@ LIBRARIES = ("orrery", "torch", "lightning", "zuko", "nflows", "numpy", "astropy
 
 
 def new_record(
-    config: Mapping[str, Any], provenance: Mapping[str, Any], found_out: Mapping[str, Any]
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    found_out: Mapping[str, Any],
+    format: int,
 ) -> dict[str, Any]:
     """The facts a checkpoint carries besides its weights.
 
     ``config`` is the run's plain config (dicts, lists, scalars); ``provenance`` says which data
     were learned from (path, hash and row count, or the simulation's parameters and seed);
-    ``found_out`` which settings of the data module they decided.
+    ``found_out`` which settings of the data module they decided; ``format`` is the model's.
     """
     return {
         "config": dict(config),
@@ -46,6 +49,7 @@ def new_record(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *_words_that_matter(sys.argv[1:])]),
         "metrics": {},
+        "format": format,
     }
 
 
@@ -122,6 +126,13 @@ def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = N
             "on with train.py checkpoint=<it>, which ends in best.ckpt"
         )
     model = build({**checkpoint[RECORD]["config"]["model"], **(changes or {})})
+    written = checkpoint[RECORD].get("format", 1)
+    if written != model.format:
+        raise ValueError(
+            f"this checkpoint is of format {written} of {type(model).__name__}, and this version "
+            f"of the zoo reads {model.format}: use that of commit "
+            f"{checkpoint[RECORD]['git_commit']}"
+        )
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

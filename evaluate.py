@@ -22,11 +22,15 @@ def main(config: DictConfig) -> None:
     command_line.quiet()
     path = zoo.find(config.checkpoint)
     checkpoint = read_checkpoint(path)
-    asked: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    # a data section may speak of the model's settings, which are those of the checkpoint
+    own = {"model": command_line.stored_config(checkpoint["orrery"], path)["model"]}
+    merged = OmegaConf.merge(own, config)
+    asked: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+    changes = {key: asked["model"][key] for key in config.get("model") or {}}
     L.seed_everything(asked["seed"], workers=True, verbose=False)
     data = command_line.data_for(checkpoint["orrery"], asked.get("data") or {})
     command_line.refuse_overwriting(asked["output"], data)
-    model = restore(checkpoint, asked.get("model") or {})
+    model = restore(checkpoint, changes)
     command_line.set_precision(model, asked["trainer"]["precision"])
     trainer = instantiate(
         asked["trainer"],

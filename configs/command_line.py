@@ -111,9 +111,7 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
             f"{path} holds a finished model without its training state; resume from last.ckpt, or "
             f"fine-tune with init_from={path}"
         )
-    stored = checkpoint[RECORD]["config"]
-    if "${" in str(stored):
-        raise ValueError(f"{path} is refused: its config holds interpolations")
+    stored = stored_config(checkpoint[RECORD], path)
     words = [word.lstrip("+") for word in overrides]
     for word in words:
         if word.startswith("model=") and f"models.{word[6:]}." not in stored["model"]["_target_"]:
@@ -130,6 +128,13 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
     if "model.epochs" in str(own) and "max_epochs" not in str(own):
         merged.trainer.max_epochs = merged.model.epochs
     return merged
+
+
+def stored_config(record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The config of a checkpoint's record, which is of plain values."""
+    if "${" in str(record["config"]):
+        raise ValueError(f"{path} is refused: its config holds interpolations")
+    return record["config"]  # type: ignore[no-any-return]
 
 
 def begin(run_dir: Path) -> None:

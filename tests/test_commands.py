@@ -99,6 +99,13 @@ def test_data_of_the_checkpoint_can_be_replaced_or_changed(runs, tmp_path):
     assert "gone.fits" in message
 
 
+def test_data_of_another_size_follow_the_model(runs, tmp_path):
+    """The section of the synthetic sky takes its grid from the model."""
+    best = runs("dust") / "best.ckpt"
+    done = command("evaluate.py", f"checkpoint={best}", "data=dust", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+
+
 def test_metrics_stand_beside_those_of_the_true_model(runs):
     metrics = json.loads((runs("zephyr") / "metrics.json").read_text())
     keys = """n bias nmad outlier_fraction crps nll cde_loss pit_ks coverage_68 coverage_95

@@ -31,6 +31,7 @@ def main(config: DictConfig) -> None:
     data = command_line.data_for(checkpoint["orrery"], asked.get("data") or {})
     command_line.refuse_overwriting(asked["output"], data)
     model = restore(checkpoint, changes)
+    model.draw_seed = asked["seed"]
     command_line.set_precision(model, asked["trainer"]["precision"])
     trainer = instantiate(
         asked["trainer"],

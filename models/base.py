@@ -59,6 +59,7 @@ class Component(L.LightningModule):
     """
 
     record: dict[str, Any]
+    draw_seed: int = 0  # of the draws among predictions: that of evaluate.py
     # what weights and buffers mean: one more whenever those of before would be read wrongly
     format: int = 1
     last_is_best = False  # whether the result is the last epoch, not that of the least val/loss

@@ -233,6 +233,16 @@ def test_the_true_model_scores_better_than_a_quick_one(runs):
     assert 0.6 < metrics["star_coverage_68_true_model"] < 0.85  # its prior is not the simulation's
 
 
+def test_draws_of_two_jobs_are_their_own(shipped):
+    batch = next(GyroData(n_test=240).prediction_batches())
+    first, again = (shipped.predict_step(batch)["period_draws"] for _ in range(2))
+    shipped.draw_seed = 1
+    other = shipped.predict_step(batch)
+    shipped.draw_seed = 0
+    assert torch.equal(first, again)
+    assert float((other["period_draws"] == first).double().mean()) < 0.1
+
+
 def test_periods_that_no_dwarf_of_any_age_has_are_misfits(shipped):
     for period, colour, expected in (
         (50.0, 0.5, True),

@@ -220,7 +220,7 @@ class Gyro(Component):
         rows = summaries(member, self.log_prior_of(colour), self.edges, QUANTILES)
         cdf = rows.pop("cdf")
         rows["flags"] = self._flagged(batch, log_p, rows["age_q50"])
-        u = grid.counter_uniform(batch["row"], 2 * DRAWS)
+        u = grid.counter_uniform(batch["row"], 2 * DRAWS, self.draw_seed)
         ages = grid.quantile(cdf, self.edges, u[:, :DRAWS])
         rows["period_draws"] = 10 ** self.table.draw(colour, ages, u[:, DRAWS:])
         rows["log_likelihood"] = member

@@ -303,7 +303,9 @@ class Zephyr(Component):
             "pz": grid.density(cdf, self.edges),
         }
         if self.n_samples:
-            rows["z_samples"] = grid.sample(cdf, self.edges, batch["row"], self.n_samples)
+            rows["z_samples"] = grid.sample(
+                cdf, self.edges, batch["row"], self.n_samples, self.draw_seed
+            )
         if "redshift" in batch:
             truth = batch["redshift"]
             rows |= {"z_true": truth, **grid.scores(cdf, self.edges, truth)}

@@ -199,12 +199,14 @@ def test_the_catalogue_does_not_import_torch_or_pandas():
 
 
 def test_files_of_a_pattern_in_other_units_are_converted():
-    for name, unit, distance in (("a", "pc", 100.0), ("b", "kpc", 0.2)):
-        Table({"d": [distance] * u.Unit(unit), "n": [1]}).write(f"d_{name}.ecsv")
+    for name, unit, distance in (("a", "pc", 100), ("b", "kpc", 2), ("c", "lyr", 326)):
+        table = Table({"d": np.array([distance]), "n": [1]})
+        table["d"].unit = unit
+        table.write(f"d_{name}.ecsv")
     with open_catalogue("d_*.ecsv") as catalogue:
         (chunk,) = catalogue.chunks(["d"])
         assert catalogue.units == {"d": u.pc}
-    np.testing.assert_allclose(chunk["d"], [100, 200])
+    np.testing.assert_allclose(chunk["d"], [100, 2000, 99.9518], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +214,16 @@ def test_files_of_a_pattern_in_other_units_are_converted():
     [
         (Table({"d": [1.0]}), r"d_b.ecsv: column 'd' is in 'no unit', and in 'pc' in d_a"),
         (Table({"d": [1.0] * u.K}), "d_b.ecsv: column 'd' is in 'K', which does not convert"),
-        (Table({"d": ["near"]}), "d_.*: column 'd' holds numbers in one file and text"),
+        (Table({"d": ["near"]}), r"d_b.ecsv: column 'd' is of text, and of float64 in d_a.ecsv"),
+        (Table({"d": np.array([2**63], np.uint64)}), "of uint64, and of int64"),
     ],
 )
 def test_files_of_a_pattern_that_do_not_go_together_are_refused(column, message):
-    Table({"d": [100.0] * u.pc}).write("d_a.ecsv")
-    if column["d"].dtype.kind == "U":
+    whole = column["d"].dtype.kind == "u"
+    first = Table({"d": np.array([100], int if whole else float)})
+    first["d"].unit = "pc"
+    first.write("d_a.ecsv")
+    if column["d"].dtype.kind in "Uu":
         column["d"].unit = "pc"
     column.write("d_b.ecsv")
     with (
@@ -225,6 +231,22 @@ def test_files_of_a_pattern_that_do_not_go_together_are_refused(column, message)
         pytest.raises(ValueError, match=message),
     ):
         list(catalogue.chunks(["d"]))
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".fits"])
+def test_files_of_a_pattern_have_one_kind_of_numbers(ending):
+    """A column of integers with a blank in the second file alone."""
+    blank = np.ma.array([4, 5, 6], mask=[False, True, False])
+    for name, values in (("a", [1, 2, 3]), ("b", blank)):
+        Table({"n": values, "id": [7, 8, 9]}).write(f"n_{name}{ending}")
+    with open_catalogue(f"n_*{ending}") as catalogue:
+        chunks = list(catalogue.chunks(["n", "id"], 2))
+    assert [len(chunk["n"]) for chunk in chunks] == [2, 2, 2]
+    assert {str(chunk["n"].dtype) for chunk in chunks} == {"float64"}
+    assert {str(chunk["id"].dtype) for chunk in chunks} == {"int64"}
+    np.testing.assert_array_equal(
+        np.concatenate([chunk["n"] for chunk in chunks]), [1, 2, 3, 4, np.nan, 6]
+    )
 
 
 def test_identifiers_of_csv_stay_as_they_are_written():

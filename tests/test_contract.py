@@ -154,7 +154,7 @@ def test_two_cpu_processes_train_and_predict_in_row_order(component, runs, tmp_p
     assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
     two, one = (read_checkpoint(run / "last.ckpt") for run in (tmp_path / "run", runs(component)))
     for key, values in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][key], values, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(two["state_dict"][key], values, rtol=1e-2, atol=3e-3)
 
     files = []
     for name, words in (("one", []), ("two", ddp)):

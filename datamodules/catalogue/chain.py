@@ -30,7 +30,41 @@ class Chain(Catalogue):
                     )
                 self._lengths.append(len(part))
         super().__init__(name, names, dict(units), sum(self._lengths))
-        self._blank = dict.fromkeys(names, False)  # as each file says for itself
+        self._first = next((p for p, n in zip(paths, self._lengths, strict=True) if n), paths[0])
+        self._kinds: dict[str, np.dtype | None] = {}  # of numbers; None: text
+
+    def _filled(
+        self, columns: list[str], rows: int, start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Numbers of one kind in all files: with a blank in one of them a column is of floats."""
+        self._settle([c for c in columns if c not in self._kinds])
+        for block in self._blocks(columns, rows, start, stop):
+            yield {c: _as_kind(block[c], self._kinds.get(c)) for c in columns}
+
+    def _settle(self, columns: list[str]) -> None:
+        """Find the kind of these columns' numbers, by the first row of every file that has one."""
+        found: dict[str, dict[str, np.dtype]] = {c: {} for c in columns}
+        for path, length in zip(self._paths, self._lengths, strict=True):
+            if columns and length:
+                with self._opened(path) as part:
+                    first = next(part.chunks(columns, 1, 0, 1))
+                    for c in columns:
+                        found[c][path] = self._in_our_unit(first[c], c, part).dtype
+        for c, of_files in found.items():
+            kinds = {kind.kind in "UO" for kind in of_files.values()}
+            whole = None if kinds != {False} else np.result_type(*of_files.values())
+            exact = all(kind.kind in "biu" for kind in of_files.values())
+            if len(kinds) > 1 or (exact and whole is not None and whole.kind == "f"):
+                odd = next(p for p, kind in of_files.items() if kind != of_files[self._first])
+                theirs, ours = (
+                    "text" if kind.kind in "UO" else str(kind)
+                    for kind in (of_files[odd], of_files[self._first])
+                )
+                raise ValueError(
+                    f"{odd}: column {c!r} is of {theirs}, and of {ours} in {self._first}: they do "
+                    f"not go together"
+                )
+            self._kinds[c] = whole
 
     def _blocks(
         self, columns: list[str], rows: int, start: int, stop: int
@@ -38,21 +72,12 @@ class Chain(Catalogue):
         """Chunks of ``rows`` rows, whatever the files' lengths."""
         held: dict[str, np.ndarray] = {}
         for chunk in self._between(columns, rows, start, stop):
-            held = {c: self._joined(c, held[c], chunk[c]) for c in columns} if held else chunk
+            held = {c: np.concatenate([held[c], chunk[c]]) for c in columns} if held else chunk
             while len(held[columns[0]]) >= rows:
                 yield {c: held[c][:rows] for c in columns}
                 held = {c: held[c][rows:] for c in columns}
         if held and len(held[columns[0]]):
             yield held
-
-    def _joined(self, column: str, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        if not len(before):
-            return after
-        if len({values.dtype.kind in "UOS" for values in (before, after)}) > 1:
-            raise ValueError(
-                f"{self.path}: column {column!r} holds numbers in one file and text in another"
-            )
-        return np.concatenate([before, after])
 
     def _between(
         self, columns: list[str], rows: int, start: int, stop: int
@@ -80,3 +105,7 @@ class Chain(Catalogue):
             return convert(values, theirs, ours, column)
         except ValueError as error:
             raise ValueError(f"{part.path}: {error}") from error
+
+
+def _as_kind(values: np.ndarray, kind: np.dtype | None) -> np.ndarray:
+    return values if kind is None else values.astype(kind, copy=False)

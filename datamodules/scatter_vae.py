@@ -66,8 +66,7 @@ class ScatterVaeData(CatalogueData):
         self.bands = dict(bands or {})  # band -> coefficients; empty: as the training set has them
         self.latent, self.drop_bp = latent, drop_bp
         self.sizes = (n_train, n_test)
-        low, high = magnitudes
-        self.magnitudes, self.scatter = (float(low), float(high)), scatter
+        self.magnitudes, self.scatter = (float(magnitudes[0]), float(magnitudes[1])), scatter
         self.correlations_of = correlations_of
 
     known_roles: ClassVar = {**COLUMNS, "flux": "flux"}

@@ -219,8 +219,7 @@ class ZephyrData(CatalogueData):
         self, role: str, columns: Mapping[str, np.ndarray], meaning: str, low: float, high: float
     ) -> np.ndarray:
         """A column of finite numbers from ``low`` to below ``high``."""
-        column = self.columns.get(role, role)
-        values = numbers(columns[role], column)
+        values = numbers(columns[role], column := self.columns.get(role, role))
         expected = f"{meaning} of {low:g} to {high:g}"
         bad = ~((values >= low) & (values < high))
         refuse(bad, column, values, f"is no {role}", expected, "drop or mend those rows")

@@ -11,6 +11,7 @@ from test_gc_sky import PLACE, D, at_truth, mock, model, posterior_of
 
 from datamodules.products import write_draws
 from models.gc_emulator.posterior import cluster_of, whitened
+from models.gc_emulator.seen import on_the_sky
 from models.gc_emulator.selection import select
 from physics import cluster_stars
 from physics import lowered_isothermal as limepy
@@ -97,3 +98,15 @@ def test_a_distance_is_told_by_parallaxes_once_and_by_the_median_star(model):
     assert float(prior[1] - prior[0]) == 0
     asked = posterior_of(model, mock(field=True, radius=[0.0, 25.0], distance=1.0), stars)
     assert asked.distance_index == k
+
+
+def test_densities_that_are_shown_are_of_a_complete_list(model):
+    """With a hole in the middle and a selection about another point, beside the true model."""
+    data = mock(n_stars=4000, radius=[1.0, 10.0], centre=[PLACE["ra"], PLACE["dec"] + 2 / 60],
+                mock_error=None)  # fmt: skip
+    posterior = posterior_of(model, mock(n_stars=4000, distance=1.0, mock_error=None), data.stars())
+    posterior.selection = select(*data.selected())
+    shown = on_the_sky(posterior, at_truth(posterior).repeat(1, 5, 1))
+    expected = np.interp(shown["density_r"], shown["density_grid"], shown["density_band"][2])
+    off = (shown["density_value"] - expected) / shown["density_error"][0]
+    assert len(off) == 16 and np.abs(off).max() < 4 and 0.5 < np.std(off) < 1.6

@@ -5,7 +5,7 @@ each profile `<name>_r`, `_value`, `_down`, `_up` and `_error`, and of each kind
 `<kind>_band`, quantiles of the models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from physics.cluster_projection import Projected
 from physics.cluster_stars import axes
 
 PER_BIN, MOST_BINS = 25, 16
-GRID = 80  # radii of the bands
+GRID, RADII = 80, 2001  # radii of the bands, and of areas
 _TURNED = torch.tensor([-1.0, 1.0], dtype=torch.float64)
 POWERS = {"space_density": 3, "density": 2}  # of r in the size of a bin
 
@@ -54,16 +54,19 @@ def on_the_sky(posterior: Sky, u: Tensor, member: Tensor | None = None) -> Array
     """Number density, 1/arcmin2, and dispersions of what is measured of velocities, over arcmin.
 
     Of proper motions in mas/yr, along the line of sight in km/s. ``member`` (stars,): the weight
-    of each star, 1 if None.
+    of each star, 1 if None. The density is that of a complete list.
     """
     stars = posterior.stars
     centre, _ = posterior._centre(u)
-    middle = centre.direction.mean((0, 1))
+    middle = torch.nn.functional.normalize(centre.direction.mean((0, 1)), dim=0)
     east, north, _ = axes(torch.atan2(middle[1], middle[0]), middle[2].asin())
     place = stars.direction[0] @ torch.stack([east, north], 1) / ARCMIN
     r = place.norm(dim=1)
     bins = _Bins(r, torch.ones_like(r) if member is None else member.to(r))
-    points = {"density": bins.counts(torch.pi * bins.edges**2)}
+    chosen = posterior.selection
+    if chosen is not None:
+        bins.share = lambda r: chosen.share(middle, r)
+    points = {"density": bins.counts(_area(bins))}
     if stars.pm is not None and stars.pm_error is not None:
         pm = stars.pm[0] - centre.pm.mean((0, 1))
         error2 = 0.5 * stars.pm_error[0].square().sum(1)
@@ -78,12 +81,17 @@ def on_the_sky(posterior: Sky, u: Tensor, member: Tensor | None = None) -> Array
     pc = ARCMIN * centre.distance  # of an arcmin, (draws, 1)
     seen = Projected(*cluster.projected((bins.grid * pc).square()))
     density = float(bins.weight.sum()) * seen.surface_density * pc.square() / mass
-    if (chosen := posterior.selection) is not None:
+    if chosen is not None:
         density = density / chosen.log_inside(cluster, centre, mass).exp()
-        complete = np.interp(bins.grid, chosen.radius, chosen.completeness, left=0, right=0)
-        density = density * torch.from_numpy(complete)
     moving = {kind: observed(kind, seen, 1e-3 * centre.distance) for kind in tuple(points)[1:]}
     return _shown(points, {"density": density, **moving}, bins)
+
+
+def _area(bins: "_Bins") -> Tensor:
+    """Of the sky inside of the edges of bins, arcmin^2, as much of it as is in the list."""
+    r = torch.linspace(0, float(bins.edges[-1]), RADII, dtype=torch.float64)
+    area = torch.cumulative_trapezoid(2 * torch.pi * r * bins.share(r), r)
+    return torch.from_numpy(np.interp(bins.edges, r[1:], area, left=0))
 
 
 class _Bins:
@@ -97,6 +105,8 @@ class _Bins:
         self.edges = torch.cat([ordered[:1] * 0, inner, ordered[-1:]])
         self.index = torch.searchsorted(inner, r, right=True)
         self.r = self._sum(weight * r) / self._sum(weight)
+        # of radii: how many of the stars there are in the list
+        self.share: Callable[[Tensor], Tensor] = lambda r: torch.ones_like(r)
         self.grid = torch.from_numpy(np.geomspace(0.5 * float(self.r[0]), float(ordered[-1]), GRID))
 
     def _sum(self, values: Tensor) -> Tensor:
@@ -118,7 +128,7 @@ class _Bins:
         """Radii where a falling model has its mean over each bin, of volume ~ r^power."""
         low, high = self.edges[:-1, None].numpy(), self.edges[1:, None].numpy()
         r = low + (high - low) * np.linspace(0.01, 1, 50)
-        size = r ** (power - 1)
+        size = r ** (power - 1) * self.share(torch.from_numpy(r)).numpy()
         mean = (np.interp(r, self.grid, model) * size).sum(1) / size.sum(1)
         return np.interp(-mean, -model, self.grid)
 

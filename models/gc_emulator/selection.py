@@ -58,6 +58,16 @@ class Selection(NamedTuple):
         inside = (density * step).sum((1, 2)) * centre.distance[:, 0].square()
         return (inside[:, None] / mass).clamp_min(1e-30).log()
 
+    def share(self, middle: Tensor, radius: Tensor) -> Tensor:
+        """Mean completeness on rings about a direction (3,), of ``radius`` (...), arcmin."""
+        ring = (radius * ARCMIN)[..., None]
+        d = 2 * (0.5 * (middle - self.direction).norm()).asin()
+        angle = math.pi * (torch.arange(RINGS, dtype=torch.float64) + 0.5) / RINGS
+        half = (0.5 * (ring - d)).sin().square() + d.sin() * ring.sin() * (0.5 * angle).sin() ** 2
+        apart = 2 * half.clamp(0, 1).sqrt().asin() / ARCMIN
+        inside = (apart >= self.radius[0]) & (apart <= self.radius[-1])
+        return torch.where(inside, self._complete(apart), 0.0).mean(-1)
+
     def _complete(self, radius: Tensor) -> Tensor:
         """At radii, arcmin, between the first and the last."""
         knots, right = self.radius, torch.searchsorted(self.radius, radius.detach().contiguous())

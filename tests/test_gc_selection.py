@@ -1,6 +1,7 @@
 """Which stars a list holds: the share that is selected, members by name, where they are."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -17,6 +18,15 @@ from physics import cluster_stars
 from physics import lowered_isothermal as limepy
 
 __all__ = ["model"]  # the fixture
+
+
+@lru_cache
+def places(W0, g):
+    """Of 100,000 stars of a cluster of the mock's size and distance, (stars, 2), arcmin."""
+    one = torch.ones(1, dtype=D)
+    solved, generator = limepy.solve(W0 * one, g * one), torch.Generator().manual_seed(0)
+    stars = cluster_stars.draw(solved, 1e5 * one, 10**0.4771 * one, 100_000, generator)[0]
+    return stars[:, :2] / (1e3 * math.pi / 180 / 60)
 
 
 @pytest.mark.parametrize("off", [0.0, 1.0, 6.0, 15.0])
@@ -44,11 +54,7 @@ def test_the_selected_share_is_that_of_stars(model, off, W0):
     by_hand = (inside(offset.detach() + step) - inside(offset.detach() - step)) / (2 * step)
     assert float(slope) == pytest.approx(float(by_hand), rel=1e-4, abs=1e-3)
     g = limepy.g_limit(torch.tensor([W0], dtype=D)) * torch.special.ndtr(u[0, 0, 1:2])
-    solved = limepy.solve(torch.tensor([W0], dtype=D), g)
-    one = torch.ones(1, dtype=D)
-    generator = torch.Generator().manual_seed(0)
-    stars = cluster_stars.draw(solved, 1e5 * one, 10**0.4771 * one, 100_000, generator)[0]
-    arcmin = stars[:, :2] / (1e3 * math.pi / 180 / 60)
+    arcmin = places(W0, float(g))
     arcmin = (arcmin - torch.tensor([0.0, off])).norm(dim=1)
     share = float(((arcmin > 2) & (arcmin < 12)).double().mean())
     assert float(found.detach()) == pytest.approx(share, abs=4 * math.sqrt(share / 1e5))

@@ -49,7 +49,7 @@ def evaluate(
     for remark in model.remarks(rows):
         print(f"note: {remark}")
     if output:
-        print(f"predictions of {data.n_predicted():,} objects: {output}")
+        print(f"predictions of {predictions.written:,} objects: {output}")
     if stacked:
         path = run_dir / "stacked.ecsv"
         with Writer(path, units=model.stack_units, meta=meta) as writer:

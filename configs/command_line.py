@@ -134,7 +134,8 @@ def stored_config(record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """The config of a checkpoint's record, which is of plain values."""
     if "${" in str(record["config"]):
         raise ValueError(f"{path} is refused: its config holds interpolations")
-    return record["config"]  # type: ignore[no-any-return]
+    config: Mapping[str, Any] = record["config"]
+    return config
 
 
 def begin(run_dir: Path) -> None:

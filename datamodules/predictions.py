@@ -44,7 +44,7 @@ class Predictions(L.Callback):
         self.examples: dict[str, list[np.ndarray]] = {}
         self.stack: Any = None
         self.writer: Writer | None = None
-        self.written = 0
+        self.written = 0  # rows, in the end of all processes
 
     # --- Lightning's hooks --------------------------------------------------------------------
 
@@ -123,6 +123,7 @@ class Predictions(L.Callback):
         if self.path is not None and self.world > 1:
             written = [0] * self.world
             dist.all_gather_object(written, self.written)
+            self.written = sum(written)
             failed: list[Exception | None] = [self._join(model, written) if not self.rank else None]
             dist.broadcast_object_list(failed)
             if failed[0] is not None:

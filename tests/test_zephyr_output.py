@@ -120,6 +120,17 @@ def test_a_catalogue_does_not_give_way_to_its_predictions(runs, galaxies, tmp_pa
     assert "'z_median' would stand beside the prediction of that name" in refusal(done)
 
 
+def test_rows_that_are_left_out_are_not_counted(runs, galaxies, tmp_path):
+    galaxies["mag_err_u"][[3, 17]] = -1.0
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", f"output={tmp_path}/pz.fits"]
+    assert "mag_err_u" in refusal(door(runs, tmp_path, *words))
+    done = door(runs, tmp_path, *words, "data.skip_bad=true")
+    assert done.returncode == 0, done.stderr
+    assert "predictions of 58 objects" in done.stdout and "2 rows are left out" in done.stderr
+    assert len(Table.read(tmp_path / "pz.fits")) == 58
+
+
 def test_parts_of_other_processes_that_are_not_to_be_seen_are_missed(tmp_path):
     """Where each node writes to a folder of its own; what is there stays there."""
     model = zoo.load("zephyr").model

@@ -6,21 +6,20 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-import zoo
-from configs import command_line
+from orrery import command_line, pretrained
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=str(command_line.CONFIGS), config_name="evaluate")
 @command_line.user_errors
 def main(config: DictConfig) -> None:
     import lightning as L
     from hydra.utils import instantiate
 
-    from models.checkpoint import read_checkpoint, restore
-    from scoring import evaluate, infer
+    from orrery.checkpoint import read_checkpoint, restore
+    from orrery.evaluation.evaluate import evaluate, infer
 
     command_line.quiet()
-    path = zoo.find(config.checkpoint)
+    path = pretrained.find(config.checkpoint)
     checkpoint = read_checkpoint(path)
     # a data section may speak of the model's settings, which are those of the checkpoint
     own = {"model": command_line.stored_config(checkpoint["orrery"], path)["model"]}

@@ -8,11 +8,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-import zoo
-from configs import command_line
+from orrery import command_line, pretrained
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(command_line.CONFIGS), config_name="train")
 @command_line.user_errors
 def main(config: DictConfig) -> float | None:
     command_line.refuse_sweep_of_ddp(config)
@@ -25,18 +24,19 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     import lightning as L
     from hydra.utils import instantiate
 
-    from models import tracking
-    from models.card import model_card
-    from models.checkpoint import (
+    from orrery import tracking
+    from orrery.checkpoint import (
         RECORD,
         AtomicCheckpointIO,
         build,
+        component_name,
         load_weights,
         new_record,
         read_checkpoint,
         write_checkpoint,
     )
-    from scoring import evaluate
+    from orrery.evaluation.evaluate import evaluate
+    from orrery.model_card import model_card
 
     command_line.quiet()
     if config.checkpoint:
@@ -59,7 +59,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     else:
         model.prepare(data)
     if plain["init_from"]:
-        begun = zoo.find(plain["init_from"])
+        begun = pretrained.find(plain["init_from"])
         command_line.refuse_leak(model.record, read_checkpoint(begun)[RECORD], begun)
         load_weights(model, begun)
 
@@ -89,7 +89,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     final |= {"state_dict": model.state_dict(), RECORD: model.record}
     if trainer.is_global_zero:  # before it is scored: what goes wrong there costs no model
         write_checkpoint(final, run_dir / "best.ckpt")
-    component = plain["model"]["_target_"].split(".")[1]
+    component = component_name(plain["model"]["_target_"])
     metrics: dict[str, float] = {}
     if data.n_predicted():  # data.test_fraction=0 leaves no test rows
         metrics = evaluate(model, data, trainer, run_dir, f"{component} on {data.label}")

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from datamodules.catalogue import Writer, open_catalogue
+from orrery.tables import Writer, open_catalogue
 
 ENDINGS = (".fits", ".parquet", ".hdf5", ".csv", ".ecsv")
 ROWS = 10_000_000

@@ -9,13 +9,14 @@ outer iterations, pairs and draws, variances that are made anew in every iterati
 function, at most `NEWTON` steps of Newton's method, of which the last gains less than `LEAST`, and
 at most `MOST` steps of conjugate gradients, to a relative residual of `TOLERANCE`. What differs:
 
-- the prior: NIFTy's ICR refines 3 x 3 pixels x 3 shells, ours more (`physics.icr`); the row of
-  "NIFTy's stencil" is our inference with the prior of NIFTy to a thousandth;
+- the prior: NIFTy's ICR refines 3 x 3 pixels x 3 shells, ours more
+  (`physics.gaussian_process.icr`); the row of "NIFTy's stencil" is our inference with the prior of
+  NIFTy to a thousandth;
 - conjugate gradients: ours are preconditioned by the directions that data constrain most, and the
   residual is measured so; samples of both start from a draw of the prior, and what has not
   converged is too wide; the row "orrery" goes on to the component's own, smaller residual;
 - the first iterations: ours have noise that is larger than it is;
-- samples: those of the row "orrery" are bent to the data (`models.blocks.mgvi.bend`), of later
+- samples: those of the row "orrery" are bent to the data (`models.inference.mgvi.bend`), of later
   iterations all are kept; of "mgvi", as NIFTy's, they are straight pairs about the last mean;
 - the mean: that of mgvi is averaged over the later iterations, NIFTy's is that of the last;
 - the metric of many samples: ours is a matrix per pixel, NIFTy linearises the model for each.
@@ -49,18 +50,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from benchmarks.dust_hmc import judge_of
-from benchmarks.dust_prior import nifty_field
-from benchmarks.speed import best_of_five
-from configs.command_line import quiet
-from models.checkpoint import build
-from models.dust import NEWTON
-from models.dust.prior import HYPER
-from models.dust.variational import MOST
-from physics.extinction import mean_and_variance
-from physics.icr import ICR, PLAIN
+from orrery import command_line
+from orrery.benchmarks.dust_hmc import judge_of
+from orrery.benchmarks.dust_prior import nifty_field
+from orrery.checkpoint import build
+from orrery.command_line import quiet
+from orrery.evaluation.timing import best_of_five
+from orrery.models.dust import NEWTON
+from orrery.models.dust.prior import HYPER
+from orrery.models.dust.variational import MOST
+from orrery.physics.dust.extinction import mean_and_variance
+from orrery.physics.gaussian_process.icr import ICR, PLAIN
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TOLERANCE = 0.1  # of conjugate gradients
 LEAST = 1e-2  # nats that a Newton step gains, or it is the last: ours and theirs
 
@@ -120,7 +121,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def problem() -> tuple[dict[str, Any], Any]:
     """Settings of the component, and its stars."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(command_line.CONFIGS), version_base="1.3"):
         config = compose("train", ["model=dust", "experiment=dust_reference"])
     settings, of_data = (
         OmegaConf.to_container(config[name], resolve=True) for name in ("model", "data")

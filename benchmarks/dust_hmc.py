@@ -31,13 +31,13 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import torch
 from torch import Tensor
 
-import zoo
-from configs.command_line import data_for
-from models.checkpoint import read_checkpoint, restore
-from models.dust.field import Density
-from models.dust.judged import Map, judged, known_stars, seen_voxels
-from models.dust.prior import HYPER
-from physics.extinction import log_normal, mean_and_variance
+from orrery import pretrained
+from orrery.checkpoint import read_checkpoint, restore
+from orrery.command_line import data_for
+from orrery.models.dust.evaluation import Map, judged, known_stars, seen_voxels
+from orrery.models.dust.field import Density
+from orrery.models.dust.prior import HYPER
+from orrery.physics.dust.extinction import log_normal, mean_and_variance
 
 Judge = Callable[[Tensor, Tensor, bool], dict[str, float]]
 
@@ -52,7 +52,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     chains: dict[tuple[int, int], dict[str, Any]] = {}
     for path in options.checkpoints:
-        model = restore(read_checkpoint(zoo.find(path))).requires_grad_(False)
+        model = restore(read_checkpoint(pretrained.find(path))).requires_grad_(False)
         data = data_for(model.record, {})
         sky = data.seed, data.clouds
         if options.transitions and sky not in chains:

@@ -10,8 +10,8 @@ matrices: once, compiled before), beside a 1024^3 matrix product. Errors hold fo
 float64, for a Matern-3/2 kernel of 100 pc: the covariance is A A^T, of which 512 rows drawn with
 seed 0 are compared with the kernel. `covariance_error` is relative, in the Frobenius norm;
 `local_error` is the mean over those voxels of the mean absolute error towards others within 100 pc,
-`pair_error` the mean over all such pairs. Vecchia (`physics.vecchia`) has no base. Without nifty8,
-jax and healpy only our own rows are printed.
+`pair_error` the mean over all such pairs. Vecchia (`physics.gaussian_process.vecchia`) has no base.
+Without nifty8, jax and healpy only our own rows are printed.
 """
 
 import csv
@@ -30,9 +30,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.speed import best_of_five
-from physics.icr import ICR, PLAIN, WIDE, Grid, Stencil, grids, matern, memory
-from physics.vecchia import Vecchia
+from orrery.evaluation.timing import best_of_five
+from orrery.physics.gaussian_process.icr import (
+    ICR,
+    PLAIN,
+    WIDE,
+    Grid,
+    Stencil,
+    grids,
+    matern,
+    memory,
+)
+from orrery.physics.gaussian_process.vecchia import Vecchia
 
 NEAREST, FARTHEST, SCALE = 69.0, 1250.0, 100.0  # pc
 FAST, EXACT = (16, 68), (8, 36)  # Nside, shells

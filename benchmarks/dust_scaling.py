@@ -8,8 +8,9 @@ CPU time. The last row is the published map, of which only what the shapes tell 
 in proportion to its 54 million in 607 million voxels, at most 300,000: beyond, their paths of all
 shells would not fit. Their extinctions are those of a draw of the prior.
 
-- `matrices_bytes_per_voxel`: `physics.icr.memory`; `mean_` and `places_bytes` are R and the places
-  of its inputs; `unshared_bytes` is the total if no rotation shared matrices, as on one base pixel.
+- `matrices_bytes_per_voxel`: `physics.gaussian_process.icr.memory`; `mean_` and `places_bytes` are
+  R and the places of its inputs; `unshared_bytes` is the total if no rotation shared matrices, as
+  on one base pixel.
 - `flops_per_voxel`: of the field of one sample, counted from the shapes of the matrices.
 - `forward_ns`, `adjoint_ns`: of one sample, best of five, per voxel.
 - `halo_values`: of the last level, values of other base pixels that a product needs, all together.
@@ -38,16 +39,16 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import torch
 from torch import Tensor
 
-from benchmarks.speed import best_of_five
-from models.blocks import mgvi
-from models.dust import NEWTON, Dust
-from models.dust.field import Extinction
-from models.dust.prior import HYPER
-from models.dust.variational import BENDS, MOST, inverse
-from physics.dust_sky import PARALLAX_ERRORS
-from physics.extinction import paths
-from physics.icr import ICR, WIDE, Grid, grids, matern, memory
-from physics.icr_build import MEMBERS
+from orrery.evaluation.timing import best_of_five
+from orrery.models.dust import NEWTON, Dust
+from orrery.models.dust.field import Extinction
+from orrery.models.dust.prior import HYPER
+from orrery.models.dust.variational import BENDS, MOST, inverse
+from orrery.models.inference import mgvi
+from orrery.physics.dust.dust_sky import PARALLAX_ERRORS
+from orrery.physics.dust.extinction import paths
+from orrery.physics.gaussian_process.icr import ICR, WIDE, Grid, grids, matern, memory
+from orrery.physics.gaussian_process.icr_build import MEMBERS
 
 NEAREST, FARTHEST, SCALE, SIGMA = 69.0, 1250.0, 150.0, 0.03  # pc, pc, pc, E
 MAPS = ((8, 36), (16, 68), (32, 132), (64, 260), (256, 772))  # Nside, shells
@@ -109,7 +110,7 @@ def peak_gb() -> float:
 
 
 def refinements(levels: list[Grid]) -> Iterator[tuple[int, int]]:
-    """Blocks, and values of R / 8, as `physics.icr.memory` has them."""
+    """Blocks, and values of R / 8, as `physics.gaussian_process.icr.memory` has them."""
     for coarse, fine in pairwise(levels):
         size = WIDE if fine is levels[-1] else WIDE.wider(coarse.nside)
         blocks = math.prod(fine.shape) // (8 * MEMBERS)
@@ -144,7 +145,7 @@ def of_stars(grid: Grid, generator: torch.Generator) -> dict[str, float]:
 
 
 def catalogue(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions, parallaxes and errors, mas: uniform in the volume, as in `physics.dust_sky`."""
+    """Directions, parallaxes and errors, mas: uniform in the volume, as in `dust_sky`."""
     direction = torch.randn(n, 3, generator=generator, dtype=torch.float64)
     parallax, error = torch.zeros(2, n, dtype=torch.float64)
     while bool((low := parallax <= MIN_SNR * error).any()):

@@ -6,8 +6,8 @@
 
 70 draws from the prior (seed 0), each a cluster of 2,000 stars drawn from it; the truth is
 astro-limepy at a tolerance of 1e-12, and its default stands beside us. Stars with E > 1e-3 W0
-count. Its projection is no better than a part in 10^4, so that the truth of what is seen is
-Gauss quadrature (`physics.cluster_projection`) where R < 0.99 r_t, at LIMEPY's own radii for it.
+count. Its projection is no better than a part in 10^4, so that the truth of what is seen is Gauss
+quadrature (`physics.clusters.cluster_projection`) where R < 0.99 r_t, at LIMEPY's own radii for it.
 Times are CPU milliseconds on one thread, best of five; `matmul_ms` is that of a 1024^3 float32
 matrix product.
 """
@@ -24,12 +24,12 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import numpy as np
 import torch
 
-import zoo
-from benchmarks.speed import best_of_five, speeds
-from datamodules.gc_emulator import GCEmulatorData
-from models.checkpoint import read_checkpoint, restore
-from physics import cluster_stars, lowered_isothermal
-from physics.cluster_projection import project
+from orrery import pretrained
+from orrery.checkpoint import read_checkpoint, restore
+from orrery.datamodules.gc_emulator import GCEmulatorData
+from orrery.evaluation.timing import best_of_five, speeds
+from orrery.physics.clusters import cluster_stars, lowered_isothermal
+from orrery.physics.clusters.cluster_projection import project
 
 MODELS, STARS, MASS, RH, EDGE, RIM = 70, 2000, 10**5.5, 5.0, 1e-3, 0.99
 TIGHT = {"ode_rtol": 1e-12, "ode_atol": 1e-12}
@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)
     from limepy import limepy
 
-    model = restore(read_checkpoint(zoo.find(options.checkpoint))).requires_grad_(False)
+    model = restore(read_checkpoint(pretrained.find(options.checkpoint))).requires_grad_(False)
     n_ra = model.emulator.shape[0]
     data = GCEmulatorData(n_W0=1, n_g=1, n_ra=n_ra, batch_size=1, n_test=MODELS)
     prior = {name: torch.from_numpy(x) for name, x in data.simulate("test").items()}

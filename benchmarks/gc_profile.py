@@ -29,15 +29,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import zoo
-from datamodules.catalogue import sha256
-from datamodules.gc_profile import GCProfile
-from models.checkpoint import read_checkpoint, restore
-from models.gc_emulator.posterior import PARAMETERS
-from models.gc_emulator.profiles import Profiles
-from physics.cluster_profiles import radius
-from physics.cluster_projection import Projected
-from physics.lowered_isothermal import G
+from orrery import pretrained
+from orrery.checkpoint import read_checkpoint, restore
+from orrery.datamodules.gc_emulator.profile import GCProfile
+from orrery.models.gc_emulator.posterior import PARAMETERS
+from orrery.models.gc_emulator.profiles import Profiles
+from orrery.physics.clusters.cluster_profiles import radius
+from orrery.physics.clusters.cluster_projection import Projected
+from orrery.physics.clusters.lowered_isothermal import G
+from orrery.tables import sha256
 
 WALKERS, STEPS, BURNT, SCATTER = 24, 400, 150, 0.01
 TIGHT = {"ode_rtol": 1e-12, "ode_atol": 1e-12}
@@ -93,7 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = GCProfile(path=options.path)
-    model = restore(read_checkpoint(zoo.find(options.checkpoint))).requires_grad_(False)
+    model = restore(read_checkpoint(pretrained.find(options.checkpoint))).requires_grad_(False)
     peer = LimepyProfiles(model.emulator, data.profiles(), data.distance())
 
     rows = {}

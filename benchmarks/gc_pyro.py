@@ -22,15 +22,15 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import torch
 from torch import Tensor
 
-import zoo
-from datamodules.gc_emulator import MOCK
-from datamodules.gc_stars import GCStars
-from models.blocks.diagnostics import ess, rhat
-from models.checkpoint import read_checkpoint, restore
-from models.gc_emulator.inference import sample
-from models.gc_emulator.posterior import PHASE, Stars
-from models.gc_emulator.sky import Sky, sky_stars
-from models.gc_emulator.start import Posterior, starting_points
+from orrery import pretrained
+from orrery.checkpoint import read_checkpoint, restore
+from orrery.datamodules.gc_emulator import MOCK
+from orrery.datamodules.gc_emulator.stars import GCStars
+from orrery.models.gc_emulator.inference import sample
+from orrery.models.gc_emulator.posterior import PHASE, Stars
+from orrery.models.gc_emulator.sky import Sky, sky_stars
+from orrery.models.gc_emulator.start import Posterior, starting_points
+from orrery.models.inference.diagnostics import ess, rhat
 
 PLACE = {"ra": 57.3, "dec": 28.6, "distance": 1.0, "pm_ra": 5.0, "pm_dec": -3.0, "rv": 20.0}
 FACTS = ("rhat_max", "ess_min", "divergences", "gradients", "seconds")
@@ -65,7 +65,9 @@ def main() -> None:
 
 def of_stars(n: int, sky: bool) -> Stars | Sky:
     """The posterior of a mock cluster, seed 0."""
-    emulator = restore(read_checkpoint(zoo.find("gc_emulator"))).requires_grad_(False).emulator
+    emulator = (
+        restore(read_checkpoint(pretrained.find("gc_emulator"))).requires_grad_(False).emulator
+    )
     data = GCStars(n_stars=n, truth=MOCK | (PLACE if sky else {}), seed=0)
     stars = data.stars()
     if not sky:

@@ -30,15 +30,15 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import numpy as np
 import torch
 
-import zoo
-from benchmarks.speed import best_of_five
-from configs.command_line import data_for
-from datamodules.gyro import GyroData
-from models.blocks import grid
-from models.gyro import groups
-from models.gyro.ages import joint
-from models.gyro.scores import AT_MOST, TOLD
-from physics.seismic_stars import STARS, SUN
+from orrery import pretrained
+from orrery.command_line import data_for
+from orrery.datamodules.gyro import GyroData
+from orrery.evaluation.timing import best_of_five
+from orrery.models.gyro import groups
+from orrery.models.gyro.ages import joint
+from orrery.models.gyro.evaluation import AT_MOST, TOLD
+from orrery.models.layers import grid
+from orrery.physics.rotation.seismic_stars import STARS, SUN
 
 IN_DOUBT = ("NGC2516", "M34")
 TIMED = ("Pleiades", "Praesepe", "M67")  # gyrointerp: the first star of each, and the Sun
@@ -85,7 +85,7 @@ def judged_row(name: str, age: float, low: float, mid: float, high: float) -> Ro
 
 
 def ours(samples: dict[str, Table]) -> Iterator[Row]:
-    model = zoo.load("gyro").model
+    model = pretrained.load("gyro").model
     names = list(model.clusters)
     for name, table in samples.items():
         data = GyroData(split="all")
@@ -111,7 +111,7 @@ def ours(samples: dict[str, Table]) -> Iterator[Row]:
 
 
 def theirs(samples: dict[str, Table]) -> Iterator[Row]:
-    from benchmarks import gyro_peer as peer
+    from orrery.benchmarks import gyro_peer as peer
 
     stars = {
         name: peer.stars_of(table["prot_d"], table["e_prot_d"], table["bp_rp0"])
@@ -159,7 +159,7 @@ def compare(folder: Path, out: Path) -> None:
 
 
 def _judged() -> tuple[list[str], list[bool]]:
-    model = zoo.load("gyro").model
+    model = pretrained.load("gyro").model
     return list(model.clusters), model.judged_of
 
 
@@ -187,7 +187,7 @@ def tell(method: str, rows: list[Row]) -> None:
 def summarise(folder: Path) -> None:
     rows = []
     for path in sorted(folder.glob("*/best.ckpt")):
-        predictor = zoo.load(path)
+        predictor = pretrained.load(path)
         model, name = predictor.model, predictor.config["data"]["leave_out"]
         if name is None or name in model.clusters:
             raise ValueError(f"{path} did not leave out a cluster: data.leave_out is {name}")

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.catalogue import sha256
+from orrery.tables import sha256
 
 Array = NDArray[np.float64]
 NOT_DETECTED = 99.0

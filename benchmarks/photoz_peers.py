@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.photoz_data import PhotozSet, fill_undetected
+from orrery.benchmarks.photoz_data import PhotozSet, fill_undetected
 
 Array = NDArray[np.float64]
 Predict = Callable[[dict[str, Array]], Array]

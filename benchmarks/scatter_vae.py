@@ -40,12 +40,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from matplotlib import rc_context
 
-from benchmarks.speed import best_of_five
-from models.scatter_vae.spectra import Spectra
-from physics import xp, xp_mock
-from train import train
+from orrery import command_line
+from orrery.evaluation.timing import best_of_five
+from orrery.models.scatter_vae.spectra import Spectra
+from orrery.physics.gaia_xp import xp, xp_mock
+from orrery.train import train
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 REAL = "xp_sampled_apogee_2000.npz"
 PCA = (6, 10, 20)
 PAPER = ("model.preset=paper", "model.covariance=diagonal", "model.epochs=64",
@@ -135,7 +135,7 @@ def trained(seed: int, folder: Path, *overrides: str) -> dict[str, Any]:
     """Train and judge the component as ``train.py`` does, on two threads; what is found."""
     timed = ("+callbacks.clock._target_=benchmarks.scatter_vae.Clock", "~callbacks.progress")
     words = ["model=scatter_vae", *overrides, f"seed={seed}", f"run_dir='{folder}'", *timed]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(command_line.CONFIGS), version_base="1.3"):
         config = compose("train", words)
     torch.set_num_threads(2)
     train(config, words)

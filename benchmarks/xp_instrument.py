@@ -1,4 +1,4 @@
-"""Derive ``physics/gaia_xp.npz`` from GaiaXPy: ``python -m benchmarks.xp_instrument``.
+"""Derive ``physics/gaia_xp/gaia_xp.npz`` from GaiaXPy: ``python -m benchmarks.xp_instrument``.
 
 The package (BSD-3) carries the mean instrument of DR3 as text; the zoo keeps of it the product of
 the two matrices of each band, and the dispersion where the response is tabulated.
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 MODELS = {"bp": "bpC03_v375wi", "rp": "rpC03_v142r"}
-OUT = Path(__file__).parent.parent / "physics/gaia_xp.npz"
+OUT = Path(__file__).parent.parent / "physics/gaia_xp/gaia_xp.npz"
 
 
 def derive(folder: Path) -> dict[str, np.ndarray]:

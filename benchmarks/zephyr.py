@@ -35,9 +35,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.photoz_data import SETS, Array, PhotozSet, load, write_files
-from benchmarks.photoz_metrics import photoz_metrics
-from benchmarks.photoz_peers import Predict, flexzboost, forest, pzflow
+from orrery.benchmarks.photoz_data import SETS, Array, PhotozSet, load, write_files
+from orrery.benchmarks.photoz_metrics import photoz_metrics
+from orrery.benchmarks.photoz_peers import Predict, flexzboost, forest, pzflow
 
 TIMED_OBJECTS, PASSES = 1000, 5
 KEY = ("set", "method", "seed")

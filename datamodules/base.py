@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.batches import BatchShares, GlobalBatches, PredictionStream, Rows
-from datamodules.catalogue import Catalogue, convert, open_catalogue, read_table, sha256, where
-from datamodules.catalogue.columns import is_unknown, refuse_unknown, resolve, unused
+from orrery.datamodules.batches import BatchShares, GlobalBatches, PredictionStream, Rows
+from orrery.tables import Catalogue, convert, open_catalogue, read_table, sha256, where
+from orrery.tables.columns import is_unknown, refuse_unknown, resolve, unused
 
 # Rows that choose the best epoch. Their loss is compared with itself, so that few are enough;
 # `calibrate` takes all of them.

@@ -11,12 +11,12 @@ from astropy.coordinates import SkyCoord
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.base import CatalogueData, Rows
-from datamodules.catalogue import Catalogue
-from datamodules.values import numbers, refuse
-from physics import dust_sky
-from physics.icr_grid import Grid, grids
-from physics.memory import refuse_too_large
+from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.values import numbers, refuse
+from orrery.memory import refuse_too_large
+from orrery.physics.dust import dust_sky
+from orrery.physics.gaussian_process.icr_grid import Grid, grids
+from orrery.tables import Catalogue
 
 GALACTIC, EQUATORIAL = ("l", "b"), ("ra", "dec")
 ECLIPTIC = ("ecl_lon", "ecl_lat", "elon", "elat", "lambda", "beta")
@@ -43,8 +43,8 @@ class DustData(CatalogueData):
     distance are needed. Stars of a parallax below ``min_parallax_snr`` errors, and those beyond the
     grid, are left out of a training set.
 
-    Without ``path``: `physics.dust_sky` on the voxels of ``nside`` x ``n_radial`` from ``nearest``
-    to ``farthest``, pc, with ``n_stars`` before the cut.
+    Without ``path``: `physics.dust.dust_sky` on the voxels of ``nside`` x ``n_radial`` from
+    ``nearest`` to ``farthest``, pc, with ``n_stars`` before the cut.
     """
 
     known_roles: ClassVar = {role: role for role in (*PLACE, *MEASURED)}

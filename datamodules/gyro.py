@@ -6,16 +6,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from datamodules.base import CatalogueData, Rows
-from datamodules.catalogue import Catalogue, convert
-from datamodules.values import numbers, refuse
-from physics import gyrochrones
-from physics.gyrochrones import (
+from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.values import numbers, refuse
+from orrery.physics.rotation import gyrochrones
+from orrery.physics.rotation.gyrochrones import (
     MISSING_COLOUR_ERROR,
     MISSING_PERIOD_ERROR,
     POSSIBLE_COLOURS,
     POSSIBLE_PERIODS,
 )
+from orrery.tables import Catalogue, convert
 
 ROLES = {
     "prot": ("prot_d", "d"),
@@ -66,7 +66,8 @@ class GyroData(CatalogueData):
     is no number is an error in training, and gets no age in prediction. ``leave_out``: a cluster
     that is not trained on; its stars are the test.
 
-    Without ``path``: `physics.gyrochrones`, clusters of known ages, drawn apart for the test.
+    Without ``path``: `physics.rotation.gyrochrones`, clusters of known ages, drawn apart for the
+    test.
     """
 
     known_roles: ClassVar = {

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from datamodules.values import refuse
-from physics.photometry import mag_to_flux
+from orrery.datamodules.values import refuse
+from orrery.physics.galaxies.photometry import mag_to_flux
 
 NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # the convention of BPZ, which RAIL follows
 NO_LIMIT = 90.0  # an "error" of a non-detection from here on is a sentinel, not a limit

@@ -7,25 +7,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import CatalogueData, Rows
-from datamodules.catalogue import Catalogue
-from datamodules.photometry import (
+from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.photometry import (
     BandColumns,
     band_columns,
     flux_from_flux,
     flux_from_mag,
     near_column,
 )
-from datamodules.values import numbers, refuse
-from physics import galaxies
-from physics.galaxy_colours import Z_MAX
-from physics.photometry import (
+from orrery.datamodules.values import numbers, refuse
+from orrery.physics.galaxies import population
+from orrery.physics.galaxies.galaxy_colours import Z_MAX
+from orrery.physics.galaxies.photometry import (
     EXTINCTION_LSST,
     EXTINCTION_SDSS,
     LSST_BANDS,
     deredden_flux,
 )
-from physics.redshift_labels import CATASTROPHIC, SIGMA, SOURCES, label_sources
+from orrery.physics.galaxies.redshift_labels import CATASTROPHIC, SIGMA, SOURCES, label_sources
+from orrery.tables import Catalogue
 
 # Scatter of ln flux that all bands of a training object share: colours say more of a redshift than
 # brightness does, from which ten thousand objects are easily learned by heart.
@@ -354,7 +354,7 @@ class ZephyrData(CatalogueData):
         """LSST-like galaxies; in training with labels of three sources of known quality."""
         generator = torch.Generator().manual_seed(2 * self.seed + (split == "test"))
         n = self.n_train if split == "fit" else self.n_test
-        drawn = galaxies.simulate(n, generator)
+        drawn = population.simulate(n, generator)
         table = {"redshift": drawn["z"].numpy()}
         if split == "fit":
             labels, _ = label_sources(drawn, generator)
@@ -372,8 +372,8 @@ class ZephyrData(CatalogueData):
         if self.path is not None or self.table is not None:
             return None, torch.empty(0)
         generator = torch.Generator().manual_seed(2 * self.seed + 1)
-        drawn = {k: v[:2000] for k, v in galaxies.simulate(self.n_test, generator).items()}
-        return drawn["z"], galaxies.posterior(drawn["flux"], drawn["flux_err"], z)
+        drawn = {k: v[:2000] for k, v in population.simulate(self.n_test, generator).items()}
+        return drawn["z"], population.posterior(drawn["flux"], drawn["flux_err"], z)
 
     def truth(self) -> dict[str, float]:
         if self.path is not None or self.table is not None:

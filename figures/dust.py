@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures import style
+from orrery.figures import style
 
 Rows = Mapping[str, np.ndarray]
 EXTINCTION = "extinction $E$ [Zhang, Green & Rix 2023]"
@@ -14,7 +14,7 @@ NAMES = {"mean": "map, posterior mean", "truth": "truth", "std": "posterior stan
 
 
 def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
-    """Every figure that the rows allow, by name: see `models.dust.pictures` for the images."""
+    """Every figure that the rows allow, by name: see `models.dust.figure_data` for the images."""
     drawn = {}
     if "sky_mean" in rows:
         drawn = {"sky": sky(rows), "slices": slices(rows), "plane": plane(rows)}

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import style
-from figures.gc_profile import profiles
+from orrery.figures import style
+from orrery.figures.gc_profile import profiles
 
 Rows = Mapping[str, np.ndarray]
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import style
+from orrery.figures import style
 
 Rows = Mapping[str, np.ndarray]
 

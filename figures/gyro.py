@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures import style
-from figures.statistics import binomial_band
+from orrery.figures import style
+from orrery.figures.statistics import binomial_band
 
 Rows = Mapping[str, np.ndarray]
 SUN_GYR = 4.57
@@ -16,7 +16,7 @@ TOO_WIDE = 0.4  # dex, stated, of an age that is hardly one
 
 
 def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
-    """Every figure that the rows allow, by name; see `models.gyro.scores.shown` for their keys."""
+    """Every figure that the rows allow, by name; see `evaluation.shown` for their keys."""
     figures = {"gyrochrones": gyrochrones(rows), "sun": sun(rows)}
     if (rows["cluster_stated"] < TOO_WIDE).any():
         figures["clusters"] = clusters(rows)

@@ -10,8 +10,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from figures import style
-from figures.statistics import chi2_density, chi2_quantile, equal_groups
+from orrery.figures import style
+from orrery.figures.statistics import chi2_density, chi2_quantile, equal_groups
 
 Rows = Mapping[str, np.ndarray]
 

@@ -17,7 +17,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 
-from figures.statistics import binomial_band
+from orrery.figures.statistics import binomial_band
 
 SLIDE = (13.33, 7.5)  # inches: a 16:9 slide, on which 15 pt is read from the last row
 

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
-from figures import style
-from figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
+from orrery.figures import style
+from orrery.figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
 
 Rows = Mapping[str, np.ndarray]
 

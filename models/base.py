@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from models.blocks.stack import Stack
-from models.checkpoint import RECORD
+from orrery.checkpoint import RECORD
+from orrery.models.layers.stack import Stack
 
 Batch = Mapping[str, Any]
 

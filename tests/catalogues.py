@@ -1,11 +1,11 @@
-"""Tables for the tests of `datamodules.catalogue`, and what writes and reads them."""
+"""Tables for the tests of `orrery.tables`, and what writes and reads them."""
 
 from pathlib import Path
 
 import numpy as np
 from conftest import ROOT, command
 
-from datamodules.catalogue import Writer, open_catalogue
+from orrery.tables import Writer, open_catalogue
 
 ENDINGS = [".fits", ".ecsv", ".csv", ".parquet", ".hdf5"]
 

@@ -32,7 +32,7 @@ def config(component: str, run_dir: Path, *overrides: str) -> DictConfig:
 
 def train(component: str, run_dir: Path, *overrides: str) -> dict[str, float]:
     """Train in this process; returns the metrics."""
-    from train import train
+    from orrery.train import train
 
     return train(config(component, run_dir, *overrides), list(overrides))
 
@@ -99,7 +99,7 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def stars() -> dict[str, np.ndarray]:
     """The archive's columns of the BP/RP spectra of 300 simulated stars."""
-    from physics import xp, xp_mock
+    from orrery.physics.gaia_xp import xp, xp_mock
 
     table = xp_mock.simulate(300, np.random.default_rng(5))
     parts = ("coefficients", "coefficient_errors", "coefficient_correlations")

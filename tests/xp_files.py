@@ -6,7 +6,7 @@ import numpy as np
 from astropy.io import fits
 from catalogues import write
 
-from datamodules.xp_convert import PIXEL
+from orrery.datamodules.scatter_vae.convert import PIXEL
 
 K = {"bp": 6, "rp": 5}
 

@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import Batch, Component, Output
-from models.blocks import mgvi
-from models.dust.exact import Draws, draw, likelihood
-from models.dust.field import Density, Extinction, Stars
-from models.dust.judged import Map, judged, known_stars
-from models.dust.noise import normal, of_all_ranks, some_of
-from models.dust.pictures import pictures
-from models.dust.prior import HYPER, Prior, Processes, refuse_too_large_map
-from models.dust.query import query, sky_map, stars_at
-from models.dust.rows import OUTPUTS, log_density, rows, slices
-from models.dust.variational import BENT, Here, inverse
-from physics.extinction import Paths
-from physics.gaussian_process import GaussianProcess
-from physics.icr import grids
-from physics.kernel import clumpy
+from orrery.models.base import Batch, Component, Output
+from orrery.models.dust.evaluation import Map, judged, known_stars
+from orrery.models.dust.field import Density, Extinction, Stars
+from orrery.models.dust.figure_data import pictures
+from orrery.models.dust.hmc import Draws, draw, likelihood
+from orrery.models.dust.noise import normal, of_all_ranks, some_of
+from orrery.models.dust.outputs import OUTPUTS, log_density, rows, slices
+from orrery.models.dust.prior import HYPER, Prior, Processes, refuse_too_large_map
+from orrery.models.dust.query import query, sky_map, stars_at
+from orrery.models.dust.variational import BENT, Here, inverse
+from orrery.models.inference import mgvi
+from orrery.physics.dust.extinction import Paths
+from orrery.physics.gaussian_process.icr import grids
+from orrery.physics.gaussian_process.kernel import clumpy
+from orrery.physics.gaussian_process.linear_map import GaussianProcess
 
 GUIDES, PRIORS = ("curved", "mgvi", "hmc", "meanfield"), ("icr", "vecchia")
 NEWTON = 5  # steps of an outer iteration at most
@@ -39,17 +39,17 @@ class Dust(Component):
     """Extinction per parsec on HEALPix x log distance, after arXiv:2308.01295.
 
     ln rho is a Gaussian process of Matern covariance, by Iterative Charted Refinement
-    (`physics.icr`) or Vecchia's approximation (`physics.vecchia`: ``prior``), whose mean and
-    amplitude are learned with it. The extinction of a star is the density along its sightline, over
-    the distances that its parallax allows; their variance is added to that of the measurement. The
-    posterior is found by metric Gaussian variational inference (`models.blocks.mgvi`): an epoch is
-    an outer iteration, which draws ``pairs`` of samples of opposite noise and moves their mean.
-    Processes share out the pairs. The ``guide`` curved bends samples to the data, which the
-    straight ones of mgvi leave, so that those are too close together and of too small an amplitude;
-    its map keeps the samples of several iterations. With hmc the map is made of draws from the
-    posterior itself, ``transitions`` of each chain, with all that stars of uncertain distance tell
-    (`models.dust.exact`). meanfield, a baseline, takes latents for independent
-    (`models.blocks.meanfield`).
+    (`physics.gaussian_process.icr`) or Vecchia's approximation (`physics.gaussian_process.vecchia`:
+    ``prior``), whose mean and amplitude are learned with it. The extinction of a star is the
+    density along its sightline, over the distances that its parallax allows; their variance is
+    added to that of the measurement. The posterior is found by metric Gaussian variational
+    inference (`models.inference.mgvi`): an epoch is an outer iteration, which draws ``pairs`` of
+    samples of opposite noise and moves their mean. Processes share out the pairs. The ``guide``
+    curved bends samples to the data, which the straight ones of mgvi leave, so that those are too
+    close together and of too small an amplitude; its map keeps the samples of several iterations.
+    With hmc the map is made of draws from the posterior itself, ``transitions`` of each chain, with
+    all that stars of uncertain distance tell (`models.dust.hmc`). meanfield, a baseline, takes
+    latents for independent (`models.inference.meanfield`).
 
     Of the variance of ln rho the share ``clumps`` has half the scale: clouds are sharper than the
     rest. With a ``scale_error`` above 0, of its logarithm, the scale is learned too. With

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.dust.prior import HYPER, Prior
-from physics.extinction import Paths, mean_and_variance
+from orrery.models.dust.prior import HYPER, Prior
+from orrery.physics.dust.extinction import Paths, mean_and_variance
 
 Product = Callable[[Tensor], Tensor]
 
@@ -57,7 +57,7 @@ class Density:
 
 
 class Extinction:
-    """The extinction of stars at latents ``u`` (samples, n): `models.blocks.mgvi.Linear`.
+    """The extinction of stars at latents ``u`` (samples, n): `models.inference.mgvi.Linear`.
 
     Of the latents a star knows the field s in the shells of its pixel, and the hyperparameters:
     ``slope`` (samples, stars, shells + HYPER) is its derivative by those.

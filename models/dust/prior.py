@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from physics.gaussian_process import GaussianProcess, Slope
-from physics.icr import ICR, Grid, memory
-from physics.kernel import Kernel
-from physics.memory import refuse_too_large
-from physics.vecchia import Vecchia
+from orrery.memory import refuse_too_large
+from orrery.physics.gaussian_process.icr import ICR, Grid, memory
+from orrery.physics.gaussian_process.kernel import Kernel
+from orrery.physics.gaussian_process.linear_map import GaussianProcess, Slope
+from orrery.physics.gaussian_process.vecchia import Vecchia
 
 HYPER = 3  # latents besides the excitations: of the mean, ln amplitude and ln scale
 PREDECESSORS = (48, 1000)  # of a voxel in Vecchia's approximation, and those of dense Cholesky

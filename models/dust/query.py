@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.dust.field import Stars
-from physics.extinction import Paths, paths
-from physics.icr import Grid
+from orrery.models.dust.field import Stars
+from orrery.physics.dust.extinction import Paths, paths
+from orrery.physics.gaussian_process.icr import Grid
 
 if TYPE_CHECKING:  # astropy.coordinates takes a second to import
     from astropy.coordinates import SkyCoord
@@ -60,7 +60,7 @@ def summary(values: Tensor, mode: str) -> Tensor:
 
 
 def sky_map(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any]:
-    """What a file of the map holds: see `datamodules.products.write_sky_map`."""
+    """What a file of the map holds: see `orrery.evaluation.posterior_file.write_sky_map`."""
     if columns not in (None, ["samples"]):
         raise ValueError(f"columns={columns}: a map is mean and std, or columns=[samples]")
     values = rho.transpose(1, 2).contiguous()  # (samples, shells, pixels)

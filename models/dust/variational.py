@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.blocks import meanfield, mgvi
-from models.dust.prior import HYPER
+from orrery.models.dust.prior import HYPER
+from orrery.models.inference import meanfield, mgvi
 
 BENT = ("curved", "hmc")  # guides whose samples are bent; others have mirrored pairs
 COARSE, STIFF = 2**15, 150  # latents, of coarse grids first, and directions that they make up

@@ -8,20 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import Batch, Component, Output, Product
-from models.blocks.grid import counter_uniform
-from models.gc_emulator.calibration import judged, simulated
-from models.gc_emulator.emulator import IsothermalEmulator
-from models.gc_emulator.fit import fit
-from models.gc_emulator.inference import sample
-from models.gc_emulator.posterior import PHASE, Stars
-from models.gc_emulator.profiles import Profiles
-from models.gc_emulator.remarks import remarks
-from models.gc_emulator.seen import in_space, on_the_sky
-from models.gc_emulator.selection import select
-from models.gc_emulator.sky import Sky, sky_stars
-from physics import lowered_isothermal as limepy
-from physics.cluster_projection import project
+from orrery.models.base import Batch, Component, Output, Product
+from orrery.models.gc_emulator.calibration import judged, simulated
+from orrery.models.gc_emulator.emulator import IsothermalEmulator
+from orrery.models.gc_emulator.evaluation import remarks
+from orrery.models.gc_emulator.figure_data import in_space, on_the_sky
+from orrery.models.gc_emulator.goodness_of_fit import fit
+from orrery.models.gc_emulator.inference import sample
+from orrery.models.gc_emulator.posterior import PHASE, Stars
+from orrery.models.gc_emulator.profiles import Profiles
+from orrery.models.gc_emulator.selection import select
+from orrery.models.gc_emulator.sky import Sky, sky_stars
+from orrery.models.layers.grid import counter_uniform
+from orrery.physics.clusters import lowered_isothermal as limepy
+from orrery.physics.clusters.cluster_projection import project
 
 COUNTED = 1e-3  # of W0: energy of the stars that count; below it relative errors of f diverge
 SEEN, RIM = 100, 0.99  # projected radii judged, and the outermost, r_t

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.special import gammaincc
 
-from models.gc_emulator.emulator import IsothermalEmulator
-from models.gc_emulator.posterior import Stars, parameters, physical
-from models.gc_emulator.sky import RV_PRIOR, Sky, sky_stars
-from physics import cluster_stars
-from physics.lowered_isothermal import solve, solve_share
+from orrery.models.gc_emulator.emulator import IsothermalEmulator
+from orrery.models.gc_emulator.posterior import Stars, parameters, physical
+from orrery.models.gc_emulator.sky import RV_PRIOR, Sky, sky_stars
+from orrery.physics.clusters import cluster_stars
+from orrery.physics.clusters.lowered_isothermal import solve, solve_share
 
 BINS = 10  # of the ranks
 LEVELS = (50, 90)  # of the central intervals, per cent

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import chebyshev
-from physics.cluster_projection import project
-from physics.lowered_isothermal import (
+from orrery.models.gc_emulator import chebyshev
+from orrery.physics.clusters.cluster_projection import project
+from orrery.physics.clusters.lowered_isothermal import (
     W0_MAX,
     W0_MIN,
     G,

@@ -9,10 +9,10 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from models.blocks.diagnostics import ess, rhat
-from models.blocks.hmc import HMC
-from models.checkpoint import write_checkpoint
-from models.gc_emulator.start import Posterior, starting_points
+from orrery.checkpoint import write_checkpoint
+from orrery.models.gc_emulator.start import Posterior, starting_points
+from orrery.models.inference.diagnostics import ess, rhat
+from orrery.models.inference.hmc import HMC
 
 SAVED_EVERY = 100  # transitions
 KEPT_LATENTS = 30_000_000  # numbers of them that are kept: of every draw, or of every few

@@ -20,8 +20,8 @@ import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
-from models.gc_emulator.emulator import EDGE, Cluster
-from physics.cluster_stars import KMS_PER_MAS_YR_KPC
+from orrery.models.gc_emulator.emulator import EDGE, Cluster
+from orrery.physics.clusters.cluster_stars import KMS_PER_MAS_YR_KPC
 
 KMS = 1e-3 * KMS_PER_MAS_YR_KPC  # km/s of 1 mas/yr at 1 pc
 MAS = math.pi / 180 / 3.6e6  # rad

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.special import ndtr, ndtri
 
-from models.gc_emulator.emulator import Cluster, IsothermalEmulator
-from physics.lowered_isothermal import W0_MAX, W0_MIN, G, g_limit
+from orrery.models.gc_emulator.emulator import Cluster, IsothermalEmulator
+from orrery.physics.clusters.lowered_isothermal import W0_MAX, W0_MIN, G, g_limit
 
 LOG_MASS, LOG_RH, LOG_RH_TOP = (5.85, 0.6), (0.7, 0.3), 1.5
 PHASE = ("x", "y", "z", "vx", "vy", "vz")

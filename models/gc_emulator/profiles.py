@@ -15,12 +15,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from models.gc_emulator.emulator import IsothermalEmulator
-from models.gc_emulator.posterior import UNITS, parameters, physical, whitened
-from physics.cluster_profiles import PC_PER_ARCMIN_KPC, Profile, observed, radius
-from physics.cluster_projection import Projected
-from physics.cluster_stars import KMS_PER_MAS_YR_KPC
-from physics.lowered_isothermal import G, g_limit
+from orrery.models.gc_emulator.emulator import IsothermalEmulator
+from orrery.models.gc_emulator.posterior import UNITS, parameters, physical, whitened
+from orrery.physics.clusters.cluster_profiles import PC_PER_ARCMIN_KPC, Profile, observed, radius
+from orrery.physics.clusters.cluster_projection import Projected
+from orrery.physics.clusters.cluster_stars import KMS_PER_MAS_YR_KPC
+from orrery.physics.clusters.lowered_isothermal import G, g_limit
 
 LOG_EXTRA = (-1.0, 1.0)  # prior of log10 of the extra error, 1/arcmin2; GCfit's is below 0.6
 

@@ -8,9 +8,9 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from models.gc_emulator.emulator import Cluster
-from models.gc_emulator.members import Centre
-from physics.cluster_stars import axes
+from orrery.models.gc_emulator.emulator import Cluster
+from orrery.models.gc_emulator.members import Centre
+from orrery.physics.clusters.cluster_stars import axes
 
 RINGS, RAYS = 64, 16  # of the quadrature over the selected part of the sky, and of half a ring
 ARCMIN = math.pi / 180 / 60

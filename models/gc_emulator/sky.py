@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.gc_emulator.emulator import Cluster, IsothermalEmulator
-from models.gc_emulator.members import (
-    KMS,
-    Centre,
-    SkyStars,
-    log_members,
-    log_normal,
-    nodes,
+from orrery.models.gc_emulator.emulator import Cluster, IsothermalEmulator
+from orrery.models.gc_emulator.members import KMS, Centre, SkyStars, log_members, log_normal, nodes
+from orrery.models.gc_emulator.posterior import (
+    LOG_MASS,
+    UNITS,
+    cluster_of,
+    grid,
+    parameters,
+    physical,
 )
-from models.gc_emulator.posterior import LOG_MASS, UNITS, cluster_of, grid, parameters, physical
-from models.gc_emulator.selection import Selection, on_sky
-from physics.cluster_stars import axes, to_sky
-from physics.lowered_isothermal import G
+from orrery.models.gc_emulator.selection import Selection, on_sky
+from orrery.physics.clusters.cluster_stars import axes, to_sky
+from orrery.physics.clusters.lowered_isothermal import G
 
 CENTRE = {"ra": "deg", "dec": "deg", "distance": "kpc", "pm_ra": "mas/yr", "pm_dec": "mas/yr",
           "rv": "km/s"}  # fmt: skip

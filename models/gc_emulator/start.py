@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.blocks.hmc import Target, climb
+from orrery.models.inference.hmc import Target, climb
 
 AT_ONCE = 9  # candidates
 

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import Batch, Component, Constant, Output
-from models.blocks import grid
-from models.blocks.stack import Stack
-from models.gyro import groups
-from models.gyro.ages import (
+from orrery.models.base import Batch, Component, Constant, Output
+from orrery.models.gyro import groups
+from orrery.models.gyro.ages import (
     COLOURS,
     LARGEST,
     Table,
@@ -21,15 +19,17 @@ from models.gyro.ages import (
     stretched,
     summaries,
 )
-from models.gyro.networks import FLOWS, Contamination, Rotation
-from models.gyro.scores import FEWEST, left_out, seismic, shown, star_batch, true_rows
-from physics.gyrochrones import (
+from orrery.models.gyro.evaluation import FEWEST, left_out, seismic, shown, star_batch, true_rows
+from orrery.models.gyro.networks import FLOWS, Contamination, Rotation
+from orrery.models.layers import grid
+from orrery.models.layers.stack import Stack
+from orrery.physics.rotation.gyrochrones import (
     MISSING_COLOUR_ERROR,
     MISSING_PERIOD_ERROR,
     POSSIBLE_COLOURS,
     POSSIBLE_PERIODS,
 )
-from physics.seismic_stars import SUN, Star
+from orrery.physics.rotation.seismic_stars import SUN, Star
 
 YOUNGEST, OLDEST = 1e-3, 13.8  # Gyr, of the grid
 PRIORS = ("log_age", "age")

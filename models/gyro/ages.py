@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from models.blocks import grid
-from models.gyro.networks import Rotation
-from physics import gyrochrones
+from orrery.models.gyro.networks import Rotation
+from orrery.models.layers import grid
+from orrery.physics.rotation import gyrochrones
 
 COLOURS = torch.linspace(0.3, 3.6, 100)  # mag, 0.033 apart
 PERIODS = torch.linspace(-1.3, 2.3, 241)  # log10 d, 0.015 apart
@@ -175,9 +175,10 @@ def log_alive(colour: Tensor, ages: Tensor) -> Tensor:
 def stretched(log_age: Tensor) -> Tensor:
     """By how much the discrepancy of a cluster's age grows where stars do not yet spin down freely.
 
-    Periods below the plateau of `physics.gyrochrones` hardly change with age, but shares of fast
-    rotators do: the square root of what the gyrochrone's slope alone would give. Clusters of 15 to
-    45 Myr, left out, are off by as much as this gives at ``YOUNG_MYR``, and it grows no further.
+    Periods below the plateau of `physics.rotation.gyrochrones` hardly change with age, but shares
+    of fast rotators do: the square root of what the gyrochrone's slope alone would give. Clusters
+    of 15 to 45 Myr, left out, are off by as much as this gives at ``YOUNG_MYR``, and it grows no
+    further.
     """
     age = (10**log_age).clamp_min(YOUNG_MYR)
     return (gyrochrones.PLATEAU_MYR / age).square().add(1).sqrt()

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.blocks import grid
-from models.blocks.stack import Stack
-from models.gyro.ages import PERIODS, joint
-from models.gyro.scores import TOLD
+from orrery.models.gyro.ages import PERIODS, joint
+from orrery.models.gyro.evaluation import TOLD
+from orrery.models.layers import grid
+from orrery.models.layers.stack import Stack
 
 LEAST_MEMBERSHIP = 0.1  # below which a star does not count in the age of its group
 EVERY = {"age": 6, "period": 4}  # points of the grids by which ln p is expected

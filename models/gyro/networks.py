@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.blocks.ensemble import Linear
-from models.blocks.flows import SplineFlow
-from physics import gyrochrones
+from orrery.models.layers.ensemble import Linear
+from orrery.models.layers.flows import SplineFlow
+from orrery.physics.rotation import gyrochrones
 
 FLOWS = {"mixture": None, "zuko_nsf": "zuko", "nflows_rqs": "nflows"}
 AGE, AGE_SPREAD = 2.5, 0.8  # log10 Myr: what ages are standardised by
@@ -67,7 +67,7 @@ class Rotation(nn.Module):
 def gyrochrone(log_age: Tensor, colour: Tensor) -> Tensor:
     """log10 of the period of a slow rotator, d, roughly: what the networks start from.
 
-    The colours of Angus et al. (2019) as in `physics.gyrochrones`, equal to it at 1 Gyr.
+    The colours of Angus et al. (2019) as in `physics.rotation.gyrochrones`, equal to it at 1 Gyr.
     """
     log_colour = colour.clamp(*gyrochrones.COLOUR_LIMITS).log10()
     found = torch.zeros_like(log_colour)

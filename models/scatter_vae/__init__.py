@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from models.base import Batch, Component, Constant, Output
-from models.scatter_vae import scores
-from models.scatter_vae.likelihood import covariant_nll, lowrank_nll
-from models.scatter_vae.networks import Published, Recipe
-from models.scatter_vae.polish import polish
-from models.scatter_vae.posterior import Posterior, Whitening, posterior
-from models.scatter_vae.rows import outputs, rows_of
-from models.scatter_vae.spectra import Spectra
-from physics import xp
+from orrery.models.base import Batch, Component, Constant, Output
+from orrery.models.scatter_vae import evaluation as scores
+from orrery.models.scatter_vae.em import polish
+from orrery.models.scatter_vae.inference import Posterior, Whitening, posterior
+from orrery.models.scatter_vae.likelihood import covariant_nll, lowrank_nll
+from orrery.models.scatter_vae.networks import Published, Recipe
+from orrery.models.scatter_vae.outputs import outputs, rows_of
+from orrery.models.scatter_vae.spectra import Spectra
+from orrery.physics.gaia_xp import xp
 
 PRESETS = ("default", "paper")
 COVARIANCES = ("full", "lowrank", "diagonal")
@@ -41,7 +41,7 @@ class ScatterVAE(Component):
     ends with ``covariance``. In prediction the encoder's z is mended by ``refine`` Gauss-Newton
     steps, which is what lets a star without BP be answered.
 
-    In: the batch of `datamodules.scatter_vae`. Out: see `models.scatter_vae.rows`.
+    In: the batch of `datamodules.scatter_vae`. Out: see `models.scatter_vae.outputs`.
     """
 
     precisions = ("32-true", "bf16-mixed")

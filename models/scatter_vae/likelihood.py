@@ -1,8 +1,8 @@
 """The normal likelihood of coefficients whose errors are correlated, star by star.
 
 A star has n residuals r, in units of their errors, with the covariance K = R + diag(t): R is its
-own correlation matrix of the errors (`physics.correlations`), t >= 0 the ratio of intrinsic to
-error variance. Then
+own correlation matrix of the errors (`physics.gaia_xp.correlations`), t >= 0 the ratio of intrinsic
+to error variance. Then
 
     nll = 1/2 (r^T K^-1 r + ln det K + n ln 2 pi)
     d nll / d r = K^-1 r,  d nll / d t = 1/2 (diag K^-1 - (K^-1 r)^2)
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from physics.correlations import in_tiles, precise, refuse, unpack
+from orrery.physics.gaia_xp.correlations import in_tiles, precise, refuse, unpack
 
 
 def covariant_nll(r: Tensor, t: Tensor, packed: Tensor) -> Tensor:

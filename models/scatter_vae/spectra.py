@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from physics import xp
+from orrery.physics.gaia_xp import xp
 
 UNIT = 1e-18  # W m^-2 nm^-1: what the matrices count in, lest float32 underflow
 AT_ONCE = 256  # stars, whose covariances fit the cache

@@ -9,21 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.base import Batch, Component, Constant, Output
-from models.blocks import grid
-from models.blocks.ensemble import Encoder, Linear
-from models.blocks.flows import SplineFlow
-from models.blocks.label_noise import LabelNoise
-from models.blocks.photometry import Photometry
-from models.blocks.recalibration import (
-    CELLS,
-    apply_pit_map,
-    for_ensemble,
-    pit_map,
-)
-from models.blocks.stack import Stack
-from models.zephyr.rows import constants, is_wide, outputs, summaries
-from models.zephyr.scores import metrics, remarks, true_rows
+from orrery.models.base import Batch, Component, Constant, Output
+from orrery.models.layers import grid
+from orrery.models.layers.ensemble import Encoder, Linear
+from orrery.models.layers.flows import SplineFlow
+from orrery.models.layers.stack import Stack
+from orrery.models.zephyr.evaluation import metrics, remarks, true_rows
+from orrery.models.zephyr.label_noise import LabelNoise
+from orrery.models.zephyr.outputs import constants, is_wide, outputs, summaries
+from orrery.models.zephyr.photometry import Photometry
+from orrery.models.zephyr.recalibration import CELLS, apply_pit_map, for_ensemble, pit_map
 
 FLOOR = 1e-4  # share of p(z) that is uniform: no redshift is ever impossible
 TRAIN_FLOOR = 1e-3  # the same in training, where it tempers outliers

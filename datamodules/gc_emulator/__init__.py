@@ -1,0 +1,93 @@
+"""Which cluster models the emulator learns from, and on which it is judged."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.polynomial.chebyshev import chebpts1
+
+from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.gc_emulator.stars import GCStars
+from orrery.physics.clusters.lowered_isothermal import MARGIN, W0_MAX, W0_MIN, g_limit, g_max
+from orrery.tables import Catalogue
+
+MOCK = {"W0": 6.0, "g": 1.2, "log10_mass": 5.5, "log10_rh": 0.7}
+MOCK_ANISOTROPY = 0.4  # r_h / r_a
+
+
+class GCEmulatorData(CatalogueData):
+    """Models by their (W0, g). In training: Chebyshev nodes of the domain, each once an epoch.
+
+    With ``n_ra`` > 1 anisotropic ones too, by ``rh_ra``, half-mass over anisotropy radius, from 0
+    to 1. Validated on ``n_val`` and tested on ``n_test`` draws from the prior of
+    arXiv:2311.03704: W0 uniform in the domain, g uniform from 0 to 0.3 below g_max(W0); of
+    anisotropic models rh_ra uniform, and g up to the domain's end. With ``path``: a table with
+    columns ``W0``, ``g`` (and ``rh_ra``), for which the predictions are asked. ``n_mock``: stars of
+    a mock cluster whose posterior is found on evaluation; 0: none.
+    """
+
+    def __init__(
+        self,
+        n_W0: int,
+        n_g: int,
+        n_ra: int = 1,
+        n_val: int = 64,
+        n_test: int = 70,
+        n_mock: int = 1000,
+        **catalogue: Any,
+    ):
+        super().__init__(val_fraction=0, **catalogue)
+        self.n_W0, self.n_g, self.n_ra, self.n_val, self.n_test = n_W0, n_g, n_ra, n_val, n_test
+        self.n_mock = n_mock
+        self.names = ("W0", "g") if n_ra == 1 else ("W0", "g", "rh_ra")
+        if n_W0 * n_g * n_ra % self.batch_size:
+            raise ValueError(
+                f"each of the {n_W0} x {n_g} x {n_ra} nodes is needed once an epoch: "
+                f"data.batch_size={self.batch_size} must divide their number"
+            )
+
+    known_roles: ClassVar = {name: name for name in ("W0", "g", "rh_ra")}
+
+    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
+        return {name: (self.columns.get(name, name), None) for name in self.names}
+
+    def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
+        return {n: torch.from_numpy(np.asarray(columns[n], float)) for n in self.names}
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage == "fit" and not self.rows:
+            super().setup(stage)
+            self.rows["val"] = self.to_batch(self._prior(self.n_val, 2 * self.seed + 2), True)
+
+    def simulate(self, split: str) -> dict[str, np.ndarray]:
+        if split == "test":
+            return self._prior(self.n_test, 2 * self.seed + 1)
+        W0, g, ra = (
+            torch.from_numpy(0.5 + 0.5 * chebpts1(n)) for n in (self.n_W0, self.n_g, self.n_ra)
+        )
+        nodes = torch.cartesian_prod(ra, W0_MIN + (W0_MAX - W0_MIN) * W0, g)
+        if self.n_ra == 1:
+            return {"W0": nodes[:, 1].numpy(), "g": (nodes[:, 2] * g_limit(nodes[:, 1])).numpy()}
+        share = nodes[:, 0].sqrt()
+        g = nodes[:, 2] * g_limit(nodes[:, 1], share)
+        return {"W0": nodes[:, 1].numpy(), "g": g.numpy(), "rh_ra": share.numpy()}
+
+    def _prior(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        generator = torch.Generator().manual_seed(seed)
+        u = torch.rand(2, n, generator=generator, dtype=torch.float64)
+        W0 = W0_MIN + (W0_MAX - W0_MIN) * u[0]
+        if self.n_ra == 1:
+            return {"W0": W0.numpy(), "g": (u[1] * (g_max(W0) - MARGIN)).numpy()}
+        share = torch.rand(n, generator=generator, dtype=torch.float64)
+        g = u[1] * g_limit(W0, share)
+        return {"W0": W0.numpy(), "g": g.numpy(), "rh_ra": share.numpy()}
+
+    def mock(self) -> GCStars | None:
+        if self.path is not None or self.table is not None or not self.n_mock:
+            return None
+        truth = MOCK | ({"rh_ra": MOCK_ANISOTROPY} if self.n_ra > 1 else {})
+        return GCStars(n_stars=self.n_mock, truth=truth, seed=self.seed)
+
+    def schema(self) -> dict[str, Any]:
+        return {"n_W0": self.n_W0, "n_g": self.n_g, "n_ra": self.n_ra}

@@ -1,0 +1,30 @@
+"""Simulation-based calibration: many clusters drawn from the prior, each with its stars."""
+
+from typing import Any
+
+from orrery.datamodules.base import CatalogueData
+
+
+class GCCalibration(CatalogueData):
+    """``n_sets`` data sets of ``n_stars`` stars each, in phase space or on the ``sky``.
+
+    On the sky directions, parallaxes and proper motions have an error of ``error`` mas and mas/yr,
+    there are no velocities along the line of sight, and the distance has the prior ``distance`` to
+    ``distance_error``, kpc.
+    """
+
+    product = "calibration"
+
+    def __init__(
+        self,
+        n_sets: int = 100,
+        n_stars: int = 200,
+        sky: bool = False,
+        error: float = 0.1,
+        distance: float = 1.0,
+        distance_error: float = 0.05,
+        **catalogue: Any,
+    ) -> None:
+        super().__init__(**catalogue)
+        self.n_sets, self.n_stars, self.sky = n_sets, n_stars, sky
+        self.error, self.distance, self.distance_error = error, distance, distance_error

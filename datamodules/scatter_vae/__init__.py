@@ -1,0 +1,400 @@
+"""Gaia BP/RP spectra as coefficients or sampled, from the archive's files, or simulated."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from glob import has_magic
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.scatter_vae.columns import (
+    COLUMNS,
+    SAMPLED,
+    correlations_of_file,
+    wanted_unit,
+)
+from orrery.datamodules.scatter_vae.loader import EpochLoader, StreamedBatches
+from orrery.datamodules.scatter_vae.shards import find, read_rows
+from orrery.datamodules.scatter_vae.stream import ShardStream
+from orrery.datamodules.values import numbers, refuse
+from orrery.physics.gaia_xp import xp, xp_mock
+from orrery.physics.gaia_xp.correlations import check_positive_definite, low_rank
+from orrery.tables import Catalogue, read_table
+from orrery.tables.vectors import vectors
+
+FORMATS = ("coefficients", "sampled")
+CORRELATIONS = ("full", "lowrank", "diagonal")
+HELD = 20_000  # rows of shards that are held, for units, components and validation
+
+
+class ScatterVaeData(CatalogueData):
+    """Coefficients of BP and RP with errors and correlations, or sampled spectra with errors.
+
+    Columns have the names of the archive's ``xp_continuous_mean_spectrum``, and are arrays however
+    a format spells them; a blank row of BP is a star without BP. With ``format=sampled``: ``flux``
+    and ``flux_error``, on any wavelengths, the same for all stars. Coefficients are divided by the
+    column ``columns.flux``, or, where none is named, by the photons of RP; sampled spectra by their
+    mean. Correlations are optional; for training ``correlations=lowrank`` keeps ``rank`` factors
+    of them, ``diagonal`` none.
+
+    Without ``path``: `physics.gaia_xp.xp_mock`, ``n_train`` and ``n_test`` stars of G
+    ``magnitudes``.
+    """
+
+    def __init__(
+        self,
+        format: str = "coefficients",
+        bands: Mapping[str, int] | None = None,
+        correlations: str = "full",
+        rank: int = 10,
+        latent: int = 6,
+        drop_bp: float = 0.02,
+        n_train: int = 20_000,
+        n_test: int = 4000,
+        magnitudes: Sequence[float] = (11.5, 17.5),
+        scatter: float = 4e-4,
+        correlations_of: str | None = None,
+        **catalogue: Any,
+    ) -> None:
+        super().__init__(**catalogue)
+        for setting, value, known in (
+            ("format", format, FORMATS),
+            ("correlations", correlations, CORRELATIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"data.{setting} is '{value}'; it is one of {', '.join(known)}")
+        self.format, self.correlations, self.rank = format, correlations, rank
+        self.bands = dict(bands or {})  # band -> coefficients; empty: as the training set has them
+        self.latent, self.drop_bp = latent, drop_bp
+        self.sizes = (n_train, n_test)
+        self.magnitudes, self.scatter = (float(magnitudes[0]), float(magnitudes[1])), scatter
+        self.correlations_of = correlations_of
+
+    known_roles: ClassVar = {**COLUMNS, "flux": "flux"}
+
+    # --- columns ------------------------------------------------------------------------------
+
+    def _column(self, role: str) -> str:
+        return str(self.columns.get(role, COLUMNS[role]))
+
+    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
+        names = set(catalogue.names)
+        if self.format == SAMPLED:
+            wanted = ["spectrum", "spectrum_error"]
+        else:
+            if {"flux", "flux_error"} <= names and self._column("rp_coefficients") not in names:
+                raise ValueError(
+                    f"{self.label} holds sampled spectra (flux, flux_error), and coefficients are "
+                    f"wanted: train on such by experiment=scatter_vae_sampled"
+                )
+            bands = [b for b in xp.BANDS if b == "rp" or self._column("bp_coefficients") in names]
+            if len(bands) == 1 and not training and self._column("rp_coefficients") in names:
+                self.say(f"{self.label} has no column '{self._column('bp_coefficients')}': no BP")
+            else:
+                bands = list(xp.BANDS)
+            wanted = [f"{band}_{what}" for band in bands for what in ("coefficients", "errors")]
+            packed = [f"{band}_correlations" for band in bands]
+            there = [role for role in packed if self._column(role) in names]
+            if len(there) < len(packed):
+                self.say(
+                    f"{self.label} has no column '{self._column(packed[len(there) - 1])}': errors "
+                    f"are taken as uncorrelated, and chi2 and p_value are wrong for it"
+                )
+            wanted += there
+        if self._column("source_id") in names:
+            wanted.append("source_id")
+        roles = {w: (self._column(w), wanted_unit(catalogue, self._column(w), w)) for w in wanted}
+        if "flux" in self.columns:
+            roles["flux"] = (self.columns["flux"], None)
+        return roles
+
+    # --- values -------------------------------------------------------------------------------
+
+    def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
+        if self.format == SAMPLED:
+            x, e = (vectors(columns[r], self._column(r)) for r in ("spectrum", "spectrum_error"))
+            bands = {SAMPLED: self._checked(SAMPLED, x, e, "spectrum", "spectrum_error")}
+        else:
+            bands = {}
+            for band in xp.BANDS:
+                roles = [f"{band}_{what}" for what in ("coefficients", "errors")]
+                none = np.zeros((len(columns["rp_coefficients"]), 0))
+                x, e = (vectors(columns.get(r, none), self._column(r)) for r in roles)
+                bands[band] = self._checked(band, x, e, *roles)
+        batch: Rows = {
+            "coefficients": _joined([x for x, _, _ in bands.values()], 0.0),
+            "errors": _joined([e for _, e, _ in bands.values()], 1.0),
+            "observed": torch.from_numpy(np.stack([o for *_, o in bands.values()], 1)).float(),
+        }
+        batch["flux"] = torch.from_numpy(self._flux(columns, bands)).float()
+        for band, (x, _, observed) in bands.items():
+            if f"{band}_correlations" in columns and not (
+                training and self.correlations == "diagonal"
+            ):
+                packed = self._packed(band, columns[f"{band}_correlations"], x.shape[1], observed)
+                batch[f"correlations_{band}"] = packed
+        if "source_id" in columns and columns["source_id"].dtype.kind == "f":
+            text = (
+                f"column '{self._column('source_id')}' is of floats, which do not hold the 19 "
+                f"digits of a source_id; write it as integers or text"
+            )
+            if training:
+                raise ValueError(text)
+            self.say(text)
+        if training and "source_id" in columns:
+            batch["source_id"] = torch.from_numpy(np.asarray(columns["source_id"], np.int64))
+        return batch
+
+    def _checked(
+        self, band: str, x: np.ndarray, e: np.ndarray, role: str, error_role: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coefficients and errors (batch, n), and which stars have this band, (batch,)."""
+        n = self.bands.get(band) or x.shape[1]
+        for values, name in ((x, self._column(role)), (e, self._column(error_role))):
+            if values.shape[1] not in (n, 0):
+                raise ValueError(
+                    f"column '{name}' has {values.shape[1]} numbers per star, expected {n}"
+                    + (
+                        f": the model was trained on {n}, and needs as many"
+                        if self.bands
+                        else f", as many as '{self._column(role)}'"
+                    )
+                )
+        if x.shape[1] == 0 or e.shape[1] == 0:  # no star has it
+            x = e = np.full((len(x), n), np.nan)
+        missing = np.isnan(x).all(1)
+        column, error_column = self._column(role), self._column(error_role)
+        mend = "drop those stars"
+        bad = ~np.isfinite(x).all(1) & ~missing
+        first = np.where(bad, x[np.arange(len(x)), (~np.isfinite(x)).argmax(1)], 0.0)
+        refuse(bad, column, first, "is a NaN or inf among a star's numbers", "finite ones", mend)
+        spoilt = ~(np.isfinite(e) & (e > 0))
+        worst = e[np.arange(len(e)), spoilt.argmax(1)]
+        refuse(
+            spoilt.any(1) & ~missing,
+            error_column,
+            worst,
+            "is an error of a star",
+            "positive, finite errors",
+            mend,
+        )
+        if band != "bp":
+            refuse(
+                missing,
+                column,
+                x[:, 0],
+                f"begins a star without {band.upper()}",
+                f"{band.upper()} of every star (only BP may be missing)",
+                mend,
+            )
+        return x, e, ~missing
+
+    def _flux(
+        self, columns: Mapping[str, np.ndarray], bands: Mapping[str, tuple[np.ndarray, ...]]
+    ) -> np.ndarray:
+        """What coefficients are divided by, (batch,)."""
+        if "flux" in columns:
+            flux, name = numbers(columns["flux"], self.columns["flux"]), str(self.columns["flux"])
+        elif self.format == SAMPLED:
+            flux, name = bands[SAMPLED][0].mean(1), self._column("spectrum")
+        else:
+            weight, name = xp.photons("rp"), self._column("rp_coefficients")
+            if len(weight) != bands["rp"][0].shape[1]:
+                raise ValueError(
+                    f"column '{name}' has {bands['rp'][0].shape[1]} coefficients, whose functions "
+                    f"are not known ({len(weight)} are those of DR3): name a column to divide by, "
+                    f"data.columns.flux=phot_g_mean_flux"
+                )
+            flux = bands["rp"][0] @ weight
+        refuse(
+            ~(flux > 0) | ~np.isfinite(flux),
+            name,
+            flux,
+            "is the flux of a star",
+            "a positive flux to divide by",
+            "drop those stars, or name another column by data.columns.flux",
+        )
+        return flux
+
+    def _packed(self, band: str, values: np.ndarray, n: int, observed: np.ndarray) -> Tensor:
+        """Correlations (batch, n (n - 1) / 2), float16; zero where the band is missing."""
+        name = self._column(f"{band}_correlations")
+        packed, expected = vectors(values, name), n * (n - 1) // 2
+        if packed.shape[1] == 0:
+            packed = np.full((len(packed), expected), np.nan)
+        if packed.shape[1] != expected:
+            raise ValueError(
+                f"column '{name}' has {packed.shape[1]} numbers per star, expected {expected}: the "
+                f"upper triangle of {n} x {n} without the diagonal, column by column"
+            )
+        packed = np.where(observed[:, None], packed, 0.0)
+        worst = np.abs(np.nan_to_num(packed, nan=9.0)).max(1, initial=0)
+        refuse(worst > 1, name, worst, "is a correlation", "-1 to 1", "drop those stars")
+        tensor = torch.from_numpy(packed.astype(np.float16))
+        try:
+            check_positive_definite(tensor, n)
+        except ValueError as error:
+            raise ValueError(f"column '{name}': {error}") from error
+        return tensor
+
+    # --- training -----------------------------------------------------------------------------
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ``path`` names shards, which are streamed: a folder of them, or a pattern."""
+        path = self.path
+        return path is not None and (Path(path).is_dir() or (has_magic(path) and bool(find(path))))
+
+    def _part(self, which: str) -> tuple[float, float]:
+        """Where the train, val and test rows of each shard begin and end, a share of it."""
+        val, test = 1 - self.val_fraction - self.test_fraction, 1 - self.test_fraction
+        return {"train": (0.0, val), "val": (val, test), "test": (test, 1.0)}[which]
+
+    def _held(self, which: str, n: int) -> Rows:
+        """A sample of a part of the shards, (n, ...) tensors."""
+        assert self.path is not None
+        table = read_table(read_rows(self.path, n, self.seed, part=self._part(which)))
+        roles = self.roles(table, training=True)
+        parts = [self._batch(r, c, True) for r, c in self._read(table, roles, 0, n, None)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def train_dataloader(self) -> DataLoader | EpochLoader:  # type: ignore[override]
+        if not self.sharded:
+            return super().train_dataloader()
+        world, rank = self._ranks()
+        assert self.path is not None
+        stream = ShardStream(
+            self.path, self.batch_size, self.seed, rank, world, part=self._part("train")
+        )
+        with self.open("fit") as catalogue:
+            roles = self.roles(catalogue, training=True)
+
+        def convert(columns: dict[str, np.ndarray]) -> Rows:
+            batch = self.to_batch({r: columns[c] for r, (c, _) in roles.items()}, training=True)
+            batch.pop("source_id", None)
+            return self._factored(batch)
+
+        return EpochLoader(StreamedBatches(stream, convert, self.augment), self.num_workers)
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage != "fit" or self.rows:
+            return
+        if self.sharded:
+            self.rows = {which: self._held(which, HELD) for which in ("train", "val")}
+        else:
+            super().setup(stage)
+        ids = {which: rows.pop("source_id", None) for which, rows in self.rows.items()}
+        if not self.val_fraction:
+            ids.pop("val", None)  # the training rows again
+        if known := [values for values in ids.values() if values is not None]:
+            _refuse_twice(torch.cat(known).numpy(), self.label)
+        if not self.bands:
+            with self.open("fit") as catalogue:
+                self.bands = self._sizes(catalogue)
+        self.rows = {name: self._factored(rows) for name, rows in self.rows.items()}
+
+    def _factored(self, batch: Rows) -> Rows:
+        """With low-rank factors of the correlations, where those are asked for."""
+        factors = {}
+        if self.correlations == "lowrank":
+            for band, n in self.bands.items():
+                if f"correlations_{band}" in batch:
+                    packed = batch[f"correlations_{band}"]
+                    factors[f"factor_{band}"] = low_rank(packed, n, self.rank).half()
+        return batch | factors
+
+    def _sizes(self, catalogue: Catalogue) -> dict[str, int]:
+        """How many coefficients each band has."""
+        n = self.rows["train"]["coefficients"].shape[1]
+        if self.format == SAMPLED:
+            return {SAMPLED: n}
+        column = self._column("rp_coefficients")
+        first = next(catalogue.chunks([column], 1))[column]
+        rp = vectors(first, column).shape[1]
+        return {"bp": n - rp, "rp": rp}
+
+    def augment(self, batch: Rows, generator: torch.Generator) -> Rows:
+        n, bands = batch["observed"].shape
+        noise = torch.randn(n, self.latent, generator=generator)
+        if bands == 1:
+            return {**batch, "noise": noise}
+        observed = batch["observed"].clone()
+        observed[torch.rand(n, generator=generator) < self.drop_bp, 0] = 0
+        return {**batch, "observed": observed, "noise": noise}
+
+    def schema(self) -> dict[str, Any]:
+        divided = "mean" if self.format == SAMPLED else self.columns.get("flux", "rp")
+        return {"bands": self.bands, "normalised_by": divided}
+
+    def found_out(self) -> dict[str, Any]:
+        return {"bands": self.bands}
+
+    # --- the embedded simulation --------------------------------------------------------------
+
+    def simulate(self, split: str) -> dict[str, np.ndarray]:
+        if self.format == SAMPLED:
+            raise ValueError(
+                "data.format=sampled needs data.path: the embedded simulation gives coefficients"
+            )
+        random = np.random.default_rng([self.seed, split == "test"])
+        n = self.sizes[split == "test"]
+        packed = correlations_of_file(self.correlations_of) if self.correlations_of else None
+        return xp_mock.simulate(n, random, self.magnitudes, self.scatter, packed)
+
+    def true_spectra(self, row: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Coefficients without noise and their scatter, (batch, n), of rows of the simulation."""
+        if self.path is not None or self.table is not None:
+            return None
+        with self.open("test"):
+            table = self._simulated["test"]
+        index = row.cpu().numpy()
+        true, scatter = (
+            np.concatenate([table[f"{what}_{band}"][index] for band in xp.BANDS], 1)
+            for what in ("true", "scatter")
+        )
+        return torch.from_numpy(true).float(), torch.from_numpy(scatter).float()
+
+    def open(self, which: str) -> Catalogue:
+        if self.table is None and self.split == "test" and self.sharded:
+            assert self.path is not None
+            if which not in self._simulated:
+                n, part = self.sizes[1], self._part("test")
+                self._simulated[which] = read_rows(self.path, n, self.seed, part=part)
+            return read_table(self._simulated[which])
+        return super().open(which)
+
+    def _predicted_rows(self, catalogue: Catalogue) -> np.ndarray | None:
+        return None if self.sharded else super()._predicted_rows(catalogue)
+
+    def provenance(self) -> dict[str, Any]:
+        if self.path is not None and self.sharded:
+            shards, _ = find(self.path)
+            sums = "".join(shard.about["crc32"] for shard in shards)
+            rows = sum(shard.rows for shard in shards)
+            digest = hashlib.sha256(sums.encode()).hexdigest()
+            return {"path": self.path, "sha256": digest, "rows": rows, "shards": len(shards)}
+        if self.path is not None:
+            return super().provenance()
+        sizes = {"n_train": self.sizes[0], "n_test": self.sizes[1]}
+        return super().provenance() | sizes
+
+
+def _joined(parts: Sequence[np.ndarray], blank: float) -> Tensor:
+    """Bands side by side, float32; ``blank`` where a band is missing."""
+    whole = np.concatenate(parts, 1)
+    return torch.from_numpy(np.where(np.isnan(whole), blank, whole)).float()
+
+
+def _refuse_twice(ids: np.ndarray, label: str) -> None:
+    unique, counts = np.unique(ids, return_counts=True)
+    twice = unique[counts > 1]
+    if len(twice):
+        raise ValueError(
+            f"{label}: {len(twice):,} source ids occur more than once, the first is {twice[0]}; a "
+            f"star in training and test makes a model look better than it is: keep one row of each"
+        )

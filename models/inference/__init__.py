@@ -1,0 +1,1 @@
+"""Samplers and variational inference that two components use."""

@@ -1,0 +1,69 @@
+"""The distribution of a population: densities of its objects, stacked by group."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orrery.models.layers.grid import counter_uniform
+
+REPLICATES = 100
+BLANK = ("", "nan", "None", "--")  # names of no group
+POISSON_CDF = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634, 0.99941)  # of mean 1, up to 5
+
+
+class Stack:
+    """Sum of densities (batch, n_grid) per group, with bootstrap replicates, in constant memory.
+
+    A replicate counts each object a Poisson(1) number of times (Chamandy et al. 2012), drawn from
+    the object's row, so that chunks and processes do not matter.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}  # (1 + REPLICATES, n_grid), float64
+        self.counts: dict[str, int] = {}
+
+    def add(self, groups: np.ndarray, row: Tensor, density: Tensor) -> None:
+        """``groups`` (batch,) names, ``row`` (batch,) int64; a density of NaN does not count.
+
+        A blank name is no group.
+        """
+        names = np.char.strip(np.ma.filled(np.ma.asarray(groups).astype(str), ""))
+        told = density.isfinite().all(1).cpu()
+        density = torch.where(told[:, None], density.cpu().double(), 0)
+        u = counter_uniform(row.cpu(), REPLICATES, seed=1)
+        drawn = sum((u > level).double() for level in POISSON_CDF)
+        weight = torch.cat([torch.ones(len(u), 1).double(), torch.as_tensor(drawn)], 1)
+        for name in np.unique(names[~np.isin(names, BLANK)]):
+            mine = torch.from_numpy(names == name)
+            total = weight[mine].T @ density[mine]
+            self.sums[name] = self.sums.get(name, 0) + total
+            self.counts[name] = self.counts.get(name, 0) + int((mine & told).sum())
+
+    def merge(self, others: Iterable["Stack"]) -> None:
+        """Take in what other processes have stacked."""
+        for other in others:
+            for name, total in other.sums.items():
+                self.sums[name] = self.sums.get(name, 0) + total
+                self.counts[name] = self.counts.get(name, 0) + other.counts[name]
+
+    def table(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Columns group, n_objects, x, density and density_std, a row per group and grid point."""
+        rows: dict[str, list[np.ndarray]] = {}
+        step = x[1] - x[0]
+        for name, total in sorted(self.sums.items()):
+            normed = (total / (total.sum(1, keepdim=True) * step)).numpy()
+            drawn = np.isfinite(normed).all(1)  # a replicate of a small group may be empty
+            drawn[0] = False
+            known = self.counts[name] > 1
+            columns = {
+                "group": np.full(len(x), name),
+                "n_objects": np.full(len(x), self.counts[name]),
+                "x": x,
+                "density": normed[0],
+                "density_std": normed[drawn].std(0) if known else np.full(len(x), np.nan),
+            }
+            for key, values in columns.items():
+                rows.setdefault(key, []).append(values)
+        return {key: np.concatenate(values) for key, values in rows.items()}

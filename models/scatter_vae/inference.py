@@ -1,0 +1,175 @@
+"""Where a star lies in latent space: the encoder's guess, and Gauss-Newton steps that mend it."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from orrery.models.scatter_vae.likelihood import whitener
+
+ASTRAY = 0.1  # nats: a last step may cost as much, which is rounding
+TRUST = 3.0  # longest step of a latent number
+WORST = 1e-300
+
+
+class Whitening:
+    """L^-1 of each star's covariance K = L L^T, in units of its errors; nothing of missing bands.
+
+    ``t`` (batch, n): intrinsic over error variance. ``batch`` has ``observed`` (batch, bands) and,
+    where errors are correlated, ``correlations_{band}``, packed.
+    """
+
+    def __init__(self, t: Tensor, batch: Mapping[str, Tensor], bands: Mapping[str, int]) -> None:
+        self.sizes = list(bands.values())
+        self.observed = batch["observed"]
+        self.parts: list[Tensor] = []
+        self.log_det = torch.zeros_like(t[:, 0])
+        for i, (band, part) in enumerate(zip(bands, t.split(self.sizes, 1), strict=True)):
+            packed = batch.get(f"correlations_{band}")
+            if packed is None:
+                inverse, log_det = (1 + part).rsqrt(), torch.log1p(part).sum(1)
+            else:
+                inverse, log_det = whitener(part, packed)
+            self.parts.append(inverse)
+            self.log_det = self.log_det + log_det * self.observed[:, i]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """(batch, n, k) to the same."""
+        found = []
+        for i, (inverse, part) in enumerate(zip(self.parts, v.split(self.sizes, 1), strict=True)):
+            white = inverse @ part if inverse.ndim == 3 else inverse[..., None] * part
+            found.append(white * self.observed[:, i, None, None])
+        return torch.cat(found, 1)
+
+
+class Posterior(NamedTuple):
+    """A normal distribution of z for each star, and what its mean leaves of the data."""
+
+    mean: Tensor  # (batch, latent)
+    covariance: Tensor  # (batch, latent, latent)
+    residual: Tensor  # whitened, (batch, n)
+    log_det: Tensor  # of K, (batch,)
+    jacobian: Tensor  # of the decoder at the mean, (batch, n, latent)
+    leverage: Tensor  # of each whitened residual, (batch, n): the share of its noise that z fits
+
+    def divergence(self, k: int) -> Tensor:
+        """KL of the first k numbers from their standard normal prior, nats, (batch,)."""
+        mean, covariance = self.mean[:, :k], self.covariance[:, :k, :k]
+        trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
+        log_det = torch.logdet(covariance.double()).float()
+        return 0.5 * (trace + mean.square().sum(1) - k - log_det)
+
+    def fitted(self) -> Tensor:
+        """How many numbers the data decide, rather than the prior: (batch,)."""
+        return self.leverage.sum(1)
+
+    def studentised(self) -> Tensor:
+        """Residuals whose variance is 1 although z was fitted to them, (batch, n)."""
+        return self.residual / (1 - self.leverage).clamp_min(1e-3).sqrt()
+
+
+def posterior(
+    z: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    y: Tensor,
+    error: Tensor,
+    whitening: Callable[[Tensor], Whitening],
+    steps: int,
+) -> Posterior:
+    """From the guess ``z`` (batch, latent), by ``steps`` Gauss-Newton steps towards the maximum.
+
+    Data ``y`` and their ``error`` (batch, n), 0 and 1 where nothing was observed; the covariance is
+    renewed once, half-way, for the scatter varies slowly with z. Levenberg's
+    damping: a step that does not gain is taken back and the next is shorter. The posterior's
+    covariance is that of the last linearisation, (1 + J^T K^-1 J)^-1.
+    """
+    white = whitening(z)
+    one = torch.eye(z.shape[1], dtype=torch.float64, device=z.device)
+
+    def hessian_of(j: Tensor) -> Tensor:
+        """1 + J^T K^-1 J, float64: stars of a high S/N make it ill-conditioned."""
+        return one + j.double().mT @ j.double()
+
+    damping = torch.full_like(z[:, :1, None], 1e-2)
+    best = torch.full_like(z[:, 0], torch.inf)
+    kept = z
+    for step in range(steps + 1):
+        if step == (steps + 1) // 2 and step:
+            white, z, best = whitening(kept), kept, torch.full_like(best, torch.inf)
+        w = white(((y - decode(z)) / error)[..., None])[..., 0]
+        cost = w.square().sum(1) + z.square().sum(1)
+        gained = cost < best
+        kept = torch.where(gained[:, None], z, kept)
+        best = torch.where(gained, cost, best)
+        damping = torch.where(gained[:, None, None], damping / 10, damping * 30)
+        if step == steps:
+            break
+        j, gradient, _ = _linearised(kept, decode, y, error, white)
+        hessian = hessian_of(j)
+        diagonal = hessian.diagonal(dim1=1, dim2=2).diag_embed()
+        damped = hessian + damping * diagonal
+        move = torch.linalg.solve(damped, gradient[..., None].double())[..., 0]
+        z = kept + move.clamp(-TRUST, TRUST).float()
+    white = whitening(kept)
+    if steps:
+        # a last whole step, unless it goes astray: where a cost's rounding let the others end
+        # would depend on which stars are computed together
+        j, gradient, _ = _linearised(kept, decode, y, error, white)
+        move = torch.linalg.solve(hessian_of(j), gradient[..., None].double())[..., 0]
+        last = kept + move.clamp(-TRUST, TRUST).float()
+        costs = []
+        for z in (kept, last):
+            w = white(((y - decode(z)) / error)[..., None])[..., 0]
+            costs.append(w.square().sum(1) + z.square().sum(1))
+        kept = torch.where((costs[1] < 1.001 * costs[0] + ASTRAY)[:, None], last, kept)
+        white = whitening(kept)
+    j, _, jacobian = _linearised(kept, decode, y, error, white)
+    covariance = torch.linalg.inv(hessian_of(j)).float()
+    w = white(((y - decode(kept)) / error)[..., None])[..., 0]
+    leverage = ((j @ covariance) * j).sum(2).clamp(0, 1)
+    return Posterior(kept, covariance, w, white.log_det, jacobian, leverage)
+
+
+def _linearised(
+    z: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    y: Tensor,
+    error: Tensor,
+    white: Whitening,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L^-1 J, minus the gradient of half the cost, and J, (batch, n, latent)."""
+    jacobian = derivative(decode, z)
+    j = white(jacobian / error[..., None])
+    w = white(((y - decode(z)) / error)[..., None])
+    return j, (j.mT @ w)[..., 0] - z, jacobian
+
+
+def derivative(decode: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """(batch, n, latent): forward mode, a pass for each latent number."""
+    with torch.inference_mode(False), torch.no_grad():
+        z = z.clone()
+        columns = []
+        for k in range(z.shape[1]):
+            along = torch.zeros_like(z)
+            along[:, k] = 1
+            columns.append(jvp(decode, (z,), (along,))[1].detach())
+    return torch.stack(columns, 2)
+
+
+def log_tail(chi2: Tensor, dof: Tensor) -> Tensor:
+    """ln P(chi^2 > ``chi2``); where P underflows, the leading terms for chi^2 far above ``dof``."""
+    a, x = dof.double() / 2, chi2.double() / 2
+    p = torch.special.gammaincc(a, x)
+    far = (a - 1) * x.log() - x - torch.lgamma(a) - torch.log1p(-((a - 1) / x).clamp(max=0.9))
+    return torch.where(p > 1e-30, p.clamp_min(WORST).log(), far).float()
+
+
+def log_normal(squares: Tensor, log_det: Tensor, log_errors: Tensor, n: Tensor) -> Tensor:
+    """-ln p of n numbers whose whitened residuals have the sum of ``squares``, (batch,).
+
+    ``log_det``: of their covariance in units of the errors, ``log_errors``: the sum of these' ln.
+    """
+    return 0.5 * (squares + log_det + n * math.log(2 * math.pi)) + log_errors

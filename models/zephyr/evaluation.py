@@ -1,0 +1,71 @@
+"""How good predicted rows are, ours and the true model's, and what to tell of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from orrery.models.layers import grid
+from orrery.models.zephyr.photometry import UNLIKE
+
+OUTLIER = 0.15  # |dz|/(1 + z) of an outlier: Hildebrandt et al. (2010)
+MANY_UNLIKE = 0.1  # share of objects unlike the training set, of which 0.1% would be by chance
+
+
+def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of the rows whose redshift is known; empty if there are none."""
+    known = np.isfinite(rows.get("z_true", np.empty(0)))
+    if not known.any():
+        return {}
+    rows = {name: values[known] for name, values in rows.items() if len(values) == len(known)}
+    z, pit = rows["z_true"].astype(float), rows["pit"].astype(float)
+    dz = (rows["z_median"] - z) / (1 + z)
+    found = {
+        "n": len(z),
+        "bias": float(np.median(dz)),
+        "nmad": float(1.4826 * np.median(np.abs(dz - np.median(dz)))),
+        "outlier_fraction": float(np.mean(np.abs(dz) > OUTLIER)),
+        "crps": float(np.mean(rows["crps"], dtype=float)),
+        "nll": float(np.mean(rows["nll"], dtype=float)),
+        "cde_loss": float(np.mean(rows["cde_loss"], dtype=float)),
+        "pit_ks": _ks(pit),
+        "coverage_68": float(np.mean(np.abs(pit - 0.5) < 0.34)),
+        "coverage_95": float(np.mean(np.abs(pit - 0.5) < 0.475)),
+    }
+    if "pit_raw" in rows:  # of a model, not of the truth
+        found["pit_ks_raw"] = _ks(rows["pit_raw"].astype(float))
+        found["ood_fraction"] = float(np.mean(rows["flags"] & UNLIKE > 0))
+    return found
+
+
+def _ks(pit: np.ndarray) -> float:
+    """Kolmogorov-Smirnov distance of PIT values from uniform."""
+    pit, n = np.sort(pit), len(pit)
+    step = np.arange(n + 1) / n
+    return float(max(np.max(step[1:] - pit), np.max(pit - step[:-1])))
+
+
+def true_rows(data: Any, edges: Tensor) -> dict[str, np.ndarray]:
+    """What `metrics` needs, from the posterior that a simulation knows; empty for a catalogue."""
+    z, pdf = data.true_posterior(grid.centres(edges).double())
+    if z is None:
+        return {}
+    mass = (pdf / pdf.sum(1, keepdim=True)).float()
+    cdf = F.pad(mass.cumsum(1), (1, 0))
+    rows = {"z_true": z.float(), **grid.scores(cdf, edges, z.float())}
+    rows["z_median"] = grid.quantile(cdf, edges, torch.tensor([[0.5]]))[:, 0]
+    return {name: values.numpy() for name, values in rows.items()}
+
+
+def remarks(rows: Mapping[str, np.ndarray]) -> list[str]:
+    """What a user should know of the predicted rows, a sentence each, for the terminal."""
+    unlike = float(np.mean(rows["flags"] & UNLIKE > 0))
+    if unlike < MANY_UNLIKE:
+        return []
+    return [
+        f"{unlike:.0%} of the objects are unlike 99.9% of those that the model was trained on: "
+        f"see the columns ood (> 0.999) and flags ({UNLIKE}), and the model card"
+    ]

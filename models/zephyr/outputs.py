@@ -1,0 +1,70 @@
+"""What a predicted row holds: every column with its meaning, and the redshifts that sum up p(z)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orrery.models.base import Constant, Output
+from orrery.models.layers import grid
+from orrery.models.zephyr.evaluation import OUTLIER
+from orrery.models.zephyr.photometry import FLAGS
+
+QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_q975": 0.975}
+
+
+def outputs(sources: Sequence[str], samples: bool) -> dict[str, Output]:
+    """The columns in their order, at the places where qp looks for them in an HDF5 file."""
+    columns = {
+        "z_mode": "highest peak of p(z), refined off the grid",
+        "z_mean": "mean of p(z)",
+        "z_std": "standard deviation of p(z)",
+        **{name: f"{100 * q:g}% quantile of p(z)" for name, q in QUANTILES.items()},
+        "mag_ref": "asinh magnitude in the reference band, AB",
+        **{f"responsibility_{s}": f"share of source {s} in p(z)" for s in sources},
+        "ood": "share of training objects that are less unusual than this one",
+        "flags": f"{FLAGS}; 16 the central 68% is wider than 0.3 (1 + z)",
+        "pz": "p(z) in the cells of the grid z_grid",
+        "z_samples": "independent draws from p(z)",
+        "z_true": "redshift of the catalogue",
+        "pit": "cumulative p(z) at the true redshift",
+        "pit_raw": "the same before recalibration",
+        "crps": "continuous ranked probability score",
+        "nll": "-ln of 0.999 p(z_true) + 0.001 uniform",
+        "cde_loss": "integral of p^2 - 2 p(z_true)",
+    }
+    found = {name: Output("", text, f"ancil/{name}") for name, text in columns.items()}
+    found["mag_ref"] = found["mag_ref"]._replace(unit="mag")
+    found["pz"] = found["pz"]._replace(location="data/yvals")
+    if not samples:
+        del found["z_samples"]
+    return found
+
+
+def constants(edges: Tensor) -> dict[str, Constant]:
+    """The grid of ``pz``, and what else qp needs to read the HDF5 file: ``qp.read(path)``."""
+    z = grid.centres(edges).cpu().numpy()[None]
+    return {
+        "z_grid": Constant(z, "meta/xvals"),
+        "pdf_name": Constant(np.array([b"interp"]), "meta/pdf_name"),
+        "pdf_version": Constant(np.array([0]), "meta/pdf_version"),
+    }
+
+
+def summaries(cdf: Tensor, edges: Tensor) -> dict[str, Tensor]:
+    """Mode, moments and quantiles, each (batch,), of p(z) whose cumulative values are ``cdf``."""
+    mean, std = grid.moments(cdf, edges)
+    levels = torch.tensor([list(QUANTILES.values())], device=cdf.device)
+    quantiles = grid.quantile(cdf, edges, levels)
+    return {
+        "z_mode": grid.mode(cdf, edges),
+        "z_mean": mean,
+        "z_std": std,
+        **dict(zip(QUANTILES, quantiles.unbind(1), strict=True)),
+    }
+
+
+def is_wide(z: Mapping[str, Tensor]) -> Tensor:
+    """Whether the central 68% is wider than 0.3 (1 + z): twice what makes an outlier."""
+    return z["z_q84"] - z["z_q16"] > 2 * OUTLIER * (1 + z["z_median"])

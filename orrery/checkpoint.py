@@ -1,0 +1,216 @@
+"""Checkpoints: written whole or not at all, read without running anything they contain.
+
+A checkpoint of the zoo is Lightning's, with one more entry, the *record*: plain strings, numbers,
+lists and dicts which say how to build the model again and where it came from.
+"""
+
+import inspect
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule
+from lightning.fabric.plugins import TorchCheckpointIO
+
+RECORD = "orrery"
+PACKAGES = ("orrery.models.", "orrery.datamodules.")  # whose classes a checkpoint may name
+ZIP = b"PK\x03\x04"  # how every file of torch.save begins
+LIBRARIES = ("orrery", "torch", "lightning", "zuko", "nflows", "numpy", "astropy", "torchdiffeq")
+
+
+def new_record(
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    found_out: Mapping[str, Any],
+    format: int,
+) -> dict[str, Any]:
+    """The facts a checkpoint carries besides its weights.
+
+    ``config`` is the run's plain config (dicts, lists, scalars); ``provenance`` says which data
+    were learned from (path, hash and row count, or the simulation's parameters and seed);
+    ``found_out`` which settings of the data module they decided; ``format`` is the model's.
+    """
+    return {
+        "config": dict(config),
+        "data": dict(provenance),
+        "found_out": dict(found_out),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "git_commit": _git_commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *_words_that_matter(sys.argv[1:])]),
+        "metrics": {},
+        "format": format,
+    }
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write so that ``path`` is always a whole file: the old one or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the same folder, because a rename is atomic only within one file system
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as file:
+        torch.save(dict(checkpoint), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint of this zoo; tensors and plain containers only (``weights_only``).
+
+    Raises ``FileNotFoundError``, or ``ValueError`` for a file that is cut short, that asks to run
+    code when unpickled, or that is not a checkpoint of this zoo.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    with open(path, "rb") as file:
+        if file.read(4) != ZIP:
+            raise ValueError(f"{path} is refused: it is not a checkpoint of this zoo")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # without torch's own words, which advise to load it nevertheless
+        raise ValueError(
+            f"{path} is refused: it is not a checkpoint of this zoo, for it holds more than "
+            f"tensors and plain values, and loading it could run code"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, OSError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint; was it cut short?") from error
+    if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of this zoo: it has no '{RECORD}' record")
+    return checkpoint
+
+
+def full_target(node: Mapping[str, Any]) -> str:
+    """The class that a config names; checkpoints of version 0.1 name it without ``orrery.``."""
+    target = str(node.get("_target_"))
+    return f"orrery.{target}" if target.startswith(("models.", "datamodules.")) else target
+
+
+def component_name(target: str) -> str:
+    """``zephyr`` of ``orrery.models.zephyr.Zephyr``."""
+    return target.split(".")[2]
+
+
+def build(node: Mapping[str, Any], **more: Any) -> Any:
+    """Make the component or data module that ``node["_target_"]`` names, and nothing else.
+
+    A checkpoint's config is untrusted input: only classes that are defined in ``orrery.models`` or
+    ``orrery.datamodules`` and are components or data modules are ever called.
+    """
+    target = full_target(node)
+    if not re.fullmatch(r"orrery\.(models|datamodules)(\.[a-z]\w*)+\.[A-Z]\w*", target):
+        raise ValueError(f"refused to build '{target}': it is not a class of models or datamodules")
+    module, _, name = target.rpartition(".")
+    try:
+        made = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"there is no '{target}' in this version of the zoo: {error}") from error
+    ours = inspect.isclass(made) and made.__module__.startswith(PACKAGES)
+    if not ours or not issubclass(made, LightningModule | LightningDataModule):
+        raise ValueError(f"refused to build '{target}': it is not a component of the zoo")
+    arguments = {k: v for k, v in {**node, **more}.items() if k != "_target_"}
+    known = [p for c in made.__mro__ for p in inspect.signature(c.__init__).parameters]
+    for key in arguments:
+        if key not in known:
+            near = get_close_matches(key, known, 3) or sorted(set(known) - {"self"})
+            raise ValueError(f"{target} has no setting '{key}'; near: {', '.join(near)}")
+    return made(**arguments)
+
+
+def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:
+    """The trained model of a checkpoint, in evaluation mode; ``changes``: settings of the model."""
+    if "optimizer_states" in checkpoint:
+        raise ValueError(
+            "this checkpoint is of a run that has not ended, and its model is not calibrated; go "
+            "on with train.py checkpoint=<it>, which ends in best.ckpt"
+        )
+    model = build({**checkpoint[RECORD]["config"]["model"], **(changes or {})})
+    written = checkpoint[RECORD].get("format", 1)
+    if written != model.format:
+        raise ValueError(
+            f"this checkpoint is of format {written} of {type(model).__name__}, and this version "
+            f"of the zoo reads {model.format}: use that of commit "
+            f"{checkpoint[RECORD]['git_commit']}"
+        )
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights do not fit the model{f' with {dict(changes)}' if changes else ''}: "
+            f"{str(error).splitlines()[-1].strip()}"
+        ) from error
+    model.record = checkpoint[RECORD]
+    return model.eval()
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Start ``model`` from the weights and scaling of another checkpoint of the same component.
+
+    The component says which parts `starts_afresh`, such as the head of another set of sources.
+    """
+    checkpoint = read_checkpoint(path)
+    settings = checkpoint[RECORD]["config"]["model"]
+    theirs, ours = full_target(settings), f"{type(model).__module__}.{type(model).__name__}"
+    if theirs != ours:
+        raise ValueError(f"init_from: {path} holds {theirs}, and the model is {ours}")
+    state, taken = model.state_dict(), []
+    for name, values in checkpoint["state_dict"].items():
+        if model.starts_afresh(name, settings) or name not in state:
+            continue
+        if state[name].shape != values.shape:
+            raise ValueError(
+                f"init_from: {path} has {name} of shape {tuple(values.shape)}, and the model "
+                f"{tuple(state[name].shape)}; give it the settings of that checkpoint"
+            )
+        state[name] = values
+        taken.append(name)
+    model.load_state_dict(state)
+    fresh = sorted({name.split(".")[0] for name in set(state) - set(taken)})
+    print(f"weights of {path}" + (f"; started afresh: {', '.join(fresh)}" if fresh else ""))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files through `write_checkpoint` and `read_checkpoint`.
+
+    Lightning's own writer goes through a temporary file in the system's temporary folder, which
+    on most clusters is another file system, so that a killed job may leave half a file.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        write_checkpoint(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+def _words_that_matter(words: list[str]) -> list[str]:
+    """The command line without where the run was written and tracked."""
+    return [
+        word for word in words if not word.startswith(("hydra.", "logger=", "+hydra.", "run_dir="))
+    ]
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return "unknown"
+    return found.stdout.strip() or "unknown"

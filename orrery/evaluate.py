@@ -1,0 +1,52 @@
+"""Score a checkpoint, or apply it to a catalogue: ``python evaluate.py checkpoint=zephyr``."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from orrery import command_line, pretrained
+
+
+@hydra.main(version_base="1.3", config_path=str(command_line.CONFIGS), config_name="evaluate")
+@command_line.user_errors
+def main(config: DictConfig) -> None:
+    import lightning as L
+    from hydra.utils import instantiate
+
+    from orrery.checkpoint import read_checkpoint, restore
+    from orrery.evaluation.evaluate import evaluate, infer
+
+    command_line.quiet()
+    path = pretrained.find(config.checkpoint)
+    checkpoint = read_checkpoint(path)
+    # a data section may speak of the model's settings, which are those of the checkpoint
+    own = {"model": command_line.stored_config(checkpoint["orrery"], path)["model"]}
+    merged = OmegaConf.merge(own, config)
+    asked: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+    changes = {key: asked["model"][key] for key in config.get("model") or {}}
+    L.seed_everything(asked["seed"], workers=True, verbose=False)
+    data = command_line.data_for(checkpoint["orrery"], asked.get("data") or {})
+    command_line.refuse_overwriting(asked["output"], data)
+    model = restore(checkpoint, changes)
+    model.draw_seed = asked["seed"]
+    command_line.set_precision(model, asked["trainer"]["precision"])
+    trainer = instantiate(
+        asked["trainer"],
+        callbacks=[L.pytorch.callbacks.RichProgressBar()],
+        logger=False,
+        default_root_dir=asked["run_dir"],
+    )
+    title = f"{path.stem} on {data.label}"
+    run_dir = Path(asked["run_dir"])
+    if data.product:
+        infer(model, data, run_dir, title, asked["seed"], asked["output"])
+    else:
+        evaluate(model, data, trainer, run_dir, title, asked["output"], asked["columns"])
+
+
+if __name__ == "__main__":
+    command_line.open_groups("data", "model")
+    command_line.propose_choices()
+    main()

@@ -1,0 +1,1 @@
+"""Evaluation: predict, score, plot, report; posterior files and sky maps."""

@@ -1,0 +1,224 @@
+"""Predicted rows on their way to a file and to the metrics, in constant memory."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from orrery.tables import Writer, open_catalogue, sink_for
+
+SCORED_ROWS = 1_000_000  # a longer catalogue is scored on every k-th row
+EXAMPLES = 256  # rows, evenly spread, whose arrays (densities) are kept for the figures
+
+
+class Predictions(L.Callback):
+    """Writes predicted rows to ``path`` in row order, and keeps what metrics and figures need.
+
+    With several processes each writes its contiguous share to a part file; the first one joins
+    them. The final name appears only when the file is whole.
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        path: str | Path | None,
+        columns: Sequence[str] | None,
+        keep: Sequence[str],
+        units: Mapping[str, str],
+        meta: Mapping[str, str],
+    ) -> None:
+        self.path = Path(path) if path is not None else None
+        # what cannot be written is said before anything is predicted
+        self.holds_vectors = self.path is None or sink_for(self.path).holds_vectors
+        self.left_out: list[str] = []
+        self.columns, self.keep = columns, list(keep)
+        self.units, self.meta = dict(units), dict(meta)
+        self.stride = -(-n_rows // SCORED_ROWS)
+        self.example_stride = self.stride * -(-n_rows // (EXAMPLES * self.stride))
+        self.scalars: dict[str, list[np.ndarray]] = {}
+        self.examples: dict[str, list[np.ndarray]] = {}
+        self.stack: Any = None
+        self.writer: Writer | None = None
+        self.written = 0  # rows, in the end of all processes
+
+    # --- Lightning's hooks --------------------------------------------------------------------
+
+    def on_predict_start(self, trainer: L.Trainer, model: Any) -> None:
+        self.world, self.rank = trainer.world_size, trainer.global_rank
+        self.stack = model.new_stack()
+        if self.path is None:
+            return
+        known = list(model.outputs)
+        for name in self.columns or ():
+            if name not in known:
+                raise ValueError(f"columns: there is no output '{name}'; there are {known}")
+        if twice := [name for name in self.keep if name in (self.columns or known)]:
+            raise ValueError(
+                f"data.keep: {', '.join(map(repr, twice))} would stand beside the prediction of "
+                f"that name; rename it in the catalogue, or leave the prediction out: "
+                f"columns=[{','.join(n for n in known if n not in twice)}]"
+            )
+        job = [uuid.uuid4().hex[:8]]  # two jobs of one output do not mix
+        if self.world > 1:
+            dist.broadcast_object_list(job)
+        self.job = job[0]
+        self.part = self.path if self.world == 1 else self._part(self.rank)
+
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, model: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Try one row, before all are predicted, of what would come to nothing in the end."""
+        nowhere = self.path is None and "group" not in batch
+        if batch_idx or not (nowhere or not self.holds_vectors):
+            return
+        row = to_numpy(model.predict_step(_select(batch, np.arange(1)), 0))
+        if nowhere and not row.keys() >= model.outputs.keys():  # those of the truth do not come
+            raise ValueError(
+                f"{trainer.datamodule.label} has no truth to score against; "  # type: ignore
+                f"ask for predictions: output=<file>"
+            )
+        if not self.holds_vectors:
+            asked = [*(self.columns or ()), *self.keep]
+            vectors = [n for n, v in (row | batch["keep"]).items() if v.ndim > 1]
+            if refused := [name for name in vectors if name in asked]:
+                raise ValueError(f"output={self.path}: {_no_vectors(refused)}")
+            self.left_out = [] if self.columns else vectors
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        rows = to_numpy(outputs)
+        number = batch["row"].cpu().numpy()
+        scored = number % self.stride == 0
+        shown = number % self.example_stride == 0
+        for name, values in (rows | {"is_example": shown}).items():
+            if values.ndim == 1:
+                self.scalars.setdefault(name, []).append(values[scored])
+        if shown.any():
+            chosen = {k: v[shown] for k, v in rows.items() if v.ndim > 1}
+            chosen |= to_numpy(model.examples(_select(batch, np.flatnonzero(shown))))
+            for name, values in chosen.items():
+                self.examples.setdefault(name, []).append(values)
+        if self.stack is not None and "group" in batch:
+            self.stack.add(batch["group"], batch["row"], model.to_stack(batch, outputs))
+        if self.path is not None:
+            if self.writer is None:
+                self.writer = self._new_writer(self.part, model).__enter__()
+            names = [name for name in self.columns or rows if name in rows]
+            chosen = {name: rows[name] for name in names if name not in self.left_out}
+            self.writer.write({**batch["keep"], **chosen})
+            self.written += len(number)
+
+    def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
+        if self.writer is not None:  # None: this process had no rows
+            self.writer.__exit__(None, None, None)
+            self.writer = None
+        if self.left_out and self.rank == 0:
+            print(f"not written: {_no_vectors(self.left_out)}")
+        if self.path is not None and self.world > 1:
+            written = [0] * self.world
+            dist.all_gather_object(written, self.written)
+            self.written = sum(written)
+            failed: list[Exception | None] = [self._join(model, written) if not self.rank else None]
+            dist.broadcast_object_list(failed)
+            if failed[0] is not None:
+                raise failed[0]
+
+    def on_exception(self, trainer: L.Trainer, model: Any, exception: BaseException) -> None:
+        if self.writer is not None:
+            self.writer.__exit__(type(exception), exception, exception.__traceback__)
+            self.writer = None
+
+    # --- results ------------------------------------------------------------------------------
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Scalars of the scored rows and arrays of the examples, of every process.
+
+        The examples come first, so that row i of an array belongs to row i of the scalars.
+        """
+        parts: list[Any] = [(self.scalars, self.examples)] * self.world
+        if self.world > 1:
+            dist.all_gather_object(parts, (self.scalars, self.examples))
+        scalars, examples = (_joined([part[i] for part in parts]) for i in (0, 1))
+        first = np.argsort(~scalars.pop("is_example"), kind="stable")
+        return {name: values[first] for name, values in scalars.items()} | examples
+
+    def stacked(self) -> Any:
+        """What all processes have stacked by group; None if nothing was."""
+        if self.stack is None:
+            return None
+        stacks: list[Any] = [self.stack] * self.world
+        if self.world > 1:
+            dist.all_gather_object(stacks, self.stack)
+            self.stack.merge(stack for i, stack in enumerate(stacks) if i != self.rank)
+        return self.stack if self.stack.counts else None
+
+    # --- files --------------------------------------------------------------------------------
+
+    def _new_writer(self, path: Path, model: Any) -> Writer:
+        outputs = model.outputs
+        kept = {name: model.keep_location.format(name=name) for name in self.keep}
+        return Writer(
+            path,
+            units={**self.units, **{name: o.unit for name, o in outputs.items() if o.unit}},
+            descriptions={name: o.description for name, o in outputs.items()},
+            locations={**kept, **{n: o.location for n, o in outputs.items() if o.location}},
+            constants={c.location: c.values for c in model.constants.values()},
+            meta=self.meta,
+        )
+
+    def _part(self, rank: int) -> Path:
+        assert self.path is not None
+        return self.path.with_name(f".{self.path.name}.{self.job}.rank{rank}.parquet")
+
+    def _join(self, model: Any, written: Sequence[int]) -> Exception | None:
+        """All parts become one; what went wrong, after which they are still there."""
+        assert self.path is not None
+        parts = {self._part(rank): n for rank, n in enumerate(written) if n}
+        try:
+            with self._new_writer(self.path, model) as writer:
+                for part, n in parts.items():
+                    if not part.exists():
+                        raise OSError(
+                            f"{part}, which another process has written, is not to be seen from "
+                            f"here: output must be in a folder that all nodes share"
+                        )
+                    with open_catalogue(part) as catalogue:
+                        if len(catalogue) != n:
+                            raise OSError(f"{part} holds {len(catalogue):,} of {n:,} rows")
+                        for chunk in catalogue.chunks(catalogue.names):
+                            writer.write(chunk)
+        except (OSError, ValueError) as error:
+            return type(error)(f"{error}; the parts of all processes stay beside it")
+        for part in parts:
+            part.unlink()
+        return None
+
+
+def _joined(parts: Sequence[Mapping[str, list[np.ndarray]]]) -> dict[str, np.ndarray]:
+    """The pieces of each name end to end."""
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    return {
+        name: np.concatenate([v for part in parts for v in part.get(name, [])]) for name in names
+    }
+
+
+def _no_vectors(names: Sequence[str]) -> str:
+    return (
+        f"{', '.join(names)}, a vector per object, which CSV cannot hold; FITS, HDF5, Parquet and "
+        f"ECSV can"
+    )
+
+
+def _select(batch: Mapping[str, Any], rows: np.ndarray) -> dict[str, torch.Tensor]:
+    index = torch.from_numpy(rows)
+    return {k: v[index.to(v.device)] for k, v in batch.items() if isinstance(v, torch.Tensor)}
+
+
+def to_numpy(rows: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: values.detach().cpu().numpy() for name, values in rows.items()}

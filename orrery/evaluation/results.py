@@ -1,0 +1,57 @@
+"""What an evaluation leaves in its folder: metrics.json, figures and report.html."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orrery.evaluation.report import write_report
+from orrery.figures.style import save
+
+
+def write_results(
+    run_dir: Path,
+    component: str,
+    title: str,
+    notes: Sequence[str],
+    rows: Mapping[str, np.ndarray],
+    metrics: Mapping[str, float],
+    beside: Mapping[str, Mapping[str, float]],
+    record: Mapping[str, Any],
+    config_yaml: str,
+    smaller_is_better: Collection[str],
+) -> None:
+    """Write the metrics, each figure of ``figures.<component>``, and the page that holds both.
+
+    ``notes``: what stands at the top of the page.
+
+    ``beside``: the same metrics of others on the same objects; in metrics.json they get the
+    other's name as a suffix, such as ``crps_true_model``.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    others = {
+        f"{key}_{name.replace(' ', '_')}": value
+        for name, values in beside.items()
+        for key, value in values.items()
+    }
+    (run_dir / "metrics.json").write_text(json.dumps({**metrics, **others}, indent=2) + "\n")
+    figures = []
+    if find_spec(f"orrery.figures.{component}"):
+        drawn = import_module(f"orrery.figures.{component}").draw(rows, metrics)
+        for name, figure in drawn.items():
+            figures.append((save(figure, run_dir / f"{name}.png"), figure.get_label()))
+    write_report(
+        run_dir / "report.html",
+        title,
+        metrics,
+        beside,
+        figures,
+        config_yaml=config_yaml,
+        provenance={k: str(v) for k, v in record.items() if k not in ("config", "metrics")},
+        notes=notes,
+        smaller_is_better=smaller_is_better,
+    )

@@ -1,0 +1,54 @@
+"""Maps of the sky in the layout of the dustmaps package."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_sky_map(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str, str]) -> None:
+    """A map of dust in the layout that the dustmaps package reads (`Edenhofer2023Query`).
+
+    ``arrays``: ``nside``; ``centres`` and ``boundaries`` of the shells, pc; and either ``mean`` and
+    ``std`` of the extinction per pc, (shells, pixels), nested Galactic HEALPix, or ``samples``,
+    (samples, shells, pixels). What is nearer than the first boundary is zero. The file appears
+    when it is whole.
+    """
+    from astropy.io import fits
+
+    path = Path(path)
+    if path.suffix != ".fits":
+        raise ValueError(f"output={path}: a map is written as FITS, <name>.fits")
+    within = f"{arrays['boundaries'][0]:g} PC"
+    hdus: list[Any] = [fits.PrimaryHDU()]
+    hdus[0].header.update({key[:8].upper(): str(value)[:60] for key, value in meta.items()})
+
+    def image(name: str, values: np.ndarray, contents: str) -> None:
+        hdu = fits.ImageHDU(values.astype("f4"), name=name)
+        hdu.header["NSIDE"], hdu.header["ORDERING"] = arrays["nside"], "NEST"
+        hdu.header["CTYPE"] = contents
+        hdus.append(hdu)
+
+    inner = f"nner density integrated within {within.lower()}"
+    if "samples" in arrays:
+        image("SAMPLES", arrays["samples"], "extinction density")
+        nothing = np.zeros_like(arrays["samples"][:, 0])
+        image(f"INTEGRATED INNER {within}", nothing, f"I{inner}")
+    else:
+        nothing = np.zeros_like(arrays["mean"][0])
+        image("MEAN", arrays["mean"], "extinction density")
+        image(f"MEAN OF INTEGRATED INNER {within}", nothing, f"I{inner}")
+        image("STD.", arrays["std"], "std. of extinction density")
+        image(f"STD. OF INTEGRATED INNER {within}", nothing, f"std. of i{inner}")
+    for what in ("centres", "boundaries"):
+        name = f"radial pixel {'centers' if what == 'centres' else what}"
+        column = fits.Column(name, "D", unit="pc", array=arrays[what])
+        hdus.append(fits.BinTableHDU.from_columns([column], name=name.upper()))
+    part = path.with_name(f".{path.name}.part")
+    try:
+        fits.HDUList(hdus).writeto(part, overwrite=True)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

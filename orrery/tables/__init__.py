@@ -1,0 +1,110 @@
+"""Tables in and out, streamed in constant memory: FITS, ECSV, CSV, Parquet and HDF5.
+
+Read only: NPZ, and VOTables, which are held in memory.
+
+with open_catalogue("cat.fits") as catalogue, Writer("out.hdf5") as out:
+    for chunk in catalogue.chunks(["ra", "dec"]):
+        out.write(chunk)
+"""
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from .base import Catalogue
+from .columns import convert, resolve
+from .fits import open_fits
+from .hdf5 import open_hdf5
+from .memory import read_table
+from .multi_file import Chain
+from .npz import open_npz
+from .parquet import open_parquet
+from .row_filter import where
+from .text import open_csv, open_ecsv
+from .votable import open_votable
+from .writer import Writer, sink_for
+
+__all__ = [
+    "Catalogue",
+    "Writer",
+    "convert",
+    "files_of",
+    "open_catalogue",
+    "read_table",
+    "resolve",
+    "sha256",
+    "sink_for",
+    "where",
+]
+
+READERS: dict[str, Callable[[str, str | None], Catalogue]] = {
+    ".fits": open_fits,
+    ".fit": open_fits,
+    ".fits.gz": open_fits,
+    ".ecsv": open_ecsv,
+    ".csv": open_csv,
+    ".ecsv.gz": open_ecsv,
+    ".csv.gz": open_csv,
+    ".parquet": open_parquet,
+    ".pq": open_parquet,
+    ".hdf5": open_hdf5,
+    ".h5": open_hdf5,
+    ".hdf": open_hdf5,
+    ".npz": open_npz,
+    ".vot": open_votable,
+    ".vot.gz": open_votable,
+    ".votable": open_votable,
+    ".xml": open_votable,
+    ".xml.gz": open_votable,
+}
+
+
+def open_catalogue(path: str | os.PathLike[str], group: str | None = None) -> Catalogue:
+    """Open a catalogue for reading; its format follows from the file's ending.
+
+    `group` chooses the HDF5 group (or compound dataset) or the FITS extension (EXTNAME) that
+    holds the columns. A pattern such as ``shards/*.h5`` stands for several files, which are read
+    as one, in the order of their names. Use the result as a context manager.
+
+    Raises FileNotFoundError, IsADirectoryError, PermissionError or OSError (truncated or not of
+    its format) naming the file, and ValueError for an unknown ending or an ambiguous file.
+    """
+    path = os.fspath(path)
+    files = files_of(path)
+    if len(files) > 1:
+        return Chain(path, files, lambda file: open_catalogue(file, group))
+    path = files[0] if files else path
+    name = Path(path).name.lower()
+    ending = next((e for e in READERS if name.endswith(e)), None)
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; data.path must name a catalogue file")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: there is no such file (it came from data.path)")
+    if ending is None:
+        raise ValueError(f"{path}: unknown file ending; known endings are {' '.join(READERS)}")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path}: you have no permission to read this file")
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"{path}: the file is empty (0 bytes)")
+    if group is not None and READERS[ending] not in (open_hdf5, open_fits):
+        raise ValueError(f"{path}: data.group={group} is given, but {ending} files have no groups")
+    return READERS[ending](path, group)
+
+
+def files_of(path: str | os.PathLike[str]) -> list[str]:
+    """The files that a path or a pattern of paths names, in the order of their names."""
+    path = os.fspath(path)
+    if glob.has_magic(path) and not os.path.exists(path):
+        return sorted(name for name in glob.glob(path) if os.path.isfile(name))
+    return [path] if os.path.isfile(path) else []
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Of a file; of several that a pattern names, that of their hashes."""
+    found = []
+    for name in files_of(path):
+        with open(name, "rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()

@@ -1,0 +1,218 @@
+"""HDF5: a dataset per column (RAIL, qp, h5py) or a compound dataset (astropy)."""
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+from astropy.table.meta import get_header_from_yaml
+
+from orrery.tables.vectors import vectors
+
+from .base import Catalogue, plain, spans
+from .columns import parse_unit
+from .sink import About, Sink
+
+_META = ".__table_column_meta__"  # where astropy's Table.write keeps units
+
+
+def open_hdf5(path: str, group: str | None) -> Catalogue:
+    """Open the columns of `group`, or of the one place that has columns.
+
+    Without `group`: ancil/* and data/* of a qp file, else the group `photometry` (RAIL), else the
+    only group or compound dataset with columns.
+    """
+    try:
+        file = h5py.File(path, "r", locking=False)  # as others may read it in this process
+    except OSError as error:
+        what = "looks truncated" if "truncated" in str(error) else "is not a readable HDF5 file"
+        raise OSError(f"{path}: {what} ({error}); copy or download it again") from error
+    try:
+        return Hdf5Catalogue(path, file, _find(path, file, group))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _find(path: str, file: h5py.File, group: str | None) -> dict[str, h5py.Dataset]:
+    places = {"/": _columns(file)}
+    file.visititems(lambda name, item: places.update({name: _columns(item)}))
+    places = {name: columns for name, columns in places.items() if columns}
+    if group is not None:
+        place = group.strip("/") or "/"
+        if place not in places:
+            raise ValueError(f"{path}: no columns at data.group={group}; {_listing(places)}")
+        return places[place]
+    if "meta/pdf_name" in file:
+        return places.get("ancil", {}) | places.get("data", {})
+    if "photometry" in places:
+        return places["photometry"]
+    if len(places) != 1:
+        raise ValueError(
+            f"{path}: cannot tell which group holds the catalogue; {_listing(places)}; "
+            "choose one with data.group=<name>"
+        )
+    return next(iter(places.values()))
+
+
+def _listing(places: Mapping[str, object]) -> str:
+    return f"groups with columns: {', '.join(places) or 'none'}"
+
+
+def _columns(item: h5py.Group | h5py.Dataset) -> dict[str, h5py.Dataset]:
+    """Column name -> dataset; for a compound dataset every field stands for the dataset."""
+    if isinstance(item, h5py.Dataset):
+        return dict.fromkeys(item.dtype.names or (), item) if item.ndim == 1 else {}
+    return {
+        name: member
+        for name, member in item.items()
+        if isinstance(member, h5py.Dataset)
+        and member.ndim > 0
+        and member.dtype.names is None
+        and not name.endswith(_META)
+        and not member.attrs.get("constant", False)
+    }
+
+
+class Hdf5Catalogue(Catalogue):
+    """Columns by name, each a dataset or a field of a compound dataset."""
+
+    def __init__(self, path: str, file: h5py.File, columns: dict[str, h5py.Dataset]) -> None:
+        lengths = {name: len(dataset) for name, dataset in columns.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{n} {rows}" for n, rows in list(lengths.items())[:20])
+            raise ValueError(f"{path}: columns of unequal length ({shown}); set data.group=<name>")
+        if any(n == "block0_values" or n.startswith("values_block_") for n in columns):
+            raise ValueError(
+                f"{path}: a pandas HDF5 layout whose columns are hidden in blocks; write it with "
+                "DataFrame.to_parquet, or to_hdf(..., format='table', data_columns=True)"
+            )
+        units = {n: d.attrs.get("unit", d.attrs.get("units")) for n, d in columns.items()}
+        for dataset in set(columns.values()):
+            if dataset.dtype.names and f"{dataset.name}{_META}" in file:
+                lines = [line.decode() for line in file[f"{dataset.name}{_META}"][:]]
+                header = get_header_from_yaml(lines)
+                units |= {c["name"]: c.get("unit") for c in header["datatype"]}
+        length = next(iter(lengths.values()), 0)
+        super().__init__(path, list(columns), {n: parse_unit(t) for n, t in units.items()}, length)
+        self._file = file
+        self._datasets = columns
+        self._blank.update({n: False for n in self.names if n not in self._masks})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _blocks(
+        self, columns: list[str], rows: int, start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        for first, last in spans(rows, start, stop):
+            try:
+                yield {name: self._read(name, first, last) for name in columns}
+            except OSError as error:
+                raise OSError(
+                    f"{self.path}: cannot read rows {first} to {last}; the file looks truncated or "
+                    f"damaged ({error})"
+                ) from error
+
+    def _read(self, name: str, first: int, last: int) -> np.ndarray:
+        dataset = self._datasets[name]
+        if dataset.dtype.names:
+            values = dataset.fields(name)[first:last]
+        elif h5py.check_string_dtype(dataset.dtype):
+            values = dataset[first:last]
+        else:
+            values = dataset[first:last]
+            return vectors(values, name) if values.dtype.kind == "O" else plain(values, name)
+        if values.dtype.kind == "O":
+            return np.array([v.decode() if isinstance(v, bytes) else v for v in values], object)
+        return plain(values, f"{self.path}: column {name!r}")
+
+
+class Hdf5Sink(Sink):
+    """A growing dataset per column, at its location."""
+
+    def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
+        super().__init__(path, first, about)
+        self._raw = _Deferred(path)
+        self._file = h5py.File(self._raw, "w", track_order=True)
+        self._columns = {name: self._create(name, values) for name, values in first.items()}
+        for place, values in about.constants.items():
+            values = np.asarray(values)
+            if values.dtype.kind == "U":
+                values = values.astype(h5py.string_dtype())
+            self._file.create_dataset(place, data=values).attrs["constant"] = True
+
+    def write(self, chunk: Mapping[str, np.ndarray]) -> None:
+        for name, dataset in self._columns.items():
+            before = len(dataset)
+            dataset.resize(before + len(chunk[name]), axis=0)
+            dataset[before:] = chunk[name]
+        self._raw.check()
+
+    def close(self) -> None:
+        self._file.attrs.update(dict(self.about.meta))  # as it is now that all rows are written
+        self._file.close()
+        self._raw.close()
+        self._raw.check()
+
+    def abort(self) -> None:
+        self._raw.drop = True
+        self._file.close()
+        self._raw.close()
+
+    def _create(self, name: str, values: np.ndarray) -> h5py.Dataset:
+        shape = values.shape[1:]
+        text = values.dtype.kind in "UO"
+        row_bytes = 16 if text else max(values.dtype.itemsize * int(np.prod(shape)), 1)
+        dataset = self._file.create_dataset(
+            self.about.locations.get(name, name),
+            shape=(0, *shape),
+            maxshape=(None, *shape),
+            dtype=h5py.string_dtype() if text else values.dtype,
+            chunks=(max(2**18 // row_bytes, 1), *shape),
+        )
+        for key, words in (("unit", self.about.units), ("description", self.about.descriptions)):
+            if name in words:
+                dataset.attrs[key] = words[name]
+        return dataset
+
+
+class _Deferred(io.FileIO):
+    """A file that keeps its first write error for `check` instead of raising it.
+
+    The HDF5 library (1.14) segfaults when it closes a file that can no longer be written, as on a
+    full disk; here it never learns of the failure, and its later writes are dropped.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "w+")
+        self.drop = False
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or pretend to."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while len(rest) and not self.drop:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._fail(error)
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size; HDF5 does this when it closes."""
+        try:
+            return super().truncate(size) if not self.drop else size or 0
+        except OSError as error:
+            self._fail(error)
+            return size or 0
+
+    def check(self) -> None:
+        """Raise what went wrong so far."""
+        if self._error:
+            raise self._error
+
+    def _fail(self, error: OSError) -> None:
+        self._error, self.drop = self._error or error, True

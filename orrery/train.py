@@ -1,0 +1,107 @@
+"""Train a component of the zoo, then score and plot it: ``python train.py model=zephyr``."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from orrery import command_line, pretrained
+
+
+@hydra.main(version_base="1.3", config_path=str(command_line.CONFIGS), config_name="train")
+@command_line.user_errors
+def main(config: DictConfig) -> float | None:
+    command_line.refuse_sweep_of_ddp(config)
+    # the quantity that a hyperparameter search over runs minimises
+    return train(config, list(HydraConfig.get().overrides.task)).get("val_loss")
+
+
+def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
+    """Fit, calibrate, evaluate; returns the test metrics. ``overrides``: the command line's."""
+    import lightning as L
+    from hydra.utils import instantiate
+
+    from orrery import tracking
+    from orrery.checkpoint import (
+        RECORD,
+        AtomicCheckpointIO,
+        build,
+        component_name,
+        load_weights,
+        new_record,
+        read_checkpoint,
+        write_checkpoint,
+    )
+    from orrery.evaluation.evaluate import evaluate
+    from orrery.model_card import model_card
+
+    command_line.quiet()
+    if config.checkpoint:
+        config = command_line.resumed(config, overrides)
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    run_dir = Path(plain.pop("run_dir"))
+    L.seed_everything(plain["seed"], workers=True, verbose=False)
+
+    data = build(plain["data"])
+    data.setup("fit")
+    plain["model"] |= data.schema()
+    plain["data"] |= data.found_out()
+    model = build(plain["model"])
+    model.refuse_incomplete()
+    command_line.set_precision(model, plain["trainer"]["precision"])
+    described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
+    model.record = new_record(described, data.provenance(), data.found_out(), model.format)
+    if plain["checkpoint"]:
+        command_line.refuse_other_data(model.record, plain["checkpoint"])
+    else:
+        model.prepare(data)
+    if plain["init_from"]:
+        begun = pretrained.find(plain["init_from"])
+        command_line.refuse_leak(model.record, read_checkpoint(begun)[RECORD], begun)
+        load_weights(model, begun)
+
+    tracking.offline_unless_asked()
+    if model.last_is_best:
+        plain["callbacks"]["checkpoint"] |= {"monitor": "epoch", "mode": "max"}
+    trainer = instantiate(
+        plain["trainer"],
+        callbacks=[instantiate(node) for node in plain["callbacks"].values()],
+        logger=instantiate(plain["logger"]),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run_dir,
+    )
+    if trainer.is_global_zero and not plain["checkpoint"]:
+        command_line.begin(run_dir)
+    if trainer.logger:
+        trainer.logger.log_hyperparams(plain)
+    trainer.fit(model, datamodule=data, ckpt_path=plain["checkpoint"])
+    validated = tracking.val_loss(trainer, model)
+    if not all(map(math.isfinite, validated.values())):
+        raise ValueError("no epoch has a finite val/loss: the fit diverged; try a lower model.lr")
+    # the best epoch's weights, calibrated, are the result: without training state or local paths
+    best = read_checkpoint(trainer.checkpoint_callback.best_model_path)
+    model.load_state_dict(best["state_dict"])
+    model.eval().calibrate(data)
+    final = {key: best[key] for key in ("epoch", "global_step", "pytorch-lightning_version")}
+    final |= {"state_dict": model.state_dict(), RECORD: model.record}
+    if trainer.is_global_zero:  # before it is scored: what goes wrong there costs no model
+        write_checkpoint(final, run_dir / "best.ckpt")
+    component = component_name(plain["model"]["_target_"])
+    metrics: dict[str, float] = {}
+    if data.n_predicted():  # data.test_fraction=0 leaves no test rows
+        metrics = evaluate(model, data, trainer, run_dir, f"{component} on {data.label}")
+    model.record["metrics"] = metrics = metrics | validated
+    if trainer.is_global_zero:
+        write_checkpoint(final, run_dir / "best.ckpt")
+        (run_dir / "model_card.md").write_text(model_card(component, model))
+        tracking.track(trainer, run_dir, component, model.record)
+    return metrics
+
+
+if __name__ == "__main__":
+    command_line.open_groups("data.columns")
+    command_line.propose_choices()
+    main()

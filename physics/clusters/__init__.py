@@ -1,0 +1,1 @@
+"""Globular clusters: lowered isothermal models, their stars and profiles."""

@@ -1,0 +1,1 @@
+"""Interstellar dust: a synthetic sky, and extinction along lines of sight."""

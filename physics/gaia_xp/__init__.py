@@ -1,0 +1,1 @@
+"""Gaia's BP/RP spectra: instrument, noise, simulated stars."""

@@ -1,0 +1,1 @@
+"""Galaxies: a simulated population, photometry, redshift labels."""

@@ -1,0 +1,1 @@
+"""Gaussian processes on HEALPix x log distance: covariances and their approximations."""

@@ -1,0 +1,1 @@
+"""Stellar rotation: gyrochrones, stars of asteroseismic age."""

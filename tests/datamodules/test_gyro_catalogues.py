@@ -1,0 +1,269 @@
+"""What gyro makes of catalogues and of groups of stars, and what it refuses."""
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import command
+
+from orrery import pretrained
+from orrery.datamodules.gyro import GyroData
+from orrery.models.gyro import BIT
+from orrery.models.gyro.evaluation import TOLD
+from orrery.models.layers.stack import Stack
+from orrery.physics.rotation import gyrochrones
+from orrery.tables import open_catalogue
+
+QUANTILES = ("age_q025", "age_q16", "age_q50", "age_q84", "age_q975")
+
+
+@pytest.fixture(scope="module")
+def model(runs):
+    return pretrained.load(runs("gyro") / "best.ckpt")
+
+
+@pytest.fixture
+def stars():
+    table = gyrochrones.simulate(np.random.default_rng(1), 4, 60)
+    return {name: np.array(values) for name, values in table.items()}
+
+
+def test_a_star_without_a_period_has_no_age(model, stars):
+    stars["prot_d"][3], stars["prot_d"][4], stars["bp_rp0"][5] = np.nan, -2.0, np.nan
+    stars["prot_d"][6] = 0.0
+    found = model.predict(stars)
+    flagged = np.asarray(found["flags"]) == 1
+    assert flagged.tolist() == [3 <= i <= 6 for i in range(60)]
+    for name in (*QUANTILES, "pit", "nll"):
+        np.testing.assert_array_equal(np.isnan(found[name]), flagged)
+    ordered = np.stack([np.asarray(found[name])[~flagged] for name in QUANTILES])
+    assert (np.diff(ordered, axis=0) > 0).all()
+
+
+def test_periods_in_hours_are_wondered_at(model, stars):
+    stars["prot_d"] *= 24
+    with pytest.warns(UserWarning, match="in hours"):
+        model.predict(stars)
+
+
+def test_reddened_colours_are_corrected(stars):
+    plain = GyroData(split="all")
+    plain.table = stars
+    reddened = GyroData(split="all", columns={"a_v": "a_v"})
+    reddened.table = {**stars, "a_v": np.full(60, 1.0)}
+    ours, theirs = (next(d.prediction_batches())["colour"] for d in (reddened, plain))
+    torch.testing.assert_close(ours, theirs - 1.339 / 3.1)
+
+
+def test_a_group_has_one_age_between_those_of_its_stars(runs, stars, tmp_path):
+    from astropy.table import Table
+
+    Table(stars).write(tmp_path / "members.fits")
+    done = command(
+        "evaluate.py",
+        f"checkpoint={runs('gyro')}/best.ckpt",
+        f"data.path={tmp_path}/members.fits",
+        "data.group_by=cluster",
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    assert done.returncode == 0, done.stderr
+    with open_catalogue(tmp_path / "run/stacked.ecsv") as catalogue:
+        (groups,) = catalogue.chunks(["group", "n_stars", "age_q16", "age_q50", "age_q84"])
+    told = (stars["bp_rp0"] > TOLD[0]) & (stars["bp_rp0"] < TOLD[1])
+    assert groups["n_stars"].sum() == told.sum() > 10 and len(groups["group"]) == 4
+    assert (groups["age_q16"] < groups["age_q50"]).all()
+    assert (groups["age_q50"] < groups["age_q84"]).all()
+
+
+def test_a_period_without_an_error_has_one_of_two_per_cent(model, stars):
+    """Missing column, missing value, and an error of zero are the same."""
+    given = model.predict(stars | {"e_prot_d": 0.02 * stars["prot_d"]})
+    lacking = {k: v for k, v in stars.items() if k != "e_prot_d"}
+    for errors in ({}, {"e_prot_d": np.full(60, np.nan)}, {"e_prot_d": np.zeros(60)}):
+        found = model.predict(lacking | errors)
+        np.testing.assert_allclose(found["age_q50"], given["age_q50"], rtol=1e-5)
+    wide = model.predict(lacking | {"e_prot_d": 0.3 * stars["prot_d"]})
+    width = [np.log10(t["age_q84"] / t["age_q16"]).mean() for t in (wide, given)]
+    assert width[0] > width[1]
+
+
+def test_stars_that_are_no_dwarfs_are_flagged(model):
+    star = {"prot_d": np.full(5, 20.0), "bp_rp0": np.full(5, 0.85), "mem_prob": np.full(5, 0.9)}
+    dwarf = float(gyrochrones.dwarf_magnitude(0.85))
+    star |= {"g0": dwarf + 5 - np.array([0, 0.5, 1.5, 0, np.nan]), "parallax_mas": np.full(5, 10.0)}
+    star |= {"logg": np.array([4.4, 4.4, 4.4, 3.9, np.nan])}
+    found = model.predict(star)
+    raised = (np.asarray(found["flags"]) & BIT["evolved"]) > 0
+    assert raised.tolist() == [False, False, True, True, False]
+    assert np.isfinite(found["age_q50"]).all()
+
+
+def stacked(model, stars, group="cluster"):
+    """The table of groups of a star table, as evaluation writes it."""
+    data = GyroData(split="all", group_by=group)
+    data.table = stars
+    stack = Stack()
+    for batch in data.prediction_batches():
+        rows = model.model.predict_step(batch)
+        stack.add(batch["group"], batch["row"], model.model.to_stack(batch, rows))
+    return {row[0]: row[1:] for row in zip(*model.model.stack_table(stack).values(), strict=True)}
+
+
+def about(found):
+    """Whatever is equal but for rounding."""
+    return {name: pytest.approx(row, rel=1e-4, nan_ok=True) for name, row in found.items()}
+
+
+def test_only_stars_that_tell_an_age_count_in_a_group(model, stars):
+    inside = (stars["bp_rp0"] > TOLD[0]) & (stars["bp_rp0"] < TOLD[1])
+    names = np.unique(stars["cluster"])
+    found = stacked(model, stars)
+    for name in names:
+        assert found[name][0] == (inside & (stars["cluster"] == name)).sum() > 0
+    stars["prot_d"][stars["cluster"] == names[0]] = np.nan  # an empty group
+    stars["cluster"][stars["cluster"] == names[1]] = ""  # and stars of none
+    found = stacked(model, stars)
+    assert set(found) == {names[0], *names[2:]}
+    assert found[names[0]][0] == 0 and np.isnan(found[names[0]][1:]).all()
+
+
+def test_a_star_that_comes_twice_counts_once(model, stars):
+    twice = {name: np.concatenate([values, values]) for name, values in stars.items()}
+    with pytest.warns(UserWarning, match="come twice, by column 'star_id'"):
+        found = stacked(model, twice)
+    once = stacked(model, stars)
+    assert found == about(once)
+    data = GyroData(split="all", group_by="cluster")
+    data.table = stars
+    assert not any(next(data.prediction_batches())["repeated"].any() for _ in range(2))
+    twice["star_id"] = np.arange(120)
+    for name, row in stacked(model, twice).items():
+        assert row[0] == 2 * once[name][0]
+
+
+def test_stars_without_an_id_are_all_counted(model, stars):
+    once = stacked(model, stars)
+    for blank in (np.full(60, ""), np.full(60, np.nan)):
+        assert stacked(model, stars | {"star_id": blank}) == about(once)
+
+
+def test_stars_that_are_no_members_do_not_count(model, stars):
+    field = {name: values.copy() for name, values in stars.items()}
+    field["mem_prob"] = np.zeros(60)
+    field["star_id"] = np.arange(60)
+    both = {name: np.concatenate([stars[name], field[name]]) for name in stars}
+    assert stacked(model, both) == about(stacked(model, stars))
+
+
+def test_stars_of_two_ages_fall_short_of_the_likelihood_of_those_of_one():
+    """Of the shipped model, whose own draws are as likely as it expects."""
+    gyro = pretrained.load("gyro")
+    draw = torch.Generator().manual_seed(0)
+    colour, u = 0.8 + 0.9 * torch.rand(600, generator=draw), torch.rand(600, 1, generator=draw)
+    found = {}
+    for share in (0.0, 0.33):
+        age = torch.where(torch.arange(600) < share * 600, math.log10(3000), math.log10(700))
+        period = 10 ** gyro.model.table.draw(colour, age[:, None], u)[:, 0]
+        stars = {"prot_d": period.numpy(), "bp_rp0": colour.numpy(), "cluster": np.full(600, "a")}
+        with pytest.warns(UserWarning, match="dwarfs of one age") if share else nullcontext():
+            found[share] = stacked(gyro, stars)["a"][-1]
+    assert -0.2 < found[0.0] < 0.1  # where all are dwarfs, and the model expects others as well
+    assert found[0.33] > 0.8
+
+
+@pytest.mark.parametrize("columns, message", [
+    ({"mem_prob": "nope"}, "no column 'nope'"), ({"parallaxx": "plx"}, "parallaxx is none of"),
+    ({"ebv": "ebv", "a_v": "a_v"}, "name one of them"),
+])  # fmt: skip
+def test_columns_that_are_not_there_are_not_passed_over(model, stars, columns, message):
+    with pytest.raises(ValueError, match=message):
+        model.predict(stars | {"ebv": np.zeros(60), "a_v": np.zeros(60)}, columns=columns)
+
+
+def test_values_that_cannot_be_right_are_unknown(model, stars):
+    n = {"g0": np.full(60, 14.0), "parallax_mas": np.full(60, 2.0), "logg": np.full(60, 4.5)}
+    plain = model.predict(
+        stars | dict.fromkeys(("g0", "parallax_mas", "logg"), np.full(60, np.nan))
+    )
+    for name, sentinel in (("logg", -9999), ("g0", 99), ("g0", -999), ("parallax_mas", -1)):
+        table = stars | dict.fromkeys(n, np.full(60, np.nan)) | {name: np.full(60, sentinel)}
+        found = model.predict(table)
+        np.testing.assert_allclose(found["age_q50"], plain["age_q50"])
+        np.testing.assert_array_equal(found["flags"], plain["flags"])
+    with pytest.raises(ValueError, match="are they per cent"):
+        model.predict(stars | {"mem_prob": np.full(60, 95.0)})
+    with pytest.raises(ValueError, match=r"column 'prot_d' holds what is no number"):
+        model.predict(stars | {"prot_d": np.full(60, "fast")})
+    unknown = stars | {"a_v": np.full(60, -999.0)}
+    assert (np.asarray(model.predict(unknown, columns={"a_v": "a_v"})["flags"]) == 1).all()
+
+
+def zoo_table(model, path):
+    """Predictions for a file, by the frame's reader."""
+    data = GyroData(path=path, split="all")
+    rows = [model.model.predict_step(batch) for batch in data.prediction_batches()]
+    return {name: np.concatenate([row[name].numpy() for row in rows]) for name in rows[0]}
+
+
+def test_errors_have_the_unit_of_what_they_are_of(model, stars, tmp_path):
+    from astropy import units as u
+    from astropy.table import Table
+
+    stars["e_prot_d"] = 0.1 * stars["prot_d"]
+    hours = Table(stars | {"prot_d": 24 * stars["prot_d"], "e_prot_d": 24 * stars["e_prot_d"]})
+    hours["prot_d"].unit = u.h
+    ours, theirs = model.predict(hours), model.predict(stars)
+    np.testing.assert_allclose(ours["age_q16"], theirs["age_q16"], rtol=1e-4)
+    path = str(tmp_path / "hours.fits")
+    hours.write(path)
+    with pytest.warns(UserWarning, match="left out of training"):
+        data = GyroData(path=path, val_fraction=0.0)
+        data.setup("fit")
+    hours["prot_d"].unit = None
+    path = str(tmp_path / "hours.ecsv")
+    hours.write(path)
+    text = Path(path).read_text().replace("name: prot_d,", "name: prot_d, unit: hours,")
+    Path(path).write_text(text)
+    spelled = zoo_table(model, path)
+    np.testing.assert_allclose(spelled["age_q16"], theirs["age_q16"], rtol=1e-4)
+    lasting = sum(len(data.rows[name]["colour"]) for name in ("train", "test"))
+    assert lasting == (stars["good"] == 1).sum()
+
+
+@pytest.mark.parametrize("names", [["A"] * 60, ["A", "B"] * 30, ["A", "B", "C", ""] * 15])
+def test_too_few_or_nameless_clusters_are_refused(stars, tmp_path, names):
+    from astropy.table import Table
+
+    path = str(tmp_path / "stars.ecsv")
+    Table(stars | {"cluster": np.array(names)}).write(path)
+    with pytest.raises(ValueError, match="each network leaves one out"):
+        GyroData(path=path).setup("fit")
+
+
+def test_a_column_to_group_by_that_is_not_there(model, stars):
+    data = GyroData(split="all", group_by="clusterr")
+    data.table = stars
+    with pytest.raises(ValueError, match="no column 'clusterr'"):
+        next(data.prediction_batches())
+
+
+def test_a_cluster_is_left_out_of_training(stars, tmp_path):
+    from astropy.table import Table
+
+    path = str(tmp_path / "stars.fits")
+    Table(stars).write(path)
+    data = GyroData(path=path, leave_out="SIM02", test_fraction=0.1, val_fraction=0.0)
+    data.setup("fit")
+    mine = stars["cluster"] == "SIM02"
+    good = stars["good"] == 1
+    assert (
+        sum(len(rows["colour"]) for rows in (data.rows["train"], data.rows["test"]))
+        == (good & ~mine).sum()
+    )
+    assert list(data.clusters) == ["SIM01", "SIM03", "SIM04"]
+    assert data.n_predicted() == (mine & good).sum()
+    with pytest.raises(ValueError, match=r"no cluster 'Nowhere'.*SIM01"):
+        GyroData(path=path, leave_out="Nowhere").setup("fit")

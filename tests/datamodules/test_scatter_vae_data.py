@@ -1,0 +1,291 @@
+"""What scatter_vae reads: files, units, what is missing, what is wrong, and shards."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+from astropy.table import Table
+from conftest import command, config, refusal, train
+
+from orrery import pretrained
+from orrery.checkpoint import RECORD, read_checkpoint
+from orrery.datamodules.scatter_vae import ScatterVaeData
+from orrery.datamodules.scatter_vae.convert import convert
+from orrery.datamodules.scatter_vae.export import as_archived
+from orrery.physics.gaia_xp import xp
+from orrery.physics.gaia_xp.xp_noise import pack, unpack
+from orrery.tables import Writer, open_catalogue
+
+
+@pytest.fixture
+def some(stars):
+    """Twenty of them, to be spoilt."""
+    return {name: np.array(values[:20]) for name, values in stars.items()}
+
+
+def read(table, training=False, **settings):
+    """The batch of a table, as predictions read it."""
+    data = ScatterVaeData(**settings)
+    data.table, data.split = table, "all"
+    with data.open("test") as catalogue:
+        roles = data.roles(catalogue, training)
+        ((row, columns),) = data._read(catalogue, roles, 0, len(catalogue), None)
+    return data._batch(row, columns, training)
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def test_the_dimensions_are_those_of_the_file(stars, tmp_path):
+    """51 BP coefficients, as DR4 will have, are read, trained on and predicted."""
+    table = dict(stars)
+    table["bp_coefficients"] = stars["bp_coefficients"][:, :51]
+    table["bp_coefficient_errors"] = stars["bp_coefficient_errors"][:, :51]
+    matrix = unpack(stars["bp_coefficient_correlations"].astype(float), 55)[:, :51, :51]
+    table["bp_coefficient_correlations"] = pack(matrix).astype("f2")
+    with Writer(tmp_path / "dr4.hdf5") as writer:
+        writer.write(table)
+    metrics = train(
+        "scatter_vae", tmp_path / "run", f"data.path={tmp_path}/dr4.hdf5", "data.batch_size=64"
+    )
+    assert np.isfinite(metrics["nll"])
+    record = read_checkpoint(tmp_path / "run/best.ckpt")[RECORD]
+    assert record["config"]["model"]["bands"] == {"bp": 51, "rp": 55}
+    predictor = pretrained.load(tmp_path / "run/best.ckpt")
+    with pytest.raises(ValueError, match="55 numbers per star, expected 51"):
+        predictor.predict({name: values[:3] for name, values in stars.items()})
+
+
+def test_sampled_spectra_train_the_same_model(tmp_path):
+    random = np.random.default_rng(0)
+    shape = 1 + random.normal(size=(300, 2)) @ np.sin(np.outer([1, 2], np.linspace(0, 3, 40))) * 0.1
+    error = np.full_like(shape, 0.01)
+    flux = 1e-15 * (shape + error * random.normal(size=shape.shape))
+    np.savez(
+        tmp_path / "sampled.npz",
+        flux=flux,
+        flux_error=1e-15 * error,
+        wavelength=np.linspace(400, 900, 40),
+    )
+    metrics = train(
+        "scatter_vae",
+        tmp_path / "run",
+        f"data.path={tmp_path}/sampled.npz",
+        "data.format=sampled",
+        "model.epochs=20",
+        "trainer.max_epochs=20",
+        "data.batch_size=64",
+    )
+    assert 0.8 < metrics["chi2_median"] < 1.3 and metrics["pca6_chi2_median"] < 1.3
+
+
+def test_a_flux_column_changes_the_units_and_not_the_reading(some):
+    theirs = read(some)
+    ours = read(some, columns={"flux": "phot_g_mean_flux"})
+    assert torch.equal(theirs["coefficients"], ours["coefficients"])
+    np.testing.assert_allclose(ours["flux"], some["phot_g_mean_flux"], rtol=1e-6)
+    rp = some["rp_coefficients"] @ xp.photons("rp")
+    np.testing.assert_allclose(theirs["flux"], rp, rtol=1e-6)
+
+
+def test_arrays_as_text_are_read(some):
+    texts = dict(as_archived({k: v.astype(float) if v.ndim > 1 else v for k, v in some.items()}))
+    ours, theirs = read(texts), read(some)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
+
+
+def test_simulated_stars_can_have_the_correlations_of_real_ones(some, tmp_path):
+    np.savez(tmp_path / "real.npz", **{k: v for k, v in some.items() if "correlations" in k})
+    data = ScatterVaeData(n_train=30, n_test=30, correlations_of=str(tmp_path / "real.npz"))
+    table = data.simulate("test")
+    for band in xp.BANDS:
+        name = f"{band}_coefficient_correlations"
+        known = {row.tobytes() for row in some[name]}
+        assert {row.tobytes() for row in table[name]} <= known
+
+
+def test_units_are_read_and_others_refused(some):
+    table = Table(some)
+    for name in table.colnames:
+        if name.endswith(("coefficients", "errors")):
+            table[name] = (table[name] / 1000).astype(float)
+            table[name].unit = "1000 electron / s"
+    torch.testing.assert_close(read(table)["coefficients"], read(some)["coefficients"])
+    table["bp_coefficients"].unit = "mJy"
+    with pytest.raises(ValueError, match="mJy"):
+        read(table)
+
+
+def test_a_file_of_rp_alone_is_of_stars_without_bp(some):
+    table = {name: values for name, values in some.items() if not name.startswith("bp")}
+    with pytest.warns(UserWarning, match="no BP"):
+        batch = read(table, bands={"bp": 55, "rp": 55})
+    assert batch["observed"].tolist() == [[0.0, 1.0]] * 20
+    assert batch["coefficients"].shape == (20, 110)
+
+
+def test_sampled_spectra_are_not_taken_for_coefficients():
+    with pytest.raises(ValueError, match="holds sampled spectra"):
+        read({"flux": np.ones((3, 343)), "flux_error": np.ones((3, 343))})
+
+
+def test_a_star_does_not_depend_on_its_neighbours(runs, stars):
+    """Those without BP are fitted with more steps than those beside them."""
+    model = pretrained.load(runs("scatter_vae") / "best.ckpt")
+    mixed = {name: np.array(values[:6], float if "source" not in name else None)
+             for name, values in stars.items()}  # fmt: skip
+    for name in ("s", "_errors", "_correlations"):
+        mixed[f"bp_coefficient{name}"][[1, 4]] = np.nan
+    together = model.predict(mixed)
+    for i in range(6):
+        alone = model.predict({name: values[i : i + 1] for name, values in mixed.items()})
+        np.testing.assert_allclose(alone["chi2"][0], together["chi2"][i], rtol=1e-3)
+
+
+def test_without_correlations_a_user_is_told(some):
+    table = {name: v for name, v in some.items() if not name.endswith("correlations")}
+    with pytest.warns(UserWarning, match="taken as uncorrelated"):
+        batch = read(table)
+    assert "correlations_bp" not in batch
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def spoil(name, rows, value):
+    def change(table):
+        table[name] = table[name].astype(float)
+        table[name][rows] = value
+        return table
+
+    return change
+
+
+def cut(name, size):
+    def change(table):
+        table[name] = table[name][:, :size]
+        return table
+
+    return change
+
+
+def not_positive_definite(table):
+    packed = table["rp_coefficient_correlations"].astype(float)
+    packed[3, :3] = 0.9, 0.9, -0.9
+    table["rp_coefficient_correlations"] = packed
+    return table
+
+
+def row_major(table):
+    matrix = unpack(table["bp_coefficient_correlations"].astype(float), 55)
+    rows, columns = np.triu_indices(55, 1)
+    table["bp_coefficient_correlations"] = matrix[:, rows, columns]
+    return table
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (cut("bp_coefficient_correlations", 1400), "1400 numbers per star, expected 1485"),
+        (not_positive_definite, r"rp_coefficient_correlations.*not positive definite: rows 3"),
+        (spoil("rp_coefficient_correlations", (2, 7), 1.5), "1.5 is a correlation"),
+        (spoil("rp_coefficients", 4, np.nan), "a star without RP"),
+        (spoil("bp_coefficients", (4, 6), np.nan), "NaN or inf"),
+        (spoil("rp_coefficients", (4, 6), np.inf), "NaN or inf"),
+        (spoil("bp_coefficient_errors", (4, 6), 0.0), "0.0 is an error of a star"),
+        (spoil("bp_coefficient_errors", (4, 6), np.nan), "is an error of a star"),
+        (cut("bp_coefficient_errors", 51), "51 numbers per star, expected 55"),
+        (spoil("rp_coefficients", (5, slice(None)), -1e6), "is the flux of a star"),
+        (row_major, "ordered by rows"),
+    ],
+)
+def test_bad_rows_are_refused(some, change, message):
+    with pytest.raises(ValueError, match=message):
+        read(change(some))
+
+
+@pytest.mark.parametrize("flux", [0.0, -3.0, np.nan])
+def test_a_flux_that_divides_nothing_is_refused(some, flux):
+    some["phot_g_mean_flux"][2] = flux
+    with pytest.raises(ValueError, match="is the flux of a star"):
+        read(some, columns={"flux": "phot_g_mean_flux"})
+
+
+def test_a_star_twice_in_the_training_set_is_refused(some, tmp_path):
+    some["source_id"][7] = some["source_id"][3]
+    with Writer(tmp_path / "twice.hdf5") as writer:
+        writer.write(some)
+    data = ScatterVaeData(path=str(tmp_path / "twice.hdf5"))
+    with pytest.raises(ValueError, match="source ids occur more than once"):
+        data.setup("fit")
+
+
+def test_a_truncated_bulk_file_is_a_message_at_the_door(runs, some, tmp_path):
+    texts = as_archived({k: v.astype(float) if v.ndim > 1 else v for k, v in some.items()})
+    Table(texts).write(tmp_path / "xp.csv")
+    whole = gzip.compress((tmp_path / "xp.csv").read_bytes())
+    (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
+    done = command(
+        "evaluate.py",
+        f"checkpoint={runs('scatter_vae')}/best.ckpt",
+        f"data.path={tmp_path}/cut.csv.gz",
+        f"output={tmp_path}/out.hdf5",
+    )
+    assert "truncated" in refusal(done)
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.preset=papers", "model.covariance=fulll", "data.format=spectra"]
+)
+def test_a_setting_that_is_not_known_names_those_that_are(setting, tmp_path):
+    plain = config("scatter_vae", tmp_path, setting)
+    from orrery.train import train as run
+
+    with pytest.raises(ValueError, match="it is one of"):
+        run(plain, [])
+
+
+# --- shards -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shards(stars, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    for i in range(2):
+        part = {name: values[i::2] for name, values in stars.items()}
+        part["source_id"] = np.arange(150) * 2**40 + i * 2**50 + 1
+        with Writer(folder / f"bulk{i}.hdf5") as writer:
+            writer.write(part)
+    convert(sorted(folder.glob("bulk*")), folder / "xp")
+    return folder / "xp"
+
+
+def test_training_streams_shards_and_resumes_bit_for_bit(shards, tmp_path):
+    path = [f"data.path={shards}/*.h5", "data.batch_size=32"]
+    train("scatter_vae", tmp_path / "one", *path)
+    train("scatter_vae", tmp_path / "two", *path, "trainer.max_epochs=1")
+    train("scatter_vae", tmp_path / "two", f"checkpoint={tmp_path}/two/last.ckpt")
+    one, two = (read_checkpoint(tmp_path / run / "last.ckpt") for run in ("one", "two"))
+    for name, values in one["state_dict"].items():
+        assert torch.equal(values, two["state_dict"][name]), name
+    record = one[RECORD]["data"]
+    assert record["shards"] == 2 and record["rows"] == 300
+
+
+def test_a_pattern_of_shards_is_predicted_in_row_order(shards, runs, tmp_path):
+    done = command(
+        "evaluate.py",
+        f"checkpoint={runs('scatter_vae')}/best.ckpt",
+        f"data.path={shards}/*.h5",
+        f"output={tmp_path}/xp.hdf5",
+        "data.keep=[source_id]",
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    assert done.returncode == 0, done.stderr
+    with open_catalogue(tmp_path / "xp.hdf5") as catalogue:
+        (chunk,) = catalogue.chunks(["source_id", "chi2"])
+    assert len(chunk["chi2"]) == 300 and (np.diff(chunk["source_id"]) > 0).all()
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["n"] == 300

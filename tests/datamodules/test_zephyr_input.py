@@ -1,0 +1,269 @@
+"""Bad catalogues and good ones in other clothes, from Python: what is read, and what refused."""
+
+import warnings
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.table import Table
+from conftest import BANDS
+
+from orrery import pretrained
+from orrery.checkpoint import build
+from orrery.datamodules.zephyr import ZephyrData
+
+
+@pytest.fixture(scope="session")
+def model(runs):
+    return pretrained.load(runs("zephyr") / "best.ckpt")
+
+
+def test_magnitudes_and_fluxes_give_the_same_answer(model, galaxies):
+    fluxes = Table()
+    for band in BANDS:
+        flux = 10 ** (-0.4 * (galaxies[f"mag_{band}"] - 23.9)) * u.uJy
+        fluxes[f"flux_{band}"] = flux.to(u.nJy)
+        fluxes[f"flux_err_{band}"] = flux.to(u.Jy) * galaxies[f"mag_err_{band}"] * np.log(10) / 2.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ours, theirs = model.predict(galaxies), model.predict(fluxes)
+    np.testing.assert_allclose(ours["z_median"], theirs["z_median"], rtol=1e-4)
+    bare = {name: fluxes[name].value for name in fluxes.colnames}
+    with pytest.warns(UserWarning, match="flux_u and 11 more name no unit: taken as uJy"):
+        model.predict(bare)
+
+
+def test_other_column_names_are_mapped(model, galaxies):
+    renamed = galaxies.copy()
+    for band in BANDS[1:]:
+        renamed.rename_columns([f"mag_{band}", f"mag_err_{band}"], [f"{band}MAG", f"{band}ERR"])
+    renamed.rename_columns(["mag_u", "mag_err_u", "redshift"], ["CFHT_U", "CFHT_DU", "ZSPEC"])
+    columns = {"mag": "{band}MAG", "mag_err": "{band}ERR", "mag_u": "CFHT_U"}
+    columns |= {"mag_err_u": "CFHT_DU", "redshift": "ZSPEC"}
+    theirs = model.predict(renamed, columns=columns, keep=["id"])
+    ours = model.predict(galaxies)
+    np.testing.assert_array_equal(ours["z_median"], theirs["z_median"])
+    np.testing.assert_array_equal(theirs["id"], galaxies["id"])
+    assert "crps" in theirs.colnames, "the truth is found under its own name"
+
+
+def test_a_misnamed_band_is_an_error_and_an_absent_one_a_warning(model, galaxies):
+    misnamed = galaxies.copy()
+    misnamed.rename_columns(["mag_u", "mag_err_u"], ["mag_U_", "mag_err_U_"])
+    with pytest.raises(ValueError, match=r"is it 'mag_U_'\? Then say data\.columns\.mag_u=mag_U_"):
+        model.predict(misnamed)
+    galaxies.remove_columns(["mag_u", "mag_err_u"])
+    with pytest.warns(UserWarning, match="no band u"):
+        without = model.predict(galaxies)
+    assert np.all(without["flags"] & 1)
+    assert np.all(np.isfinite(without["z_median"]))
+
+
+def test_one_of_two_columns_is_an_error_with_near_matches(model, galaxies):
+    galaxies.rename_column("mag_err_g", "magerr_g")
+    with pytest.raises(ValueError, match="magerr_g"):
+        model.predict(galaxies)
+
+
+def test_a_column_that_serves_another_band_is_not_proposed(model, galaxies):
+    galaxies.remove_column("mag_err_g")
+    with pytest.raises(ValueError, match=r"data\.columns\.mag_err_g=<column>") as caught:
+        model.predict(galaxies)
+    assert "near matches" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["keep", "group_by"])
+def test_a_pass_through_column_that_is_not_there_is_named_with_its_setting(
+    model, galaxies, setting
+):
+    wanted = ["nope"] if setting == "keep" else "nope"
+    with pytest.raises(ValueError, match=f"no column 'nope'; mend data.{setting}"):
+        model.predict(galaxies, **{setting: wanted})
+
+
+def test_what_is_no_table_is_said_to_be(model, galaxies):
+    with pytest.raises(TypeError, match=r"a dict of arrays, got str 'std\.fits'.*Table\.read"):
+        model.predict("std.fits")
+    for one in (galaxies[3], {"mag_u": 25.0, "mag_err_u": 0.1}):
+        with pytest.raises(ValueError, match=r"got single numbers.*table\[i : i \+ 1\]"):
+            model.predict(one)
+
+
+def test_an_error_says_how_to_mend_it_from_python(model, galaxies):
+    galaxies.rename_column("mag_err_g", "magerr_g")
+    with pytest.raises(ValueError, match=r"(?s)data\.columns\.mag_err_g=magerr_g.*columns=\{'a'"):
+        model.predict(galaxies)
+
+
+def test_objects_unlike_the_training_set_are_remarked_on(model, galaxies):
+    data = build(model.config["data"])
+    usual = model.predict(data.simulate("test"))
+    assert model.model.remarks({"flags": np.asarray(usual["flags"])}) == []
+    galaxies["mag_g"] -= 8
+    rows = model.predict(galaxies)
+    rows = {name: np.asarray(rows[name]) for name in rows.colnames}
+    (remark,) = model.model.remarks(rows)
+    assert remark.startswith("100% of the objects are unlike")
+    assert model.model.metrics(rows)["ood_fraction"] == 1
+
+
+def test_no_photometry_at_all_says_how_to_name_it(model):
+    with pytest.raises(ValueError, match=r"no photometry.*data\.columns\.mag="):
+        model.predict({"RA": np.zeros(3), "DEC": np.zeros(3)})
+
+
+def test_a_wrong_unit_is_named(model, galaxies):
+    galaxies["mag_r"].unit = u.km / u.s
+    with pytest.raises(ValueError, match=r"mag_r.*km / s.*mag"):
+        model.predict(galaxies)
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, np.nan, np.inf])
+def test_an_impossible_error_is_refused(model, galaxies, bad):
+    galaxies["mag_err_i"][7] = bad
+    with pytest.raises(
+        ValueError,
+        match=r"rows 0 to 59.*'mag_err_i'.*1 such rows, the first is number 7.*set 'mag_i'",
+    ):
+        model.predict(galaxies)
+
+
+@pytest.mark.parametrize("bad", [-np.inf, 999.0, -999.0])
+def test_a_foreign_sentinel_is_refused(model, galaxies, bad):
+    galaxies["mag_i"][7] = bad
+    with pytest.raises(
+        ValueError, match=r"'mag_i'.*is no magnitude.*NaN or -99 where not observed"
+    ):
+        model.predict(galaxies)
+
+
+def test_not_observed_and_not_detected_are_different(model, galaxies):
+    answers = {}
+    for name, mag, error in (
+        ("seen", None, None),
+        ("not observed", np.nan, 0.1),
+        ("not observed, -99", -99.0, -99.0),
+        ("not observed, 99 without limit", 99.0, 99.0),
+        ("not detected", 99.0, 27.5),
+        ("not detected, inf", np.inf, 27.5),
+    ):
+        table = galaxies.copy()
+        if mag is not None:
+            table["mag_u"][:], table["mag_err_u"][:] = mag, error
+        answers[name] = model.predict(table)
+        assert all(np.isfinite(answers[name][c]).all() for c in ("z_median", "pz", "ood"))
+    none = answers["not observed"]
+    assert np.all(none["flags"] & 1) and not np.any(answers["not detected"]["flags"] & 1)
+    np.testing.assert_array_equal(none["pz"], answers["not observed, -99"]["pz"])
+    np.testing.assert_array_equal(none["pz"], answers["not observed, 99 without limit"]["pz"])
+    np.testing.assert_array_equal(answers["not detected"]["pz"], answers["not detected, inf"]["pz"])
+    assert np.abs(none["pz"] - answers["not detected"]["pz"]).max() > 1e-3
+    assert np.abs(none["pz"] - answers["seen"]["pz"]).max() > 1e-3
+
+
+def test_a_limit_from_the_config_serves_non_detections(model, galaxies):
+    galaxies["mag_u"][:], galaxies["mag_err_u"][:] = 99.0, 99.0
+    ours = model.predict(galaxies, limits={"u": 27.5})
+    galaxies["mag_err_u"][:] = 27.5
+    np.testing.assert_array_equal(ours["pz"], model.predict(galaxies)["pz"])
+
+
+def test_nothing_observed_still_gets_the_population(model, galaxies):
+    for band in BANDS:
+        galaxies[f"mag_{band}"][:] = np.nan
+    rows = model.predict(galaxies)
+    assert np.isfinite(rows["z_std"]).all() and np.all(rows["pz"] > 0)
+
+
+def test_zero_points_and_galactic_extinction_shift_magnitudes(model, galaxies):
+    ours = model.predict(galaxies)
+    galaxies["mag_u"] -= 0.3
+    np.testing.assert_allclose(
+        ours["z_mean"], model.predict(galaxies, zero_points={"u": 0.3})["z_mean"], rtol=1e-4
+    )
+    galaxies["mag_u"] += 0.3
+    galaxies["EBV"] = 0.2
+    r = {"u": 4.145, "g": 3.237, "r": 2.273, "i": 1.684, "z": 1.323, "y": 1.088}
+    for band in BANDS:
+        galaxies[f"mag_{band}"] += 0.2 * r[band]
+    columns = {"ebv": "EBV"}
+    np.testing.assert_allclose(
+        ours["z_mean"], model.predict(galaxies, columns=columns)["z_mean"], rtol=1e-3
+    )
+
+
+def test_unknown_and_noisy_redshifts_are_not_scored(model, galaxies):
+    galaxies["redshift"][:20] = [np.nan, -99.0] * 10
+    rows = model.predict(galaxies)
+    assert np.isnan(rows["crps"][:20]).all() and np.isfinite(rows["crps"][20:]).all()
+    assert model.model.metrics({k: np.asarray(rows[k]) for k in rows.colnames})["n"] == 40
+    galaxies["source"] = ["spec"] * 30 + ["manyband"] * 30
+    rows = model.predict(galaxies)
+    assert np.isfinite(rows["z_true"][20:30]).all() and np.isnan(rows["z_true"][30:]).all()
+
+
+def test_a_truth_column_without_a_truth_is_said_and_left_out(model, galaxies):
+    galaxies["redshift"][:] = [np.nan, -99.0] * 30
+    with pytest.warns(UserWarning, match="column 'redshift' holds no redshift of 0 to 20: nothing"):
+        rows = model.predict(galaxies)
+    assert "z_median" in rows.colnames and "crps" not in rows.colnames
+    galaxies["redshift"][59] = 0.5
+    galaxies["source"] = "manyband"
+    with pytest.warns(UserWarning, match="no redshift of 0 to 20 of the source spec"):
+        model.predict(galaxies)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("EBV", -99.0, "is no ebv"), ("EBV", np.nan, "is no ebv")],
+)
+def test_impossible_values_of_other_columns_are_refused(model, galaxies, column, value, said):
+    galaxies[column] = 0.1
+    galaxies[column][3] = value
+    with pytest.raises(ValueError, match=said):
+        model.predict(galaxies, columns={"ebv": column})
+
+
+def test_a_mistyped_role_is_named(model, galaxies):
+    with pytest.raises(ValueError, match=r"data\.columns\.EBV is none of the roles .*near: ebv"):
+        model.predict(galaxies, columns={"EBV": "EBV"})
+
+
+def test_the_kind_of_photometry_that_covers_more_bands_is_taken(model, galaxies):
+    fluxes = Table()
+    for band in BANDS:
+        flux = 10 ** (-0.4 * (galaxies[f"mag_{band}"] - 23.9))
+        fluxes[f"flux_{band}"] = flux
+        fluxes[f"flux_err_{band}"] = flux * galaxies[f"mag_err_{band}"] * np.log(10) / 2.5
+    alone = model.predict(fluxes)
+    fluxes["mag_i"], fluxes["mag_err_i"] = galaxies["mag_i"] + 1, galaxies["mag_err_i"]
+    np.testing.assert_array_equal(model.predict(fluxes)["pz"], alone["pz"])
+
+
+def test_a_column_map_adds_to_that_of_the_checkpoint(model, galaxies):
+    galaxies.rename_column("redshift", "ZSPEC")
+    rows = model.predict(galaxies, columns={"redshift": "ZSPEC"})
+    assert "crps" in rows.colnames
+
+
+def test_one_row_and_no_row(model, galaxies):
+    assert len(model.predict(galaxies[:1])) == 1
+    with pytest.raises(ValueError, match="has no rows"):
+        model.predict(galaxies[:0])
+
+
+def test_rows_that_would_be_refused_can_be_left_out_aloud(galaxies):
+    galaxies["mag_err_u"][[3, 17, 18]] = -1.0
+    galaxies["id"] = np.arange(len(galaxies))
+    data = ZephyrData(bands=BANDS, keep=["id"])
+    data.table = galaxies
+    with pytest.raises(ValueError, match="rows 0 to 59"):
+        next(data.prediction_batches())
+    data.skip_bad = True
+    with pytest.warns(UserWarning, match=r"3 rows are left out: .*row"):
+        batches = list(data.prediction_batches())
+    rows = np.concatenate([batch["row"].numpy() for batch in batches])
+    assert rows.tolist() == [i for i in range(60) if i not in (3, 17, 18)]
+    kept = np.concatenate([batch["keep"]["id"] for batch in batches])
+    np.testing.assert_array_equal(kept, rows)
+    assert sum(len(batch["flux"]) for batch in batches) == 57

@@ -1,0 +1,139 @@
+"""What each format has of its own: FITS scaling, CSV types, groups of HDF5, lists of Parquet."""
+
+import gzip
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy import units as u
+from astropy.io import fits
+from astropy.table import QTable, Table
+from catalogues import columns, read, write
+
+from orrery.tables import open_catalogue
+
+pytestmark = pytest.mark.usefixtures("in_tmp")
+
+
+def test_fits_scaled_and_compressed_columns():
+    fits.BinTableHDU(Table({"t": np.array([1, 3, 5], np.int16)}).as_array()).writeto("x.fits")
+    fits.setval("x.fits", "TSCAL1", value=0.5, ext=1)
+    fits.setval("x.fits", "TZERO1", value=1.0, ext=1)
+    with open("x.fits", "rb") as plain, gzip.open("x.fits.gz", "wb") as packed:
+        packed.write(plain.read())
+    np.testing.assert_array_equal(read("x.fits.gz", rows=2)["t"], [1.5, 2.5, 3.5])
+    one, two = (fits.BinTableHDU(Table({n: [1]}).as_array(), name=n) for n in ("one", "two"))
+    fits.HDUList([fits.PrimaryHDU(), one, two]).writeto("two.fits")
+    assert list(read("two.fits")) == ["one"] and list(read("two.fits", group="two")) == ["two"]
+    with pytest.raises(ValueError, match=r"data.group=three.*ONE, TWO"):
+        open_catalogue("two.fits", "three")
+
+
+def test_fits_text_may_grow_after_the_first_chunk():
+    names = np.array(["a"] * 10 + ["a much longer name " * 3], object)
+    write("x.fits", {"name": names, "n": np.arange(11)}, step=4)
+    back = read("x.fits")
+    assert list(back["name"]) == [n.rstrip() for n in names]
+    np.testing.assert_array_equal(back["n"], np.arange(11))
+    with pytest.raises(ValueError, match=r"'name'.*ASCII"):
+        write("y.fits", {"name": np.array(["Böotes"])})
+
+
+def test_csv_types_hold_for_the_whole_file():
+    with open("x.csv", "w") as file:
+        file.write("# made by hand\nid,late,flag,text\n")
+        file.writelines(
+            f"{i},{i if i < 9000 else i + 0.5}, True,{'NA' if i else 'x'}\n" for i in range(10_000)
+        )
+    chunks = list(open_catalogue("x.csv").chunks(["id", "late", "flag", "text"], rows=1000))
+    assert {c["id"].dtype.kind for c in chunks} == {"i"}
+    assert {c["late"].dtype.kind for c in chunks} == {"f"}
+    assert {c["flag"].dtype.kind for c in chunks} == {"b"}
+    assert list(chunks[0]["text"][:2]) == ["x", "NA"]
+    with gzip.open("x.csv.gz", "wb") as file:
+        file.write(b'a,b\n1,"two\nlines"\n,x\n')
+    back = read("x.csv.gz")
+    np.testing.assert_array_equal(back["a"], [1, np.nan])
+    assert list(back["b"]) == ["two\nlines", "x"]
+
+
+def test_blanks_among_integers_too_large_for_a_float_are_refused():
+    pq.write_table(pa.table({"source_id": [2**60 + 1, None]}), "x.parquet")
+    with open_catalogue("x.parquet") as catalogue, pytest.raises(ValueError, match="source_id"):
+        list(catalogue.chunks(["source_id"]))
+
+
+def test_parquet_lists_dictionaries_and_astropy_units():
+    QTable({"z": [1.0, 2.0] * u.mas}).write("astropy.parquet")
+    with open_catalogue("astropy.parquet") as catalogue:
+        assert catalogue.units == {"z": u.mas}
+    table = pa.table({"v": [[1.0, 2.0], [3.0, None]], "s": ["a", "b"], "bad": [[1], [1, 2]]})
+    pq.write_table(table.set_column(1, "s", table["s"].dictionary_encode()), "x.parquet")
+    back = read("x.parquet", ["v", "s"])
+    np.testing.assert_array_equal(back["v"], [[1.0, 2.0], [3.0, np.nan]])
+    assert list(back["s"]) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"'bad'.*unequal"):
+        read("x.parquet", ["bad"])
+
+
+def test_hdf5_group_is_found_or_asked_for():
+    with h5py.File("rail.hdf5", "w") as file:
+        file["photometry/redshift"] = np.arange(4.0)
+        file["photometry/redshift"].attrs["units"] = "km / s"
+        file["other/x"] = np.arange(7)
+    with open_catalogue("rail.hdf5") as catalogue:
+        assert catalogue.names == ["redshift"] and catalogue.units["redshift"] == u.km / u.s
+    assert list(read("rail.hdf5", group="other")) == ["x"]
+    with h5py.File("two.hdf5", "w") as file:
+        file["one/x"], file["two/x"] = np.arange(4), np.arange(4)
+    with pytest.raises(ValueError, match=r"two.hdf5.*one, two.*data\.group="):
+        open_catalogue("two.hdf5")
+    with pytest.raises(ValueError, match=r"data\.group=three; groups with columns: one, two"):
+        open_catalogue("two.hdf5", "three")
+    with h5py.File("uneven.hdf5", "w") as file:
+        file["x"], file["y"] = np.arange(4), np.arange(5)
+    with pytest.raises(ValueError, match="unequal length"):
+        open_catalogue("uneven.hdf5")
+
+
+def test_hdf5_tables_of_astropy_and_pandas():
+    table = Table(columns(20))
+    table["z"].unit = "mas"
+    table.write("x.hdf5", path="data", serialize_meta=True)
+    with open_catalogue("x.hdf5") as catalogue:
+        assert catalogue.names == table.colnames and catalogue.units == {"z": u.mas}
+    back = read("x.hdf5", rows=7)
+    for name in table.colnames:
+        np.testing.assert_array_equal(back[name].astype(table[name].dtype), table[name])
+    pytest.importorskip("tables")
+    frame = pytest.importorskip("pandas").DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    frame.to_hdf("frame.hdf5", key="t")
+    with pytest.raises(ValueError, match="pandas HDF5"):
+        open_catalogue("frame.hdf5")
+    frame.to_hdf("frame2.hdf5", key="t", format="table", data_columns=True)
+    np.testing.assert_array_equal(read("frame2.hdf5", ["a", "b"], group="t/table")["b"], [3, 4])
+
+
+def test_qp_reads_an_output_file_and_so_do_we():
+    qp = pytest.importorskip("qp")
+    grid = np.linspace(0, 3, 31)
+    pz = np.exp(-((grid - np.linspace(0.5, 2.5, 9)[:, None]) ** 2) / 0.02)
+    write(
+        "pz.hdf5",
+        {"pz": pz, "object_id": np.arange(9), "name": np.array([f"g{i}" for i in range(9)])},
+        step=4,
+        locations={"pz": "data/yvals", "object_id": "ancil/object_id", "name": "ancil/name"},
+        constants={
+            "meta/pdf_name": np.array([b"interp"]),
+            "meta/pdf_version": np.array([0]),
+            "meta/xvals": grid[None],
+        },
+    )
+    ensemble = qp.read("pz.hdf5")
+    assert ensemble.npdf == 9
+    np.testing.assert_array_equal(ensemble.ancil["object_id"], np.arange(9))
+    np.testing.assert_allclose(ensemble.mode(grid).ravel(), np.linspace(0.5, 2.5, 9), atol=0.06)
+    np.testing.assert_array_equal(read("pz.hdf5", ["object_id"])["object_id"], np.arange(9))
+    np.testing.assert_array_equal(read("pz.hdf5", ["yvals"])["yvals"], pz)

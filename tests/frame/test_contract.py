@@ -1,0 +1,191 @@
+"""What holds for every component of the zoo; a new one is covered by its YAML alone."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import COMPONENTS, command, config, train
+from omegaconf import OmegaConf
+
+from orrery import pretrained
+from orrery.checkpoint import RECORD, build, read_checkpoint, restore, write_checkpoint
+from orrery.datamodules.batches import BatchShares, GlobalBatches
+from orrery.models.base import Component
+from orrery.tables import open_catalogue
+
+pytestmark = pytest.mark.parametrize("component", COMPONENTS)
+
+
+@pytest.fixture
+def parts(component, tmp_path):
+    """A fresh model and its data."""
+    plain = OmegaConf.to_container(config(component, tmp_path), resolve=True)
+    torch.manual_seed(0)
+    data = build(plain["data"])
+    data.setup("fit")
+    model = build(plain["model"] | data.schema())
+    model.prepare(data)
+    return model, data
+
+
+def test_a_run_leaves_a_checkpoint_a_report_and_metrics(component, runs):
+    run = runs(component)
+    assert {"best.ckpt", "last.ckpt", "report.html", "metrics.json"} <= {
+        p.name for p in run.iterdir()
+    }
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert all(np.isfinite(value) for value in metrics.values())
+    record = read_checkpoint(run / "best.ckpt")[RECORD]
+    assert record["metrics"].keys() <= metrics.keys() | {"val_loss"}
+    assert {"config", "data", "versions", "git_commit", "created", "command"} <= record.keys()
+    assert str(run) not in str(record), "a published checkpoint holds no local path"
+
+
+def test_what_is_not_defined_is_said_before_the_fit(component, parts):
+    model, _ = parts
+    model.refuse_incomplete()
+    lacking = type("Lacking", (type(model),), {"loss": Component.loss})
+    with pytest.raises(TypeError, match="Lacking does not define loss"):
+        lacking.refuse_incomplete()
+
+
+def test_a_unit_of_training_changes_the_loss(component, tmp_path, runs):
+    rows = np.genfromtxt(
+        next(runs(component).glob("logs/version_*/metrics.csv")), delimiter=",", names=True
+    )
+    losses = rows["trainloss_epoch"][np.isfinite(rows["trainloss_epoch"])]
+    assert losses[-1] < losses[0]
+
+
+def test_the_last_epoch_is_saved_even_if_it_is_not_the_best(component, runs):
+    last = read_checkpoint(runs(component) / "last.ckpt")
+    assert last["epoch"] == last[RECORD]["config"]["trainer"]["max_epochs"] - 1
+
+
+def test_the_learning_rate_falls_to_nothing(component, runs):
+    last = read_checkpoint(runs(component) / "last.ckpt")
+    for schedule in last["lr_schedulers"]:
+        assert all(
+            rate < 1e-2 * base
+            for rate, base in zip(schedule["_last_lr"], schedule["base_lrs"], strict=True)
+        )
+
+
+def test_same_seed_gives_the_same_weights(component, runs, tmp_path):
+    train(component, tmp_path)
+    ours, theirs = (read_checkpoint(run / "best.ckpt") for run in (tmp_path, runs(component)))
+    for name, values in ours["state_dict"].items():
+        assert torch.equal(values, theirs["state_dict"][name]), name
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(component, runs, tmp_path):
+    train(component, tmp_path, "trainer.max_epochs=1")
+    train(component, tmp_path, f"checkpoint={tmp_path}/last.ckpt")
+    for name in ("last.ckpt", "best.ckpt"):
+        ours, theirs = (read_checkpoint(run / name) for run in (tmp_path, runs(component)))
+        for key, values in ours["state_dict"].items():
+            assert torch.equal(values, theirs["state_dict"][key]), (name, key)
+
+
+def test_a_saved_model_predicts_the_same(component, parts, tmp_path):
+    model, data = parts
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    model.eval().calibrate(data)
+    settings = OmegaConf.to_container(config(component, tmp_path), resolve=True)["model"]
+    record = {"config": {"model": settings | data.schema()}}
+    write_checkpoint({"state_dict": model.state_dict(), RECORD: record}, tmp_path / "model.ckpt")
+    batch = next(data.prediction_batches())
+    with torch.inference_mode():
+        ours = model.predict_step(batch, 0)
+        theirs = restore(read_checkpoint(tmp_path / "model.ckpt")).predict_step(batch, 0)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_every_predicted_column_is_declared(component, runs):
+    checkpoint = read_checkpoint(runs(component) / "best.ckpt")
+    model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
+    rows = model.predict_step(next(data.prediction_batches()), 0)
+    assert set(rows) == set(model.outputs)
+    assert all(output.description for output in model.outputs.values())
+
+
+def test_two_processes_give_the_gradient_of_one(component, parts):
+    model, data = parts
+    request = next(iter(GlobalBatches(400, 64, seed=0)))
+
+    def gradient(*shares):
+        model.zero_grad()
+        for rank, world in shares:
+            (model.loss(BatchShares(data, rank, world)[request]) / len(shares)).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    one, two = gradient((0, 1)), gradient((0, 2), (1, 2))
+    assert float(one.norm()) > 0
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+
+
+def test_chunks_equal_the_whole(component, runs):
+    checkpoint = read_checkpoint(runs(component) / "best.ckpt")
+    model, settings = restore(checkpoint), checkpoint[RECORD]["config"]["data"]
+
+    def predictions(chunk):
+        batches = build({**settings, "predict_batch_size": chunk}).prediction_batches()
+        with torch.inference_mode():
+            rows = [model.predict_step(batch, i) for i, batch in enumerate(batches)]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    whole, parts = predictions(10_000), predictions(37)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=2e-3, atol=2e-3)
+
+
+def test_two_cpu_processes_train_and_predict_in_row_order(component, runs, tmp_path):
+    quick = f"experiment={component}_quick"
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    done = command("train.py", f"model={component}", quick, *ddp, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    ours = read_checkpoint(tmp_path / "run/best.ckpt")[RECORD]["metrics"]
+    theirs = read_checkpoint(runs(component) / "best.ckpt")[RECORD]["metrics"]
+    assert ours["n"] == theirs["n"]
+    assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
+    two, one = (read_checkpoint(run / "last.ckpt") for run in (tmp_path / "run", runs(component)))
+    for key, values in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][key], values, rtol=1e-2, atol=3e-3)
+
+    files = []
+    for name, words in (("one", []), ("two", ddp)):
+        files.append(tmp_path / f"{name}.parquet")
+        run = f"hydra.run.dir={tmp_path}/{name}"
+        checkpoint = f"checkpoint={runs(component)}/best.ckpt"
+        done = command("evaluate.py", checkpoint, f"output={files[-1]}", run, *words)
+        assert done.returncode == 0, done.stderr
+    one, two = ({k: v for c in [open_catalogue(f)] for k, v in _read(c).items()} for f in files)
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=2e-3, atol=2e-3)
+    assert not list(tmp_path.glob(".*")), "part files are removed"
+
+
+def test_a_model_predicts_from_python(component, runs):
+    predictor = pretrained.load(runs(component) / "best.ckpt")
+    data = build(predictor.config["data"])
+    table = predictor.predict(data.simulate("test"))
+    assert len(table) == data.n_predicted()
+    assert set(table.colnames) == set(predictor.model.outputs)
+
+
+def test_bf16_runs_where_the_component_allows_it(component, parts, tmp_path):
+    if "bf16-mixed" not in parts[0].precisions:
+        pytest.skip("this component needs more than bfloat16")
+    metrics = train(component, tmp_path, "trainer.precision=bf16-mixed")
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def _read(catalogue):
+    with catalogue:
+        chunks = list(catalogue.chunks(catalogue.names))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in catalogue.names}

@@ -1,0 +1,392 @@
+"""The dust map: its derivative, its answers, its file, and bad catalogues."""
+
+import json
+import math
+import sys
+
+import healpy
+import numpy as np
+import pytest
+import torch
+from astropy import units as u
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.table import Table
+from conftest import command
+from dustmaps.edenhofer2023 import Edenhofer2023Query
+
+from orrery import pretrained
+from orrery.datamodules.dust import DustData
+from orrery.models.dust.evaluation import student_inside
+from orrery.models.dust.field import Density, Extinction, Stars
+from orrery.models.dust.hmc import draw
+from orrery.models.dust.prior import Prior, Processes
+from orrery.physics.dust.extinction import Paths, paths
+from orrery.physics.gaussian_process.icr import ICR, grids, matern
+
+PLACES = SkyCoord(
+    [10.0, 100.0] * u.deg, [5.0, -40.0] * u.deg, distance=700 * u.pc, frame="galactic"
+)
+SMALL = {"nside": 4, "n_radial": 8, "nearest": 100.0, "farthest": 1000.0}
+
+
+@pytest.fixture(scope="module")
+def dust(runs):
+    return pretrained.load(runs("dust") / "best.ckpt")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Extinction of a few stars behind a small sky, in float64."""
+    levels = grids(8, 12, 100.0, 1000.0)
+    gp, by_scale = Processes("icr", levels, matern, learned=True).at(150.0)
+    gp.to(dtype=torch.float64), by_scale.to(dtype=torch.float64)
+    prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5), (0.1, 0.3), by_scale)
+    generator = torch.Generator().manual_seed(0)
+    pixel = torch.randint(768, (40,), generator=generator)
+    parallax = 1 + 4 * torch.rand(40, generator=generator, dtype=torch.float64)
+    stars = Stars(pixel, paths(levels[-1].boundaries, parallax, 0.05 * parallax))
+    latents = torch.randn(3, prior.n_latents, generator=generator, dtype=torch.float64)
+    return prior, stars, latents, generator
+
+
+def test_the_derivative_is_that_of_differences_and_has_its_transpose(model):
+    prior, stars, latents, generator = model
+    at = Extinction(prior, stars, latents)
+    v = torch.randn(latents.shape, generator=generator, dtype=torch.float64)
+    step = 1e-5
+    up, down = (Extinction(prior, stars, latents + s * step * v).value for s in (1, -1))
+    torch.testing.assert_close(at.jvp(v), (up - down) / (2 * step), rtol=1e-5, atol=1e-9)
+    w = torch.randn(at.value.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close((at.jvp(v) * w).sum(1), (v * at.vjp(w)).sum(1))
+    torch.testing.assert_close(at.vjp_mean(w), at.vjp(w).mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize("most", [0, 100])
+def test_the_metric_is_that_of_the_derivative(model, most, monkeypatch):
+    """By matrices of the pixels, and star by star."""
+    monkeypatch.setattr("orrery.models.dust.field.GRAM", most)
+    prior, stars, latents, generator = model
+    prior = prior._replace(by_scale=None)
+    at = Extinction(prior, stars, latents)
+    weight = 1 + torch.rand(len(stars.pixel), generator=generator, dtype=torch.float64)
+    v = torch.randn(2, prior.n_latents, generator=generator, dtype=torch.float64)
+    exact = [at.vjp(weight * at.jvp(one)).mean(0) for one in v[:, None]]
+    torch.testing.assert_close(at.metric(weight)(v), torch.stack(exact))
+
+
+def test_the_field_follows_its_scale():
+    """Beside that of another scale at the same excitations, to second order."""
+    levels = grids(8, 12, 100.0, 1000.0)
+    gp, by_scale = Processes("icr", levels, matern, learned=True).at(150.0)
+    xi = torch.randn(4, gp.n_excitations, generator=torch.Generator().manual_seed(0))
+    there = ICR(levels, matern(150.0 * math.exp(0.05))).apply(xi)
+    here = gp.apply(xi)
+    off = (here + 0.05 * by_scale.apply(xi) - there).std() / (there - here).std()
+    assert float(off) < 0.05
+
+
+def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(model):
+    prior, stars, _, generator = model
+    prior = prior._replace(by_scale=None)
+    # three stars of different pixels, measured to 10%
+    pixel = torch.tensor([5, 300, 700])
+    known = Stars(pixel, Paths(*(x[:3] for x in stars.paths)))
+    value = 3 * Extinction(prior, known, torch.zeros(1, prior.n_latents, dtype=torch.float64)).value
+    error = 0.1 * value[0]
+    start = torch.randn(8, prior.n_latents, generator=generator, dtype=torch.float64)
+
+    def log_likelihood(rho):
+        found = (rho[:, pixel] * known.paths.lengths).sum(2)
+        return -0.5 * ((found - value[0]) / error).square().sum(1)
+
+    drawn = draw(prior, log_likelihood, known, error**2, start, transitions=100, seed=0)
+    u = drawn.latents.flatten(0, 1)
+    found = Extinction(prior, known, u).value
+    # of some tens of effective draws; the middle of the prior is 6.7 errors below
+    assert ((found.mean(0) - value[0]).abs() < 0.8 * error).all()
+    torch.testing.assert_close(found.std(0), error, rtol=0.4, atol=0)
+    # three numbers out of thousands are not those of the prior
+    assert float(u.var(0).mean()) == pytest.approx(1, abs=0.03)
+
+
+def test_density_is_log_normal_as_the_prior_says(model):
+    prior, _, _, generator = model
+    latents = torch.randn(200, prior.n_latents, generator=generator, dtype=torch.float64)
+    log_rho = Density(prior, latents).log
+    # m ~ N(-8, 1), and the mean of a^2 is exp(2 0.5^2)
+    variance = 1 + math.exp(2 * 0.25)
+    assert float(log_rho.mean()) == pytest.approx(-8, abs=0.3)
+    assert float(log_rho.var()) == pytest.approx(variance, rel=0.25)
+
+
+def test_a_query_counts_a_part_of_a_voxel_and_grows_outwards(dust):
+    r = np.linspace(80, 1200, 60)
+    coords = SkyCoord(np.full(60, 30.0) * u.deg, 10 * u.deg, distance=r * u.pc, frame="galactic")
+    mean, std, samples = (dust.query(coords, mode) for mode in ("mean", "std", "samples"))
+    assert (np.diff(mean) > 0).all() and (std[1:] > 0).all()
+    assert samples.shape == (len(dust.model.posterior), 60)
+    np.testing.assert_allclose(samples.mean(0), mean, rtol=1e-5)
+    density = dust.query(coords, integrated=False)
+    middle = np.searchsorted(r, 500)
+    slope = (mean[middle + 1] - mean[middle]) / (r[middle + 1] - r[middle])
+    assert density[middle : middle + 2].min() <= slope * 1.0001
+    assert slope <= density[middle : middle + 2].max() * 1.0001
+    far = SkyCoord(0 * u.deg, 0 * u.deg, distance=5000 * u.pc, frame="galactic")
+    assert np.isnan(dust.query(far))
+
+
+def test_coordinates_without_a_distance_are_refused(dust):
+    with pytest.raises(ValueError, match="have no distance"):
+        dust.query(SkyCoord(0 * u.deg, 0 * u.deg, frame="galactic"))
+    here = SkyCoord(0 * u.deg, 0 * u.deg, distance=1 * u.kpc, frame="galactic")
+    with pytest.raises(ValueError, match="mode is 'median'"):
+        dust.query(here, "median")
+
+
+def test_equatorial_and_galactic_columns_give_the_same(dust):
+    coords = SkyCoord([10.0, 200.0] * u.deg, [5.0, -60.0] * u.deg, frame="galactic")
+    rest = {"distance": [300.0, 800.0]}
+    galactic = dust.predict({"l": coords.l.deg, "b": coords.b.deg, **rest})
+    equatorial = dust.predict({"ra": coords.icrs.ra.deg, "dec": coords.icrs.dec.deg, **rest})
+    np.testing.assert_allclose(galactic["extinction"], equatorial["extinction"], rtol=1e-5)
+    there = SkyCoord(coords.l, coords.b, distance=rest["distance"] * u.pc, frame="galactic")
+    np.testing.assert_allclose(galactic["extinction"], dust.query(there), rtol=1e-5)
+
+
+def test_flags_say_where_the_map_ends_and_where_it_has_no_stars(dust):
+    empty = int((dust.model.n_stars == 0).nonzero()[0])
+    there = dust.model.grid.positions[empty, 0]
+    sky = SkyCoord(*there.tolist(), representation_type="cartesian", frame="galactic").spherical
+    full = int(dust.model.n_stars.argmax())
+    other = SkyCoord(*dust.model.grid.positions[full, 0].tolist(), frame="galactic",
+                     representation_type="cartesian").spherical  # fmt: skip
+    found = dust.predict({
+        "l": [other.lon.deg] * 3 + [sky.lon.deg],
+        "b": [other.lat.deg] * 3 + [sky.lat.deg],
+        "distance": [10.0, 500.0, 9000.0, 500.0],
+    })  # fmt: skip
+    assert found["flags"].tolist() == [1, 0, 2, 4]
+    assert found["extinction"][0] == 0
+
+
+def test_the_map_is_a_file_in_the_layout_of_dustmaps(runs, dust, tmp_path):
+    best = runs("dust") / "best.ckpt"
+    done = command("evaluate.py", f"checkpoint={best}", f"output={tmp_path}/map.fits",
+                   f"hydra.run.dir={tmp_path}/run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with fits.open(tmp_path / "map.fits") as hdus:
+        assert [hdu.name for hdu in hdus] == [
+            "PRIMARY", "MEAN", "MEAN OF INTEGRATED INNER 69 PC", "STD.",
+            "STD. OF INTEGRATED INNER 69 PC", "RADIAL PIXEL CENTERS", "RADIAL PIXEL BOUNDARIES",
+        ]  # fmt: skip
+        mean, bounds = hdus["MEAN"].data, hdus[-1].data["radial pixel boundaries"]
+        assert hdus["MEAN"].header["ORDERING"] == "NEST"
+        assert mean.shape == (12, 768) and (mean > 0).all()
+        np.testing.assert_allclose(mean.T, dust.rho().mean(0), rtol=1e-5)
+        assert bounds[0] == pytest.approx(69) and len(bounds) == 13
+    # dustmaps counts half a shell too much or too little
+    query = Edenhofer2023Query(str(tmp_path / "map.fits"), integrated=True)
+    np.testing.assert_allclose(query.query(PLACES), dust.query(PLACES), rtol=0.4)
+
+
+def test_samples_are_a_file_of_dustmaps_in_nested_order(runs, dust, tmp_path):
+    best = runs("dust") / "best.ckpt"
+    done = command("evaluate.py", f"checkpoint={best}", f"output={tmp_path}/samples.fits",
+                   "columns=[samples]", f"hydra.run.dir={tmp_path}/run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with fits.open(tmp_path / "samples.fits") as hdus:
+        assert [hdu.name for hdu in hdus] == [
+            "PRIMARY", "SAMPLES", "INTEGRATED INNER 69 PC", "RADIAL PIXEL CENTERS",
+            "RADIAL PIXEL BOUNDARIES",
+        ]  # fmt: skip
+        nside, density = hdus["SAMPLES"].header["NSIDE"], hdus["SAMPLES"].data
+    # at the centres of two voxels, as healpy knows them
+    pixel, shell = np.array([100, 500]), 5
+    lon, lat = healpy.pix2ang(nside, pixel, nest=True, lonlat=True)
+    distance = float(dust.model.grid.centres[shell]) * u.pc
+    there = SkyCoord(lon * u.deg, lat * u.deg, distance=distance, frame="galactic")
+    ours = dust.query(there, "samples", integrated=False)
+    np.testing.assert_allclose(density[:, shell, pixel], ours, rtol=1e-5)
+    query = Edenhofer2023Query(str(tmp_path / "samples.fits"), load_samples=True)
+    np.testing.assert_allclose(query.query(there, mode="samples"), ours.T, rtol=1e-3)
+    # who took the pixels for those of RING would see another sky
+    ring = density[:, shell, healpy.nest2ring(nside, pixel)]
+    assert not np.allclose(ring, ours, rtol=0.1)
+
+
+def test_expected_coverage_is_that_of_student():
+    assert student_inside(1, 1.0) == pytest.approx(0.5, abs=1e-4)  # Cauchy
+    assert student_inside(4, 1.0) == pytest.approx(0.6261, abs=1e-4)
+    assert student_inside(10_000, 1.0) == pytest.approx(0.6827, abs=1e-3)
+    assert student_inside(10_000, 4.0) == pytest.approx(0.9545, abs=1e-3)
+
+
+def test_a_star_of_negative_parallax_is_far_away(dust):
+    star = {"l": [30.0] * 3, "b": [10.0] * 3, "parallax_error": [0.3] * 3}
+    found = dust.predict(star | {"parallax": [0.1, -0.2, 5.0]})
+    assert (np.asarray(found["flags"]) & 3).tolist() == [2, 2, 0]
+
+
+def test_what_is_said_of_columns_of_extinctions(dust):
+    """Units, values that are none, names that are not there, and names in capitals."""
+    star = {"l": [30.0] * 2, "b": [10.0] * 2, "distance": [300.0] * 2}
+    measured = Table(star | {"extinction": [200.0, -99999.0], "extinction_error": [30.0, 30.0]})
+    for name in ("extinction", "extinction_error"):
+        measured[name].unit = "mmag"
+    with pytest.warns(UserWarning, match="'extinction' is in mmag, and is taken as E of Zhang"):
+        found = dust.predict(measured)
+    assert found["extinction_true"][0] == pytest.approx(0.2)
+    assert np.isfinite(found["pull"]).tolist() == [True, False]
+    with pytest.raises(ValueError, match="no column 'e_dd'"):
+        dust.predict(star, columns={"distance_error": "e_dd"})
+    with pytest.raises(ValueError, match=r"columns.distance_err is none .* near: distance_error"):
+        dust.predict(star, columns={"distance_err": "e_d"})
+    with pytest.warns(UserWarning, match=r"'Distance_Error' is not used; if it is distance_error"):
+        dust.predict(star | {"Distance_Error": [30.0] * 2})
+    with pytest.raises(ValueError, match=r"'b': -99\.0 is no latitude"):
+        dust.predict(star | {"b": [-99.0] * 2})
+    with pytest.raises(ValueError, match="'l' holds what is no number"):
+        dust.predict(star | {"l": ["05:34:31", "05:34:31"]})
+
+
+def table():
+    return Table(DustData(**SMALL, n_stars=400).simulate("fit"))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda t: (
+                t.__setitem__("parallax_error", 0 * t["parallax"])
+                or t["parallax"].__setitem__(3, -0.2)
+            ),
+            "-0.2 is not positive and exact",
+        ),
+        (lambda t: t["extinction"].__setitem__(3, np.nan), "'extinction': nan is not measured"),
+        (lambda t: t["extinction_error"].__setitem__(0, 0.0), "is no error"),
+        (lambda t: t.remove_columns(["extinction"]), "no column 'extinction'"),
+        (lambda t: t.rename_columns(["l", "b"], ["ecl_lon", "ecl_lat"]), "ecliptic coordinates"),
+        (lambda t: t.remove_rows(slice(50, None)), "stars are left to make a map of"),
+        (lambda t: setattr(t["parallax"], "unit", "pc"), "'parallax' is in 'pc'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*are left out")
+def test_bad_catalogues_are_refused(change, message, tmp_path):
+    stars = table()
+    change(stars)
+    stars.write(tmp_path / "stars.ecsv")
+    with pytest.raises(ValueError, match=message):
+        DustData(**SMALL, path=str(tmp_path / "stars.ecsv"), val_fraction=0).setup("fit")
+
+
+def test_stars_beyond_the_map_are_left_out_aloud(tmp_path):
+    stars = table()
+    stars["parallax"][:40] = 0.5
+    stars["parallax_error"][:40] = 0.01
+    stars["parallax"][40:50] = -1.0
+    stars.write(tmp_path / "stars.ecsv")
+    data = DustData(**SMALL, path=str(tmp_path / "stars.ecsv"), val_fraction=0, test_fraction=0)
+    said = r"10 stars of a parallax below 3 errors and 40 beyond 1000 pc are left out"
+    with pytest.warns(UserWarning, match=said):
+        data.setup("fit")
+    assert len(data.training_batch()["row"]) == len(stars) - 50
+
+
+def test_the_catalogue_of_zhang_green_and_rix_is_read_as_it_is(tmp_path):
+    stars = table()
+    stars.write(tmp_path / "plain.hdf5", path="stars")
+    arrays = stars["l", "b"].copy()
+    for more in ("", "_error"):  # Teff, [Fe/H], log g, E, parallax
+        rest = np.full((len(stars), 3), 7.0)
+        pair = [stars[f"extinction{more}"], stars[f"parallax{more}"]]
+        arrays["stellar_params_err" if more else "stellar_params_est"] = np.c_[rest, *pair]
+    arrays.write(tmp_path / "zgr23.hdf5", path="stars")
+    found = [
+        DustData(**SMALL, path=str(tmp_path / name), group="stars", val_fraction=0)
+        for name in ("plain.hdf5", "zgr23.hdf5")
+    ]
+    for data in found:
+        data.setup("fit")
+    plain, theirs = (data.training_batch() for data in found)
+    for name in ("direction", "parallax", "parallax_error", "extinction", "extinction_error"):
+        torch.testing.assert_close(theirs[name], plain[name])
+    arrays["quality_flags"] = np.arange(len(stars)) % 4 * 4
+    arrays.write(tmp_path / "flagged.hdf5", path="stars")
+    done = command("train.py", "model=dust", "experiment=dust_quick", "data.group=stars",
+                   f"data.path={tmp_path / 'flagged.hdf5'}", 'data.train_where="quality_flags < 8"',
+                   "data.test_fraction=0", f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    behind = int(pretrained.load(tmp_path / "run" / "best.ckpt").model.n_stars.sum())
+    assert 0.4 * len(stars) < behind <= 0.5 * len(stars), "those beyond the map are left out, too"
+
+
+def test_extinction_in_magnitudes_is_converted(tmp_path):
+    stars = table()
+    stars.write(tmp_path / "e.ecsv")
+    stars["extinction"] *= 2.8
+    stars["extinction_error"] *= 2.8
+    stars.write(tmp_path / "av.ecsv")
+    found = []
+    for name, unit in (("e", "E"), ("av", "A_V")):
+        data = DustData(**SMALL, path=str(tmp_path / f"{name}.ecsv"), extinction_unit=unit,
+                        val_fraction=0)  # fmt: skip
+        data.setup("fit")
+        found.append(data.training_batch()["extinction"])
+    torch.testing.assert_close(*found)
+    with pytest.raises(ValueError, match="it is E, of Zhang"):
+        DustData(**SMALL, extinction_unit="mag")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["model.nside=12"], "needs a power of two"),
+        (["model.n_radial=35"], "do not come of whole shells"),
+        (["model.nside=1024", "model.n_radial=516"], "GB"),
+        (
+            ["model.nside=32", "model.guide=hmc", "model.transitions=30000"],
+            "model.transitions=<less>",
+        ),
+    ],
+)
+def test_grids_that_cannot_be_are_refused_before_anything_starts(words, message):
+    done = command("train.py", "model=dust", *words)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert message in done.stderr, done.stderr
+    assert sys.getsizeof(done.stderr) < 4000
+
+
+def test_the_other_prior_serves_as_well(tmp_path):
+    done = command("train.py", "model=dust", "experiment=dust_quick", "model.prior=vecchia",
+                   f"hydra.run.dir={tmp_path}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours = json.loads((tmp_path / "metrics.json").read_text())
+    assert ours["icr_covariance_error"] < 0.02
+    assert ours["heldout_lpd"] > ours["heldout_lpd_constant"]
+    assert ours["heldout_lpd"] < ours["heldout_lpd_truth"], "nothing beats the truth"
+    message = command("train.py", "model=dust", "model.guide=meanfeld").stderr
+    assert "model.guide is 'meanfeld'; it is one of curved, mgvi, hmc, meanfield" in message
+    message = command("train.py", "model=dust", "model.prior=kriging").stderr
+    assert "model.prior is 'kriging'; it is icr or vecchia" in message
+
+
+SCALE = ["model.scale_error=0.3", "model.tolerance=1e-3"]
+
+
+@pytest.mark.parametrize("words", [["model.guide=meanfield"], ["model.guide=mgvi"], SCALE])
+def test_other_fits_serve_as_well_and_can_be_loaded(words, tmp_path):
+    done = command("train.py", "model=dust", "experiment=dust_quick", "model.epochs=4", *words,
+                   f"hydra.run.dir={tmp_path}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours = json.loads((tmp_path / "metrics.json").read_text())
+    assert ours["heldout_lpd_constant"] < ours["heldout_lpd"] < ours["heldout_lpd_truth"]
+    if words == SCALE:
+        assert ours["scale_pc"] != pytest.approx(150, abs=1), "learned"
+        assert abs(math.log(ours["scale_pc"] / 150)) < 4 * 0.3
+    again = command("evaluate.py", f"checkpoint={tmp_path}/best.ckpt",
+                    f"hydra.run.dir={tmp_path}/again")  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    theirs = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert theirs["heldout_lpd"] == pytest.approx(ours["heldout_lpd"], abs=1e-4)

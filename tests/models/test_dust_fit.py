@@ -1,0 +1,51 @@
+"""How the dust map is fitted: noise of the first iterations, and stars far off."""
+
+import lightning
+import numpy as np
+import pytest
+from test_dust import SMALL, table
+
+from orrery.datamodules.dust import DustData
+from orrery.models.dust import Dust
+
+
+def fitted(data, **settings):
+    dust = Dust(**SMALL, **settings)
+    dust.prepare(data.setup("fit") or data)
+    trainer = lightning.Trainer(
+        max_epochs=dust.epochs, accelerator="cpu", logger=False, barebones=True
+    )
+    trainer.fit(dust, datamodule=data)
+    return dust
+
+
+@pytest.mark.parametrize(("epochs", "noise"), [(6, [16, 8, 4, 2, 1, 1]), (3, [4, 2, 1])])
+def test_the_noise_of_the_first_iterations_is_larger(epochs, noise, monkeypatch):
+    seen, here = [], Dust._here
+
+    def watched(dust, batch, stars, mean, samples, *rough):
+        found = here(dust, batch, stars, mean, samples, *rough)
+        seen.append(float((found.data.variance / dust._variance(batch, stars, samples)).mean()))
+        return found
+
+    monkeypatch.setattr(Dust, "_here", watched)
+    fitted(DustData(**SMALL, n_stars=300, val_fraction=0), pairs=1, draws=1, epochs=epochs)
+    assert seen == pytest.approx(noise)
+
+
+def test_stars_far_off_count_less_with_students_errors():
+    """A tenth of the extinctions are 3 too large: on the others the map is the better for it."""
+    spoilt = table()
+    wrong = np.random.default_rng(0).random(len(spoilt)) < 0.1
+    spoilt["extinction"][wrong] += 3
+    errors = []
+    for dof in (None, 3.0):
+        data = DustData(**SMALL, val_fraction=0, test_fraction=0)
+        data.table = spoilt
+        dust = fitted(data, pairs=2, draws=4, epochs=4, noise_dof=dof)
+        dust.eval().calibrate(data)
+        batch = data.training_batch()
+        kept = batch["extinction"] < 3
+        rows = dust.predict_step(batch)
+        errors.append(float((rows["extinction"][kept] - batch["extinction"][kept]).square().mean()))
+    assert errors[1] < 0.5 * errors[0]

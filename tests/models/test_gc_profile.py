@@ -1,0 +1,269 @@
+"""Binned profiles of a cluster: files as GCfit's, the likelihood, a mock with known truth."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, command
+
+from orrery import pretrained
+from orrery.checkpoint import read_checkpoint, restore
+from orrery.datamodules.gc_emulator.profile import GCProfile
+from orrery.models.gc_emulator.profiles import Profiles
+from orrery.physics.clusters import lowered_isothermal as limepy
+from orrery.physics.clusters.cluster_profiles import Profile, observed, projected, radius
+
+D = torch.float64
+pytestmark = pytest.mark.filterwarnings("ignore:not used of", "ignore:the error of the distance")
+TRUTH = {"W0": 7.0, "g": 1.4, "log10_mass": 5.6, "log10_rh": 0.7, "distance": 5.0}
+TUC = ROOT.parent / "shared/data/gc/NGC0104.hdf"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return restore(read_checkpoint(pretrained.find("gc_emulator"))).requires_grad_(False)
+
+
+def cluster_file(path: Path, distance: float | None = 5.0) -> Path:
+    """A small file in the layout of GCfit's."""
+    r = np.array([0.1, 0.5, 2.0, 8.0])
+    with h5py.File(path, "w") as file:
+        file.attrs["RA"] = 6.0
+        initials = file.create_group("initials")
+        if distance is not None:
+            initials.attrs["d"] = distance
+        counts = file.create_group("number_density")
+        add(counts, "r", 60 * r, "arcsec")
+        add(counts, "Σ", np.array([100.0, 80, 20, 1]) / 3600, "1 / arcsec2")
+        add(counts, "ΔΣ", np.array([5.0, 4, 1, 0]) / 3600, "1 / arcsec2")
+        counts.attrs["background"] = 0.5 / 3600
+        file.create_group("proper_motion")
+        motion = file.create_group("proper_motion/hubble")
+        add(motion, "r", r, "arcmin")
+        for name, value in (("PM_R", 0.4), ("PM_T", 0.38), ("PM_tot", 0.39)):
+            add(motion, name, np.full(4, 1e-3 * value), "arcsec/yr")
+            add(motion, f"Δ{name}", np.full(4, 0.02), "mas / yr")
+        speeds = file.create_group("velocity_dispersion/keck")
+        add(speeds, "r", r, "arcmin")
+        add(speeds, "σ", np.array([9.0, 9, 8, 6]), "km/s")
+        add(speeds, "Δσ,up", np.full(4, 0.5), "km / s")
+        add(speeds, "Δσ,down", np.full(4, 400.0), "m/s")
+        file.create_group("mass_function/hubble")
+        file.create_group("pulsar")
+    return path
+
+
+def add(group, name, values, unit):
+    if name in group:
+        del group[name]
+    group[name] = values
+    if unit:
+        group[name].attrs["unit"] = unit
+
+
+def test_a_file_is_read_in_its_units_and_after_its_background(tmp_path):
+    with pytest.warns(UserWarning, match="mass_function, pulsar"):
+        data = GCProfile(path=str(cluster_file(tmp_path / "a.hdf")))
+        found = {profile.name: profile for profile in data.profiles()}
+    assert {name: profile.kind for name, profile in found.items()} == {
+        "number_density": "density",
+        "velocity_dispersion_keck": "los",
+        "proper_motion_hubble_R": "radial",
+        "proper_motion_hubble_T": "tangential",  # and no total: it says nothing new
+    }
+    for profile in found.values():
+        np.testing.assert_allclose(profile.r, [0.1, 0.5, 2, 8])
+    np.testing.assert_allclose(found["number_density"].value, [99.5, 79.5, 19.5, 0.5])
+    np.testing.assert_allclose(found["proper_motion_hubble_R"].value, 0.4)
+    np.testing.assert_allclose(found["velocity_dispersion_keck"].down, 0.4)
+    np.testing.assert_allclose(found["velocity_dispersion_keck"].up, 0.5)
+    with pytest.warns(UserWarning, match="error of the distance"):
+        assert data.distance() == (5.0, pytest.approx(0.1))
+
+
+@pytest.mark.parametrize("left", ["number_density", "proper_motion", "velocity_dispersion"])
+def test_one_group_is_enough(left, tmp_path, model):
+    path = cluster_file(tmp_path / "a.hdf")
+    with h5py.File(path, "a") as file:
+        for name in {"number_density", "proper_motion", "velocity_dispersion"} - {left}:
+            del file[name]
+        file[left].attrs.pop("background", None)
+    data = GCProfile(path=str(path), distance_error=0.1)
+    posterior = Profiles(model.emulator, data.profiles(), data.distance())
+    u = next(posterior.candidates())
+    assert ("log10_extra" in posterior.named(u)) == (left == "number_density")
+    assert bool(posterior.log_prob(u).isfinite().all())
+
+
+def test_a_data_set_left_out_may_be_bad(tmp_path):
+    path = cluster_file(tmp_path / "a.hdf")
+    with h5py.File(path, "a") as file:
+        file["velocity_dispersion/keck/σ"][1] = np.nan
+    data = GCProfile(path=str(path), without=["velocity_dispersion/keck"])
+    assert len(data.profiles()) == 3
+    with pytest.raises(ValueError, match="no data set 'keck'"):
+        GCProfile(path=str(path), without=["keck"]).profiles()
+
+
+def keck(name, change):
+    def of(file):
+        change(file["velocity_dispersion/keck"], name)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (keck("σ", lambda g, n: g[n].__setitem__(1, np.nan)), "keck/σ': nan is no number"),
+        (keck("Δσ,up", lambda g, n: g[n].__setitem__(1, -1)), "keck/Δσ,up': -1.0 is negative"),
+        (keck("Δσ,up", lambda g, n: g[n].__setitem__(1, 0)), "would weigh infinitely"),
+        (keck("Δσ,up", lambda g, n: g.__delitem__(n)), "keck has no errors of σ: expected 'Δσ'"),
+        (keck("r", lambda g, n: g.__delitem__(n)), "keck has no 'r'"),
+        (keck("r", lambda g, n: g[n].__setitem__(0, -1)), "keck/r': -1.0 is negative"),
+        (keck("σ", lambda g, n: g.__delitem__(n)), "expected σ: leave it out by data.without"),
+        (keck("σ", lambda g, n: g[n].attrs.clear()), "keck/σ has no attribute 'unit'"),
+        (keck("σ", lambda g, n: add(g, n, g[n][()], "mas/yr")), "keck/σ is in 'mas/yr'"),
+        (keck("σ", lambda g, n: add(g, n, g[n][()], "furlong")), "keck/σ is in 'furlong'"),
+        (keck("r", lambda g, n: add(g, n, g[n][()], "pc")), "keck/r is in 'pc'"),
+        (keck("σ", lambda g, n: add(g, n, g[n][:2], "km/s")), r"keck/σ is of shape \(2,\)"),
+        (lambda f: f["number_density"].attrs.modify("background", np.nan), "background is nan"),
+        (lambda f: f["initials"].attrs.modify("d", -3.0), "is -3.0; expected kpc"),
+        (
+            lambda f: [f.__delitem__(k) for k in list(f) if k not in ("pulsar", "initials")],
+            "has no profiles to fit; expected one of the groups number_density",
+        ),
+    ],
+)
+def test_bad_files_are_refused(change, message, tmp_path):
+    path = cluster_file(tmp_path / "a.hdf")
+    with h5py.File(path, "a") as file:
+        change(file)
+    with pytest.raises(ValueError, match=message):
+        GCProfile(path=str(path)).profiles()
+
+
+def test_no_hdf_file_or_half_of_one_is_refused(tmp_path):
+    whole = cluster_file(tmp_path / "a.hdf").read_bytes()
+    for content in (b"r sigma\n1 2\n", whole[: len(whole) // 2], b""):
+        (tmp_path / "b.hdf").write_bytes(content)
+        with pytest.raises(ValueError, match=r"b\.hdf is not an HDF5 file that can be read, or is"):
+            GCProfile(path=str(tmp_path / "b.hdf")).profiles()
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        GCProfile(path=str(tmp_path / "c.hdf")).profiles()
+
+
+def test_a_missing_distance_is_asked_for(tmp_path):
+    path = str(cluster_file(tmp_path / "a.hdf", distance=None))
+    with pytest.raises(ValueError, match=r"no distance.*data\.distance=<kpc>"):
+        GCProfile(path=path).distance()
+    assert GCProfile(path=path, distance=4.0, distance_error=0.2).distance() == (4.0, 0.2)
+    with pytest.raises(ValueError, match=r"data\.distance_error is -1"):
+        GCProfile(path=path, distance=4.0, distance_error=-1)
+
+
+def test_what_is_seen_of_a_cluster_is_what_limepy_projects():
+    peer = pytest.importorskip("limepy")
+    mass, rh = 8e5, 6.0
+    tight = {"ode_rtol": 1e-10, "ode_atol": 1e-10}
+    with np.errstate(all="ignore"):
+        k = peer.limepy(7.5, 1.6, M=mass, rh=rh, G=limepy.G, project=True, **tight)
+    use = (k.r > 0) & (k.r < 0.3 * k.rt)
+    solved = limepy.solve(torch.tensor([7.5]), torch.tensor([1.6]))
+    R = torch.from_numpy(k.r[use])[None]
+    seen = projected(solved, torch.tensor([mass]).to(D), torch.tensor([rh]).to(D), R)
+    np.testing.assert_allclose(seen.surface_density[0], k.Sigma[use], rtol=5e-3)
+    np.testing.assert_allclose(seen.v2_los[0], k.v2p[use], rtol=5e-3)
+
+
+def by_hand(profile: Profile, model, extra):
+    """The likelihood of a profile in numpy, its amplitude marginalised by summing over a grid."""
+    value, down, up = (x.numpy() for x in (profile.value, profile.down, profile.up))
+    if profile.kind == "density":
+        error2 = down**2 + extra**2
+        guess = np.sum(value * model / error2) / np.sum(model**2 / error2)
+        log_k = np.log(guess) + np.linspace(-0.3, 0.3, 4001)
+        chi2 = np.sum((value - np.exp(log_k)[:, None] * model) ** 2 / error2, 1)
+        inner = np.sum(np.exp(-0.5 * (chi2 - chi2.min()))) * (log_k[1] - log_k[0])
+        marginal = np.log(inner / np.sqrt(2 * np.pi)) - 0.5 * chi2.min()
+        return marginal - 0.5 * np.sum(np.log(error2))
+    error = np.where(model > value, up, down)
+    return np.sum(-0.5 * ((value - model) / error) ** 2 - np.log(0.5 * (up + down)))
+
+
+def test_likelihood_is_that_of_a_plain_rewriting(model):
+    data = GCProfile(truth=TRUTH, seed=3)
+    lopsided = [p._replace(up=1.5 * p.up) if p.kind == "los" else p for p in data.profiles()]
+    posterior = Profiles(model.emulator, lopsided, (5.0, 0.1))
+    u = torch.tensor([[[-0.1, 0.6, -0.4, 0.1, 0.5, -1.0]]], dtype=D)
+    named = {name: value.flatten() for name, value in posterior.named(u).items()}
+    solved, distance = limepy.solve(named["W0"], named["g"]), named["distance"][:, None]
+    expected = -0.5 * float(u.square().sum())
+    for profile in lopsided:
+        R = radius(profile.r, distance)
+        seen = projected(solved, 10 ** named["log10_mass"], 10 ** named["log10_rh"], R)
+        exact = observed(profile.kind, seen, distance)[0].numpy()
+        expected += by_hand(profile, exact, 10 ** float(named["log10_extra"]))
+    assert float(posterior.log_prob(u)) == pytest.approx(expected, abs=1e-3)
+
+
+def test_gradient_is_that_of_finite_differences(model):
+    data = GCProfile(truth=TRUTH, seed=3)
+    posterior = Profiles(model.emulator, data.profiles(), data.distance())
+    u = torch.tensor([[[0.1, 0.2, -0.3, 0.1, 0.5, -1.0]]], dtype=D, requires_grad=True)
+    (gradient,) = torch.autograd.grad(posterior.log_prob(u).sum(), u)
+    for i in range(6):
+        step = torch.zeros_like(u)
+        step[..., i] = 1e-5
+        with torch.no_grad():
+            slope = (posterior.log_prob(u + step) - posterior.log_prob(u - step)) / 2e-5
+        assert float(gradient[..., i]) == pytest.approx(float(slope), rel=1e-4, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def mock(model, tmp_path_factory):
+    model.chains, model.warmup, model.draws = 4, 150, 250
+    data = GCProfile(truth=TRUTH, seed=1)
+    return model.infer(data, tmp_path_factory.mktemp("mock"), seed=0)
+
+
+def test_a_mock_gives_back_its_truth(mock):
+    facts = mock.metrics
+    assert all(abs(facts[f"{name}_z"]) < 4 for name in TRUTH)
+    assert facts["divergences"] == 0
+    assert facts["rhat_max"] < 1.05
+    assert facts["chi2_reduced"] < 1.5
+    assert not mock.remarks
+
+
+def test_replicated_data_scatter_about_the_data_as_their_errors_say(mock):
+    for name, values in mock.groups["observed_data"].items():
+        copies = mock.groups["posterior_predictive"][name]
+        assert copies.shape[2:] == values.shape
+        score = (values - copies.mean((0, 1))) / copies.std((0, 1))
+        assert 0.5 < score.std() < 1.5, name
+
+
+@pytest.mark.skipif(not TUC.exists(), reason="../shared/data is not here")
+def test_47_tuc_gives_a_posterior_its_figure_and_an_honest_remark(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    done = command(
+        "evaluate.py", "checkpoint=gc_emulator", "data=gc_profile", f"data.path={TUC}",
+        f"output={tmp_path}/posterior.nc", "model.chains=2", "model.warmup=30", "model.draws=20",
+        f"hydra.run.dir={tmp_path}/run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "note: the model does not fit proper_motion_GEDR3_R" in done.stdout
+    assert "not used of" in done.stderr and "mass_function" in done.stderr
+    assert (tmp_path / "run/profiles.png").exists()
+    output = tmp_path / "posterior.nc"
+    posterior = xarray.open_dataset(output, group="posterior")
+    assert posterior["distance"].dims == ("chain", "draw")
+    assert posterior["distance"].attrs["units"] == "kpc"
+    predictive = xarray.open_dataset(output, group="posterior_predictive")
+    observed_data = xarray.open_dataset(output, group="observed_data")
+    name = "velocity_dispersion_baumgardt"
+    assert predictive[name].dims == ("chain", "draw", f"{name}_dim_0")
+    assert observed_data[name].dims == (f"{name}_dim_0",)

@@ -1,0 +1,273 @@
+"""What is special to gyro: ages, what they do at the edges, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import command
+
+from orrery import pretrained
+from orrery.datamodules.gyro import GyroData
+from orrery.models.gyro import BIT
+from orrery.models.gyro.ages import COLOURS, PERIODS, TYPICAL, cumulative, joint
+from orrery.models.gyro.networks import Contamination, Rotation
+from orrery.models.layers import grid
+from orrery.physics.rotation import gyrochrones
+
+GOLDEN = {
+    "zuko_nsf": [-1.240014, -1.127509, -1.173472, -1.017804],
+    "nflows_rqs": [-1.283593, -1.076838, -1.145491, -1.045794],
+    "mixture": [-0.983033, -1.06911, -0.994289, -0.824902],
+}
+QUANTILES = ("age_q025", "age_q16", "age_q50", "age_q84", "age_q975")
+
+
+@pytest.fixture(scope="module")
+def model(runs):
+    return pretrained.load(runs("gyro") / "best.ckpt")
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return pretrained.load("gyro").model
+
+
+@pytest.fixture
+def stars():
+    table = gyrochrones.simulate(np.random.default_rng(1), 4, 60)
+    return {name: np.array(values) for name, values in table.items()}
+
+
+def test_the_density_of_a_period_integrates_to_one(model):
+    rotation = model.model.rotation
+    y = torch.linspace(-4, 5, 4000)
+    with torch.no_grad():
+        p = rotation.log_prob(y[:, None], torch.tensor([2.0]), torch.tensor([1.2])).exp()[..., 0]
+    np.testing.assert_allclose(np.trapezoid(p.numpy(), y.numpy(), axis=1), 1, rtol=2e-3)
+
+
+def test_who_is_no_dwarf_of_the_cluster_may_have_any_period():
+    contamination = Contamination(2)
+    y = torch.linspace(-6, 7, 4000)
+    with torch.no_grad():
+        contamination.evidence[:, 2:] = torch.tensor([1.0, 2.0, 3.0])
+        half = torch.full_like(y, 0.5)
+        dwarf, other = contamination.parts(y, half, torch.zeros_like(y))
+        np.testing.assert_allclose(dwarf.exp().numpy(), 0.5, rtol=1e-5)
+        share = np.trapezoid(other.exp().numpy(), y.numpy(), axis=1)
+        np.testing.assert_allclose(share, 0.5, rtol=1e-3)
+        above = torch.tensor([0.0, 0.3, 0.8, 2.0, -1.0])
+        dwarf, _ = contamination.parts(above, torch.full((5,), 0.5), above)
+    logit = torch.logit(dwarf.exp())[0]
+    expected = [0, 0, -0.5, -(2 - 0.3) - 2 * (2 - 0.9), -3 * (1 - 0.3)]
+    np.testing.assert_allclose(logit.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("flow", ["zuko_nsf", "nflows_rqs", "mixture"])
+def test_golden_densities(flow):
+    """Neither of the libraries may change its spline unseen."""
+    torch.manual_seed(0)
+    rotation = Rotation(2, flow, 6, 3, 8, 1)
+    with torch.no_grad():
+        at = torch.tensor([0.7, 1.3]), torch.tensor([2.0, 3.0]), torch.tensor([0.8, 2.0])
+        found = rotation.log_prob(*at).flatten()
+    np.testing.assert_allclose(found, GOLDEN[flow], rtol=1e-4)
+
+
+def exact_ages(gyro, batch, nodes=1):
+    """Medians of log10 age, Gyr, by the networks themselves; errors by quadrature."""
+    points = torch.linspace(-3.5, 3.5, nodes) if nodes > 1 else torch.zeros(1)
+    weight = (-0.5 * points.square()).softmax(0).log()
+    moved = {}
+    for name, typical in TYPICAL.items():
+        variance = (batch[f"{name}_error"].square() - typical**2).clamp_min(0)
+        variance = variance + (gyro.field**2 if name == "colour" else 0)
+        moved[name] = batch[name] + points[:, None] * variance.sqrt()
+    columns = []
+    with torch.no_grad():
+        for age in gyro.table.ages:
+            parts = []
+            for colour, w in zip(moved["colour"], weight, strict=True):
+                log_p = gyro.rotation.log_prob(moved["log_period"], age.expand(len(colour)), colour)
+                log_p = log_p.logsumexp(0) - math.log(len(log_p))
+                parts.append((log_p.view(nodes, -1) + weight[:, None]).logsumexp(0) + w)
+            columns.append(torch.stack(parts).logsumexp(0))
+        member = gyro.contaminated(torch.stack(columns, 1), batch, slice(None))
+        mass = (member + gyro.log_prior_of(batch["colour"])).softmax(1)
+    return grid.quantile(cumulative(mass), gyro.edges, torch.tensor([[0.5]]))[:, 0] - 3
+
+
+@pytest.mark.parametrize("colour_error, period_error, field, worst", [
+    (0.01, 1e-3, 0.0, 0.005), (0.01, 0.05, 0.0, 0.01), (0.08, 0.02, 0.04, 0.01),
+])  # fmt: skip
+def test_the_table_gives_the_ages_of_the_exact_density(
+    shipped, stars, colour_error, period_error, field, worst, monkeypatch
+):
+    """Of the shipped model, whose densities are the sharpest."""
+    gyro = shipped
+    monkeypatch.setattr(gyro, "field", field)
+    data = GyroData(split="all")
+    data.table = {name: values[:16] for name, values in stars.items()}
+    batch = next(data.prediction_batches())
+    n = len(batch["colour"])
+    batch |= {
+        "colour_error": torch.full((n,), colour_error),
+        "log_period_error": torch.full((n,), period_error),
+    }
+    ours = gyro.predict_step(batch)["age_q50"].log10()
+    off = ours - exact_ages(gyro, batch, nodes=1 if worst == 0.005 else 9)
+    inside = (batch["colour"] > 0.5) & (batch["colour"] < 3.2)
+    assert float(off[inside].abs().median()) < 0.002
+    assert float(off[inside].abs().quantile(0.95)) < worst
+
+
+@pytest.mark.parametrize("prot, colour", [(20.0, 0.9), (25.4, 0.82), (8.0, 0.72)])
+def test_an_age_does_not_jump_with_the_colour_error(shipped, prot, colour):
+    errors = np.linspace(0.001, 0.3, 60)
+    ages = np.array([shipped.age(prot, colour, 0.2, e)["age_q50"] for e in errors])
+    assert 0.001 < np.abs(np.diff(np.log10(ages))).max() < 0.02
+    assert int(shipped.age(prot, colour, 0.2, 0.5)["flags"]) & BIT["extrapolated_error"]
+
+
+@pytest.mark.parametrize(
+    "prot, colour", [(np.nan, 0.8), (-3.0, 0.8), (0.0, 0.8), (600.0, 0.8), (5.0, np.nan)]
+)
+def test_one_star_without_a_period_or_colour_is_refused(model, prot, colour):
+    with pytest.raises(ValueError, match="expected a period in days and a colour"):
+        model.age(prot, colour)
+
+
+def test_the_posterior_of_a_star_is_what_its_quantiles_are_of(shipped):
+    found = shipped.age(25.4, 0.82)
+    cdf = found["posterior"].cumsum()
+    assert cdf[-1] == pytest.approx(1, abs=1e-5)
+    for name, level in (("age_q16", 0.16), ("age_q50", 0.5), ("age_q84", 0.84)):
+        cell = np.searchsorted(cdf, level)
+        assert 10 ** (found["log10_age_myr"][cell] - 3) == pytest.approx(found[name], rel=0.03)
+
+
+@pytest.mark.parametrize("errors", [(np.nan, 0.01), (-1.0, 0.01), (0.1, np.nan), (0.1, -0.1)])
+def test_one_star_with_errors_that_are_none_is_refused(model, errors):
+    with pytest.raises(ValueError, match="expected errors in days and mag"):
+        model.age(20.0, 0.8, *errors)
+
+
+def test_a_colour_that_clusters_of_that_age_do_not_have_is_flagged(shipped):
+    bit = BIT["extrapolated_colour"]
+    stars = ((10.0, 1.0), (1.0, 3.0), (80.0, 3.2), (10.0, 5.0), (1.0, 0.1))
+    raised = [bool(int(shipped.age(*star)["flags"]) & bit) for star in stars]
+    assert raised == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"flow": "spline"}, "it is one of"), ({"prior": "old"}, "it is one of"),
+    ({"oldest": 0.001}, "leave no ages"), ({"oldest": 20.0}, "between 0.001 and 13.8"),
+    ({"youngest": 0.0}, "leave no ages"), ({"youngest": 2.0, "oldest": 1.0}, "leave no ages"),
+])  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    from orrery.models.gyro import Gyro
+
+    with pytest.raises(ValueError, match=message):
+        Gyro(clusters={"A": 2.0, "B": 3.0}, **settings)
+
+
+def test_a_fast_rotator_is_flagged(shipped):
+    slow = 10 ** float(gyrochrones.slow_sequence(3.0, 1.0))
+    found = {p: int(shipped.age(p, 1.0)["flags"]) for p in (slow, 0.4)}
+    assert not found[slow] and found[0.4] & BIT["fast_rotator"]
+    sequence = shipped.table.slow_sequence(torch.tensor([1.0]), torch.tensor([3.0]))
+    assert 10 ** float(sequence) == pytest.approx(slow, rel=0.15)
+
+
+def test_drawn_periods_are_those_of_the_density(shipped):
+    table = shipped.table
+    i, k, n = 21, 120, 4000
+    u = torch.rand(1, n, generator=torch.Generator().manual_seed(0))
+    drawn = table.draw(COLOURS[i : i + 1], table.ages[k].expand(1, n), u)[0]
+    p = table.values[i, :, k].float().exp()
+    cdf = (p.cumsum(0) / p.sum()).numpy()
+    for level in (0.2, 0.5, 0.8):
+        expected = PERIODS[np.searchsorted(cdf, level)]
+        assert float(drawn.quantile(level)) == pytest.approx(float(expected), abs=0.02)
+
+
+def test_no_dwarf_is_older_than_dwarfs_of_its_colour_live(shipped):
+    prior = shipped.log_prior_of(torch.tensor([0.55, 0.82, 2.0]))
+    np.testing.assert_allclose(prior.exp().sum(1).numpy(), 1, rtol=1e-5)
+    high = prior > prior.amax(1, keepdim=True) - 1  # where it has not fallen by a factor of e
+    end = torch.stack([10 ** (shipped.edges[1:][row].amax() - 3) for row in high])
+    mass = gyrochrones.dwarf_mass([0.55, 0.82])
+    expected = np.minimum(11 * mass**-2.5 * 10**0.08, shipped.oldest)
+    np.testing.assert_allclose(end[:2].numpy(), expected, rtol=0.07)
+    assert float(end[2]) == pytest.approx(shipped.oldest, rel=0.07)
+    assert shipped.age(8.0, 0.55)["age_q975"] < 7 < shipped.age(25.0, 0.9)["age_q975"]
+
+
+@pytest.mark.parametrize("age", [3.0, 50.0, 100.0, 800.0, 3000.0])
+def test_the_discrepancy_widens_and_does_not_move(age):
+    ages, edges = torch.linspace(-1, 5, 600), torch.linspace(-1.005, 5.005, 601)
+    log_age = math.log10(age)
+    likelihood = -0.5 * ((ages - log_age) / 0.02).square()
+    levels = torch.tensor([[0.16, 0.5, 0.84]])
+    for sigma in (0.0, 0.05):
+        cdf = joint(likelihood, torch.zeros(600), torch.tensor(sigma), edges)
+        low, mid, high = grid.quantile(cdf, edges, levels)[0]
+        width = math.hypot(0.02, sigma * math.hypot(1, gyrochrones.PLATEAU_MYR / max(age, 40)))
+        assert float(mid) == pytest.approx(log_age, abs=0.01)
+        assert float(high - low) == pytest.approx(2 * 0.994 * width, rel=0.05)
+
+
+def test_no_cluster_is_older_than_the_prior(shipped):
+    likelihood = -0.5 * ((shipped.table.ages - 4.1) / 0.02).square()
+    cdf = joint(likelihood, shipped.log_prior(), torch.tensor(0.1), shipped.edges)
+    end = grid.quantile(cdf, shipped.edges, torch.tensor([[0.999]]))[0, 0]
+    assert 10 ** (float(end) - 3) <= shipped.oldest * 1.06  # a cell
+
+
+def test_the_true_model_scores_better_than_a_quick_one(runs):
+    import json
+
+    metrics = json.loads((runs("gyro") / "metrics.json").read_text())
+    assert metrics["nll_true_model"] < metrics["nll"]
+    assert 0.6 < metrics["star_coverage_68_true_model"] < 0.85  # its prior is not the simulation's
+
+
+def test_draws_of_two_jobs_are_their_own(shipped):
+    batch = next(GyroData(n_test=240).prediction_batches())
+    first, again = (shipped.predict_step(batch)["period_draws"] for _ in range(2))
+    shipped.draw_seed = 1
+    other = shipped.predict_step(batch)
+    shipped.draw_seed = 0
+    assert torch.equal(first, again)
+    assert float((other["period_draws"] == first).double().mean()) < 0.1
+
+
+def test_periods_that_no_dwarf_of_any_age_has_are_misfits(shipped):
+    for period, colour, expected in (
+        (50.0, 0.5, True),
+        (99.0, 0.8, True),
+        (490.0, 2.5, True),
+        (12.0, 0.5, False),
+        (25.4, 0.82, False),
+        (60.0, 1.4, False),
+    ):
+        misfit = int(shipped.age(period, colour)["flags"]) & BIT["misfit"] > 0
+        assert misfit == expected, (period, colour)
+
+
+def test_what_is_shipped_is_what_the_card_says(shipped):
+    """The Sun and stars of asteroseismic age, by the shipped model."""
+    found = shipped.learned()
+    assert 4.0 < found["sun_age_gyr"] < 5.1
+    sun = shipped.age(25.4, 0.82, 1.0, 0.01)
+    assert sun["age_q16"] < 4.57 < sun["age_q84"]
+    assert found["benchmark_rms_dex"] < 0.162 and found["cluster_log_density"] > 0.63
+    assert found["cluster_age_rms_dex"] < 0.08 and found["cluster_age_median_dex"] < 0.05
+    assert found["cluster_worst_pull"] < 3 and 0.5 < found["cluster_coverage_68"] < 0.95
+    assert shipped.contamination.evidence[:, 1:4].mean(0).min() > 0, "brighter: less of a dwarf"
+
+
+def test_clusters_to_judge_are_among_those_learned(in_tmp):
+    done = command("train.py", "model=gyro", "experiment=gyro_quick", "model.judge=[Nowhere]")
+    assert done.returncode == 2 and "Nowhere, which are not among the clusters" in done.stderr

@@ -33,7 +33,7 @@ def main(config: DictConfig) -> None:
     model.draw_seed = asked["seed"]
     command_line.set_precision(model, asked["trainer"]["precision"])
     trainer = instantiate(
-        asked["trainer"],
+        {**asked["trainer"], "max_epochs": -1},
         callbacks=[L.pytorch.callbacks.RichProgressBar()],
         logger=False,
         default_root_dir=asked["run_dir"],

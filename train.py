@@ -33,6 +33,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         load_weights,
         new_record,
         read_checkpoint,
+        schema_version,
         write_checkpoint,
     )
     from orrery.evaluation.evaluate import evaluate
@@ -52,8 +53,12 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     model = build(plain["model"])
     model.refuse_incomplete()
     command_line.set_precision(model, plain["trainer"]["precision"])
+    if plain["trainer"]["max_epochs"] is None:
+        plain["trainer"]["max_epochs"] = model.fit.epochs
     described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
-    model.record = new_record(described, data.provenance(), data.found_out(), model.format)
+    model.record = new_record(
+        described, data.provenance(), data.found_out(), schema_version(type(model))
+    )
     if plain["checkpoint"]:
         command_line.refuse_other_data(model.record, plain["checkpoint"])
     else:
@@ -64,7 +69,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         load_weights(model, begun)
 
     tracking.offline_unless_asked()
-    if model.last_is_best:
+    if model.fit.result == "last":
         plain["callbacks"]["checkpoint"] |= {"monitor": "epoch", "mode": "max"}
     trainer = instantiate(
         plain["trainer"],

@@ -34,7 +34,7 @@ from torch import Tensor
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.command_line import data_for
-from orrery.models.dust.evaluation import Map, judged, known_stars, seen_voxels
+from orrery.models.dust.evaluation import Map, known_stars, map_metrics, seen_voxels
 from orrery.models.dust.field import Density
 from orrery.models.dust.prior import HYPER
 from orrery.physics.dust.extinction import log_normal, mean_and_variance
@@ -113,7 +113,7 @@ def judge_of(model: Any, data: Any) -> Judge:
 
     def judge(log_rho: Tensor, amplitude: Tensor, mirrored: bool) -> dict[str, float]:
         ours = Map(model.grid, model.gp, kernel, log_rho, model.stars, mirrored, model.even)
-        row = judged(ours, data, held_out)
+        row = map_metrics(ours, data, held_out)
         for other in ("icr_covariance_error", "heldout_lpd_constant_without_scatter"):
             del row[other]
         parts = []

@@ -27,7 +27,7 @@ import torch
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator import GCEmulatorData
-from orrery.evaluation.timing import best_of_five, speeds
+from orrery.evaluation.timing import best_of_five, timings
 from orrery.physics.clusters import cluster_stars, lowered_isothermal
 from orrery.physics.clusters.cluster_projection import project
 
@@ -113,7 +113,7 @@ def main() -> None:
                     *sky,
                 )
             )
-    times: dict[str, Any] = speeds(model, {"row": torch.arange(1)})
+    times: dict[str, Any] = timings(model, model.timing_cases())
     solve = best_of_five(lambda: limepy(7.0, 1.3, M=MASS, rh=RH))
     times = {
         "zoo": {k.replace("matmul_1024_ms", "matmul_ms"): t for k, t in times.items()},

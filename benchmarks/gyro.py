@@ -85,7 +85,7 @@ def judged_row(name: str, age: float, low: float, mid: float, high: float) -> Ro
 
 
 def ours(samples: dict[str, Table]) -> Iterator[Row]:
-    model = pretrained.load("gyro").model
+    model = pretrained.load("gyro")
     names = list(model.clusters)
     for name, table in samples.items():
         data = GyroData(split="all")
@@ -159,7 +159,7 @@ def compare(folder: Path, out: Path) -> None:
 
 
 def _judged() -> tuple[list[str], list[bool]]:
-    model = pretrained.load("gyro").model
+    model = pretrained.load("gyro")
     return list(model.clusters), model.judged_of
 
 
@@ -188,7 +188,7 @@ def summarise(folder: Path) -> None:
     rows = []
     for path in sorted(folder.glob("*/best.ckpt")):
         predictor = pretrained.load(path)
-        model, name = predictor.model, predictor.config["data"]["leave_out"]
+        model, name = predictor, predictor.record["config"]["data"]["leave_out"]
         if name is None or name in model.clusters:
             raise ValueError(f"{path} did not leave out a cluster: data.leave_out is {name}")
         data = data_for(model.record, {})

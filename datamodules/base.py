@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from orrery.datamodules.batches import BatchShares, GlobalBatches, PredictionStream, Rows
+from orrery.datamodules.batches import (
+    BatchShares,
+    GlobalBatches,
+    PredictionBatch,
+    PredictionStream,
+    Rows,
+)
 from orrery.tables import Catalogue, convert, open_catalogue, read_table, sha256, where
 from orrery.tables.columns import is_unknown, refuse_unknown, resolve, unused
 
@@ -154,13 +160,12 @@ class CatalogueData(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         world, rank = self._ranks()
         stream = PredictionStream(self, rank, world)
-        return DataLoader(stream, batch_size=None, collate_fn=_as_it_is)
+        return DataLoader(stream, batch_size=None, collate_fn=_identity)
 
-    def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+    def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[PredictionBatch]:
         """This rank's contiguous share of the rows, in order.
 
-        Besides the tensors of `to_batch`, a batch holds ``row`` (int64, the row in the catalogue)
-        and numpy arrays: ``keep``, the pass-through columns, and ``group``, that of ``group_by``.
+        Besides the tensors of `to_batch`, a batch holds ``row`` (int64, the row in the catalogue).
         """
         with self.open("test") as catalogue:
             if not len(catalogue):
@@ -172,11 +177,10 @@ class CatalogueData(L.LightningDataModule):
             skipped: list[str] = []
             for chunk in self._read(catalogue, roles, start, stop, chosen):
                 for row, columns, made in self._predictable(*chunk, skipped):
-                    batch: dict[str, Any] = dict(made)
+                    batch = PredictionBatch(made)
                     batch["row"] = torch.from_numpy(row)
-                    batch["keep"] = {name: columns[f"keep:{name}"] for name in self.keep}
-                    if self.group_by:
-                        batch["group"] = columns["group_by"]
+                    batch.carried = {name: columns[f"keep:{name}"] for name in self.keep}
+                    batch.group = columns["group_by"] if self.group_by else None
                     yield batch
             if skipped:
                 warnings.warn(f"{len(skipped):,} rows are left out: {skipped[0]}", stacklevel=2)
@@ -328,6 +332,6 @@ class CatalogueData(L.LightningDataModule):
         return {"test": order[:n_test], "val": val, "train": train}
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     """Pass-through columns stay numpy arrays, text among them."""
     return batch

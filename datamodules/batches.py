@@ -1,13 +1,31 @@
 """Batches of training rows by a seeded sampler, shared among processes; a stream of others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 Rows = dict[str, Tensor]
+
+
+class PredictionBatch(dict[str, Tensor]):
+    """Tensors of some rows, ``row`` among them, and what is carried along beside them.
+
+    ``carried``: pass-through columns, (batch,) or (batch, ...); ``group``: names of groups,
+    (batch,), or None.
+    """
+
+    carried: Mapping[str, np.ndarray]
+    group: np.ndarray | None
+
+    def to(self, *device: Any, **options: Any) -> "PredictionBatch":
+        """The same on another device; Lightning calls this, and so keeps what is carried."""
+        moved = PredictionBatch({k: v.to(*device, **options) for k, v in self.items()})
+        moved.carried, moved.group = self.carried, self.group
+        return moved
 
 
 class Source(Protocol):
@@ -17,7 +35,7 @@ class Source(Protocol):
 
     def augment(self, batch: Rows, generator: torch.Generator) -> Rows: ...
 
-    def prediction_batches(self, rank: int, world: int) -> Iterator[dict[str, Any]]: ...
+    def prediction_batches(self, rank: int, world: int) -> Iterator[PredictionBatch]: ...
 
 
 class GlobalBatches(Sampler):
@@ -68,5 +86,5 @@ class PredictionStream(IterableDataset):
     def __init__(self, data: Source, rank: int, world: int) -> None:
         self.data, self.rank, self.world = data, rank, world
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[PredictionBatch]:
         return self.data.prediction_batches(self.rank, self.world)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.batches import PredictionBatch
 from orrery.datamodules.values import numbers, refuse
 from orrery.physics.rotation import gyrochrones
 from orrery.physics.rotation.gyrochrones import (
@@ -174,7 +175,7 @@ class GyroData(CatalogueData):
         }
         return batch
 
-    def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+    def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[PredictionBatch]:
         self._ids.clear()  # who comes twice, comes twice in one pass
         if world > 1 and self.group_by:
             self.say(

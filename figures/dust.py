@@ -8,17 +8,19 @@ from matplotlib.figure import Figure
 
 from orrery.figures import style
 
-Rows = Mapping[str, np.ndarray]
 EXTINCTION = "extinction $E$ [Zhang, Green & Rix 2023]"
 NAMES = {"mean": "map, posterior mean", "truth": "truth", "std": "posterior standard deviation"}
 
 
-def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+def draw(
+    rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
+) -> dict[str, Figure]:
     """Every figure that the rows allow, by name: see `models.dust.figure_data` for the images."""
     drawn = {}
-    if "sky_mean" in rows:
-        drawn = {"sky": sky(rows), "slices": slices(rows), "plane": plane(rows)}
-        drawn["sightline"] = sightline(rows)
+    if "map" in data:
+        arrays = data["map"]
+        drawn = {"sky": sky(arrays), "slices": slices(arrays), "plane": plane(arrays)}
+        drawn["sightline"] = sightline(arrays)
     if "pull" in rows and np.isfinite(rows["pull"]).any():
         drawn["calibration"] = calibration(rows, metrics)
     return drawn
@@ -37,7 +39,7 @@ def _mollweide(axis: Any, image: np.ndarray, top: float) -> Any:
 
 
 @style.figure
-def sky(rows: Rows) -> Figure:
+def sky(rows: style.Rows) -> Figure:
     """Extinction through the whole map; the Galactic centre is in the middle."""
     names = [name for name in NAMES if f"sky_{name}" in rows]
     fig, axes = style.new(
@@ -53,7 +55,7 @@ def sky(rows: Rows) -> Figure:
 
 
 @style.figure
-def slices(rows: Rows) -> Figure:
+def slices(rows: style.Rows) -> Figure:
     """Extinction between distances, in Galactic coordinates."""
     names = [name for name in ("mean", "truth") if f"slice_{name}" in rows]
     edges = rows["slice_edges"]
@@ -75,7 +77,7 @@ def slices(rows: Rows) -> Figure:
 
 
 @style.figure
-def plane(rows: Rows) -> Figure:
+def plane(rows: style.Rows) -> Figure:
     """The Galactic plane from above, with us in the middle: density at b = 0."""
     names = [name for name in ("mean", "truth") if f"plane_{name}" in rows]
     fig, axes = style.new(len(names), 1, size=(7.4 * len(names), 7.2), sharey=True)
@@ -95,7 +97,7 @@ def plane(rows: Rows) -> Figure:
 
 
 @style.figure
-def sightline(rows: Rows) -> Figure:
+def sightline(rows: style.Rows) -> Figure:
     """Extinction along the sightline with most stars; whiskers are errors of parallax and E."""
     fig, axes = style.new()
     axis, r = axes[0, 0], rows["sight_r"]
@@ -119,7 +121,7 @@ def sightline(rows: Rows) -> Figure:
 
 
 @style.figure
-def calibration(rows: Rows, metrics: Mapping[str, float]) -> Figure:
+def calibration(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
     """Held-out stars: deviation of their extinction from the map's, over all errors together."""
     fig, axes = style.new(2)
     pull = rows["pull"][np.isfinite(rows["pull"])]

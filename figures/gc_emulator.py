@@ -12,8 +12,6 @@ from matplotlib.patches import Patch
 from orrery.figures import style
 from orrery.figures.gc_profile import profiles
 
-Rows = Mapping[str, np.ndarray]
-
 PARAMETERS = {
     "W0": r"$W_0$",
     "g": "$g$",
@@ -37,29 +35,32 @@ ERRORS = {
 }
 
 
-def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+def draw(
+    rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
+) -> dict[str, Figure]:
     """Every figure that the rows allow, by name.
 
-    rows: of judged models the columns `W0`, `g`, `flags` and the errors, each (n,), and with the
-        prefix `mock_` the draws of a mock's posterior; or draws of the `PARAMETERS`, each (chains,
-        draws), and `profiles` as `figures.gc_profile` wants them; or `rank_<parameter>`, (sets,).
+    rows: of tested models the columns `W0`, `g`, `flags` and the errors, each (n,); or draws of the
+        `PARAMETERS`, each (chains, draws).
     metrics: `<parameter>_true`, where the truth is known.
+    data: `mock`, draws of a mock's posterior; `profiles` as `figures.gc_profile` takes them;
+        `ranks` of true parameters, each (sets,).
     """
     if "f_max_rel_error" in rows:
-        mock = {name.removeprefix("mock_"): v for name, v in rows.items() if "mock_" in name}
+        mock = data.get("mock")
         return {"accuracy": accuracy(rows), **(_posterior(mock, metrics) if mock else {})}
-    if any(name.startswith("rank_") for name in rows):
-        return {"calibration": calibration(rows, metrics)}
-    drawn = {"profiles": profiles(rows, metrics)} if "profiles" in rows else {}
+    if "ranks" in data:
+        return {"calibration": calibration(data["ranks"], metrics)}
+    drawn = {"profiles": profiles(data["profiles"], metrics)} if "profiles" in data else {}
     return drawn | _posterior(rows, metrics)
 
 
-def _posterior(draws: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+def _posterior(draws: style.Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
     return {"corner": corner(draws, metrics), "chains": chains(draws, metrics)}
 
 
 @style.figure
-def accuracy(rows: Rows) -> Figure:
+def accuracy(rows: style.Rows) -> Figure:
     """The emulator against a solution of each model; a point is a draw from the prior."""
     known = rows["flags"] < 2
     fig, axes = style.new(len(ERRORS), 1, sharex=True, sharey=True)
@@ -80,7 +81,7 @@ def accuracy(rows: Rows) -> Figure:
 
 
 @style.figure
-def corner(draws: Rows, metrics: Mapping[str, float]) -> Figure:
+def corner(draws: style.Rows, metrics: Mapping[str, float]) -> Figure:
     """The posterior: 39 and 86% of the draws inside the contours; orange: the truth, if known."""
     names = [name for name in PARAMETERS if name in draws]
     n = len(names)
@@ -118,7 +119,7 @@ def corner(draws: Rows, metrics: Mapping[str, float]) -> Figure:
 
 
 @style.figure
-def chains(draws: Rows, metrics: Mapping[str, float]) -> Figure:
+def chains(draws: style.Rows, metrics: Mapping[str, float]) -> Figure:
     """Every chain against its draws: alike and without trend if they have converged."""
     names = [name for name in PARAMETERS if name in draws]
     fig, axes = style.new(1, len(names), size=(13.33, max(9.0, 2.2 * len(names))), sharex=True)
@@ -142,7 +143,7 @@ def chains(draws: Rows, metrics: Mapping[str, float]) -> Figure:
 
 
 @style.figure
-def calibration(rows: Rows, metrics: Mapping[str, float]) -> Figure:
+def calibration(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
     """Ranks of the truth among draws of its posterior: uniform, but for chance, if it is right."""
     names = [name for name in (*PARAMETERS, *PLACES) if f"rank_{name}" in rows]
     n_columns = min(len(names), 4)

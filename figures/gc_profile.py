@@ -11,8 +11,6 @@ from matplotlib.patches import Patch
 
 from orrery.figures import style
 
-Rows = Mapping[str, np.ndarray]
-
 # kinds of profiles that share a panel, and what stands at its axis
 PANELS = {
     ("density",): r"number density $\Sigma$ [arcmin$^{-2}$]",
@@ -33,7 +31,7 @@ WIDE, NARROW = style.PALETTE[4], style.PALETTE[0]
 
 
 @style.figure
-def profiles(rows: Rows, metrics: Mapping[str, float]) -> Figure:
+def profiles(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
     """Profiles over the posterior: median model, where 68 and 95% of models lie, residuals.
 
     rows: names of `profiles` and their `kinds`; `<name>_r`, arcmin or pc, `_value`, `_down`, `_up`
@@ -76,7 +74,7 @@ def profiles(rows: Rows, metrics: Mapping[str, float]) -> Figure:
     return fig
 
 
-def _bands(axis: Axes, rows: Rows, kind: str) -> None:
+def _bands(axis: Axes, rows: style.Rows, kind: str) -> None:
     r, (lowest, low, median, high, highest) = rows[f"{kind}_grid"], rows[f"{kind}_band"]
     axis.fill_between(r, lowest, highest, color=WIDE, alpha=0.35, lw=0)
     axis.fill_between(r, low, high, color=NARROW, alpha=0.5, lw=0)
@@ -99,7 +97,7 @@ def _source(name: str, kind: str) -> str:
     return style.label(name) or "data"
 
 
-def _points(upper: Axes, lower: Axes, rows: Rows, name: str, kind: str, colour: str) -> None:
+def _points(upper: Axes, lower: Axes, rows: style.Rows, name: str, kind: str, colour: str) -> None:
     r, value, down, up, error = (
         rows[f"{name}_{what}"] for what in ("r", "value", "down", "up", "error")
     )
@@ -130,12 +128,12 @@ def _residual_limits(axis: Axes) -> tuple[float, float]:
     return -top, top
 
 
-def _lowest(rows: Rows, names: list[str]) -> float:
+def _lowest(rows: style.Rows, names: list[str]) -> float:
     values = np.concatenate([rows[f"{name}_value"] for name in names])
     return float(values[values > 0].min())
 
 
-def _limits(axis: Axes, rows: Rows, names: list[str], counts: bool) -> None:
+def _limits(axis: Axes, rows: style.Rows, names: list[str], counts: bool) -> None:
     """Of the data: models fall to zero at their edge."""
     low, high = _lowest(rows, names), max(rows[f"{name}_value"].max() for name in names)
     axis.set_ylim(low / (2 if counts else 1.25), high * (2 if counts else 1.15))

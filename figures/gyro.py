@@ -8,18 +8,20 @@ from matplotlib.figure import Figure
 from orrery.figures import style
 from orrery.figures.statistics import binomial_band
 
-Rows = Mapping[str, np.ndarray]
 SUN_GYR = 4.57
 SHOWN = (0.03, 8.0)  # density per dex
 NEAR_DEX = 0.08
 TOO_WIDE = 0.4  # dex, stated, of an age that is hardly one
 
 
-def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
-    """Every figure that the rows allow, by name; see `evaluation.shown` for their keys."""
-    figures = {"gyrochrones": gyrochrones(rows), "sun": sun(rows)}
-    if (rows["cluster_stated"] < TOO_WIDE).any():
-        figures["clusters"] = clusters(rows)
+def draw(
+    rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
+) -> dict[str, Figure]:
+    """Every figure that the rows allow, by name; see `evaluation.figure_data` for their keys."""
+    arrays = {**rows, **data["clusters"]}
+    figures = {"gyrochrones": gyrochrones(arrays), "sun": sun(arrays)}
+    if (arrays["cluster_stated"] < TOO_WIDE).any():
+        figures["clusters"] = clusters(arrays)
     pit = rows.get("pit", np.empty(0))
     if np.isfinite(pit).sum() > 1:
         figures["honesty"] = honesty(pit[np.isfinite(pit)])
@@ -27,7 +29,7 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
 
 
 @style.figure
-def gyrochrones(rows: Rows) -> Figure:
+def gyrochrones(rows: style.Rows) -> Figure:
     """The model's density of periods at a row of ages, and stars of about that age."""
     ages = rows["curve_ages"]
     fig, axes = style.new(3, -(-len(ages) // 3), size=(16, 9), sharex=True, sharey=True)
@@ -64,7 +66,7 @@ def gyrochrones(rows: Rows) -> Figure:
 
 
 @style.figure
-def clusters(rows: Rows) -> Figure:
+def clusters(rows: style.Rows) -> Figure:
     """Ages of clusters by networks that did not see them; bars: stated, and with discrepancy."""
     known = rows["cluster_stated"] < TOO_WIDE  # infinite: not known
     keys = ("log_age", "log_age_error", "off", "stated")
@@ -96,7 +98,7 @@ def clusters(rows: Rows) -> Figure:
 
 
 @style.figure
-def sun(rows: Rows) -> Figure:
+def sun(rows: style.Rows) -> Figure:
     """The Sun's age by its rotation; it is older than the oldest cluster."""
     fig, axes = style.new()
     axis = axes[0, 0]

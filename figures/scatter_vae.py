@@ -13,8 +13,6 @@ from matplotlib.patches import Circle
 from orrery.figures import style
 from orrery.figures.statistics import chi2_density, chi2_quantile, equal_groups
 
-Rows = Mapping[str, np.ndarray]
-
 # From hot to cool stars; all eyes tell its blue from its orange.
 STARS = LinearSegmentedColormap.from_list(
     "stars", [*(style.PALETTE[k] for k in (0, 4)), "#e3c43c", style.PALETTE[5], "#7a1f0a"]
@@ -24,32 +22,37 @@ BP_RP, G = "BP $-$ RP [mag]", "$G$ [mag]"
 INSIDE = {"within_68": (0.683, r"$\pm 1 \sigma$"), "within_95": (0.95, r"$\pm 1.96 \sigma$")}
 
 
-def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+def draw(
+    rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
+) -> dict[str, Figure]:
     """Every figure that the rows allow, by name, in the order to show them.
 
     rows: of all stars, (n,): `chi2`, `dof`, `p_value`, `within_68`, `within_95`, `flags` and, if
-        the instrument is known, `g_mag`, `bp_rp`. Of the first m `observed`, `observed_error`,
-        `observed_scatter` and `spectrum` (else `reconstruction`), (m, k), at `wavelength` (else
-        samples). Of some stars `stars_latent_mean` (N, d), `stars_bp_rp`, `stars_g_mag`. Per
-        coefficient `scatter_learned`, `error_median`, `scatter_true` (0: none was seeded). Of
-        made-up stars `generated_spectrum` (else `generated_coefficients`).
+        the instrument is known, `g_mag`, `bp_rp`. Of the first m `spectrum` (else
+        `reconstruction`), (m, k), at `wavelength` (else samples).
     metrics: `scatter_ratio_median`, of the learned scatter to the true one.
+    data: `spectra`: `observed`, `observed_error`, `observed_scatter`, of the first m. `population`:
+        of some stars `stars_latent_mean` (N, d), `stars_bp_rp`, `stars_g_mag`; per coefficient
+        `scatter_learned`, `error_median`, `scatter_true` (0: none was seeded); of generated stars
+        `generated_spectrum` (else `generated_coefficients`).
     """
+    rows = {**rows, **data.get("spectra", {})}
+    population = data.get("population", {})
     drawn, whole = {}, len(_whole(rows))
     if whole:
         drawn["spectra"] = spectra(rows)
-    if "stars_latent_mean" in rows and rows["stars_latent_mean"].shape[1] > 1:
-        drawn["latent"] = latent(rows)
-    if "scatter_learned" in rows:
-        drawn["scatter"] = scatter(rows, metrics)
+    if "stars_latent_mean" in population and population["stars_latent_mean"].shape[1] > 1:
+        drawn["latent"] = latent(population)
+    if "scatter_learned" in population:
+        drawn["scatter"] = scatter(population, metrics)
     drawn["chi2"] = chi2(rows)
-    if whole and _names(rows)[1] in rows:
-        drawn["generated"] = generated(rows)
+    if whole and _names(rows)[1] in population:
+        drawn["generated"] = generated({**rows, **population})
     return drawn
 
 
 @style.figure
-def spectra(rows: Rows) -> Figure:
+def spectra(rows: style.Rows) -> Figure:
     """Stars from blue to red, one of them faint; neighbouring wavelengths share their errors."""
     chosen, (x, x_label) = _choose(rows), _axis(rows)
     columns = min(3, len(chosen))
@@ -85,7 +88,7 @@ def spectra(rows: Rows) -> Figure:
 
 
 @style.figure
-def latent(rows: Rows) -> Figure:
+def latent(rows: style.Rows) -> Figure:
     """Where stars lie in latent space; the rings hold 68 and 95% of the prior."""
     z = rows["stars_latent_mean"]
     pairs = list(combinations(sorted(np.argsort(-z.var(0))[:3]), 2))
@@ -115,7 +118,7 @@ def latent(rows: Rows) -> Figure:
 
 
 @style.figure
-def scatter(rows: Rows, metrics: Mapping[str, float]) -> Figure:
+def scatter(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
     """Intrinsic scatter of each coefficient, median of the stars; diamonds: what was seeded."""
     learned, error = rows["scatter_learned"], rows["error_median"]
     n, truth = len(learned), rows.get("scatter_true", np.zeros(len(learned)))
@@ -142,7 +145,7 @@ def scatter(rows: Rows, metrics: Mapping[str, float]) -> Figure:
 
 
 @style.figure
-def chi2(rows: Rows) -> Figure:
+def chi2(rows: style.Rows) -> Figure:
     """Is the model honest? Whitened residuals of all stars against what chance would give."""
     found, dof, n = rows["chi2"], rows["dof"], len(rows["chi2"])
     fig, axes = style.new(2, 2 if "g_mag" in rows else 1)
@@ -187,7 +190,7 @@ def chi2(rows: Rows) -> Figure:
 
 
 @style.figure
-def generated(rows: Rows) -> Figure:
+def generated(rows: style.Rows) -> Figure:
     """Spectra drawn from the model, without noise, beside observed ones, the less noisy half."""
     (x, x_label), whole, s_n = _axis(rows), _whole(rows), _signal_to_noise(rows)
     alike = whole[np.argsort(_colour(rows["observed"][whole]))]  # the half is not to favour blue
@@ -207,25 +210,25 @@ def generated(rows: Rows) -> Figure:
     return fig
 
 
-def _names(rows: Rows) -> tuple[str, str]:
+def _names(rows: style.Rows) -> tuple[str, str]:
     """Columns of the model's and of generated spectra, beside those observed."""
     if "spectrum" in rows:
         return "spectrum", "generated_spectrum"
     return "reconstruction", "generated_coefficients"
 
 
-def _axis(rows: Rows) -> tuple[np.ndarray, str]:
+def _axis(rows: style.Rows) -> tuple[np.ndarray, str]:
     if "wavelength" in rows:
         return rows["wavelength"], "wavelength [nm]"
     return np.arange(rows["observed"].shape[1]), "sample"
 
 
-def _whole(rows: Rows) -> np.ndarray:
+def _whole(rows: style.Rows) -> np.ndarray:
     """Which of the first m stars have all of their observed spectrum: bit 1 of flags is not set."""
     return np.flatnonzero(rows["flags"][: len(rows.get("observed", ()))] & 1 == 0)
 
 
-def _signal_to_noise(rows: Rows) -> np.ndarray:
+def _signal_to_noise(rows: style.Rows) -> np.ndarray:
     return np.median(np.abs(rows["observed"]) / rows["observed_error"], axis=1)
 
 
@@ -236,7 +239,7 @@ def _colour(flux: np.ndarray) -> np.ndarray:
     return 2.5 * np.log10(np.maximum(red, least) / np.maximum(blue, least))
 
 
-def _choose(rows: Rows) -> list[int]:
+def _choose(rows: style.Rows) -> list[int]:
     """Six stars, or up to three of few, evenly spread in colour: well measured, but one faint."""
     whole, s_n = _whole(rows), _signal_to_noise(rows)
     colour = rows["bp_rp"] if "bp_rp" in rows else _colour(rows[_names(rows)[0]])

@@ -6,7 +6,7 @@ without pyplot, and the settings hold only inside `figure` and `save`.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -19,6 +19,9 @@ from matplotlib.figure import Figure
 
 from orrery.figures.statistics import binomial_band
 
+Rows = Mapping[str, np.ndarray]
+FigureData = Mapping[str, Mapping[str, np.ndarray]]  # arrays by figure: `Evaluation.figures`
+NO_DATA: FigureData = {}
 SLIDE = (13.33, 7.5)  # inches: a 16:9 slide, on which 15 pt is read from the last row
 
 # Okabe & Ito (2008), "Color Universal Design", ordered so that neighbours differ in lightness too.

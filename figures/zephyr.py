@@ -15,8 +15,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 from orrery.figures import style
 from orrery.figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
 
-Rows = Mapping[str, np.ndarray]
-
 OUTLIER = 0.15  # |dz| beyond which a redshift is an outlier (Hildebrandt et al. 2010)
 TRUE = "true redshift"  # a spectroscopic one, or that of a simulation
 MAGNITUDE = "reference magnitude (AB)"
@@ -26,7 +24,9 @@ ALWAYS = ("z_median", "z_q16", "z_q84", "mag_ref")
 WITH_TRUTH = ("z_true", "pit", "crps", "nll")
 
 
-def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
+def draw(
+    rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
+) -> dict[str, Figure]:
     """Every figure that the rows and metrics allow, by name, in the order to show them.
 
     rows: one array per column. Of shape (n,): `z_median`, `z_q16`, `z_q84`, `mag_ref` (AB) and
@@ -40,6 +40,7 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
     Without a finite `z_true` only the figures that need no truth are drawn, and without a finite
     `mag_ref` nothing is drawn against magnitude. Each figure's caption is `figure.get_label()`.
     """
+    rows = {**rows, **data.get("parts", {})}
     sources = _sources(rows)
     _check(rows, sources)
     truth = _with_truth(rows)
@@ -58,7 +59,7 @@ def draw(rows: Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
 
 
 @style.figure
-def redshifts(rows: Rows) -> Figure:
+def redshifts(rows: style.Rows) -> Figure:
     """Photometric against true redshift; dashed: |dz| = 0.15, beyond it outliers."""
     z, z_phot = rows["z_true"], rows["z_median"]
     dz = _residual(rows)
@@ -97,7 +98,7 @@ def redshifts(rows: Rows) -> Figure:
 
 
 @style.figure
-def calibration(rows: Rows) -> Figure:
+def calibration(rows: style.Rows) -> Figure:
     """Is p(z) honest? PIT and central intervals; grey is where 95% of honest samples would lie."""
     pit = rows["pit"]
     n = len(pit)
@@ -135,7 +136,7 @@ def calibration(rows: Rows) -> Figure:
 
 
 @style.figure
-def examples(rows: Rows) -> Figure:
+def examples(rows: style.Rows) -> Figure:
     """Examples of p(z) from bright to faint, stacked by the source of redshifts behind them."""
     sources = _sources(rows)
     colour = style.colours(sources)
@@ -174,7 +175,7 @@ def examples(rows: Rows) -> Figure:
 
 
 @style.figure
-def responsibilities(rows: Rows) -> Figure:
+def responsibilities(rows: style.Rows) -> Figure:
     """Share of each source of redshifts in p(z) against magnitude: running mean, stacked."""
     sources = _sources(rows)
     seen = np.isfinite(rows["mag_ref"])
@@ -203,7 +204,7 @@ def responsibilities(rows: Rows) -> Figure:
 
 
 @style.figure
-def binned(rows: Rows) -> Figure:
+def binned(rows: style.Rows) -> Figure:
     """Bias, scatter, outliers and CRPS in equal-number bins, bootstrap errors; dashed: overall."""
     dz = _residual(rows)
     measures: list[tuple[str, np.ndarray, Callable[[np.ndarray], float]]] = [
@@ -279,12 +280,12 @@ def label_noise(metrics: Mapping[str, float], sources: list[str]) -> Figure:
     return fig
 
 
-def _sources(rows: Rows) -> list[str]:
+def _sources(rows: style.Rows) -> list[str]:
     prefix = "responsibility_"
     return [name.removeprefix(prefix) for name in rows if name.startswith(prefix)]
 
 
-def _check(rows: Rows, sources: list[str]) -> None:
+def _check(rows: style.Rows, sources: list[str]) -> None:
     if not sources:
         raise ValueError("rows have no column responsibility_<source>: add one per source")
     scalars = [*ALWAYS, *(f"responsibility_{source}" for source in sources)]
@@ -307,7 +308,7 @@ def _check(rows: Rows, sources: list[str]) -> None:
         )
 
 
-def _with_truth(rows: Rows) -> dict[str, np.ndarray]:
+def _with_truth(rows: style.Rows) -> dict[str, np.ndarray]:
     """The scalar columns of the objects whose redshift is known."""
     names = (*ALWAYS, *WITH_TRUTH)
     if "z_true" not in rows:
@@ -321,11 +322,11 @@ def _ticks(most: int) -> MaxNLocator:
     return MaxNLocator(most, steps=(1, 2, 5, 10), min_n_ticks=2)
 
 
-def _has_truth(rows: Rows, i: int) -> bool:
+def _has_truth(rows: style.Rows, i: int) -> bool:
     return "z_true" in rows and bool(np.isfinite(rows["z_true"][i]))
 
 
-def _residual(rows: Rows) -> np.ndarray:
+def _residual(rows: style.Rows) -> np.ndarray:
     return (rows["z_median"] - rows["z_true"]) / (1 + rows["z_true"])
 
 
@@ -346,7 +347,7 @@ def _end_of_axis(x: np.ndarray) -> float:
     return float(1.05 * max(last if last < 1.3 * bulk else bulk, 0.05))
 
 
-def _choose_examples(rows: Rows, wanted: int = 12) -> dict[int, list[str]]:
+def _choose_examples(rows: style.Rows, wanted: int = 12) -> dict[int, list[str]]:
     """Rows to show, bright to faint, and remarks: narrow and wide at each magnitude, two special.
 
     The special ones are the most evenly double-peaked p(z) and the one poorest at its truth.

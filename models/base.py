@@ -1,9 +1,10 @@
-"""What every component of the zoo shares."""
+"""The class that every component derives from; its docstring is the recipe."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -11,69 +12,130 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from orrery.checkpoint import RECORD
-from orrery.models.layers.stack import Stack
+if TYPE_CHECKING:
+    from astropy.table import Table
 
-Batch = Mapping[str, Any]
+RECORD = "orrery"  # the entry of a checkpoint that holds a component's `record`
+
+Batch = Mapping[str, Tensor]
+Rows = Mapping[str, np.ndarray]
+Metrics = dict[str, float]
 
 
 class Output(NamedTuple):
-    """One predicted column: its unit (astropy's spelling), meaning, and place in an HDF5 file."""
+    """One predicted column, (rows,) or (rows, ...): unit (astropy's spelling) and meaning.
+
+    ``location``: its place in an HDF5 file. ``axes``: names of its further dimensions, such as
+    ("draw", "parameter"); a `Constant` of that name holds what stands along one.
+    """
 
     unit: str
     description: str
     location: str = ""
+    axes: tuple[str, ...] = ()
 
 
 class Constant(NamedTuple):
-    """An array written once with the predictions, and its place in an HDF5 file."""
+    """An array that is written once with the predictions, and its place in an HDF5 file."""
 
     values: np.ndarray
     location: str
 
 
-class Product(NamedTuple):
-    """What was inferred from many rows: posterior draws by name, and what is known of them."""
+@dataclass(frozen=True)
+class Fit:
+    """How a component is optimised: AdamW, whose rate rises, then falls to zero along a cosine.
 
-    draws: Mapping[str, np.ndarray]  # (chains, draws)
-    units: Mapping[str, str]  # astropy's spelling
-    metrics: Mapping[str, float]
-    remarks: Sequence[str] = ()  # what a user should know of this fit
-    # other groups of ArviZ: posterior_predictive, (chains, draws, n), observed_data, (n,)...
-    groups: Mapping[str, Mapping[str, np.ndarray]] = {}
-    shown: Mapping[str, np.ndarray] = {}  # what figures show besides the draws
+    A component with an optimiser of its own overrides Lightning's ``configure_optimizers``.
+    """
+
+    epochs: int = 1
+    lr: float = 1e-3  # peak learning rate
+    weight_decay: float = 0.0  # of matrices
+    high_lr: frozenset[str] = frozenset()  # names of parameters that learn five times faster
+    clip: float | None = 5.0  # norm of the gradient, against a single bad batch
+    result: str = "best"  # epoch that is the result: of the least val/loss, or "last"
+    precisions: tuple[str, ...] = ("32-true",)  # of the trainer's, those that are safe
 
 
-NEEDED = ("loss", "predict_step", "outputs", "metrics")  # what a component must define
+@dataclass
+class Evaluation:
+    """What `Component.evaluate` returns. Metrics are empty where the data hold no truth."""
+
+    metrics: Metrics = field(default_factory=dict)  # of these data; flat keys, plain numbers
+    fitted_parameters: Metrics = field(default_factory=dict)  # of the model, whatever the data
+    baselines: dict[str, Metrics] = field(default_factory=dict)  # "true model": the same metrics
+    warnings: list[str] = field(default_factory=list)  # sentences for the user
+    figures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # arrays by figure
+    timings: dict[str, tuple[Callable[[], object], int]] = field(default_factory=dict)
+    smaller_is_better: frozenset[str] = frozenset()  # names of metrics
+
+
+class PredictedRows(dict[str, np.ndarray]):
+    """Predicted rows by column, and of the first of them all that figures need.
+
+    Scalar columns have a value per scored row; array columns only of the first rows, the examples,
+    whose input is ``examples``.
+    """
+
+    examples: Batch
+
+
+class Stack(Protocol):
+    """What ``data.group_by`` adds up, a total per group; `models.layers.stack` has one."""
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """Of the table's columns."""
+
+    def add(self, groups: np.ndarray, batch: Batch, rows: Mapping[str, Tensor]) -> None:
+        """Add the rows of a batch to their ``groups``, (batch,)."""
+
+    def merge(self, others: Iterable[Any]) -> None:
+        """Add what other processes have stacked."""
+
+    def table(self) -> dict[str, np.ndarray]:
+        """Columns of ``stacked.ecsv``; empty if no row had a group."""
 
 
 class Component(L.LightningModule):
-    """A LightningModule of the zoo. A component adds what is `NEEDED`.
+    """A method of the zoo: a LightningModule that the frame trains, evaluates and applies.
 
-    ``__init__`` takes plain scalars, strings, lists and dicts only, so that a checkpoint can be
-    loaded with ``weights_only=True``. What the data decide (bands, sources...) are arguments too,
-    and come from the data module's ``schema()``.
+    To write one, define
 
-    `prepare` stands before the fit (scaling), `calibrate` after it (recalibration); what they
-    compute are buffers, so that a checkpoint takes and gives physical units.
+    1. ``loss(batch)``: the scalar to minimise, mean over the batch.
+    2. ``predict_step(batch)``: a dict of tensors, a row per object.
+    3. ``outputs``: name, unit and meaning of each of them.
+    4. ``evaluate(rows, data)``: the field's own metrics, where truth is known.
+
+    and, where it has any,
+
+    5. ``prepare(data)``, before the fit: scaling, from ``data.training_batch()``.
+    6. ``calibrate(data)``, after it: recalibration, from ``data.validation_batch()``.
+    7. ``fit``: how it is optimised, the argument of ``super().__init__``.
+    8. ``stack()``: what ``data.group_by`` adds up.
+    9. ``domain_of_validity()``: for which objects it is valid, for the model card.
+    10. ``reinitialised_on_finetune(name, settings)``: weights that ``init_from`` does not take.
+    11. ``migrations``: how settings of older checkpoints become today's.
+
+    A batch is a dict of tensors by physical name, and so are predicted rows. ``__init__`` takes
+    plain scalars, strings, lists and dicts only, so that a checkpoint is loaded with
+    ``weights_only=True``; what the data decide (bands, sources...) are arguments too, and come from
+    the data module's ``model_arguments()``. What ``prepare`` and ``calibrate`` compute are buffers,
+    so that a checkpoint takes and gives physical units.
+
+    More than rows: see `InfersJointly`, `MakesSkyMap` and `Generates`. A component that lacks one
+    of them refuses the command that needs it.
     """
 
-    record: dict[str, Any]
-    draw_seed: int = 0  # of the draws among predictions: that of evaluate.py
-    # what weights and buffers mean: one more whenever those of before would be read wrongly
-    format: int = 1
-    last_is_best = False  # whether the result is the last epoch, not that of the least val/loss
-    smaller_is_better: frozenset[str] = frozenset()
-    keep_location: str = "{name}"  # of pass-through columns in an HDF5 file
-    stacked_column: str | None = None  # the density that data.group_by stacks
-    fast: frozenset[str] = frozenset()  # names of parameters that need a higher learning rate
-    stack_units: Mapping[str, str] = {}  # of the columns of `stack_table`
-    precisions: tuple[str, ...] = ("32-true",)  # those that are safe for it
-    clip: float | None = 5.0  # norm of the gradient, against a single bad batch
+    migrations: ClassVar[Sequence[Callable[[dict[str, Any]], dict[str, Any]]]] = ()
 
-    def __init__(self, lr: float, weight_decay: float, epochs: int) -> None:
+    record: dict[str, Any]  # of its checkpoint: config, data, versions, metrics
+    draw_seed: int = 0  # of random draws among predictions
+
+    def __init__(self, fit: Fit) -> None:
         super().__init__()
-        self.lr, self.weight_decay, self.epochs = lr, weight_decay, epochs
+        self.fit = fit
         self.record = {}
 
     # --- what a component defines -------------------------------------------------------------
@@ -82,12 +144,21 @@ class Component(L.LightningModule):
         """Mean loss of a batch, scalar. Deterministic: augmentation belongs to the data module."""
         raise NotImplementedError
 
-    def starts_afresh(self, name: str, theirs: Mapping[str, Any]) -> bool:
-        """Whether ``init_from`` leaves this part of the state as it is; ``theirs``: settings.
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
+        """A row per object of the batch: the columns of `outputs`, (batch,) or (batch, ...).
 
-        Raises ``ValueError`` where the other model does not take the same inputs.
+        Columns of the truth (``z_true``) are there only where the batch has it.
         """
-        return False
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> Mapping[str, Output | Constant]:
+        """Columns of `predict_step` in the order in which they are written, and constant arrays."""
+        raise NotImplementedError
+
+    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+        """Metrics, figure data and warnings, from predicted rows and their data module."""
+        raise NotImplementedError
 
     def prepare(self, data: Any) -> None:
         """Before the fit, on every rank: set buffers from ``data.training_batch()``."""
@@ -95,77 +166,52 @@ class Component(L.LightningModule):
     def calibrate(self, data: Any) -> None:
         """After the fit, on every rank: set buffers from ``data.validation_batch()``."""
 
-    @property
-    def outputs(self) -> dict[str, Output]:
-        """The columns that `predict_step` gives, in the order in which they are written."""
-        raise NotImplementedError
+    def stack(self) -> Stack | None:
+        """An empty `Stack`, or None if ``data.group_by`` has no meaning here."""
+        return None
 
-    @property
-    def constants(self) -> dict[str, Constant]:
-        """Arrays that belong to all rows together, such as the grid of a density."""
-        return {}
-
-    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The field's own figures of merit from predicted rows; empty when they hold no truth."""
-        return {}
-
-    def remarks(self, rows: Mapping[str, np.ndarray]) -> list[str]:
-        """What a person should be told about these predictions, a sentence each."""
+    def domain_of_validity(self) -> list[str]:
+        """For which objects the model is valid, a sentence each, for the model card."""
         return []
 
-    def new_stack(self) -> Stack | None:
-        """Where ``stacked_column`` is gathered by group; None for a component without one."""
-        return Stack() if self.stacked_column else None
+    def reinitialised_on_finetune(self, name: str, settings: Mapping[str, Any]) -> bool:
+        """Whether ``init_from`` leaves this tensor of the state as initialised.
 
-    def to_stack(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
-        """What `stacked_column` counts for in a group, (batch, n); NaN for objects that do not."""
-        return rows[str(self.stacked_column)]
-
-    def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
-        """The stacked densities as columns of a table, for ``stacked.ecsv``."""
-        raise NotImplementedError
-
-    def learned(self) -> dict[str, float]:
-        """Parameters of the fit that mean something, reported with the metrics."""
-        return {}
-
-    def whole(self, columns: list[str] | None) -> dict[str, Any]:
-        """What the model itself is, such as a map, for ``output=`` without a catalogue."""
-        return {}
-
-    def judged(self, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Figures of merit that rows do not hold, such as a map's, and what its figures show."""
-        return {}, {}
-
-    def scope(self) -> list[str]:
-        """For which objects the model holds, a sentence each, for the model card."""
-        return []
-
-    def examples(self, batch: Batch) -> dict[str, Tensor]:
-        """Further arrays of a few objects, (batch, ...), for the figures; not written to files."""
-        return {}
-
-    def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
-        """What evaluation times, by metric: a function, and how many objects it serves."""
-        return {"objects_per_second": (lambda: self.predict_step(batch, 0), len(batch["row"]))}
-
-    def infer(self, data: Any, folder: Path, seed: int) -> Product:
-        """What all rows of ``data`` say together; what is interrupted goes on from ``folder``."""
-        raise ValueError(f"{type(self).__name__} answers rows, not data={type(data).__name__}")
-
-    def true_model(self, data: Any) -> dict[str, np.ndarray]:
-        """Rows which the true model of a simulation gives for test objects; empty if unknown."""
-        return {}
+        ``settings``: of the model whose weights are taken.
+        """
+        return False
 
     # --- what they share ----------------------------------------------------------------------
 
+    @property
+    def columns(self) -> dict[str, Output]:
+        """The predicted columns among `outputs`."""
+        return {name: o for name, o in self.outputs.items() if isinstance(o, Output)}
+
+    @property
+    def constants(self) -> dict[str, Constant]:
+        """The constant arrays among `outputs`."""
+        return {name: o for name, o in self.outputs.items() if isinstance(o, Constant)}
+
+    def predict(self, table: Any, **data: Any) -> "Table":
+        """Predictions as an astropy Table, a row per row of ``table``, in its order.
+
+        ``table``: an astropy Table, a DataFrame or a dict of arrays, with the columns that the
+        checkpoint was trained on, or others that ``data`` names:
+        ``predict(table, columns={"redshift": "ZSPEC"}, keep=["id"])``.
+        """
+        from orrery.evaluation.predictions import predict_table
+
+        return predict_table(self, table, data)
+
     @classmethod
     def refuse_incomplete(cls) -> None:
-        """Before the fit: what is missing shows otherwise after it."""
-        if missing := [name for name in NEEDED if getattr(cls, name) is getattr(Component, name)]:
+        """Raise if a required method is missing, before the fit rather than after it."""
+        needed = ("loss", "predict_step", "outputs", "evaluate")
+        if missing := [name for name in needed if getattr(cls, name) is getattr(Component, name)]:
             raise TypeError(
                 f"{cls.__module__}.{cls.__name__} does not define {', '.join(missing)}; a "
-                f"component defines {', '.join(NEEDED)}"
+                f"component defines {', '.join(needed)}"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -178,27 +224,20 @@ class Component(L.LightningModule):
         self.log("val/loss", self.loss(batch), prog_bar=True, sync_dist=True, batch_size=size)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW whose rate rises over 10% of the run and falls to zero along a cosine.
-
-        Weight decay is for matrices; parameters that `fast` names learn five times faster.
-        """
-        groups: dict[str, list[torch.nn.Parameter]] = {"matrix": [], "plain": [], "fast": []}
+        """`Fit`'s AdamW: the rate rises over 10% of the run; weight decay is for matrices."""
+        fit = self.fit
+        groups: dict[str, list[torch.nn.Parameter]] = {"matrix": [], "plain": [], "high_lr": []}
         for name, parameter in self.named_parameters():
-            kind = "fast" if name in self.fast else "matrix" if name.endswith("weight") else "plain"
-            groups[kind].append(parameter)
+            kind = "matrix" if name.endswith("weight") else "plain"
+            groups["high_lr" if name in fit.high_lr else kind].append(parameter)
         settings: list[dict[str, Any]] = [
-            {"params": groups["matrix"], "weight_decay": self.weight_decay},
+            {"params": groups["matrix"], "weight_decay": fit.weight_decay},
             {"params": groups["plain"]},
-            {"params": groups["fast"], "lr": 5 * self.lr},
+            {"params": groups["high_lr"], "lr": 5 * fit.lr},
         ]
-        optimizer = torch.optim.AdamW(
-            settings,
-            lr=self.lr,
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-        )
+        optimizer = torch.optim.AdamW(settings, lr=fit.lr, betas=(0.9, 0.99), weight_decay=0.0)
         per_epoch = self.trainer.estimated_stepping_batches / (self.trainer.max_epochs or 1)
-        steps = self.epochs * per_epoch
+        steps = fit.epochs * per_epoch
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
         return {
             "optimizer": optimizer,
@@ -206,9 +245,9 @@ class Component(L.LightningModule):
         }
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Of the component, not of the trainer: a Newton step has none."""
-        if self.clip is not None:
-            self.clip_gradients(optimizer, self.clip, "norm")
+        """By the component's `Fit`, not by the trainer: a Newton step is not clipped."""
+        if self.fit.clip is not None:
+            self.clip_gradients(optimizer, self.fit.clip, "norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[RECORD] = self.record
@@ -218,7 +257,49 @@ class Component(L.LightningModule):
 
 
 def _rate(done: float, warm: float = 0.1) -> float:
-    """Learning rate as a share of its peak when a share ``done`` of the run is over."""
+    """Learning rate as a fraction of its peak when a fraction ``done`` of the run is over."""
     if done < warm:
         return 0.05 + 0.95 * done / warm
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warm) / (1 - warm))))
+
+
+# --- capabilities: what a component may do besides predicting rows ------------------------------
+
+
+class Posterior(NamedTuple):
+    """A posterior inferred from all rows together: draws by name, diagnostics, figure data."""
+
+    draws: Mapping[str, np.ndarray]  # (chains, draws)
+    units: Mapping[str, str]  # astropy's spelling
+    metrics: Mapping[str, float]
+    warnings: Sequence[str] = ()
+    # other groups of ArviZ: posterior_predictive, (chains, draws, n), observed_data, (n,)...
+    groups: Mapping[str, Mapping[str, np.ndarray]] = {}
+    figures: Mapping[str, Mapping[str, np.ndarray]] = {}
+
+
+@runtime_checkable
+class InfersJointly(Protocol):
+    """One posterior of all rows of ``data``, written by ``output=posterior.nc``."""
+
+    def infer(self, data: Any, folder: Path | None, seed: int) -> Posterior:
+        """``folder``: where an interrupted run saves its state and resumes; None: nowhere."""
+
+
+@runtime_checkable
+class MakesSkyMap(Protocol):
+    """The model is a map of the sky, written by ``output=map.fits`` without a catalogue."""
+
+    def sky_map(self, columns: list[str] | None) -> dict[str, Any]:
+        """The arrays of `orrery.evaluation.sky_map.write_sky_map`; empty if not asked for."""
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """Draws objects, written by ``evaluate.py checkpoint=... data=<request> output=mock.fits``."""
+
+    def generated(self, request: Any) -> Iterable[dict[str, np.ndarray]]:
+        """Rows, chunk by chunk; ``request``: the data module that says how many, and of what."""
+
+    def generated_columns(self, request: Any) -> Mapping[str, Output | Constant]:
+        """Name, unit and meaning of each."""

@@ -32,25 +32,26 @@ LIBRARIES = ("orrery", "torch", "lightning", "zuko", "nflows", "numpy", "astropy
 def new_record(
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
-    found_out: Mapping[str, Any],
-    format: int,
+    inferred_settings: Mapping[str, Any],
+    schema_version: int,
 ) -> dict[str, Any]:
     """The facts a checkpoint carries besides its weights.
 
     ``config`` is the run's plain config (dicts, lists, scalars); ``provenance`` says which data
     were learned from (path, hash and row count, or the simulation's parameters and seed);
-    ``found_out`` which settings of the data module they decided; ``format`` is the model's.
+    ``inferred_settings``: those of the data module that the training data decided;
+    ``schema_version``: the model's, see `migrated`.
     """
     return {
         "config": dict(config),
         "data": dict(provenance),
-        "found_out": dict(found_out),
+        "found_out": dict(inferred_settings),
         "versions": {name: version(name) for name in LIBRARIES},
         "git_commit": _git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *_words_that_matter(sys.argv[1:])]),
         "metrics": {},
-        "format": format,
+        "schema_version": schema_version,
     }
 
 
@@ -104,12 +105,8 @@ def component_name(target: str) -> str:
     return target.split(".")[2]
 
 
-def build(node: Mapping[str, Any], **more: Any) -> Any:
-    """Make the component or data module that ``node["_target_"]`` names, and nothing else.
-
-    A checkpoint's config is untrusted input: only classes that are defined in ``orrery.models`` or
-    ``orrery.datamodules`` and are components or data modules are ever called.
-    """
+def class_of(node: Mapping[str, Any]) -> Any:
+    """The component or data module that ``node["_target_"]`` names; refuses everything else."""
     target = full_target(node)
     if not re.fullmatch(r"orrery\.(models|datamodules)(\.[a-z]\w*)+\.[A-Z]\w*", target):
         raise ValueError(f"refused to build '{target}': it is not a class of models or datamodules")
@@ -121,6 +118,42 @@ def build(node: Mapping[str, Any], **more: Any) -> Any:
     ours = inspect.isclass(made) and made.__module__.startswith(PACKAGES)
     if not ours or not issubclass(made, LightningModule | LightningDataModule):
         raise ValueError(f"refused to build '{target}': it is not a component of the zoo")
+    return made
+
+
+def schema_version(made: Any) -> int:
+    """Of a component's settings: one more with each migration."""
+    return 1 + len(made.migrations)
+
+
+def migrated(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's record with the settings of an older version renamed as today's are.
+
+    Each of a component's `migrations` takes the config (``model``, ``data``...) of one version and
+    returns that of the next.
+    """
+    made = class_of(record["config"]["model"])
+    version = record.get("schema_version", record.get("format", 1))
+    if version > schema_version(made):
+        raise ValueError(
+            f"this checkpoint is of schema version {version} of {made.__name__}, and this version "
+            f"of the zoo reads {schema_version(made)}: it needs a newer one "
+            f"(the checkpoint was written by {record['versions']['orrery']})"
+        )
+    config = dict(record["config"])
+    for migrate in made.migrations[version - 1 :]:
+        config = migrate(config)
+    return {**record, "config": config, "schema_version": schema_version(made)}
+
+
+def build(node: Mapping[str, Any], **more: Any) -> Any:
+    """Make the component or data module that ``node["_target_"]`` names, and nothing else.
+
+    A checkpoint's config is untrusted input: only classes that are defined in ``orrery.models`` or
+    ``orrery.datamodules`` and are components or data modules are ever called.
+    """
+    made = class_of(node)
+    target = full_target(node)
     arguments = {k: v for k, v in {**node, **more}.items() if k != "_target_"}
     known = [p for c in made.__mro__ for p in inspect.signature(c.__init__).parameters]
     for key in arguments:
@@ -137,14 +170,8 @@ def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = N
             "this checkpoint is of a run that has not ended, and its model is not calibrated; go "
             "on with train.py checkpoint=<it>, which ends in best.ckpt"
         )
-    model = build({**checkpoint[RECORD]["config"]["model"], **(changes or {})})
-    written = checkpoint[RECORD].get("format", 1)
-    if written != model.format:
-        raise ValueError(
-            f"this checkpoint is of format {written} of {type(model).__name__}, and this version "
-            f"of the zoo reads {model.format}: use that of commit "
-            f"{checkpoint[RECORD]['git_commit']}"
-        )
+    record = migrated(checkpoint[RECORD])
+    model = build({**record["config"]["model"], **(changes or {})})
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
@@ -152,14 +179,15 @@ def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = N
             f"the weights do not fit the model{f' with {dict(changes)}' if changes else ''}: "
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
-    model.record = checkpoint[RECORD]
+    model.record = record
     return model.eval()
 
 
 def load_weights(model: Any, path: Path) -> None:
     """Start ``model`` from the weights and scaling of another checkpoint of the same component.
 
-    The component says which parts `starts_afresh`, such as the head of another set of sources.
+    The component says which tensors are `reinitialised_on_finetune`, such as the head of another
+    set of sources.
     """
     checkpoint = read_checkpoint(path)
     settings = checkpoint[RECORD]["config"]["model"]
@@ -168,7 +196,7 @@ def load_weights(model: Any, path: Path) -> None:
         raise ValueError(f"init_from: {path} holds {theirs}, and the model is {ours}")
     state, taken = model.state_dict(), []
     for name, values in checkpoint["state_dict"].items():
-        if model.starts_afresh(name, settings) or name not in state:
+        if model.reinitialised_on_finetune(name, settings) or name not in state:
             continue
         if state[name].shape != values.shape:
             raise ValueError(

@@ -122,21 +122,19 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
     config.model, config.data, config.seed = stored["model"], stored["data"], stored["seed"]
     config.run_dir = str(path.parent)
     if not any(word.startswith("trainer=") for word in words):
-        # how long to train follows from the model again: it may be what is changed
-        length = config.trainer.max_epochs if "max_epochs" in str(words) else None
-        config.trainer = {**stored["trainer"], "max_epochs": length or stored["model"]["epochs"]}
+        config.trainer = {**stored["trainer"], "max_epochs": config.trainer.max_epochs}
     own = [word for word in words if word.startswith(("model.", "data.", "trainer."))]
-    merged: Any = OmegaConf.merge(config, OmegaConf.from_dotlist(own))
-    if "model.epochs" in str(own) and "max_epochs" not in str(own):
-        merged.trainer.max_epochs = merged.model.epochs
+    merged: DictConfig = OmegaConf.merge(config, OmegaConf.from_dotlist(own))  # type: ignore[assignment]
     return merged
 
 
 def stored_config(record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The config of a checkpoint's record, which is of plain values."""
+    """The config of a checkpoint's record, in plain values and with today's names of settings."""
+    from orrery.checkpoint import migrated
+
     if "${" in str(record["config"]):
         raise ValueError(f"{path} is refused: its config holds interpolations")
-    config: Mapping[str, Any] = record["config"]
+    config: Mapping[str, Any] = migrated(record)["config"]
     return config
 
 
@@ -187,10 +185,10 @@ def refuse_leak(record: Mapping[str, Any], begun: Mapping[str, Any], checkpoint:
 
 def set_precision(model: Any, precision: str) -> None:
     """Refuse a precision that is not safe for the component; weights in double where asked."""
-    if precision not in model.precisions:
+    if precision not in model.fit.precisions:
         raise ValueError(
             f"trainer.precision={precision} is not safe for this component; it allows "
-            f"{', '.join(model.precisions)}"
+            f"{', '.join(model.fit.precisions)}"
         )
     if precision == "64-true":
         model.double()  # now: a run that goes on is loaded before Lightning does so

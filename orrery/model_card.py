@@ -1,10 +1,10 @@
-"""The model card: what a checkpoint is, for whom it holds, and how to make it again."""
+"""The model card: what a checkpoint is, for which objects it is valid, and how to make it again."""
 
 from typing import Any
 
 
 def model_card(name: str, model: Any) -> str:
-    """Markdown from the model's docstring, its `scope` and its record; nothing is typed by hand."""
+    """Markdown from the model's docstring, its `domain_of_validity` and its record."""
     record = model.record
     summary, _, rest = (model.__doc__ or "").strip().partition("\n\n")
     method = rest.split("\n\n")[0]
@@ -12,6 +12,8 @@ def model_card(name: str, model: Any) -> str:
     origin = record["config"]["data"].get("origin")
     trained_on = [f"- {key}: {value}" for key, value in data.items()]
     held_out = [f"| {key} | {value:.4g} |" for key, value in metrics.items()]
+    valid = [f"- {line}" for line in model.domain_of_validity()]
+    valid_for = ["## Valid for", "", *valid, ""] if valid else []
     return "\n".join(
         [
             f"# {name}",
@@ -25,10 +27,7 @@ def model_card(name: str, model: Any) -> str:
             *([f"{origin}", ""] if origin else []),
             *trained_on,
             "",
-            "## Holds for",
-            "",
-            *[f"- {line}" for line in model.scope()],
-            "",
+            *valid_for,
             f"## Metrics on {metrics.get('n', 0):,} held-out objects",
             "",
             "| metric | value |",

@@ -32,7 +32,7 @@ def offline_unless_asked() -> None:
 def val_loss(trainer: Any, model: Any) -> dict[str, float]:
     """Of the epoch that is the result; nothing where a finished run was taken up again."""
     least = trainer.checkpoint_callback.best_model_score
-    found = trainer.callback_metrics.get("val/loss") if model.last_is_best else least
+    found = trainer.callback_metrics.get("val/loss") if model.fit.result == "last" else least
     return {} if found is None else {"val_loss": float(found)}
 
 

@@ -174,11 +174,11 @@ class GCStars(CatalogueData):
     def stars(self) -> dict[str, Tensor]:
         """All by role, (n,): in the units of `PHASE`, or on the sky deg, mas, mas/yr and km/s."""
         batches = list(self.prediction_batches())
-        names = [n for n in batches[0] if n not in ("row", "keep", "group")]
+        names = [name for name in batches[0] if name != "row"]
         stars = {name: torch.cat([batch[name] for batch in batches]) for name in names}
         self.listed = {"row": torch.cat([batch["row"] for batch in batches]).numpy()}
         for name in self.keep:
-            self.listed[name] = np.concatenate([batch["keep"][name] for batch in batches])
+            self.listed[name] = np.concatenate([batch.carried[name] for batch in batches])
         if "ra" not in stars:
             if self.radius is not None or self.completeness or self.field:
                 raise ValueError(

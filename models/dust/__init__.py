@@ -1,7 +1,7 @@
 """dust: a 3D map of interstellar dust as a variational Gaussian process."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orrery.models.base import Batch, Component, Output
-from orrery.models.dust.evaluation import Map, judged, known_stars
+from orrery.models.base import Batch, Component, Evaluation, Fit, Output, PredictedRows
+from orrery.models.dust.evaluation import evaluate
 from orrery.models.dust.field import Density, Extinction, Stars
-from orrery.models.dust.figure_data import pictures
 from orrery.models.dust.hmc import Draws, draw, likelihood
 from orrery.models.dust.noise import normal, of_all_ranks, some_of
-from orrery.models.dust.outputs import OUTPUTS, log_density, rows, slices
+from orrery.models.dust.outputs import OUTPUTS, log_density, rows
 from orrery.models.dust.prior import HYPER, Prior, Processes, refuse_too_large_map
-from orrery.models.dust.query import query, sky_map, stars_at
-from orrery.models.dust.variational import BENT, Here, inverse
+from orrery.models.dust.query import map_arrays, query, stars_at
+from orrery.models.dust.variational import Here, inverse
 from orrery.models.inference import mgvi
+from orrery.models.layers.slices import in_slices
 from orrery.physics.dust.extinction import Paths
 from orrery.physics.gaussian_process.icr import grids
 from orrery.physics.gaussian_process.kernel import clumpy
@@ -61,10 +61,6 @@ class Dust(Component):
     Green & Rix (2023). Out: see `outputs`; the map itself, `sky_map`.
     """
 
-    precisions = ("32-true", "64-true")
-    last_is_best = True  # the mean of many iterations
-    smaller_is_better = frozenset(("chi2", "icr_covariance_error"))
-
     def __init__(
         self,
         nside: int,
@@ -89,7 +85,8 @@ class Dust(Component):
         seed: int = 0,
         epochs: int = 8,
     ) -> None:
-        super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
+        # the result is the mean of many iterations
+        super().__init__(Fit(epochs=epochs, result="last", precisions=("32-true", "64-true")))
         self.automatic_optimization = False
         if guide not in GUIDES:
             raise ValueError(f"model.guide is '{guide}'; it is one of {', '.join(GUIDES)}")
@@ -215,7 +212,7 @@ class Dust(Component):
         return self.mean + (self.posterior if finished else self.residuals)
 
     @torch.no_grad()
-    def learned(self) -> dict[str, float]:
+    def fitted_parameters(self) -> dict[str, float]:
         """The amplitude of ln density and, if learned, the scale, pc; how well chains agree."""
         hyper = self.samples()[:, -HYPER:].double()
         numbers = {"amplitude": self.amplitude[0] * (self.amplitude[1] * hyper[:, 1]).exp()}
@@ -265,7 +262,7 @@ class Dust(Component):
             wanted = self.scale_error * self.mean.detach()[0, -1] - self.log_scale
             self.log_scale += wanted.clamp(-FARTHEST, FARTHEST)
         with torch.no_grad():
-            rough = max(0, min(ROUGH, self.epochs - 1) - self.current_epoch)
+            rough = max(0, min(ROUGH, self.fit.epochs - 1) - self.current_epoch)
             here = self._here(batch, self.stars(batch), self.mean, self.samples(), 2.0**rough)
             noise = self._noise(range(rank, self.pairs, world), self._n_noise(batch))
             mine = here.residuals(noise, self.tolerance)[1]
@@ -273,7 +270,7 @@ class Dust(Component):
             mean, energy = here.newton(mine, steps, self.tolerance)
             self.residuals.copy_(torch.cat([of_all_ranks(x, world) for x in mine.chunk(2)]))
             # in the second half ever less, so that the mean is that over many sets of samples
-            late = 0 if here.bends else max(0, self.current_epoch - self.epochs // 2)
+            late = 0 if here.bends else max(0, self.current_epoch - self.fit.epochs // 2)
             self.mean.grad = (self.mean - mean) / (1 + late)
         optimizer: Any = self.optimizers()
         optimizer.step()  # of unit rate
@@ -327,25 +324,17 @@ class Dust(Component):
         return log_density(self.rho(), self.widths, stars, batch, self.noise_dof)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        parts = []
-        for some in slices(batch, SLICE):
-            stars = self.stars(some)
-            found = rows(self.rho(), self.grid.boundaries, self.n_stars, stars, some)
-            if "extinction" in some:
-                found["log_density"] = self._log_density(some, stars)
-            parts.append(found)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return in_slices(self._rows, batch, SLICE)
 
-    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        known = np.isfinite(rows.get("log_density", np.empty(0)))
-        if not known.any():
-            return {}
-        pull = rows["pull"][known].astype(float)
-        return {
-            "n": int(known.sum()),
-            "heldout_lpd": float(rows["log_density"][known].mean(dtype=float)),
-            "chi2": float(np.mean(pull**2)),
-        }
+    def _rows(self, batch: Batch) -> dict[str, Tensor]:
+        stars = self.stars(batch)
+        predicted = rows(self.rho(), self.grid.boundaries, self.n_stars, stars, batch)
+        if "extinction" in batch:
+            predicted["log_density"] = self._log_density(batch, stars)
+        return predicted
+
+    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+        return evaluate(self, rows, data)
 
     def query(self, coords: Any, mode: str = "mean", integrated: bool = True) -> np.ndarray:
         """Extinction from us to ``coords``, an astropy SkyCoord with distances: E.
@@ -354,28 +343,11 @@ class Dust(Component):
         """
         return query(self.rho().cpu().float(), self.grid, coords, mode, integrated)
 
-    def whole(self, columns: list[str] | None) -> dict[str, Any]:
-        return sky_map(self.rho().cpu(), self.grid, columns)
+    def sky_map(self, columns: list[str] | None) -> dict[str, Any]:
+        """The map as arrays: mean and std, or with ``columns=["samples"]`` the samples."""
+        return map_arrays(self.rho().cpu(), self.grid, columns)
 
-    def judged(self, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The map beside the simulation's, and the prior beside its kernel; images."""
-        rho = self.rho()
-        self.gp.to("cpu", torch.float32)
-        prior = self.grid, self.gp, self.kernel(self.scale_now)
-        ours = Map(*prior, rho.log(), self.stars, self.guide not in BENT, self.even)
-        stars = known_stars(data)
-        if not stars:
-            return {}, {}
-        shown = pictures(rho.cpu().float(), self.grid, data.true_density(), stars)
-        return judged(ours, data, stars), shown
-
-    def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
-        gp = self.prior.gp
-        xi = torch.randn(8, gp.n_excitations, dtype=self.mean.dtype)
-        voxels = 8 * math.prod(self.gp.shape)
-        return super().timed(batch) | {"voxel_samples_per_second": (lambda: gp.apply(xi), voxels)}
-
-    def scope(self) -> list[str]:
+    def domain_of_validity(self) -> list[str]:
         edges = self.grid.boundaries
         errors = {
             "hmc": "errors are those of the posterior, drawn by HMC",

@@ -4,10 +4,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from orrery.models.base import Evaluation, PredictedRows
 from orrery.models.dust.field import Stars
+from orrery.models.dust.figure_data import pictures
+from orrery.models.dust.variational import BENT
 from orrery.physics.dust.extinction import log_normal, mean_and_variance
 from orrery.physics.gaussian_process.icr import Grid
 from orrery.physics.gaussian_process.kernel import Kernel
@@ -15,6 +19,47 @@ from orrery.physics.gaussian_process.linear_map import GaussianProcess
 
 ROWS = 64  # of the covariance, drawn with seed 0
 CROSSED = 0.5  # share of a voxel's depth that the light of a star crosses, for it to be seen
+
+
+SMALLER_IS_BETTER = frozenset(("chi2", "icr_covariance_error"))
+
+
+def evaluate(model: Any, rows: PredictedRows, data: Any) -> Evaluation:
+    """`Evaluation` of a `models.dust.Dust`: of held-out stars, and of the map where it is known."""
+    evaluation = Evaluation(metrics(rows))
+    if not evaluation.metrics:
+        return evaluation
+    rho = model.rho()
+    model.gp.to("cpu", torch.float32)
+    prior = model.grid, model.gp, model.kernel(model.scale_now)
+    ours = Map(*prior, rho.log(), model.stars, model.guide not in BENT, model.even)
+    stars = known_stars(data)
+    evaluation.metrics |= map_metrics(ours, data, stars)
+    evaluation.figures = {
+        "map": pictures(rho.cpu().float(), model.grid, data.true_density(), stars)
+    }
+    evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
+    gp, batch = model.prior.gp, next(data.prediction_batches())
+    xi = torch.randn(8, gp.n_excitations, dtype=model.mean.dtype)
+    evaluation.timings = {
+        "objects_per_second": (lambda: model.predict_step(batch), len(batch["row"])),
+        "voxel_samples_per_second": (lambda: gp.apply(xi), 8 * math.prod(gp.shape)),
+    }
+    evaluation.smaller_is_better = SMALLER_IS_BETTER
+    return evaluation
+
+
+def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of stars whose extinction is known; empty if there are none."""
+    known = np.isfinite(rows.get("log_density", np.empty(0)))
+    if not known.any():
+        return {}
+    pull = rows["pull"][known].astype(float)
+    return {
+        "n": int(known.sum()),
+        "heldout_lpd": float(rows["log_density"][known].mean(dtype=float)),
+        "chi2": float(np.mean(pull**2)),
+    }
 
 
 class Map(NamedTuple):
@@ -31,8 +76,7 @@ class Map(NamedTuple):
 
 def known_stars(data: Any) -> dict[str, Tensor]:
     """All held-out stars whose extinction is known; empty if there are none."""
-    parts = [{k: v for k, v in b.items() if k not in ("keep", "group")}
-             for b in data.prediction_batches()]  # fmt: skip
+    parts = list(data.prediction_batches())
     batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if "extinction" not in batch:
         return {}
@@ -40,12 +84,12 @@ def known_stars(data: Any) -> dict[str, Tensor]:
     return {name: values[known] for name, values in batch.items()}
 
 
-def judged(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
+def map_metrics(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
     """Figures of merit; those that need the truth only where ``data`` is a simulation.
 
     ``batch``: `known_stars`.
     """
-    facts = {"icr_covariance_error": covariance_error(ours.gp, ours.grid, ours.kernel)}
+    metrics = {"icr_covariance_error": covariance_error(ours.gp, ours.grid, ours.kernel)}
     stars, widths = ours.stars(batch), ours.grid.widths.to(ours.log_rho)
     density, scatter = ours.even.tolist()
 
@@ -55,17 +99,17 @@ def judged(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float
         return float(log_normal(batch["extinction"], mean, total).mean())
 
     even = torch.full_like(stars.paths.lengths, density)
-    facts |= {
+    metrics |= {
         "heldout_lpd_constant": lpd(even, scatter),
         "heldout_lpd_constant_without_scatter": lpd(even),
     }
     truth = data.true_density()
     if truth is None:
-        return facts
-    facts["heldout_lpd_truth"] = lpd(truth.to(ours.log_rho)[stars.pixel])
+        return metrics
+    metrics["heldout_lpd_truth"] = lpd(truth.to(ours.log_rho)[stars.pixel])
     data.setup("fit")
     seen = seen_voxels(ours.stars(data.training_batch()), len(truth), widths)
-    return facts | beside_truth(ours.log_rho.cpu(), truth.log(), seen, ours.mirrored)
+    return metrics | against_truth(ours.log_rho.cpu(), truth.log(), seen, ours.mirrored)
 
 
 def seen_voxels(stars: Stars, pixels: int, widths: Tensor) -> Tensor:
@@ -77,7 +121,7 @@ def seen_voxels(stars: Stars, pixels: int, widths: Tensor) -> Tensor:
     return seen
 
 
-def beside_truth(log_rho: Tensor, truth: Tensor, seen: Tensor, mirrored: bool) -> dict[str, float]:
+def against_truth(log_rho: Tensor, truth: Tensor, seen: Tensor, mirrored: bool) -> dict[str, float]:
     """In the voxels that are ``seen``; log_rho (samples, ...), in mirrored pairs or independent."""
     samples = log_rho[:, seen].double()
     mean, std = samples.mean(0), samples.std(0, correction=0)

@@ -1,7 +1,6 @@
 """What the dust map says of places and stars: a row for each."""
 
 import math
-from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -22,13 +21,6 @@ OUTPUTS = {
     "pull": Output("", "of it: deviation over all errors together"),
     "extinction_true": Output("", "of the catalogue, E"),
 }
-
-
-def slices(batch: Batch, size: int) -> Iterator[dict[str, Tensor]]:
-    """Tensors of ``size`` rows at a time."""
-    tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
-    for i in range(0, len(tensors["row"]), size):
-        yield {k: v[i : i + size] for k, v in tensors.items()}
 
 
 def rows(

@@ -59,8 +59,8 @@ def summary(values: Tensor, mode: str) -> Tensor:
     return values.std(0, correction=0)
 
 
-def sky_map(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any]:
-    """What a file of the map holds: see `orrery.evaluation.posterior_file.write_sky_map`."""
+def map_arrays(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any]:
+    """What a file of the map holds: see `orrery.evaluation.sky_map.write_sky_map`."""
     if columns not in (None, ["samples"]):
         raise ValueError(f"columns={columns}: a map is mean and std, or columns=[samples]")
     values = rho.transpose(1, 2).contiguous()  # (samples, shells, pixels)

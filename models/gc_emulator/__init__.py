@@ -1,17 +1,16 @@
 """gc_emulator: a differentiable globular cluster, and inference with it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from orrery.models.base import Batch, Component, Output, Product
-from orrery.models.gc_emulator.calibration import judged, simulated
+from orrery.models.base import Batch, Component, Evaluation, Fit, Output, Posterior, PredictedRows
+from orrery.models.gc_emulator.calibration import calibration_metrics, simulated
 from orrery.models.gc_emulator.emulator import IsothermalEmulator
-from orrery.models.gc_emulator.evaluation import remarks
+from orrery.models.gc_emulator.evaluation import warnings_of
 from orrery.models.gc_emulator.figure_data import in_space, on_the_sky
 from orrery.models.gc_emulator.goodness_of_fit import fit
 from orrery.models.gc_emulator.inference import sample
@@ -20,6 +19,7 @@ from orrery.models.gc_emulator.profiles import Profiles
 from orrery.models.gc_emulator.selection import select
 from orrery.models.gc_emulator.sky import Sky, sky_stars
 from orrery.models.layers.grid import counter_uniform
+from orrery.models.layers.slices import in_slices
 from orrery.physics.clusters import lowered_isothermal as limepy
 from orrery.physics.clusters.cluster_projection import project
 
@@ -44,15 +44,6 @@ class GCEmulator(Component):
     per model, see `outputs`; `infer` gives the posterior of a star list.
     """
 
-    precisions = ("32-true", "64-true")  # the tables are float64 either way
-    clip = None  # the step is exact as it is
-    smaller_is_better = frozenset(
-        (
-            *("f_max_rel_error", "phi_max_rel_error", "rho_max_rel_error", "dlogl_2000_max"),
-            *("surface_density_max_rel_error", "sigma_sky_max_rel_error"),
-        )
-    )
-
     def __init__(
         self,
         n_W0: int,
@@ -68,7 +59,8 @@ class GCEmulator(Component):
         marginal: bool = False,
         epochs: int = 1,
     ) -> None:
-        super().__init__(lr=1.0, weight_decay=0.0, epochs=epochs)
+        # the gradient's step is exact as it is; the tables are float64 in either precision
+        super().__init__(Fit(epochs=epochs, clip=None, precisions=("32-true", "64-true")))
         self.steps, self.n_stars, self.modes = steps, n_stars, modes
         self.chains, self.warmup, self.draws = chains, warmup, draws
         self.marginal = marginal
@@ -123,21 +115,15 @@ class GCEmulator(Component):
         }
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        names = ("W0", "g", "row", "rh_ra")
-        parts = [
-            self._judged(*(batch[name][i : i + SLICE] for name in names if name in batch))
-            for i in range(0, len(batch["W0"]), SLICE)
-        ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return in_slices(self._rows, batch, SLICE)
 
-    def _judged(
-        self, W0: Tensor, g: Tensor, row: Tensor, share: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def _rows(self, batch: Batch) -> dict[str, Tensor]:
         """Rows of `outputs`, by a solution of twice the training's steps for each model.
 
         The stars lie at radii drawn from the mass profile, with kinetic energies uniform up to
         escape: more of them near the edge of f than a cluster has, where it is hardest.
         """
+        W0, g, row, share = batch["W0"], batch["g"], batch["row"], batch.get("rh_ra")
         known = (W0 >= limepy.W0_MIN) & (W0 <= limepy.W0_MAX) & (g >= 0)
         known &= g <= limepy.g_limit(W0.clamp(limepy.W0_MIN, limepy.W0_MAX), share)
         W0_in, g_in = torch.where(known, W0, 7.0), torch.where(known, g, 0.5)
@@ -198,16 +184,27 @@ class GCEmulator(Component):
             "flags": flags,
         }
 
-    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+        """Errors of the emulator over all rows, and the posterior of a mock cluster."""
         known = rows["flags"] < 2
-        names = [n for n in self.outputs if n.endswith("max_rel_error")]
-        found: dict[str, float] = {"n": int(known.sum())}
-        found |= {name: float(rows[name][known].max()) for name in names}
-        return found | {"dlogl_2000_max": float(rows["dlogl"][known].max())}
+        worst = [name for name in self.columns if name.endswith("max_rel_error")]
+        metrics: dict[str, float] = {"n": int(known.sum())}
+        metrics |= {name: float(rows[name][known].max()) for name in worst}
+        metrics["dlogl_2000_max"] = float(rows["dlogl"][known].max())
+        evaluation = Evaluation(
+            metrics,
+            timings=self.timing_cases(),
+            smaller_is_better=frozenset((*worst, "dlogl_2000_max")),
+        )
+        if (mock := data.mock()) is not None:
+            posterior = self.infer(mock, None, mock.seed)
+            evaluation.fitted_parameters = dict(posterior.metrics)
+            evaluation.figures["mock"] = dict(posterior.draws)
+        return evaluation
 
     # --- inference ----------------------------------------------------------------------------
 
-    def infer(self, data: Any, folder: Path, seed: int) -> Product:
+    def infer(self, data: Any, folder: Path | None, seed: int) -> Posterior:
         """The posterior of W0, g, M and r_h, and what else `GCStars` or `GCProfile` need."""
         if data.product == "calibration":
             return self._calibration(data, folder, seed)
@@ -222,29 +219,33 @@ class GCEmulator(Component):
                 facts[f"{name}_z"] = (facts[name] - data.truth()[name]) / facts[f"{name}_std"]
         if isinstance(posterior, Profiles):
             beside = fit(posterior, found.u, seed)
-            told = [*beside.remarks, *remarks(found.u, facts, posterior.distance_index)]
+            told = [*beside.remarks, *warnings_of(found.u, facts, posterior.distance_index)]
             facts |= beside.facts
-            return Product(draws, posterior.units, facts, told, beside.groups, beside.shown)
+            return Posterior(
+                draws, posterior.units, facts, told, beside.groups, {"profiles": beside.shown}
+            )
         facts["n"] = float(posterior.n_stars)
         some = found.u.flatten(1, 2)[:, :: max(1, found.u[0, :, :, 0].numel() // SHOWN_DRAWS)]
-        told = remarks(found.u, facts, posterior.distance_index)
+        told = warnings_of(found.u, facts, posterior.distance_index)
         if isinstance(posterior, Stars):
-            return Product(draws, posterior.units, facts, told, shown=in_space(posterior, some))
+            return Posterior(
+                draws, posterior.units, facts, told, figures={"profiles": in_space(posterior, some)}
+            )
         groups, member = {}, None
         if posterior.field:
             member = torch.stack([posterior.membership(u) for u in found.whole]).mean((0, 1, 2))
             groups["members"] = {**data.listed, "probability": member.cpu().numpy()}
         shown = on_the_sky(posterior, some, member)
-        return Product(draws, posterior.units, facts, told, groups, shown)
+        return Posterior(draws, posterior.units, facts, told, groups, {"profiles": shown})
 
-    def _calibration(self, data: Any, folder: Path, seed: int) -> Product:
+    def _calibration(self, data: Any, folder: Path | None, seed: int) -> Posterior:
         """Ranks of the truth in posteriors of simulated data sets, in place of draws."""
         posterior, truth = simulated(self.emulator.requires_grad_(False), data, data.seed)
         posterior.accept = 0.95  # at the ends of the prior there are posteriors with walls
         found = sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
-        facts, ranks = judged(found.named, truth, data.seed)
+        facts, ranks = calibration_metrics(found.named, truth, data.seed)
         draws = {name: values[0].cpu().numpy() for name, values in found.named.items()}
-        return Product(draws, posterior.units, {**found.facts, **facts}, shown=ranks)
+        return Posterior(draws, posterior.units, {**found.facts, **facts}, figures={"ranks": ranks})
 
     def _posterior(self, data: Any) -> Stars | Sky | Profiles:
         emulator = self.emulator.requires_grad_(False)
@@ -259,7 +260,7 @@ class GCEmulator(Component):
         distance = data.distance(stars)
         return Sky(emulator, seen, distance, selection, data.field, self.marginal)
 
-    def timed(self, batch: Batch) -> dict[str, tuple[Callable[[], object], int]]:
+    def timing_cases(self) -> dict[str, tuple[Callable[[], object], int]]:
         """Value and gradient of the likelihood of so many stars, of profiles, and the solver."""
         parameters = torch.tensor([[7.0, 1.3, MASS, RH]], dtype=torch.float64)
         W0 = torch.linspace(2, 12, 512, dtype=torch.float64)
@@ -297,7 +298,7 @@ class GCEmulator(Component):
         works["solve_ms_per_model"] = (lambda: limepy.solve(W0, 0.1 * W0, steps=150), len(W0))
         return works
 
-    def scope(self) -> list[str]:
+    def domain_of_validity(self) -> list[str]:
         kind, limit = "isotropic", f"{limepy.MARGIN:g} below g_max(W0)"
         if self.emulator.shape[0] > 1:
             kind, limit = "radially anisotropic (r_a from 1 r_h up)", "0.2 to 0.3 below the g"

@@ -70,7 +70,7 @@ def ranks(draws: Tensor, truth: Tensor, seed: int) -> Tensor:
     return (below + dither) / (n + 1)
 
 
-def judged(
+def calibration_metrics(
     named: Mapping[str, Tensor], truth: Mapping[str, Tensor], seed: int
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics, and the ranks of each parameter (sets,), in units of the number of draws."""

@@ -13,7 +13,7 @@ UNMEASURED = 0.8  # width of a posterior over that of the prior
 RHAT = 1.01  # beyond which chains do not agree
 
 
-def remarks(u: Tensor, facts: Mapping[str, float], distance: int | None) -> list[str]:
+def warnings_of(u: Tensor, facts: Mapping[str, float], distance: int | None) -> list[str]:
     """``u`` (sets, chains, draws, n): the sampled globals, of which `PARAMETERS` are the first.
 
     ``distance``: which of them is that of a normal prior; None: it has no such prior.

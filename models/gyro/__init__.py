@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orrery.models.base import Batch, Component, Constant, Output
+from orrery.models.base import Batch, Component, Constant, Evaluation, Fit, Output, PredictedRows
 from orrery.models.gyro import groups
 from orrery.models.gyro.ages import (
     COLOURS,
@@ -19,10 +19,10 @@ from orrery.models.gyro.ages import (
     stretched,
     summaries,
 )
-from orrery.models.gyro.evaluation import FEWEST, left_out, seismic, shown, star_batch, true_rows
+from orrery.models.gyro.evaluation import FEWEST, evaluate, left_out, seismic, star_batch
 from orrery.models.gyro.networks import FLOWS, Contamination, Rotation
 from orrery.models.layers import grid
-from orrery.models.layers.stack import Stack
+from orrery.models.layers.stack import DensityStack
 from orrery.physics.rotation.gyrochrones import (
     MISSING_COLOUR_ERROR,
     MISSING_PERIOD_ERROR,
@@ -66,13 +66,6 @@ class Gyro(Component):
     In: the batch of `datamodules.gyro`. Out: see `outputs`.
     """
 
-    last_is_best = True
-    stacked_column = "log_likelihood"
-    stack_units = dict.fromkeys(QUANTILES, "Gyr")
-    precisions = ("32-true",)  # networks too small to gain from less
-    fast = frozenset(("contamination.evidence", "contamination.others"))
-    smaller_is_better = frozenset(("nll", "cluster_age_rms_dex", "benchmark_rms_dex"))
-
     def __init__(
         self,
         clusters: Mapping[str, float],
@@ -92,7 +85,15 @@ class Gyro(Component):
         weight_decay: float = 0.1,
         epochs: int = 80,
     ) -> None:
-        super().__init__(lr, weight_decay, epochs)
+        super().__init__(
+            Fit(
+                epochs=epochs,
+                lr=lr,
+                weight_decay=weight_decay,
+                high_lr=frozenset(("contamination.evidence", "contamination.others")),
+                result="last",
+            )
+        )
         if flow not in FLOWS:
             raise ValueError(f"model.flow is '{flow}'; it is one of {', '.join(FLOWS)}")
         if prior not in PRIORS:
@@ -183,8 +184,8 @@ class Gyro(Component):
     # --- prediction ---------------------------------------------------------------------------
 
     @property
-    def outputs(self) -> dict[str, Output]:
-        columns = {
+    def outputs(self) -> dict[str, Output | Constant]:
+        return {
             **{
                 name: Output("Gyr", f"{100 * q:g}% quantile of age")
                 for name, q in QUANTILES.items()
@@ -197,12 +198,8 @@ class Gyro(Component):
             "age_true": Output("Gyr", "age of the catalogue"),
             "pit": Output("", "cumulative posterior at it, NaN where the prior excludes it"),
             "nll": Output("", "-ln p(log10 P) at it, per dex"),
+            "log10_age_myr": Constant(grid.centres(self.edges).cpu().numpy(), "log10_age_myr"),
         }
-        return columns
-
-    @property
-    def constants(self) -> dict[str, Constant]:
-        return {"log10_age_myr": Constant(grid.centres(self.edges).cpu().numpy(), "log10_age_myr")}
 
     def log_prior(self) -> Tensor:
         """ln of the prior mass of each cell of log10 age, (n_grid,), of clusters."""
@@ -269,13 +266,13 @@ class Gyro(Component):
         highest = torch.where(near, high, -torch.inf).amax(1)
         return (colour < lowest) | (colour > highest)
 
-    def to_stack(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
-        """Of members whose colour tells ln p, and its expectation: (batch, 2 n_grid)."""
-        return groups.with_expectation(self, batch)
-
-    def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
+    def stack(self) -> DensityStack:
         """The age of each group, Gyr: the product over its stars, widened by the discrepancy."""
-        return groups.table(self, stacked, QUANTILES)
+        return DensityStack(
+            lambda batch, rows: groups.with_expectation(self, batch),
+            lambda stacked: groups.table(self, stacked, QUANTILES),
+            units=dict.fromkeys(QUANTILES, "Gyr"),
+        )
 
     def age(
         self,
@@ -307,7 +304,7 @@ class Gyro(Component):
 
     # --- how good it is -----------------------------------------------------------------------
 
-    def scope(self) -> list[str]:
+    def domain_of_validity(self) -> list[str]:
         ages = [10**age for age in self.clusters.values()]
         told = self.colours[self.colours[:, 0].isfinite()]
         return [
@@ -324,20 +321,7 @@ class Gyro(Component):
             f"`flags`, {_flags()}",
         ]
 
-    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        if "age_true" not in rows:
-            return {}
-        known = np.isfinite(rows["pit"])
-        if not known.any():
-            return {}
-        pit = rows["pit"][known]
-        return {
-            "n": int(known.sum()),
-            "nll": float(np.mean(rows["nll"][known], dtype=float)),
-            "star_coverage_68": float(np.mean(np.abs(pit - 0.5) < 0.34)),
-        }
-
-    def learned(self) -> dict[str, float]:
+    def fitted_parameters(self) -> dict[str, float]:
         """Of clusters left out, of the Sun, and of stars with asteroseismic ages."""
         off, stated, log_p, n, others, inside = self.left_out.cpu().numpy().T
         told = np.isfinite(off)
@@ -362,16 +346,8 @@ class Gyro(Component):
         found["sun_age_gyr"] = sun["age_q50"]
         return found | seismic(self)
 
-    def judged(self, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        with torch.no_grad():
-            return {}, shown(self, data)
-
-    def true_model(self, data: Any) -> dict[str, np.ndarray]:
-        return true_rows(self, data)
-
-    def timed(self, batch: Batch) -> dict[str, Any]:
-        work, count = super().timed(batch)["objects_per_second"]
-        return {"stars_per_second": (work, count)}
+    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+        return evaluate(self, rows, data)
 
 
 def _flags() -> str:

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
+from orrery.models.base import Evaluation, PredictedRows
 from orrery.models.gyro.ages import (
     COLOURS,
     DOF,
@@ -28,6 +29,40 @@ AT_MOST = 40  # stars of a cluster count in the mean density
 CURVES = (15.0, 110.0, 430.0, 740.0, 2400.0, 3900.0)  # Myr, near which there are clusters
 MEDIAN = {"age_q50": 0.5}
 FEWEST = 10  # stars of a cluster that is judged
+
+
+SMALLER_IS_BETTER = frozenset(("nll", "cluster_age_rms_dex", "benchmark_rms_dex"))
+
+
+@torch.no_grad()
+def evaluate(model: Any, rows: PredictedRows, data: Any) -> Evaluation:
+    """`Evaluation` of a `models.gyro.Gyro`."""
+    evaluation = Evaluation(metrics(rows))
+    if not evaluation.metrics:
+        return evaluation
+    evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
+    if truth := true_rows(model, data):
+        evaluation.baselines["true model"] = metrics(truth)
+    evaluation.figures = {"clusters": figure_data(model, data)}
+    batch = next(data.prediction_batches())
+    evaluation.timings = {
+        "stars_per_second": (lambda: model.predict_step(batch), len(batch["row"]))
+    }
+    evaluation.smaller_is_better = SMALLER_IS_BETTER
+    return evaluation
+
+
+def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of stars whose age is known; empty if there are none."""
+    known = np.isfinite(rows.get("pit", np.empty(0)))
+    if "age_true" not in rows or not known.any():
+        return {}
+    pit = rows["pit"][known]
+    return {
+        "n": int(known.sum()),
+        "nll": float(np.mean(rows["nll"][known], dtype=float)),
+        "star_coverage_68": float(np.mean(np.abs(pit - 0.5) < 0.34)),
+    }
 
 
 def left_out(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -97,8 +132,8 @@ def seismic(model: Any) -> dict[str, float]:
     return {"benchmark_rms_dex": rms, "benchmark_coverage_68": float(np.mean(inside))}
 
 
-def shown(model: Any, data: Any) -> dict[str, np.ndarray]:
-    """What the figures show: gyrochrones, stars, clusters that were left out, the Sun."""
+def figure_data(model: Any, data: Any) -> dict[str, np.ndarray]:
+    """Gyrochrones, stars, clusters that were left out, the Sun."""
     batch = data.training_batch() if data.rows else next(data.prediction_batches())
     nothing = torch.full_like(batch["colour"], torch.nan)
     cells = [int((model.table.ages - math.log10(age)).abs().argmin()) for age in CURVES]

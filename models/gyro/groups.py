@@ -12,7 +12,7 @@ from torch import Tensor
 from orrery.models.gyro.ages import PERIODS, joint
 from orrery.models.gyro.evaluation import TOLD
 from orrery.models.layers import grid
-from orrery.models.layers.stack import Stack
+from orrery.models.layers.stack import DensityStack
 
 LEAST_MEMBERSHIP = 0.1  # below which a star does not count in the age of its group
 EVERY = {"age": 6, "period": 4}  # points of the grids by which ln p is expected
@@ -42,9 +42,7 @@ def with_expectation(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     log_p = log_likelihoods(model, batch)
     mean = torch.full_like(log_p, torch.nan)
     for some in torch.nonzero(log_p.isfinite().all(1))[:, 0].split(AT_ONCE):
-        mean[some] = expected(
-            model, {k: v[some] for k, v in batch.items() if isinstance(v, Tensor)}
-        )
+        mean[some] = expected(model, {k: v[some] for k, v in batch.items()})
     return torch.cat([log_p, mean], 1)
 
 
@@ -66,7 +64,9 @@ def expected(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     return torch.lerp(mean[:, low], mean[:, low + 1], place - low)
 
 
-def table(model: Any, stacked: Stack, quantiles: Mapping[str, float]) -> dict[str, np.ndarray]:
+def table(
+    model: Any, stacked: DensityStack, quantiles: Mapping[str, float]
+) -> dict[str, np.ndarray]:
     """Of each group of stars the joint age, Gyr, widened by the discrepancy, and its shortfall.
 
     ``shortfall``: by how much ln p of a star, at the likeliest age, is less than that of stars that

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from orrery.models.base import Batch, Component, Constant, Output
-from orrery.models.scatter_vae import evaluation as scores
+from orrery.models.base import Batch, Component, Constant, Evaluation, Fit, Output, PredictedRows
 from orrery.models.scatter_vae.em import polish
+from orrery.models.scatter_vae.evaluation import evaluate
 from orrery.models.scatter_vae.inference import Posterior, Whitening, posterior
 from orrery.models.scatter_vae.likelihood import covariant_nll, lowrank_nll
 from orrery.models.scatter_vae.networks import Published, Recipe
@@ -44,11 +44,6 @@ class ScatterVAE(Component):
     In: the batch of `datamodules.scatter_vae`. Out: see `models.scatter_vae.outputs`.
     """
 
-    precisions = ("32-true", "bf16-mixed")
-    last_is_best = True  # the loss of the warm-up is another one
-    clip = 1e3  # the loss counts nats of 110 coefficients
-    smaller_is_better = frozenset(("nll", "pca6_chi2_median", "pca10_chi2_median"))
-
     def __init__(
         self,
         bands: Mapping[str, int],
@@ -67,7 +62,16 @@ class ScatterVAE(Component):
         weight_decay: float = 1e-4,
         epochs: int = 40,
     ) -> None:
-        super().__init__(lr, weight_decay, epochs)
+        super().__init__(
+            Fit(
+                epochs=epochs,
+                lr=lr,
+                weight_decay=weight_decay,
+                clip=1e3,  # the loss counts nats of 110 coefficients
+                result="last",  # the loss of the warm-up is another one
+                precisions=("32-true", "bf16-mixed"),
+            )
+        )
         for setting, value, known in (
             ("preset", preset, PRESETS),
             ("covariance", covariance, COVARIANCES),
@@ -180,7 +184,7 @@ class ScatterVAE(Component):
 
     def _nll(self, r: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """Of residuals in units of the errors, (batch,); missing bands say nothing."""
-        warming = self.training and self.current_epoch < self.warm_up * self.epochs
+        warming = self.training and self.current_epoch < self.warm_up * self.fit.epochs
         total = torch.zeros_like(r[:, 0])
         sizes = list(self.bands.values())
         parts = zip(self.bands, r.split(sizes, 1), t.split(sizes, 1), strict=True)
@@ -222,25 +226,21 @@ class ScatterVAE(Component):
     # --- prediction ---------------------------------------------------------------------------
 
     @property
-    def outputs(self) -> dict[str, Output]:
-        return outputs(self.bands, self.spectra is not None)
-
-    @property
-    def constants(self) -> dict[str, Constant]:
-        if self.spectra is None:
-            return {}
-        return {"wavelength": Constant(self.wavelengths, "wavelength")}
+    def outputs(self) -> dict[str, Output | Constant]:
+        declared: dict[str, Output | Constant] = dict(outputs(self.bands, self.spectra is not None))
+        if self.spectra is not None:
+            declared["wavelength"] = Constant(self.wavelengths, "wavelength")
+        return declared
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
-        n = len(tensors["flux"])
+        n = len(batch["flux"])
         # stars without a band apart, for they need more steps, and none should depend on another
-        order = tensors["observed"].min(1).values.argsort(descending=True, stable=True)
-        n_whole = int(tensors["observed"].min(1).values.sum())
+        order = batch["observed"].min(1).values.argsort(descending=True, stable=True)
+        n_whole = int(batch["observed"].min(1).values.sum())
         ends = [*range(0, n_whole, SLICE), *range(n_whole, n, SLICE), n]
         chosen = [order[i:j] for i, j in pairwise(ends)]
         with torch.autocast(self.device.type, enabled=False):
-            parts = [self._predict({k: v[i] for k, v in tensors.items()}) for i in chosen]
+            parts = [self._predict({k: v[i] for k, v in batch.items()}) for i in chosen]
         back = order.argsort()
         return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
@@ -326,8 +326,8 @@ class ScatterVAE(Component):
             found["wavelength"] = self.wavelengths
         return found
 
-    def examples(self, batch: Batch) -> dict[str, Tensor]:
-        """The observed spectra with their errors, and what scatter adds to a spectrum."""
+    def observed_spectra(self, batch: Batch) -> dict[str, Tensor]:
+        """Spectra with their errors, and what scatter adds to a spectrum, for the figures."""
         scatter = self.predict_step(batch)["scatter"]
         if self.spectra is None:
             observed = {"observed": batch["coefficients"], "observed_error": batch["errors"]}
@@ -340,7 +340,7 @@ class ScatterVAE(Component):
             "observed_scatter": self.spectra.error(scatter),
         }
 
-    def scope(self) -> list[str]:
+    def domain_of_validity(self) -> list[str]:
         counts = " + ".join(f"{n} of {band}" for band, n in self.bands.items())
         lines = [
             f"{counts} numbers per star, divided by {self.normalised_by}",
@@ -356,28 +356,5 @@ class ScatterVAE(Component):
 
     # --- how good it is -----------------------------------------------------------------------
 
-    def timed(self, batch: Batch) -> dict[str, Any]:
-        works = super().timed(batch)
-        if self.spectra is None or "correlations_bp" not in batch:
-            return works
-        spectra, c, e = self.spectra, batch["coefficients"], batch["errors"]
-        packed = {band: batch[f"correlations_{band}"] for band in self.bands}
-        return works | {
-            "spectra_per_second": (lambda: (spectra.flux(c), spectra.error(e)), len(c)),
-            "spectra_correlated_per_second": (
-                lambda: (spectra.flux(c), spectra.error(e, packed)),
-                len(c),
-            ),
-        }
-
-    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return scores.metrics(rows, self.latent)
-
-    def remarks(self, rows: Mapping[str, np.ndarray]) -> list[str]:
-        return scores.remarks(rows, self.latent)
-
-    def true_model(self, data: Any) -> dict[str, np.ndarray]:
-        return scores.true_rows(data, self.bands)
-
-    def judged(self, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        return scores.judged(self, data)
+    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+        return evaluate(self, rows, data)

@@ -7,17 +7,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orrery.models.base import Evaluation, PredictedRows
 from orrery.models.scatter_vae.inference import Whitening, log_normal
 
 COLLAPSED = 0.01  # variance over stars of a latent number below which it says nothing (Burda 2016)
 COMPONENTS = (6, 10, 20)  # of the PCA beside it
-JUDGED = 4096  # stars on which PCA and the scatter are judged
+COMPARED = 4096  # stars on which PCA and the scatter are compared
 STARS = ("latent_mean", "bp_rp", "g_mag")  # of many stars, for the figure of latent space
 GENERATED = 200  # stars, for a figure
 ODD = 0.01  # share of stars with p < 1e-4 that is worth a remark
 
 
-def metrics(rows: Mapping[str, np.ndarray], latent: int) -> dict[str, float]:
+SMALLER_IS_BETTER = frozenset(("nll", "pca6_chi2_median", "pca10_chi2_median"))
+
+
+def evaluate(model: Any, rows: PredictedRows, data: Any) -> Evaluation:
+    """`Evaluation` of a `models.scatter_vae.ScatterVAE`."""
+    evaluation = Evaluation(metrics(rows), warnings=warnings(rows, model.latent))
+    compared, arrays = compare(model, data)
+    evaluation.metrics |= compared
+    with torch.inference_mode():
+        examples = {k: v.to(model.device) for k, v in rows.examples.items()}
+        observed = {k: v.cpu().numpy() for k, v in model.observed_spectra(examples).items()}
+    evaluation.figures = {"spectra": observed, "population": arrays}
+    if truth := true_rows(data, model.bands):
+        evaluation.baselines["true model"] = metrics(truth)
+    evaluation.timings = timing_cases(model, next(data.prediction_batches()))
+    evaluation.smaller_is_better = SMALLER_IS_BETTER
+    return evaluation
+
+
+def timing_cases(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Prediction, and spectra of coefficients with uncorrelated and with correlated errors."""
+    n = len(batch["row"])
+    cases: dict[str, Any] = {"objects_per_second": (lambda: model.predict_step(batch), n)}
+    if model.spectra is None or "correlations_bp" not in batch:
+        return cases
+    spectra, c, e = model.spectra, batch["coefficients"], batch["errors"]
+    packed = {band: batch[f"correlations_{band}"] for band in model.bands}
+    cases["spectra_per_second"] = (lambda: (spectra.flux(c), spectra.error(e)), n)
+    cases["spectra_correlated_per_second"] = (
+        lambda: (spectra.flux(c), spectra.error(e, packed)),
+        n,
+    )
+    return cases
+
+
+def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Of all rows; chi^2 is per degree of freedom: coefficients less what was fitted to them."""
     n = len(rows["chi2"])
     whole = rows.get("flags", np.zeros(n, int)) & 1 == 0  # as PCA needs them, where there are any
@@ -41,8 +77,8 @@ def active(z: np.ndarray) -> int:
     return int((z.var(0) > COLLAPSED).sum())
 
 
-def remarks(rows: Mapping[str, np.ndarray], latent: int) -> list[str]:
-    """What a user should be told of these stars, a sentence each."""
+def warnings(rows: Mapping[str, np.ndarray], latent: int) -> list[str]:
+    """Sentences about collapsed latent numbers, misfitted stars, and stars without BP."""
     said = []
     if len(rows.get("latent_mean", ())) > 10 and (left := active(rows["latent_mean"])) < latent:
         said.append(
@@ -116,11 +152,11 @@ def true_rows(data: Any, bands: Mapping[str, int]) -> dict[str, np.ndarray]:
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def judged(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def compare(model: Any, data: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """PCA beside the model, on whole stars, and the scatter beside the true one; some stars."""
     batch = next(data.prediction_batches())
     whole = batch["observed"].bool().all(1)
-    batch = {k: v[whole][:JUDGED] for k, v in batch.items() if isinstance(v, Tensor)}
+    batch = {k: v[whole][:COMPARED] for k, v in batch.items()}
     found: dict[str, float] = {}
     shown: dict[str, np.ndarray] = {}
     with torch.inference_mode():

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from orrery.models.base import Batch, Component, Constant, Output
+from orrery.models.base import Batch, Component, Constant, Evaluation, Fit, Output, PredictedRows
 from orrery.models.layers import grid
 from orrery.models.layers.ensemble import Encoder, Linear
 from orrery.models.layers.flows import SplineFlow
-from orrery.models.layers.stack import Stack
-from orrery.models.zephyr.evaluation import metrics, remarks, true_rows
+from orrery.models.layers.slices import in_slices, slices
+from orrery.models.layers.stack import DensityStack
+from orrery.models.zephyr.evaluation import evaluate
 from orrery.models.zephyr.label_noise import LabelNoise
 from orrery.models.zephyr.outputs import constants, is_wide, outputs, summaries
 from orrery.models.zephyr.photometry import Photometry
@@ -44,14 +45,6 @@ class Zephyr(Component):
     source alone, in place of the mixture.
     """
 
-    precisions = ("32-true", "bf16-mixed")
-    keep_location = "ancil/{name}"  # where qp looks for columns
-    stacked_column = "pz"
-    fast = frozenset(("noise.log_sigma", "noise.logit_catastrophic", "noise.logit_uniform"))
-    smaller_is_better = frozenset(
-        ("nmad", "outlier_fraction", "crps", "nll", "cde_loss", "pit_ks", "pit_ks_raw")
-    )
-
     def __init__(
         self,
         bands: Sequence[str],
@@ -75,7 +68,17 @@ class Zephyr(Component):
         weight_decay: float = 1e-2,
         epochs: int = 50,
     ) -> None:
-        super().__init__(lr, weight_decay, epochs)
+        super().__init__(
+            Fit(
+                epochs=epochs,
+                lr=lr,
+                weight_decay=weight_decay,
+                high_lr=frozenset(
+                    ("noise.log_sigma", "noise.logit_catastrophic", "noise.logit_uniform")
+                ),
+                precisions=("32-true", "bf16-mixed"),
+            )
+        )
         self.bands, self.sources = list(bands), list(sources)
         self.clean = self.sources.index(clean_source)
         if target_source is not None and target_source not in self.sources:
@@ -108,16 +111,16 @@ class Zephyr(Component):
 
     # --- before and after the fit -------------------------------------------------------------
 
-    def starts_afresh(self, name: str, theirs: Mapping[str, Any]) -> bool:
-        if list(theirs["bands"]) != self.bands:
+    def reinitialised_on_finetune(self, name: str, settings: Mapping[str, Any]) -> bool:
+        if list(settings["bands"]) != self.bands:
             raise ValueError(
-                f"init_from: that model takes the bands {theirs['bands']} in this order, yours "
-                f"{self.bands}; say data.bands=[{','.join(theirs['bands'])}]"
+                f"init_from: that model takes the bands {settings['bands']} in this order, yours "
+                f"{self.bands}; say data.bands=[{','.join(settings['bands'])}]"
             )
         part = name.split(".")[0]
-        if list(theirs["sources"]) != self.sources:
+        if list(settings["sources"]) != self.sources:
             return part in ("deviation", "gate", "noise")
-        return part == "noise" and theirs["z_max"] != self.z_max
+        return part == "noise" and settings["z_max"] != self.z_max
 
     def prepare(self, data: Any) -> None:
         batch = data.training_batch()
@@ -138,7 +141,7 @@ class Zephyr(Component):
         if self.noise is not None and self.noise.clean_sigma > 0:
             return
         pits, fold = [], []
-        for part in _slices(data.validation_batch(), SLICE):
+        for part in slices(data.validation_batch(), SLICE):
             exact = (part["source"] == self.clean) & (part["label_error"] == 0)
             part = {k: v[exact] for k, v in part.items()}
             pits.append(self._pits(part))
@@ -154,7 +157,7 @@ class Zephyr(Component):
         noisy = (batch["source"] != self.clean) & (batch["label_error"] == 0)
         batch = {name: values[noisy] for name, values in batch.items()}
         own = []
-        for part in _slices(batch, SLICE):
+        for part in slices(batch, SLICE):
             _, _, parts = self._mixture(part, self._own_fold(part))
             of_row = parts[part["source"], torch.arange(len(part["source"]))]
             own.append(of_row / of_row[:, -1:])  # a weighted part, normed
@@ -271,18 +274,12 @@ class Zephyr(Component):
     # --- what the rows are --------------------------------------------------------------------
 
     @property
-    def outputs(self) -> dict[str, Output]:
-        return outputs(self.sources, samples=bool(self.n_samples))
-
-    @property
-    def constants(self) -> dict[str, Constant]:
-        return constants(self.edges)
+    def outputs(self) -> dict[str, Output | Constant]:
+        return {**outputs(self.sources, samples=bool(self.n_samples)), **constants(self.edges)}
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
         with torch.autocast(self.device.type, enabled=False):  # a cdf needs float32
-            parts = [self._predict(part) for part in _slices(tensors, SLICE)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            return in_slices(self._predict, batch, SLICE)
 
     def _predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         raw, responsibility, _ = self._mixture(batch)
@@ -307,7 +304,7 @@ class Zephyr(Component):
             rows["pit_raw"] = grid.scores(raw, self.edges, truth)["pit"]
         return rows
 
-    def learned(self) -> dict[str, float]:
+    def fitted_parameters(self) -> dict[str, float]:
         """Label noise of each source but the clean one: sigma in units of 1 + z, and fraction."""
         if self.noise is None:
             return {}
@@ -319,12 +316,12 @@ class Zephyr(Component):
                 found[f"label_catastrophic_{source}"] = catastrophic[i]
         return found
 
-    def scope(self) -> list[str]:
+    def domain_of_validity(self) -> list[str]:
         lines = [
             self.photometry.describe(),
             f"redshifts 0 to {self.z_max:g}, for objects selected as the training set is",
             "other objects are answered too; `ood` and `flags` say so",
-            f"`flags`, {self.outputs['flags'].description}",
+            f"`flags`, {self.columns['flags'].description}",
             f"labels from: {', '.join(self.sources)}; clean: {self.sources[self.clean]}",
         ]
         if self.noise is not None and len(self.sources) > 1:
@@ -334,34 +331,26 @@ class Zephyr(Component):
             )
         return lines
 
-    def examples(self, batch: Batch) -> dict[str, Tensor]:
-        """What each source adds to p(z), for the figures."""
-        tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
+    def parts(self, batch: Batch) -> dict[str, Tensor]:
+        """What each source adds to p(z), by source, (batch, n_grid), for the figures."""
         with torch.autocast(self.device.type, enabled=False):
-            mixed, _, parts = self._mixture(tensors)
+            mixed, _, parts = self._mixture(batch)
         whole = grid.density(grid.with_floor(apply_pit_map(self.pit_map, mixed), FLOOR), self.edges)
         share = (parts.diff(dim=-1) / mixed.diff(dim=-1).clamp_min(1e-12)).clamp(0, 1)
         if self.target is not None:
             only = torch.arange(len(self.sources), device=share.device) == self.target
             share = only[:, None, None] * share
-        return {f"pz_{s}": share[i] * whole for i, s in enumerate(self.sources)}
+        return {source: share[i] * whole for i, source in enumerate(self.sources)}
 
-    def stack_table(self, stacked: Stack) -> dict[str, np.ndarray]:
+    def stack(self) -> DensityStack:
         """n(z) of each group with its bootstrap error, from the stacked p(z)."""
-        table = stacked.table(grid.centres(self.edges).cpu().double().numpy())
-        names = {"x": "z", "density": "n_z", "density_std": "n_z_std"}
-        return {names.get(key, key): values for key, values in table.items()}
 
-    def metrics(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return metrics(rows)
+        def table(stacked: DensityStack) -> dict[str, np.ndarray]:
+            columns = stacked.densities(grid.centres(self.edges).cpu().double().numpy())
+            names = {"x": "z", "density": "n_z", "density_std": "n_z_std"}
+            return {names.get(key, key): values for key, values in columns.items()}
 
-    def remarks(self, rows: Mapping[str, np.ndarray]) -> list[str]:
-        return remarks(rows)
+        return DensityStack(lambda batch, rows: rows["pz"], table)
 
-    def true_model(self, data: Any) -> dict[str, np.ndarray]:
-        return true_rows(data, self.edges)
-
-
-def _slices(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    n = len(next(iter(batch.values())))
-    return [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, n, size)]
+    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+        return evaluate(self, rows, data)

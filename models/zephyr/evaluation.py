@@ -1,4 +1,4 @@
-"""How good predicted rows are, ours and the true model's, and what to tell of them."""
+"""Metrics of photometric redshifts, ours and the true model's, and warnings about a catalogue."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +8,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from orrery.models.base import Evaluation, PredictedRows
 from orrery.models.layers import grid
 from orrery.models.zephyr.photometry import UNLIKE
 
 OUTLIER = 0.15  # |dz|/(1 + z) of an outlier: Hildebrandt et al. (2010)
 MANY_UNLIKE = 0.1  # share of objects unlike the training set, of which 0.1% would be by chance
+
+
+SMALLER_IS_BETTER = frozenset(
+    ("nmad", "outlier_fraction", "crps", "nll", "cde_loss", "pit_ks", "pit_ks_raw")
+)
+
+
+def evaluate(model: Any, rows: PredictedRows, data: Any) -> Evaluation:
+    """`Evaluation` of a `models.zephyr.Zephyr`; the figure data are what sources add to p(z)."""
+    evaluation = Evaluation(metrics(rows), warnings=warnings(rows))
+    if not evaluation.metrics:
+        return evaluation
+    with torch.inference_mode():
+        parts = model.parts({k: v.to(model.device) for k, v in rows.examples.items()})
+    evaluation.figures["parts"] = {f"pz_{name}": pz.cpu().numpy() for name, pz in parts.items()}
+    evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
+    if truth := true_rows(data, model.edges):
+        evaluation.baselines["true model"] = metrics(truth)
+    evaluation.smaller_is_better = SMALLER_IS_BETTER
+    return evaluation
 
 
 def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -60,8 +81,8 @@ def true_rows(data: Any, edges: Tensor) -> dict[str, np.ndarray]:
     return {name: values.numpy() for name, values in rows.items()}
 
 
-def remarks(rows: Mapping[str, np.ndarray]) -> list[str]:
-    """What a user should know of the predicted rows, a sentence each, for the terminal."""
+def warnings(rows: Mapping[str, np.ndarray]) -> list[str]:
+    """A sentence if many objects are unlike the training set."""
     unlike = float(np.mean(rows["flags"] & UNLIKE > 0))
     if unlike < MANY_UNLIKE:
         return []

@@ -1,26 +1,35 @@
-"""What a fitted model says of data, scored, plotted and reported: what both doors end with."""
+"""Evaluation, shared by train.py and evaluate.py: predict, score, plot, report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from omegaconf import OmegaConf
 from rich import print
 
 from orrery.checkpoint import component_name
 from orrery.evaluation.baselines import peers
 from orrery.evaluation.posterior_file import check_draws, write_draws
-from orrery.evaluation.predictions import Predictions
+from orrery.evaluation.predictions import Predictions, table_writer
 from orrery.evaluation.report import metrics_table
 from orrery.evaluation.results import write_results
 from orrery.evaluation.sky_map import write_sky_map
-from orrery.evaluation.timing import speeds
+from orrery.evaluation.timing import timings
+from orrery.models.base import (
+    Component,
+    Evaluation,
+    Generates,
+    InfersJointly,
+    MakesSkyMap,
+    PredictedRows,
+)
 from orrery.tables import Writer
 
 
 def evaluate(
-    model: Any,
+    model: Component,
     data: Any,
     trainer: Any,
     run_dir: Path,
@@ -28,16 +37,15 @@ def evaluate(
     output: str | None = None,
     columns: list[str] | None = None,
 ) -> dict[str, float]:
-    """Predict every row; write them to ``output``; score, plot and report where truth is known."""
-    of_model = output and output.lower().endswith((".fits", ".fit")) and data.path is None
-    if output and of_model and (whole := model.whole(columns)):
-        if trainer.is_global_zero:
-            write_sky_map(output, whole, {"model": title})
-            print(f"map: {output}")
+    """Predict every row, write rows to ``output``, score and report where truth is known.
+
+    Returns the metrics, in every process the same.
+    """
+    refuse_lacking(model, data)
+    if output and data.path is None and _write_sky_map(model, output, columns, title, trainer):
         output = columns = None
     run_dir.mkdir(parents=True, exist_ok=True)
-    facts = {key: model.record[key] for key in ("versions", "git_commit")}
-    meta = {"model": title, "zoo": json.dumps(facts)}
+    meta = _metadata(model, title)
     predictions = Predictions(
         data.n_predicted(), output, columns, data.keep, data.keep_units(), meta
     )
@@ -45,96 +53,166 @@ def evaluate(
     trainer.predict(model, datamodule=data, return_predictions=False)
     trainer.callbacks.remove(predictions)
     rows, stacked = predictions.rows(), predictions.stacked()
-    metrics = model.metrics(rows)
-    if not trainer.is_global_zero:
-        return metrics
-    for remark in model.remarks(rows):
-        print(f"note: {remark}")
-    if output:
-        print(f"predictions of {predictions.written:,} objects: {output}")
-    if stacked:
-        path = run_dir / "stacked.ecsv"
-        with Writer(path, units=model.stack_units, meta=meta) as writer:
-            writer.write(model.stack_table(stacked))
-        print(f"by {data.group_by}: {path}")
-    if metrics:
-        return score(model, data, run_dir, title, rows, metrics)
-    if not (output or stacked):
-        raise ValueError(
-            f"{data.label} has no truth to score against; ask for predictions: output=<file>"
-        )
-    return metrics
+    metrics: list[dict[str, float]] = [{}]
+    if trainer.is_global_zero:
+        if output:
+            print(f"predictions of {predictions.written:,} objects: {output}")
+        if stacked is not None:
+            _write_stacked(stacked, run_dir / "stacked.ecsv", data.group_by, meta)
+        evaluation = model.evaluate(rows, data)
+        for warning in evaluation.warnings:
+            print(f"note: {warning}")
+        if evaluation.metrics:
+            metrics = [_score(model, data, run_dir, title, rows, evaluation)]
+        elif not output and stacked is None:
+            raise ValueError(
+                f"{data.label} has no truth to score against; ask for predictions: output=<file>"
+            )
+    if trainer.world_size > 1:
+        dist.broadcast_object_list(metrics)
+    return metrics[0]
 
 
-def score(
-    model: Any,
+def _score(
+    model: Component,
     data: Any,
     run_dir: Path,
     title: str,
-    rows: dict[str, Any],
-    metrics: dict[str, float],
+    rows: PredictedRows,
+    evaluation: Evaluation,
 ) -> dict[str, float]:
-    """``metrics`` of rows joined by all else that is known of a model whose truth is known."""
+    """All metrics, with those of the model itself and its speed; writes the report."""
+    metrics = evaluation.metrics
     if data.insample:
         print(f"{data.label} is what the model was trained on: its metrics are not held out")
         metrics = {f"{key}_insample": value for key, value in metrics.items()}
-    facts, shown = model.judged(data)
-    metrics |= model.learned() | data.truth() | facts
-    metrics |= speeds(model, next(data.prediction_batches()))
-    true_rows = model.true_model(data)
-    beside = {"true model": model.metrics(true_rows)} if true_rows else {}
-    rows |= shown | {name: constant.values.squeeze() for name, constant in model.constants.items()}
-    if (mock := data.mock()) is not None:
-        found = model.infer(mock, run_dir, mock.seed)
-        metrics = {**found.metrics, **metrics}
-        rows |= {f"mock_{name}": draws for name, draws in found.draws.items()}
-    report(model, data, run_dir, title, rows, metrics, beside)
+    metrics |= evaluation.fitted_parameters
+    batch = next(data.prediction_batches())
+    cases = evaluation.timings or {
+        "objects_per_second": (lambda: model.predict_step(batch, 0), len(batch["row"]))
+    }
+    metrics |= timings(model, cases)
+    constants = {name: constant.values.squeeze() for name, constant in model.constants.items()}
+    _report(
+        model,
+        data,
+        run_dir,
+        title,
+        rows={**rows, **constants},
+        evaluation=evaluation,
+        metrics=metrics,
+    )
     return metrics
 
 
 def infer(
-    model: Any, data: Any, run_dir: Path, title: str, seed: int, output: str | None = None
+    model: Component, data: Any, run_dir: Path, title: str, seed: int, output: str | None = None
 ) -> dict[str, float]:
-    """What all rows say together: posterior draws to ``output``, their diagnostics and figures."""
+    """One posterior of all rows: draws to ``output``, diagnostics and figures."""
+    refuse_lacking(model, data)
+    if not isinstance(model, InfersJointly):
+        raise ValueError(
+            f"{name_of(model)} predicts row by row; data={type(data).__name__} is for a component "
+            f"that infers one posterior of all rows, such as gc_emulator"
+        )
     if output:
         check_draws(output)
-    product = model.infer(data, run_dir, seed)
+    posterior = model.infer(data, run_dir, seed)
     if output:
-        facts = {key: str(model.record[key]) for key in ("versions", "git_commit")}
-        groups = {"posterior": product.draws, **product.groups}
-        write_draws(output, groups, product.units, {"model": title, **facts})
+        groups = {"posterior": posterior.draws, **posterior.groups}
+        write_draws(output, groups, posterior.units, _metadata(model, title))
         print(f"posterior draws: {output}")
-    for remark in product.remarks:
-        print(f"note: {remark}")
-    metrics, rows = dict(product.metrics), {**product.draws, **product.shown}
-    report(model, data, run_dir, title, rows, metrics, {}, product.remarks)
+    for warning in posterior.warnings:
+        print(f"note: {warning}")
+    metrics = dict(posterior.metrics)
+    evaluation = Evaluation(
+        metrics,
+        warnings=[*posterior.warnings],
+        figures={k: {**v} for k, v in posterior.figures.items()},
+    )
+    _report(model, data, run_dir, title, dict(posterior.draws), evaluation, metrics)
     return metrics
 
 
-def report(
-    model: Any,
+def generate(
+    model: Component, request: Any, title: str, output: str | None, columns: Sequence[str] | None
+) -> None:
+    """Write objects that the model draws, as ``request`` (a data module) asks."""
+    if not isinstance(model, Generates):
+        raise ValueError(f"{name_of(model)} draws no objects: data={type(request).__name__}")
+    if not output:
+        raise ValueError("generated objects need a file: output=<file>")
+    declared = model.generated_columns(request)
+    with table_writer(output, declared, _metadata(model, title)) as writer:
+        for rows in model.generated(request):
+            writer.write({name: rows[name] for name in columns or rows})
+    print(f"generated objects: {output}")
+
+
+def refuse_lacking(model: Component, data: Any) -> None:
+    """Raise for a setting that asks for something this component does not have."""
+    if getattr(data, "group_by", None) and model.stack() is None:
+        raise ValueError(
+            f"data.group_by={data.group_by}: {name_of(model)} has nothing to add up by group; it "
+            f"is for components whose rows are densities, such as zephyr and gyro. Carry the "
+            f"column into the predictions: data.keep=[{data.group_by}]"
+        )
+
+
+def name_of(model: Component) -> str:
+    """``zephyr``, of its class."""
+    return component_name(type(model).__module__)
+
+
+def _metadata(model: Component, title: str) -> dict[str, str]:
+    versions = {key: model.record[key] for key in ("versions", "git_commit")}
+    return {"model": title, "zoo": json.dumps(versions)}
+
+
+def _write_sky_map(
+    model: Component, output: str, columns: list[str] | None, title: str, trainer: Any
+) -> bool:
+    """Whether ``output`` is a sky map of the model, which is then written."""
+    if not output.lower().endswith((".fits", ".fit")) or not isinstance(model, MakesSkyMap):
+        return False
+    arrays = model.sky_map(columns)
+    if arrays and trainer.is_global_zero:
+        write_sky_map(output, arrays, {"model": title})
+        print(f"map: {output}")
+    return bool(arrays)
+
+
+def _write_stacked(stacked: Any, path: Path, group_by: str, meta: Mapping[str, str]) -> None:
+    with Writer(path, units=stacked.units, meta=meta) as writer:
+        writer.write(stacked.table())
+    print(f"by {group_by}: {path}")
+
+
+def _report(
+    model: Component,
     data: Any,
     run_dir: Path,
     title: str,
     rows: dict[str, Any],
+    evaluation: Evaluation,
     metrics: dict[str, float],
-    beside: dict[str, dict[str, float]],
-    remarks: Sequence[str] = (),
 ) -> None:
     """metrics.json, figures and report.html in ``run_dir``; the table to the terminal."""
-    component = component_name(type(model).__module__)
-    beside |= peers(component, data.provenance().get("sha256"), metrics)
+    component = name_of(model)
+    baselines = evaluation.baselines | peers(component, data.provenance().get("sha256"), metrics)
+    summary = " ".join((model.__doc__ or "").split("\n\n")[0].split())
     write_results(
         run_dir,
         component=component,
         title=title,
-        notes=[" ".join((model.__doc__ or "").split("\n\n")[0].split()), *remarks],
+        notes=[summary, *evaluation.warnings],
         rows=rows,
+        figures=evaluation.figures,
         metrics=metrics,
-        beside=beside,
+        baselines=baselines,
         record=model.record,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(model.record["config"])),
-        smaller_is_better=model.smaller_is_better,
+        smaller_is_better=evaluation.smaller_is_better,
     )
-    print(metrics_table(metrics, beside, model.smaller_is_better))
+    print(metrics_table(metrics, baselines, evaluation.smaller_is_better))
     print(f"metrics, figures and report.html: {run_dir}")

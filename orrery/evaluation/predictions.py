@@ -9,11 +9,14 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from astropy.table import Table, vstack
 
+from orrery.datamodules.batches import PredictionBatch
+from orrery.models.base import Component, Constant, Output, PredictedRows, Stack
 from orrery.tables import Writer, open_catalogue, sink_for
 
 SCORED_ROWS = 1_000_000  # a longer catalogue is scored on every k-th row
-EXAMPLES = 256  # rows, evenly spread, whose arrays (densities) are kept for the figures
+EXAMPLES = 256  # rows, evenly spread, whose input and arrays (densities) are kept for figures
 
 
 class Predictions(L.Callback):
@@ -42,18 +45,20 @@ class Predictions(L.Callback):
         self.example_stride = self.stride * -(-n_rows // (EXAMPLES * self.stride))
         self.scalars: dict[str, list[np.ndarray]] = {}
         self.examples: dict[str, list[np.ndarray]] = {}
-        self.stack: Any = None
+        self.inputs: dict[str, list[np.ndarray]] = {}  # of the examples
+        self.stack: Stack | None = None
         self.writer: Writer | None = None
+        self.groups = False  # whether any row had a group
         self.written = 0  # rows, in the end of all processes
 
     # --- Lightning's hooks --------------------------------------------------------------------
 
     def on_predict_start(self, trainer: L.Trainer, model: Any) -> None:
         self.world, self.rank = trainer.world_size, trainer.global_rank
-        self.stack = model.new_stack()
+        self.stack = model.stack()
         if self.path is None:
             return
-        known = list(model.outputs)
+        known = list(model.columns)
         for name in self.columns or ():
             if name not in known:
                 raise ValueError(f"columns: there is no output '{name}'; there are {known}")
@@ -70,48 +75,56 @@ class Predictions(L.Callback):
         self.part = self.path if self.world == 1 else self._part(self.rank)
 
     def on_predict_batch_start(
-        self, trainer: L.Trainer, model: Any, batch: Any, batch_idx: int, *_: Any
+        self, trainer: L.Trainer, model: Any, batch: PredictionBatch, batch_idx: int, *_: Any
     ) -> None:
         """Try one row, before all are predicted, of what would come to nothing in the end."""
-        nowhere = self.path is None and "group" not in batch
+        nowhere = self.path is None and batch.group is None
         if batch_idx or not (nowhere or not self.holds_vectors):
             return
         row = to_numpy(model.predict_step(_select(batch, np.arange(1)), 0))
-        if nowhere and not row.keys() >= model.outputs.keys():  # those of the truth do not come
+        if nowhere and not row.keys() >= model.columns.keys():  # those of the truth do not come
             raise ValueError(
                 f"{trainer.datamodule.label} has no truth to score against; "  # type: ignore
                 f"ask for predictions: output=<file>"
             )
         if not self.holds_vectors:
             asked = [*(self.columns or ()), *self.keep]
-            vectors = [n for n, v in (row | batch["keep"]).items() if v.ndim > 1]
+            vectors = [n for n, v in {**row, **batch.carried}.items() if v.ndim > 1]
             if refused := [name for name in vectors if name in asked]:
                 raise ValueError(f"output={self.path}: {_no_vectors(refused)}")
             self.left_out = [] if self.columns else vectors
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: L.Trainer,
+        model: Any,
+        outputs: Any,
+        batch: PredictionBatch,
+        batch_idx: int,
+        *_: Any,
     ) -> None:
         rows = to_numpy(outputs)
         number = batch["row"].cpu().numpy()
         scored = number % self.stride == 0
-        shown = number % self.example_stride == 0
-        for name, values in (rows | {"is_example": shown}).items():
+        is_example = number % self.example_stride == 0
+        for name, values in (rows | {"is_example": is_example}).items():
             if values.ndim == 1:
                 self.scalars.setdefault(name, []).append(values[scored])
-        if shown.any():
-            chosen = {k: v[shown] for k, v in rows.items() if v.ndim > 1}
-            chosen |= to_numpy(model.examples(_select(batch, np.flatnonzero(shown))))
-            for name, values in chosen.items():
-                self.examples.setdefault(name, []).append(values)
-        if self.stack is not None and "group" in batch:
-            self.stack.add(batch["group"], batch["row"], model.to_stack(batch, outputs))
+        if is_example.any():
+            for name, values in rows.items():
+                if values.ndim > 1:
+                    self.examples.setdefault(name, []).append(values[is_example])
+            for name, values in to_numpy(_select(batch, np.flatnonzero(is_example))).items():
+                self.inputs.setdefault(name, []).append(values)
+        if self.stack is not None and batch.group is not None:
+            self.groups = True
+            self.stack.add(batch.group, batch, outputs)
         if self.path is not None:
             if self.writer is None:
                 self.writer = self._new_writer(self.part, model).__enter__()
             names = [name for name in self.columns or rows if name in rows]
             chosen = {name: rows[name] for name in names if name not in self.left_out}
-            self.writer.write({**batch["keep"], **chosen})
+            self.writer.write({**batch.carried, **chosen})
             self.written += len(number)
 
     def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
@@ -136,19 +149,22 @@ class Predictions(L.Callback):
 
     # --- results ------------------------------------------------------------------------------
 
-    def rows(self) -> dict[str, np.ndarray]:
-        """Scalars of the scored rows and arrays of the examples, of every process.
+    def rows(self) -> PredictedRows:
+        """Scalars of the scored rows, arrays and input of the examples, of every process.
 
         The examples come first, so that row i of an array belongs to row i of the scalars.
         """
-        parts: list[Any] = [(self.scalars, self.examples)] * self.world
+        mine = (self.scalars, self.examples, self.inputs)
+        parts: list[Any] = [mine] * self.world
         if self.world > 1:
-            dist.all_gather_object(parts, (self.scalars, self.examples))
-        scalars, examples = (_joined([part[i] for part in parts]) for i in (0, 1))
+            dist.all_gather_object(parts, mine)
+        scalars, examples, inputs = (_joined([part[i] for part in parts]) for i in range(3))
         first = np.argsort(~scalars.pop("is_example"), kind="stable")
-        return {name: values[first] for name, values in scalars.items()} | examples
+        rows = PredictedRows({name: values[first] for name, values in scalars.items()} | examples)
+        rows.examples = {name: torch.from_numpy(values) for name, values in inputs.items()}
+        return rows
 
-    def stacked(self) -> Any:
+    def stacked(self) -> Stack | None:
         """What all processes have stacked by group; None if nothing was."""
         if self.stack is None:
             return None
@@ -156,21 +172,12 @@ class Predictions(L.Callback):
         if self.world > 1:
             dist.all_gather_object(stacks, self.stack)
             self.stack.merge(stack for i, stack in enumerate(stacks) if i != self.rank)
-        return self.stack if self.stack.counts else None
+        return self.stack if self.groups else None
 
     # --- files --------------------------------------------------------------------------------
 
-    def _new_writer(self, path: Path, model: Any) -> Writer:
-        outputs = model.outputs
-        kept = {name: model.keep_location.format(name=name) for name in self.keep}
-        return Writer(
-            path,
-            units={**self.units, **{name: o.unit for name, o in outputs.items() if o.unit}},
-            descriptions={name: o.description for name, o in outputs.items()},
-            locations={**kept, **{n: o.location for n, o in outputs.items() if o.location}},
-            constants={c.location: c.values for c in model.constants.values()},
-            meta=self.meta,
-        )
+    def _new_writer(self, path: Path, model: Component) -> Writer:
+        return table_writer(path, model.outputs, self.meta, self.keep, self.units)
 
     def _part(self, rank: int) -> Path:
         assert self.path is not None
@@ -200,6 +207,61 @@ class Predictions(L.Callback):
         return None
 
 
+def table_writer(
+    path: str | Path,
+    outputs: Mapping[str, Output | Constant],
+    meta: Mapping[str, str],
+    carried: Sequence[str] = (),
+    carried_units: Mapping[str, str] | None = None,
+) -> Writer:
+    """A writer of predicted columns with their units, meaning and places in an HDF5 file.
+
+    Carried columns stand in the HDF5 group of the first output.
+    """
+    columns = {name: o for name, o in outputs.items() if isinstance(o, Output)}
+    group = next(iter(columns.values())).location.rpartition("/")[0]
+    places = {name: f"{group}/{name}" if group else name for name in carried}
+    return Writer(
+        path,
+        units={**(carried_units or {}), **{name: o.unit for name, o in columns.items() if o.unit}},
+        descriptions={name: o.description for name, o in columns.items()},
+        locations={**places, **{name: o.location for name, o in columns.items() if o.location}},
+        constants={o.location: o.values for o in outputs.values() if isinstance(o, Constant)},
+        meta=meta,
+    )
+
+
+def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Table:
+    """See `Component.predict`; ``asked``: settings of the data."""
+    from orrery.command_line import data_for
+
+    of_a_file: dict[str, Any] = {"path": None, "group": None, "keep": [], "group_by": None}
+    data = data_for(model.record, {**of_a_file, **asked})
+    data.table, data.split = table, "all"
+    if twice := [name for name in data.keep if name in model.columns]:
+        raise ValueError(f"keep: {', '.join(twice)}: predictions have this name; rename it")
+    try:
+        with torch.inference_mode():
+            parts = [
+                Table({**batch.carried, **to_numpy(model.predict_step(batch))})
+                for batch in data.prediction_batches()
+            ]
+    except ValueError as error:
+        if "data." not in str(error):
+            raise
+        raise ValueError(
+            f"{error}\nFrom Python, data.<setting> is an argument of predict: data.keep=[a] is "
+            f"keep=['a'], and data.columns.a=b is columns={{'a': 'b'}}"
+        ) from error
+    predictions = vstack(parts, metadata_conflicts="silent")
+    for name, output in model.columns.items():
+        if name in predictions.colnames:
+            predictions[name].unit = output.unit or None
+            predictions[name].description = output.description
+    predictions.meta.update({k: c.values.squeeze() for k, c in model.constants.items()})
+    return predictions
+
+
 def _joined(parts: Sequence[Mapping[str, list[np.ndarray]]]) -> dict[str, np.ndarray]:
     """The pieces of each name end to end."""
     names = list(dict.fromkeys(name for part in parts for name in part))
@@ -217,7 +279,7 @@ def _no_vectors(names: Sequence[str]) -> str:
 
 def _select(batch: Mapping[str, Any], rows: np.ndarray) -> dict[str, torch.Tensor]:
     index = torch.from_numpy(rows)
-    return {k: v[index.to(v.device)] for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    return {name: values[index.to(values.device)] for name, values in batch.items()}
 
 
 def to_numpy(rows: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -19,8 +19,9 @@ def write_results(
     title: str,
     notes: Sequence[str],
     rows: Mapping[str, np.ndarray],
+    figures: Mapping[str, Mapping[str, np.ndarray]],
     metrics: Mapping[str, float],
-    beside: Mapping[str, Mapping[str, float]],
+    baselines: Mapping[str, Mapping[str, float]],
     record: Mapping[str, Any],
     config_yaml: str,
     smaller_is_better: Collection[str],
@@ -29,27 +30,27 @@ def write_results(
 
     ``notes``: what stands at the top of the page.
 
-    ``beside``: the same metrics of others on the same objects; in metrics.json they get the
+    ``baselines``: the same metrics of others on the same objects; in metrics.json they get the
     other's name as a suffix, such as ``crps_true_model``.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     others = {
         f"{key}_{name.replace(' ', '_')}": value
-        for name, values in beside.items()
+        for name, values in baselines.items()
         for key, value in values.items()
     }
     (run_dir / "metrics.json").write_text(json.dumps({**metrics, **others}, indent=2) + "\n")
-    figures = []
+    drawn = []
     if find_spec(f"orrery.figures.{component}"):
-        drawn = import_module(f"orrery.figures.{component}").draw(rows, metrics)
-        for name, figure in drawn.items():
-            figures.append((save(figure, run_dir / f"{name}.png"), figure.get_label()))
+        draw = import_module(f"orrery.figures.{component}").draw
+        for name, figure in draw(rows, metrics, figures).items():
+            drawn.append((save(figure, run_dir / f"{name}.png"), figure.get_label()))
     write_report(
         run_dir / "report.html",
         title,
         metrics,
-        beside,
-        figures,
+        baselines,
+        drawn,
         config_yaml=config_yaml,
         provenance={k: str(v) for k, v in record.items() if k not in ("config", "metrics")},
         notes=notes,

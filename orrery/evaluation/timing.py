@@ -1,14 +1,16 @@
 """How fast a model predicts, so that two machines can be compared."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 
-def speeds(model: Any, batch: dict[str, Any]) -> dict[str, float]:
-    """What ``model.timed(batch)`` names, in process CPU time on one thread, best of five.
+def timings(model: Any, cases: Mapping[str, tuple[Callable[[], object], int]]) -> dict[str, float]:
+    """Process CPU time of each case on one thread, best of five, by the name of its metric.
+
+    A case is a function and how many objects it serves.
 
     ``*_per_second`` are counts per second, ``*_ms*`` milliseconds per count. ``matmul_1024_ms`` is
     the time of a 1024^3 float32 matrix product, measured the same way: divide by it to compare
@@ -21,7 +23,7 @@ def speeds(model: Any, batch: dict[str, Any]) -> dict[str, float]:
         model = model.cpu().eval()
         square = torch.ones(1024, 1024)
         with torch.inference_mode():
-            works = {**model.timed(batch), "matmul_1024_ms": (lambda: square @ square, 1)}
+            works = {**cases, "matmul_1024_ms": (lambda: square @ square, 1)}
             for name, (work, count) in works.items():
                 seconds = best_of_five(work)
                 per_second = name.endswith("_per_second")

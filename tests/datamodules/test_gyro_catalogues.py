@@ -13,7 +13,6 @@ from orrery import pretrained
 from orrery.datamodules.gyro import GyroData
 from orrery.models.gyro import BIT
 from orrery.models.gyro.evaluation import TOLD
-from orrery.models.layers.stack import Stack
 from orrery.physics.rotation import gyrochrones
 from orrery.tables import open_catalogue
 
@@ -105,11 +104,10 @@ def stacked(model, stars, group="cluster"):
     """The table of groups of a star table, as evaluation writes it."""
     data = GyroData(split="all", group_by=group)
     data.table = stars
-    stack = Stack()
+    stack = model.stack()
     for batch in data.prediction_batches():
-        rows = model.model.predict_step(batch)
-        stack.add(batch["group"], batch["row"], model.model.to_stack(batch, rows))
-    return {row[0]: row[1:] for row in zip(*model.model.stack_table(stack).values(), strict=True)}
+        stack.add(batch.group, batch, model.predict_step(batch))
+    return {row[0]: row[1:] for row in zip(*stack.table().values(), strict=True)}
 
 
 def about(found):
@@ -166,7 +164,7 @@ def test_stars_of_two_ages_fall_short_of_the_likelihood_of_those_of_one():
     found = {}
     for share in (0.0, 0.33):
         age = torch.where(torch.arange(600) < share * 600, math.log10(3000), math.log10(700))
-        period = 10 ** gyro.model.table.draw(colour, age[:, None], u)[:, 0]
+        period = 10 ** gyro.table.draw(colour, age[:, None], u)[:, 0]
         stars = {"prot_d": period.numpy(), "bp_rp0": colour.numpy(), "cluster": np.full(600, "a")}
         with pytest.warns(UserWarning, match="dwarfs of one age") if share else nullcontext():
             found[share] = stacked(gyro, stars)["a"][-1]
@@ -204,7 +202,7 @@ def test_values_that_cannot_be_right_are_unknown(model, stars):
 def zoo_table(model, path):
     """Predictions for a file, by the frame's reader."""
     data = GyroData(path=path, split="all")
-    rows = [model.model.predict_step(batch) for batch in data.prediction_batches()]
+    rows = [model.predict_step(batch) for batch in data.prediction_batches()]
     return {name: np.concatenate([row[name].numpy() for row in rows]) for name in rows[0]}
 
 

@@ -11,6 +11,7 @@ from conftest import BANDS
 from orrery import pretrained
 from orrery.checkpoint import build
 from orrery.datamodules.zephyr import ZephyrData
+from orrery.models.zephyr import evaluation
 
 
 @pytest.fixture(scope="session")
@@ -96,15 +97,15 @@ def test_an_error_says_how_to_mend_it_from_python(model, galaxies):
 
 
 def test_objects_unlike_the_training_set_are_remarked_on(model, galaxies):
-    data = build(model.config["data"])
+    data = build(model.record["config"]["data"])
     usual = model.predict(data.simulate("test"))
-    assert model.model.remarks({"flags": np.asarray(usual["flags"])}) == []
+    assert evaluation.warnings({"flags": np.asarray(usual["flags"])}) == []
     galaxies["mag_g"] -= 8
     rows = model.predict(galaxies)
     rows = {name: np.asarray(rows[name]) for name in rows.colnames}
-    (remark,) = model.model.remarks(rows)
-    assert remark.startswith("100% of the objects are unlike")
-    assert model.model.metrics(rows)["ood_fraction"] == 1
+    (warning,) = evaluation.warnings(rows)
+    assert warning.startswith("100% of the objects are unlike")
+    assert evaluation.metrics(rows)["ood_fraction"] == 1
 
 
 def test_no_photometry_at_all_says_how_to_name_it(model):
@@ -196,7 +197,7 @@ def test_unknown_and_noisy_redshifts_are_not_scored(model, galaxies):
     galaxies["redshift"][:20] = [np.nan, -99.0] * 10
     rows = model.predict(galaxies)
     assert np.isnan(rows["crps"][:20]).all() and np.isfinite(rows["crps"][20:]).all()
-    assert model.model.metrics({k: np.asarray(rows[k]) for k in rows.colnames})["n"] == 40
+    assert evaluation.metrics({k: np.asarray(rows[k]) for k in rows.colnames})["n"] == 40
     galaxies["source"] = ["spec"] * 30 + ["manyband"] * 30
     rows = model.predict(galaxies)
     assert np.isfinite(rows["z_true"][20:30]).all() and np.isnan(rows["z_true"][30:]).all()
@@ -264,6 +265,6 @@ def test_rows_that_would_be_refused_can_be_left_out_aloud(galaxies):
         batches = list(data.prediction_batches())
     rows = np.concatenate([batch["row"].numpy() for batch in batches])
     assert rows.tolist() == [i for i in range(60) if i not in (3, 17, 18)]
-    kept = np.concatenate([batch["keep"]["id"] for batch in batches])
+    kept = np.concatenate([batch.carried["id"] for batch in batches])
     np.testing.assert_array_equal(kept, rows)
     assert sum(len(batch["flux"]) for batch in batches) == 57

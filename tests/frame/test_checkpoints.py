@@ -163,11 +163,13 @@ def test_a_run_that_has_not_ended_is_no_model_and_goes_on_with_its_own_data(runs
     assert "was trained with data.noise=2.0, and it is now 1.0" in refusal(done)
 
 
-def test_a_checkpoint_of_another_format_is_refused(checkpoint):
-    other = {**checkpoint, RECORD: {**checkpoint[RECORD], "format": 99}}
-    with pytest.raises(ValueError, match="of format 99 of Zephyr, and this version of the zoo"):
+def test_a_checkpoint_of_a_newer_schema_is_refused(checkpoint):
+    other = {**checkpoint, RECORD: {**checkpoint[RECORD], "schema_version": 99}}
+    with pytest.raises(
+        ValueError, match="of schema version 99 of Zephyr, and this version of the zoo"
+    ):
         restore(other)
-    assert restore(checkpoint).record["format"] == 1
+    assert restore(checkpoint).record["schema_version"] == 1
 
 
 def test_weights_are_not_tested_on_what_they_learned_from(galaxies, tmp_path):

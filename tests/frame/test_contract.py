@@ -172,10 +172,10 @@ def test_two_cpu_processes_train_and_predict_in_row_order(component, runs, tmp_p
 
 def test_a_model_predicts_from_python(component, runs):
     predictor = pretrained.load(runs(component) / "best.ckpt")
-    data = build(predictor.config["data"])
+    data = build(predictor.record["config"]["data"])
     table = predictor.predict(data.simulate("test"))
     assert len(table) == data.n_predicted()
-    assert set(table.colnames) == set(predictor.model.outputs)
+    assert set(table.colnames) == set(predictor.columns)
 
 
 def test_bf16_runs_where_the_component_allows_it(component, parts, tmp_path):

@@ -125,7 +125,7 @@ def test_a_query_counts_a_part_of_a_voxel_and_grows_outwards(dust):
     coords = SkyCoord(np.full(60, 30.0) * u.deg, 10 * u.deg, distance=r * u.pc, frame="galactic")
     mean, std, samples = (dust.query(coords, mode) for mode in ("mean", "std", "samples"))
     assert (np.diff(mean) > 0).all() and (std[1:] > 0).all()
-    assert samples.shape == (len(dust.model.posterior), 60)
+    assert samples.shape == (len(dust.posterior), 60)
     np.testing.assert_allclose(samples.mean(0), mean, rtol=1e-5)
     density = dust.query(coords, integrated=False)
     middle = np.searchsorted(r, 500)
@@ -155,11 +155,11 @@ def test_equatorial_and_galactic_columns_give_the_same(dust):
 
 
 def test_flags_say_where_the_map_ends_and_where_it_has_no_stars(dust):
-    empty = int((dust.model.n_stars == 0).nonzero()[0])
-    there = dust.model.grid.positions[empty, 0]
+    empty = int((dust.n_stars == 0).nonzero()[0])
+    there = dust.grid.positions[empty, 0]
     sky = SkyCoord(*there.tolist(), representation_type="cartesian", frame="galactic").spherical
-    full = int(dust.model.n_stars.argmax())
-    other = SkyCoord(*dust.model.grid.positions[full, 0].tolist(), frame="galactic",
+    full = int(dust.n_stars.argmax())
+    other = SkyCoord(*dust.grid.positions[full, 0].tolist(), frame="galactic",
                      representation_type="cartesian").spherical  # fmt: skip
     found = dust.predict({
         "l": [other.lon.deg] * 3 + [sky.lon.deg],
@@ -204,7 +204,7 @@ def test_samples_are_a_file_of_dustmaps_in_nested_order(runs, dust, tmp_path):
     # at the centres of two voxels, as healpy knows them
     pixel, shell = np.array([100, 500]), 5
     lon, lat = healpy.pix2ang(nside, pixel, nest=True, lonlat=True)
-    distance = float(dust.model.grid.centres[shell]) * u.pc
+    distance = float(dust.grid.centres[shell]) * u.pc
     there = SkyCoord(lon * u.deg, lat * u.deg, distance=distance, frame="galactic")
     ours = dust.query(there, "samples", integrated=False)
     np.testing.assert_allclose(density[:, shell, pixel], ours, rtol=1e-5)
@@ -318,7 +318,7 @@ def test_the_catalogue_of_zhang_green_and_rix_is_read_as_it_is(tmp_path):
                    f"data.path={tmp_path / 'flagged.hdf5'}", 'data.train_where="quality_flags < 8"',
                    "data.test_fraction=0", f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    behind = int(pretrained.load(tmp_path / "run" / "best.ckpt").model.n_stars.sum())
+    behind = int(pretrained.load(tmp_path / "run" / "best.ckpt").n_stars.sum())
     assert 0.4 * len(stars) < behind <= 0.5 * len(stars), "those beyond the map are left out, too"
 
 

@@ -10,7 +10,7 @@ from conftest import command
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.stars import GCStars
-from orrery.models.gc_emulator.calibration import judged
+from orrery.models.gc_emulator.calibration import calibration_metrics
 from orrery.models.inference.hmc import HMC
 from orrery.physics.clusters import cluster_stars
 from orrery.physics.clusters import lowered_isothermal as limepy
@@ -267,7 +267,7 @@ def test_a_mock_gives_back_its_truth(mock):
 
 
 def test_stars_in_bins_lie_about_the_models(mock):
-    shown = mock[2].shown
+    shown = mock[2].figures["profiles"]
     for name in ("space_density", "sigma_r", "sigma_t"):
         model = np.interp(shown[f"{name}_r"], shown[f"{name}_grid"], shown[f"{name}_band"][2])
         z = (shown[f"{name}_value"] - model) / shown[f"{name}_error"]
@@ -319,7 +319,7 @@ def test_stars_that_no_cluster_could_hold_are_remarked_upon(model, tmp_path):
     stars = data.stars()
     data.stars = lambda: {k: v * (100 if k[0] == "v" else 1) for k, v in stars.items()}
     model.chains, model.warmup, model.draws = 4, 60, 60
-    told = model.infer(data, tmp_path, seed=0).remarks
+    told = model.infer(data, tmp_path, seed=0).warnings
     assert any("log10_mass is 5" in line and "not bound" in line for line in told), told
 
 
@@ -381,7 +381,7 @@ def test_ranks_tell_a_right_posterior_from_one_that_is_too_narrow():
     noise = torch.randn(200, 4, 250, generator=generator, dtype=D)
     for width, right in ((0.5**0.5, True), (0.4, False)):
         draws = {"W0": 0.5 * seen[:, None, None] + width * noise}
-        facts, _ = judged(draws, truth, seed=0)
+        facts, _ = calibration_metrics(draws, truth, seed=0)
         assert (facts["rank_p_min"] > facts["rank_p_needed"]) == right
         inside = facts["coverage_90_low"] <= facts["coverage_90_W0"] <= facts["coverage_90_high"]
         assert inside == right

@@ -235,7 +235,7 @@ def test_a_mock_gives_back_its_truth(mock):
     assert facts["divergences"] == 0
     assert facts["rhat_max"] < 1.05
     assert facts["chi2_reduced"] < 1.5
-    assert not mock.remarks
+    assert not mock.warnings
 
 
 def test_replicated_data_scatter_about_the_data_as_their_errors_say(mock):

@@ -218,7 +218,7 @@ def test_positions_alone_leave_the_mass_to_its_prior_and_say_so(model, tmp_path)
     model.chains, model.warmup, model.draws = 4, 100, 100
     product = model.infer(data, tmp_path, seed=0)
     assert product.metrics["log10_mass_std"] == pytest.approx(0.6, abs=0.12)
-    assert any("say next to nothing of the mass" in remark for remark in product.remarks)
+    assert any("say next to nothing of the mass" in warning for warning in product.warnings)
     assert product.metrics["log10_rh_std"] < 0.1
 
 
@@ -292,7 +292,7 @@ def test_a_projected_mock_gives_back_its_truth(model, tmp_path):
     assert_truth_within_errors(product, data, diverged=3)  # of 600
     assert product.metrics["log10_mass_std"] < 0.15
     assert product.metrics["centre_pm_ra_std"] > 5  # nothing measures it
-    assert list(product.shown["profiles"]) == ["density", "los"]
+    assert list(product.figures["profiles"]["profiles"]) == ["density", "los"]
 
 
 def table_of(data):

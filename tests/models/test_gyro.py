@@ -30,7 +30,7 @@ def model(runs):
 
 @pytest.fixture(scope="module")
 def shipped():
-    return pretrained.load("gyro").model
+    return pretrained.load("gyro")
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_periods_that_no_dwarf_of_any_age_has_are_misfits(shipped):
 
 def test_what_is_shipped_is_what_the_card_says(shipped):
     """The Sun and stars of asteroseismic age, by the shipped model."""
-    found = shipped.learned()
+    found = shipped.fitted_parameters()
     assert 4.0 < found["sun_age_gyr"] < 5.1
     sun = shipped.age(25.4, 0.82, 1.0, 0.01)
     assert sun["age_q16"] < 4.57 < sun["age_q84"]

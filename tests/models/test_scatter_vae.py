@@ -164,7 +164,7 @@ def test_a_latent_number_that_says_nothing_is_reported():
         "p_value": np.full(50, 0.5),
         "flags": np.zeros(50, int),
     }
-    (said,) = scores.remarks(rows, 6)
+    (said,) = scores.warnings(rows, 6)
     assert "2 of 6 latent numbers" in said and "model.latent=4" in said
 
 

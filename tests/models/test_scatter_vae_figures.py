@@ -69,6 +69,10 @@ def make_sampled(n: int) -> dict[str, np.ndarray]:
     return rows
 
 
+def draw(rows: dict[str, np.ndarray], metrics: dict[str, float]) -> dict[str, Figure]:
+    return scatter_vae.draw(rows, metrics, {"spectra": rows, "population": rows})
+
+
 def texts(fig: Figure) -> str:
     plots = [text for axis in fig.axes for text in (axis.get_title(), axis.get_title("right"))]
     keys = [text.get_text() for legend in fig.legends for text in legend.get_texts()]
@@ -88,7 +92,7 @@ def numbers(fig: Figure) -> np.ndarray:
 def test_figures_are_labelled_not_blank_and_without_nan(n, make, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = scatter_vae.draw(make(n), {"scatter_ratio_median": 1.03} if n > 1 else {})
+        drawn = draw(make(n), {"scatter_ratio_median": 1.03} if n > 1 else {})
         paths = {name: style.save(fig, tmp_path / f"{name}.png") for name, fig in drawn.items()}
     assert list(drawn) == ["spectra", "latent", "scatter", "chi2", "generated"]
     for name, fig in drawn.items():
@@ -109,7 +113,7 @@ def test_spectra_run_from_blue_to_red_and_one_of_them_is_faint():
 
 
 def test_without_a_known_instrument_the_axis_is_the_number_of_the_sample():
-    drawn = scatter_vae.draw(make_sampled(30), {})
+    drawn = draw(make_sampled(30), {})
     for name in ("spectra", "scatter", "generated"):
         assert "sample" in texts(drawn[name]) and "nm" not in texts(drawn[name])
 
@@ -120,7 +124,7 @@ def test_stars_without_bp_are_not_drawn_as_spectra():
     assert min(scatter_vae._choose(rows)) >= 20
     assert "\n5 observed" in texts(scatter_vae.generated(rows))
     rows["flags"][:] = 1
-    assert list(scatter_vae.draw(rows, {})) == ["latent", "scatter", "chi2"]
+    assert list(draw(rows, {})) == ["latent", "scatter", "chi2"]
 
 
 def test_latent_numbers_that_vary_most_are_shown():

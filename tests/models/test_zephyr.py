@@ -252,8 +252,8 @@ def test_p_of_z_is_that_of_the_cdfs_on_the_whole_grid(runs):
 def test_parts_of_the_sources_sum_to_p_of_z(runs):
     model, batch = trained(runs)
     with torch.inference_mode():
-        parts, rows = model.examples(batch), model.predict_step(batch)
-    whole = sum(parts[f"pz_{source}"] for source in model.sources)
+        parts, rows = model.parts(batch), model.predict_step(batch)
+    whole = sum(parts[source] for source in model.sources)
     torch.testing.assert_close(whole, rows["pz"], rtol=1e-3, atol=1e-3)
 
 

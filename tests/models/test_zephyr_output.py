@@ -133,7 +133,7 @@ def test_rows_that_are_left_out_are_not_counted(runs, galaxies, tmp_path):
 
 def test_parts_of_other_processes_that_are_not_to_be_seen_are_missed(tmp_path):
     """Where each node writes to a folder of its own; what is there stays there."""
-    model = pretrained.load("zephyr").model
+    model = pretrained.load("zephyr")
     found = Predictions(4, tmp_path / "pz.parquet", ["z_median"], [], {}, {})
     found.job, found.world = "job", 2
     with Writer(found._part(0)) as writer:

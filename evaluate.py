@@ -6,7 +6,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from orrery import command_line, pretrained
+from orrery import command_line, pretrained, runs
 
 
 @hydra.main(version_base="1.3", config_path=str(command_line.CONFIGS), config_name="evaluate")
@@ -18,17 +18,17 @@ def main(config: DictConfig) -> None:
     from orrery.checkpoint import read_checkpoint, restore
     from orrery.evaluation.evaluate import evaluate, infer
 
-    command_line.quiet()
+    command_line.silence_lightning()
     path = pretrained.find(config.checkpoint)
     checkpoint = read_checkpoint(path)
     # a data section may speak of the model's settings, which are those of the checkpoint
-    own = {"model": command_line.stored_config(checkpoint["orrery"], path)["model"]}
+    own = {"model": runs.stored_config(checkpoint["orrery"], path)["model"]}
     merged = OmegaConf.merge(own, config)
     asked: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     changes = {key: asked["model"][key] for key in config.get("model") or {}}
     L.seed_everything(asked["seed"], workers=True, verbose=False)
-    data = command_line.data_for(checkpoint["orrery"], asked.get("data") or {})
-    command_line.refuse_overwriting(asked["output"], data)
+    data = runs.data_for(checkpoint["orrery"], asked.get("data") or {})
+    runs.refuse_overwriting(asked["output"], data)
     model = restore(checkpoint, changes)
     model.draw_seed = asked["seed"]
     command_line.set_precision(model, asked["trainer"]["precision"])
@@ -47,6 +47,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line.open_groups("data", "model")
-    command_line.propose_choices()
+    command_line.allow_unlisted_keys("data", "model")
+    command_line.refuse_unknown_choices()
     main()

@@ -8,7 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from orrery import command_line, pretrained
+from orrery import command_line, pretrained, runs
 
 
 @hydra.main(version_base="1.3", config_path=str(command_line.CONFIGS), config_name="train")
@@ -39,9 +39,9 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     from orrery.evaluation.evaluate import evaluate
     from orrery.model_card import model_card
 
-    command_line.quiet()
+    command_line.silence_lightning()
     if config.checkpoint:
-        config = command_line.resumed(config, overrides)
+        config = runs.resumed(config, overrides)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     run_dir = Path(plain.pop("run_dir"))
     L.seed_everything(plain["seed"], workers=True, verbose=False)
@@ -60,12 +60,12 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         described, data.provenance(), data.found_out(), schema_version(type(model))
     )
     if plain["checkpoint"]:
-        command_line.refuse_other_data(model.record, plain["checkpoint"])
+        runs.refuse_other_data(model.record, plain["checkpoint"])
     else:
         model.prepare(data)
     if plain["init_from"]:
         begun = pretrained.find(plain["init_from"])
-        command_line.refuse_leak(model.record, read_checkpoint(begun)[RECORD], begun)
+        runs.refuse_leak(model.record, read_checkpoint(begun)[RECORD], begun)
         load_weights(model, begun)
 
     tracking.offline_unless_asked()
@@ -79,7 +79,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         default_root_dir=run_dir,
     )
     if trainer.is_global_zero and not plain["checkpoint"]:
-        command_line.begin(run_dir)
+        runs.claim_run_folder(run_dir)
     if trainer.logger:
         trainer.logger.log_hyperparams(plain)
     trainer.fit(model, datamodule=data, ckpt_path=plain["checkpoint"])
@@ -107,6 +107,6 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command_line.open_groups("data.columns")
-    command_line.propose_choices()
+    command_line.allow_unlisted_keys("data.columns")
+    command_line.refuse_unknown_choices()
     main()

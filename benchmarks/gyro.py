@@ -31,7 +31,6 @@ import numpy as np
 import torch
 
 from orrery import pretrained
-from orrery.command_line import data_for
 from orrery.datamodules.gyro import GyroData
 from orrery.evaluation.timing import best_of_five
 from orrery.models.gyro import groups
@@ -39,6 +38,7 @@ from orrery.models.gyro.ages import joint
 from orrery.models.gyro.evaluation import AT_MOST, TOLD
 from orrery.models.layers import grid
 from orrery.physics.rotation.seismic_stars import STARS, SUN
+from orrery.runs import data_for
 
 IN_DOUBT = ("NGC2516", "M34")
 TIMED = ("Pleiades", "Praesepe", "M67")  # gyrointerp: the first star of each, and the Sun

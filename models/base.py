@@ -20,6 +20,8 @@ RECORD = "orrery"  # the entry of a checkpoint that holds a component's `record`
 Batch = Mapping[str, Tensor]
 Rows = Mapping[str, np.ndarray]
 Metrics = dict[str, float]
+# (config, state_dict) of a checkpoint of one schema version -> those of the next
+Migration = Callable[[dict[str, Any], dict[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]]
 
 
 class Output(NamedTuple):
@@ -116,7 +118,7 @@ class Component(L.LightningModule):
     8. ``stack()``: what ``data.group_by`` adds up.
     9. ``domain_of_validity()``: for which objects it is valid, for the model card.
     10. ``reinitialised_on_finetune(name, settings)``: weights that ``init_from`` does not take.
-    11. ``migrations``: how settings of older checkpoints become today's.
+    11. ``migrations``: how checkpoints of older versions become today's.
 
     A batch is a dict of tensors by physical name, and so are predicted rows. ``__init__`` takes
     plain scalars, strings, lists and dicts only, so that a checkpoint is loaded with
@@ -128,7 +130,7 @@ class Component(L.LightningModule):
     of them refuses the command that needs it.
     """
 
-    migrations: ClassVar[Sequence[Callable[[dict[str, Any]], dict[str, Any]]]] = ()
+    migrations: ClassVar[Sequence[Migration]] = ()
 
     record: dict[str, Any]  # of its checkpoint: config, data, versions, metrics
     draw_seed: int = 0  # of random draws among predictions

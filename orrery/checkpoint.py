@@ -91,7 +91,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a whole checkpoint; was it cut short?") from error
     if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this zoo: it has no '{RECORD}' record")
-    return checkpoint
+    try:
+        return migrated(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{path} is refused: {error}") from error
 
 
 def full_target(node: Mapping[str, Any]) -> str:
@@ -126,24 +129,25 @@ def schema_version(made: Any) -> int:
     return 1 + len(made.migrations)
 
 
-def migrated(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's record with the settings of an older version renamed as today's are.
+def migrated(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint of an older schema as one of today's: settings and tensors by today's names.
 
-    Each of a component's `migrations` takes the config (``model``, ``data``...) of one version and
-    returns that of the next.
+    Each of a component's `migrations` takes the checkpoint of one version, of which it may change
+    ``config`` (``model``, ``data``...) and ``state_dict``, and returns that of the next.
     """
+    record = checkpoint[RECORD]
     made = class_of(record["config"]["model"])
     version = record.get("schema_version", record.get("format", 1))
     if version > schema_version(made):
         raise ValueError(
-            f"this checkpoint is of schema version {version} of {made.__name__}, and this version "
-            f"of the zoo reads {schema_version(made)}: it needs a newer one "
-            f"(the checkpoint was written by {record['versions']['orrery']})"
+            f"it is of schema version {version} of {made.__name__}, and this version of the zoo "
+            f"reads {schema_version(made)}: install orrery {record['versions']['orrery']}"
         )
-    config = dict(record["config"])
+    config, state = dict(record["config"]), dict(checkpoint["state_dict"])
     for migrate in made.migrations[version - 1 :]:
-        config = migrate(config)
-    return {**record, "config": config, "schema_version": schema_version(made)}
+        config, state = migrate(config, state)
+    record = {**record, "config": config, "schema_version": schema_version(made)}
+    return {**checkpoint, "state_dict": state, RECORD: record}
 
 
 def build(node: Mapping[str, Any], **more: Any) -> Any:
@@ -170,8 +174,7 @@ def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = N
             "this checkpoint is of a run that has not ended, and its model is not calibrated; go "
             "on with train.py checkpoint=<it>, which ends in best.ckpt"
         )
-    record = migrated(checkpoint[RECORD])
-    model = build({**record["config"]["model"], **(changes or {})})
+    model = build({**checkpoint[RECORD]["config"]["model"], **(changes or {})})
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
@@ -179,7 +182,7 @@ def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = N
             f"the weights do not fit the model{f' with {dict(changes)}' if changes else ''}: "
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
-    model.record = record
+    model.record = checkpoint[RECORD]
     return model.eval()
 
 

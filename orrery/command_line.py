@@ -1,4 +1,4 @@
-"""What a command line asks for, checked and merged with what a checkpoint holds.
+"""The command line: users' errors as messages, near matches of choices, precision.
 
 Light to import: `train.py --help` must not wait for torch.
 """
@@ -9,26 +9,26 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def user_errors(door: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Wrap a door so that a user's mistake is a message and a non-zero exit, not a traceback."""
+def user_errors(entry_point: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Wrap an entry point: a user's mistake is a message and a non-zero exit, not a traceback."""
 
-    @functools.wraps(door)
+    @functools.wraps(entry_point)
     def wrapped(config: Any) -> Any:
         try:
-            found = door(config)
-            _leave_group()
-            return found
+            result = entry_point(config)
+            shut_down_process_group()
+            return result
         except Exception as error:
             mistake = isinstance(error, ValueError | OSError)
             # of the trainer's settings: no such accelerator, precision...
@@ -39,7 +39,7 @@ def user_errors(door: Callable[[Any], Any]) -> Callable[[Any], Any]:
             if not mistake or os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             if _sweeps():
-                raise  # Hydra goes on with the next run
+                raise  # Hydra continues with the next run
             _refuse(f"{error}\n(HYDRA_FULL_ERROR=1 shows where)")
 
     return wrapped
@@ -55,14 +55,14 @@ def _sweeps() -> bool:
     return mode is not None and mode.name == "MULTIRUN"
 
 
-def _leave_group() -> None:
-    """A process that ends while it talks to others may die of it, and take them along."""
+def shut_down_process_group() -> None:
+    """Before exiting: a rank that exits during a collective aborts the others."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def open_groups(*groups: str) -> None:
+def allow_unlisted_keys(*groups: str) -> None:
     """Let the command line set keys of these config sections that their YAML does not list."""
     pattern = rf"^(?=({'|'.join(groups)})\.)"
     words = [re.sub(pattern, "++", word) for word in sys.argv[1:]]
@@ -70,7 +70,7 @@ def open_groups(*groups: str) -> None:
     sys.argv[1:] = [re.sub(r"^([\w.+]+)=([^'\"]*\{band\}[^'\"]*)$", r"\1='\2'", w) for w in words]
 
 
-def propose_choices() -> None:
+def refuse_unknown_choices() -> None:
     """Refuse ``model=zephir`` with the near ``zephyr``: Hydra lists the choices, and proposes none.
 
     Where nothing is near, and for groups that are not ours, the word is left to Hydra.
@@ -98,91 +98,6 @@ def refuse_sweep_of_ddp(config: DictConfig) -> None:
         )
 
 
-def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The config of the run that ``config.checkpoint`` belongs to, to go on in its folder.
-
-    Model, data, trainer and seed are the stored ones, under what the command line says of them.
-    """
-    from orrery.checkpoint import RECORD, read_checkpoint
-    from orrery.pretrained import find
-
-    path = find(config.checkpoint)
-    checkpoint = read_checkpoint(path)
-    if "optimizer_states" not in checkpoint:
-        raise ValueError(
-            f"{path} holds a finished model without its training state; resume from last.ckpt, or "
-            f"fine-tune with init_from={path}"
-        )
-    stored = stored_config(checkpoint[RECORD], path)
-    words = [word.lstrip("+") for word in overrides]
-    for word in words:
-        if word.startswith("model=") and f"models.{word[6:]}." not in stored["model"]["_target_"]:
-            raise ValueError(f"{path} is a checkpoint of {stored['model']['_target_']}, not {word}")
-    OmegaConf.set_struct(config, False)
-    config.model, config.data, config.seed = stored["model"], stored["data"], stored["seed"]
-    config.run_dir = str(path.parent)
-    if not any(word.startswith("trainer=") for word in words):
-        config.trainer = {**stored["trainer"], "max_epochs": config.trainer.max_epochs}
-    own = [word for word in words if word.startswith(("model.", "data.", "trainer."))]
-    merged: DictConfig = OmegaConf.merge(config, OmegaConf.from_dotlist(own))  # type: ignore[assignment]
-    return merged
-
-
-def stored_config(record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The config of a checkpoint's record, in plain values and with today's names of settings."""
-    from orrery.checkpoint import migrated
-
-    if "${" in str(record["config"]):
-        raise ValueError(f"{path} is refused: its config holds interpolations")
-    config: Mapping[str, Any] = migrated(record)["config"]
-    return config
-
-
-def begin(run_dir: Path) -> None:
-    """Take a folder for a new run, which no other run then takes: jobs may start in one second."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # the same job, once more
-        return
-    try:
-        (run_dir / ".began").touch(exist_ok=False)
-    except FileExistsError as error:
-        raise ValueError(
-            f"{run_dir} is the folder of another run: name one by hydra.run.dir=<folder>, or go on "
-            f"with that run by checkpoint={run_dir}/last.ckpt"
-        ) from error
-
-
-def refuse_other_data(record: Mapping[str, Any], checkpoint: str) -> None:
-    """A run goes on only with the data it began with: else what is held out was trained on."""
-    from orrery.checkpoint import RECORD, read_checkpoint
-
-    before = read_checkpoint(checkpoint)[RECORD]
-    began, now = ({**one["data"], "path": None} for one in (before, record))
-    if began != now:
-        raise ValueError(f"{checkpoint} was trained on {before['data']}, now are {record['data']}")
-    began, now = before["config"]["data"], record["config"]["data"]
-    for key in sorted(began.keys() | now.keys()):
-        if key not in OF_A_RUN and began.get(key) != now.get(key):
-            raise ValueError(
-                f"{checkpoint} was trained with data.{key}={began.get(key)}, and it is now "
-                f"{now.get(key)}: other rows would be held out, or others trained on"
-            )
-
-
-def refuse_leak(record: Mapping[str, Any], begun: Mapping[str, Any], checkpoint: Path) -> None:
-    """Weights that have learned from a file are not tested on the rows they learned from."""
-    if "sha256" not in begun["data"] or begun["data"]["sha256"] != record["data"].get("sha256"):
-        return
-    began, now = begun["config"]["data"], record["config"]["data"]
-    for key in SPLIT:
-        if began.get(key) != now.get(key):
-            raise ValueError(
-                f"init_from: {checkpoint} was trained on the same file with data.{key}="
-                f"{began.get(key)}, and it is now {now.get(key)}: rows that it has learned from "
-                f"would be held out; say data.{key}={began.get(key)}"
-            )
-
-
 def set_precision(model: Any, precision: str) -> None:
     """Refuse a precision that is not safe for the component; weights in double where asked."""
     if precision not in model.fit.precisions:
@@ -191,75 +106,11 @@ def set_precision(model: Any, precision: str) -> None:
             f"{', '.join(model.fit.precisions)}"
         )
     if precision == "64-true":
-        model.double()  # now: a run that goes on is loaded before Lightning does so
+        model.double()  # now: a resumed run is loaded before Lightning does so
 
 
-# Settings of the data on which a checkpoint's split of its training file rests, and those that
-# belong to that file alone.
-SPLIT = ("seed", "val_fraction", "test_fraction", "train_where")
-# settings that do not decide what is learned from, and in which order
-OF_A_RUN = ("path", "keep", "group_by", "origin", "num_workers", "predict_batch_size")
-OF_ONE_FILE = ("group", "keep", "group_by", "train_where")
-
-
-def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
-    """The data module to evaluate on: the checkpoint's own, with what the command line asked.
-
-    A named ``data=`` section replaces the checkpoint's; ``data.path`` alone means all rows of
-    that file; nothing at all means the test split of the data it was trained on.
-    """
-    from orrery.checkpoint import build
-    from orrery.tables import files_of
-
-    stored = dict(record["config"]["data"])
-    if "_target_" in asked:
-        stored = dict(record["found_out"])
-        asked = {k: v for k, v in asked.items() if k not in stored or v is not None}
-    if asked.get("path"):
-        for key in OF_ONE_FILE:
-            stored.pop(key, None)
-        stored["split"] = "all"
-    settings: Any = OmegaConf.to_container(OmegaConf.merge(stored, asked))
-    data, trained_on = build(settings), record["data"]
-    if not data.path:
-        return data
-    where = f"{trained_on.get('path')} ({trained_on.get('rows', 0):,} rows)"
-    if asked.get("path"):
-        data.insample = data.split == "all" and data.provenance()["sha256"] == trained_on.get(
-            "sha256"
-        )
-        return data
-    for key in SPLIT:
-        if key in asked:
-            raise ValueError(
-                f"data.{key} decides which rows of {where} were held out of training, and cannot "
-                f"be changed afterwards"
-            )
-    if not files_of(data.path):
-        raise FileNotFoundError(
-            f"this model was trained on {where}, which is not here, and may not be shipped; "
-            f"origin: {data.origin or 'not recorded'}. Name a catalogue: data.path=<file>"
-        )
-    if data.provenance()["sha256"] != trained_on["sha256"]:
-        raise ValueError(
-            f"this model was trained on {where}, and the file has changed since, so that its "
-            f"test rows are no longer known; name a catalogue: data.path=<file>"
-        )
-    return data
-
-
-def refuse_overwriting(output: str | None, data: Any) -> None:
-    """A catalogue does not give way to its predictions."""
-    from orrery.tables import files_of
-
-    if output and data.path and Path(output).exists():
-        for name in files_of(data.path):
-            if Path(name).exists() and Path(output).samefile(name):
-                raise ValueError(f"output={output} is the catalogue itself; name another file")
-
-
-def quiet() -> None:
-    """Lightning without its messages, advertisements and warnings that are no news here."""
+def silence_lightning() -> None:
+    """Silence Lightning's messages, advertisements and warnings that do not concern the user."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -280,7 +131,7 @@ def quiet() -> None:
         lineno: int,
         line: str | None = None,
     ) -> str:
-        """What the data modules say of a catalogue is for its user: without a line of our code."""
+        """Warnings about a catalogue are for its user: without a line of our code."""
         if category is UserWarning:
             return f"warning: {message}\n"
         return with_source_line(message, category, filename, lineno, line)

@@ -19,14 +19,19 @@ COMPONENTS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"
 BANDS = "ugrizy"
 
 
+def quick_words(component: str) -> list[str]:
+    """The experiment that makes runs of ``component`` quick, if it has one."""
+    quick = ROOT / f"configs/experiment/{component}_quick.yaml"
+    return [f"experiment={component}_quick"] if quick.exists() else []
+
+
 def config(component: str, run_dir: Path, *overrides: str) -> DictConfig:
     """The composed config of a quick run of ``component``."""
     GlobalHydra.instance().clear()
-    quick = ROOT / f"configs/experiment/{component}_quick.yaml"
-    experiment = [f"experiment={component}_quick"] if quick.exists() else []
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose(
-            "train", [f"model={component}", *experiment, f"run_dir={run_dir}", *overrides]
+            "train",
+            [f"model={component}", *quick_words(component), f"run_dir={run_dir}", *overrides],
         )
 
 

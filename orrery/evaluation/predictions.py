@@ -233,7 +233,7 @@ def table_writer(
 
 def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Table:
     """See `Component.predict`; ``asked``: settings of the data."""
-    from orrery.command_line import data_for
+    from orrery.runs import data_for
 
     of_a_file: dict[str, Any] = {"path": None, "group": None, "keep": [], "group_by": None}
     data = data_for(model.record, {**of_a_file, **asked})

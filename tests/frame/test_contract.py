@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import COMPONENTS, command, config, train
+from conftest import COMPONENTS, command, config, quick_words, train
 from omegaconf import OmegaConf
 
 from orrery import pretrained
 from orrery.checkpoint import RECORD, build, read_checkpoint, restore, write_checkpoint
 from orrery.datamodules.batches import BatchShares, GlobalBatches
-from orrery.models.base import Component
+from orrery.evaluation.evaluate import generate, infer, refuse_lacking
+from orrery.models.base import Component, Generates, InfersJointly
 from orrery.tables import open_catalogue
 
 pytestmark = pytest.mark.parametrize("component", COMPONENTS)
@@ -45,8 +46,8 @@ def test_a_run_leaves_a_checkpoint_a_report_and_metrics(component, runs):
 def test_what_is_not_defined_is_said_before_the_fit(component, parts):
     model, _ = parts
     model.refuse_incomplete()
-    lacking = type("Lacking", (type(model),), {"loss": Component.loss})
-    with pytest.raises(TypeError, match="Lacking does not define loss"):
+    lacking = type("Lacking", (type(model),), {"evaluate": Component.evaluate})
+    with pytest.raises(TypeError, match="Lacking does not define evaluate"):
         lacking.refuse_incomplete()
 
 
@@ -109,8 +110,8 @@ def test_every_predicted_column_is_declared(component, runs):
     checkpoint = read_checkpoint(runs(component) / "best.ckpt")
     model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
     rows = model.predict_step(next(data.prediction_batches()), 0)
-    assert set(rows) == set(model.outputs)
-    assert all(output.description for output in model.outputs.values())
+    assert set(rows) == set(model.columns)
+    assert all(output.description for output in model.columns.values())
 
 
 def test_two_processes_give_the_gradient_of_one(component, parts):
@@ -144,9 +145,9 @@ def test_chunks_equal_the_whole(component, runs):
 
 
 def test_two_cpu_processes_train_and_predict_in_row_order(component, runs, tmp_path):
-    quick = f"experiment={component}_quick"
+    quick = quick_words(component)
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = command("train.py", f"model={component}", quick, *ddp, f"hydra.run.dir={tmp_path}/run")
+    done = command("train.py", f"model={component}", *quick, *ddp, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     ours = read_checkpoint(tmp_path / "run/best.ckpt")[RECORD]["metrics"]
     theirs = read_checkpoint(runs(component) / "best.ckpt")[RECORD]["metrics"]
@@ -178,8 +179,29 @@ def test_a_model_predicts_from_python(component, runs):
     assert set(table.colnames) == set(predictor.columns)
 
 
+def test_group_by_is_refused_where_nothing_can_be_stacked(component, runs, tmp_path):
+    model = pretrained.load(runs(component) / "best.ckpt")
+    data = build({**model.record["config"]["data"], "group_by": "row"})
+    if model.stack() is None:
+        with pytest.raises(ValueError, match=rf"{component} has nothing to add up by group"):
+            refuse_lacking(model, data)
+    else:
+        refuse_lacking(model, data)
+
+
+def test_a_capability_that_is_lacking_is_refused_by_a_sentence(component, runs, tmp_path):
+    model = pretrained.load(runs(component) / "best.ckpt")
+    data = build(model.record["config"]["data"])
+    if not isinstance(model, InfersJointly):
+        with pytest.raises(ValueError, match=f"{component} predicts row by row"):
+            infer(model, data, tmp_path, "", 0)
+    if not isinstance(model, Generates):
+        with pytest.raises(ValueError, match=f"{component} draws no objects"):
+            generate(model, data, "", "mock.fits", None)
+
+
 def test_bf16_runs_where_the_component_allows_it(component, parts, tmp_path):
-    if "bf16-mixed" not in parts[0].precisions:
+    if "bf16-mixed" not in parts[0].fit.precisions:
         pytest.skip("this component needs more than bfloat16")
     metrics = train(component, tmp_path, "trainer.precision=bf16-mixed")
     assert all(np.isfinite(value) for value in metrics.values())

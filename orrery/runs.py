@@ -1,0 +1,157 @@
+"""Runs and their checkpoints: folders, resuming, the data of a checkpoint, rows not to be leaked.
+
+Light to import: `train.py --help` must not wait for torch.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# Settings of the data on which a checkpoint's split of its training file rests, and those that
+# belong to that file alone.
+SPLIT = ("seed", "val_fraction", "test_fraction", "train_where")
+# settings that do not decide what is learned from, and in which order
+OF_A_RUN = ("path", "keep", "group_by", "origin", "num_workers", "predict_batch_size")
+OF_ONE_FILE = ("group", "keep", "group_by", "train_where")
+
+
+def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The config of the run that ``config.checkpoint`` belongs to, to go on in its folder.
+
+    Model, data, trainer and seed are the stored ones, under what the command line says of them.
+    """
+    from orrery.checkpoint import RECORD, read_checkpoint
+    from orrery.pretrained import find
+
+    path = find(config.checkpoint)
+    checkpoint = read_checkpoint(path)
+    if "optimizer_states" not in checkpoint:
+        raise ValueError(
+            f"{path} holds a finished model without its training state; resume from last.ckpt, or "
+            f"fine-tune with init_from={path}"
+        )
+    stored = stored_config(checkpoint[RECORD], path)
+    words = [word.lstrip("+") for word in overrides]
+    for word in words:
+        if word.startswith("model=") and f"models.{word[6:]}." not in stored["model"]["_target_"]:
+            raise ValueError(f"{path} is a checkpoint of {stored['model']['_target_']}, not {word}")
+    OmegaConf.set_struct(config, False)
+    config.model, config.data, config.seed = stored["model"], stored["data"], stored["seed"]
+    config.run_dir = str(path.parent)
+    if not any(word.startswith("trainer=") for word in words):
+        config.trainer = {**stored["trainer"], "max_epochs": config.trainer.max_epochs}
+    own = [word for word in words if word.startswith(("model.", "data.", "trainer."))]
+    merged: DictConfig = OmegaConf.merge(config, OmegaConf.from_dotlist(own))  # type: ignore[assignment]
+    return merged
+
+
+def stored_config(record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The config of a checkpoint's record, which is of plain values."""
+    if "${" in str(record["config"]):
+        raise ValueError(f"{path} is refused: its config holds interpolations")
+    config: Mapping[str, Any] = record["config"]
+    return config
+
+
+def claim_run_folder(run_dir: Path) -> None:
+    """Take a folder for a new run, which no other run then takes: jobs may start in one second."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # the same job, once more
+        return
+    try:
+        (run_dir / ".began").touch(exist_ok=False)
+    except FileExistsError as error:
+        raise ValueError(
+            f"{run_dir} is the folder of another run: name one by hydra.run.dir=<folder>, or go on "
+            f"with that run by checkpoint={run_dir}/last.ckpt"
+        ) from error
+
+
+def refuse_other_data(record: Mapping[str, Any], checkpoint: str) -> None:
+    """A run goes on only with the data it began with: else what is held out was trained on."""
+    from orrery.checkpoint import RECORD, read_checkpoint
+
+    before = read_checkpoint(checkpoint)[RECORD]
+    began, now = ({**one["data"], "path": None} for one in (before, record))
+    if began != now:
+        raise ValueError(f"{checkpoint} was trained on {before['data']}, now are {record['data']}")
+    began, now = before["config"]["data"], record["config"]["data"]
+    for key in sorted(began.keys() | now.keys()):
+        if key not in OF_A_RUN and began.get(key) != now.get(key):
+            raise ValueError(
+                f"{checkpoint} was trained with data.{key}={began.get(key)}, and it is now "
+                f"{now.get(key)}: other rows would be held out, or others trained on"
+            )
+
+
+def refuse_leak(record: Mapping[str, Any], begun: Mapping[str, Any], checkpoint: Path) -> None:
+    """Weights that have learned from a file are not tested on the rows they learned from."""
+    if "sha256" not in begun["data"] or begun["data"]["sha256"] != record["data"].get("sha256"):
+        return
+    began, now = begun["config"]["data"], record["config"]["data"]
+    for key in SPLIT:
+        if began.get(key) != now.get(key):
+            raise ValueError(
+                f"init_from: {checkpoint} was trained on the same file with data.{key}="
+                f"{began.get(key)}, and it is now {now.get(key)}: rows that it has learned from "
+                f"would be held out; say data.{key}={began.get(key)}"
+            )
+
+
+def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
+    """The data module to evaluate on: the checkpoint's own, with what the command line asked.
+
+    A named ``data=`` section replaces the checkpoint's; ``data.path`` alone means all rows of
+    that file; nothing at all means the test split of the data it was trained on.
+    """
+    from orrery.checkpoint import build
+    from orrery.tables import files_of
+
+    stored = dict(record["config"]["data"])
+    if "_target_" in asked:
+        stored = dict(record["found_out"])
+        asked = {k: v for k, v in asked.items() if k not in stored or v is not None}
+    if asked.get("path"):
+        for key in OF_ONE_FILE:
+            stored.pop(key, None)
+        stored["split"] = "all"
+    settings: Any = OmegaConf.to_container(OmegaConf.merge(stored, asked))
+    data, trained_on = build(settings), record["data"]
+    if not data.path:
+        return data
+    where = f"{trained_on.get('path')} ({trained_on.get('rows', 0):,} rows)"
+    if asked.get("path"):
+        data.insample = data.split == "all" and data.provenance()["sha256"] == trained_on.get(
+            "sha256"
+        )
+        return data
+    for key in SPLIT:
+        if key in asked:
+            raise ValueError(
+                f"data.{key} decides which rows of {where} were held out of training, and cannot "
+                f"be changed afterwards"
+            )
+    if not files_of(data.path):
+        raise FileNotFoundError(
+            f"this model was trained on {where}, which is not here, and may not be shipped; "
+            f"origin: {data.origin or 'not recorded'}. Name a catalogue: data.path=<file>"
+        )
+    if data.provenance()["sha256"] != trained_on["sha256"]:
+        raise ValueError(
+            f"this model was trained on {where}, and the file has changed since, so that its "
+            f"test rows are no longer known; name a catalogue: data.path=<file>"
+        )
+    return data
+
+
+def refuse_overwriting(output: str | None, data: Any) -> None:
+    """A catalogue does not give way to its predictions."""
+    from orrery.tables import files_of
+
+    if output and data.path and Path(output).exists():
+        for name in files_of(data.path):
+            if Path(name).exists() and Path(output).samefile(name):
+                raise ValueError(f"output={output} is the catalogue itself; name another file")

@@ -54,7 +54,7 @@ from orrery import command_line
 from orrery.benchmarks.dust_hmc import judge_of
 from orrery.benchmarks.dust_prior import nifty_field
 from orrery.checkpoint import build
-from orrery.command_line import quiet
+from orrery.command_line import silence_lightning
 from orrery.evaluation.timing import best_of_five
 from orrery.models.dust import NEWTON
 from orrery.models.dust.prior import HYPER
@@ -85,7 +85,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):  # XLA has no setting that holds it to one thread
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    quiet()
+    silence_lightning()
     settings, data = problem()
     model, _ = orrery(settings, data)
     judge = judge_of(model, data)

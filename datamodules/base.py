@@ -179,8 +179,10 @@ class CatalogueData(L.LightningDataModule):
                 for row, columns, made in self._predictable(*chunk, skipped):
                     batch = PredictionBatch(made)
                     batch["row"] = torch.from_numpy(row)
-                    batch.carried = {name: columns[f"keep:{name}"] for name in self.keep}
-                    batch.group = columns["group_by"] if self.group_by else None
+                    batch.carried = Carried(
+                        {name: columns[f"keep:{name}"] for name in self.keep},
+                        columns["group_by"] if self.group_by else None,
+                    )
                     yield batch
             if skipped:
                 warnings.warn(f"{len(skipped):,} rows are left out: {skipped[0]}", stacklevel=2)

@@ -1,7 +1,7 @@
 """Batches of training rows by a seeded sampler, shared among processes; a stream of others."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,21 +11,17 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 Rows = dict[str, Tensor]
 
 
+class Carried(NamedTuple):
+    """What travels beside the tensors of a batch."""
+
+    columns: Mapping[str, np.ndarray]  # pass-through columns, (batch,) or (batch, ...)
+    group: np.ndarray | None  # names of groups, (batch,)
+
+
 class PredictionBatch(dict[str, Tensor]):
-    """Tensors of some rows, ``row`` among them, and what is carried along beside them.
+    """Tensors of some rows, ``row`` (their number in the catalogue) among them."""
 
-    ``carried``: pass-through columns, (batch,) or (batch, ...); ``group``: names of groups,
-    (batch,), or None.
-    """
-
-    carried: Mapping[str, np.ndarray]
-    group: np.ndarray | None
-
-    def to(self, *device: Any, **options: Any) -> "PredictionBatch":
-        """The same on another device; Lightning calls this, and so keeps what is carried."""
-        moved = PredictionBatch({k: v.to(*device, **options) for k, v in self.items()})
-        moved.carried, moved.group = self.carried, self.group
-        return moved
+    carried: Carried
 
 
 class Source(Protocol):
@@ -81,10 +77,14 @@ class BatchShares(Dataset):
 
 
 class PredictionStream(IterableDataset):
-    """`CatalogueData.prediction_batches` for a DataLoader."""
+    """`CatalogueData.prediction_batches` for a DataLoader, with ``carried`` as an item.
+
+    Lightning copies batches item by item; `Predictions` takes ``carried`` out before the model.
+    """
 
     def __init__(self, data: Source, rank: int, world: int) -> None:
         self.data, self.rank, self.world = data, rank, world
 
-    def __iter__(self) -> Iterator[PredictionBatch]:
-        return self.data.prediction_batches(self.rank, self.world)
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.data.prediction_batches(self.rank, self.world):
+            yield {**batch, "carried": batch.carried}

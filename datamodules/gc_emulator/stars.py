@@ -178,7 +178,7 @@ class GCStars(CatalogueData):
         stars = {name: torch.cat([batch[name] for batch in batches]) for name in names}
         self.listed = {"row": torch.cat([batch["row"] for batch in batches]).numpy()}
         for name in self.keep:
-            self.listed[name] = np.concatenate([batch.carried[name] for batch in batches])
+            self.listed[name] = np.concatenate([batch.carried.columns[name] for batch in batches])
         if "ra" not in stars:
             if self.radius is not None or self.completeness or self.field:
                 raise ValueError(

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from astropy.table import Table, vstack
 
-from orrery.datamodules.batches import PredictionBatch
+from orrery.datamodules.batches import Carried
 from orrery.models.base import Component, Constant, Output, PredictedRows, Stack
 from orrery.tables import Writer, open_catalogue, sink_for
 
@@ -47,6 +47,7 @@ class Predictions(L.Callback):
         self.examples: dict[str, list[np.ndarray]] = {}
         self.inputs: dict[str, list[np.ndarray]] = {}  # of the examples
         self.stack: Stack | None = None
+        self.carried = Carried({}, None)  # of the batch that is predicted
         self.writer: Writer | None = None
         self.groups = False  # whether any row had a group
         self.written = 0  # rows, in the end of all processes
@@ -75,10 +76,11 @@ class Predictions(L.Callback):
         self.part = self.path if self.world == 1 else self._part(self.rank)
 
     def on_predict_batch_start(
-        self, trainer: L.Trainer, model: Any, batch: PredictionBatch, batch_idx: int, *_: Any
+        self, trainer: L.Trainer, model: Any, batch: dict[str, Any], batch_idx: int, *_: Any
     ) -> None:
-        """Try one row, before all are predicted, of what would come to nothing in the end."""
-        nowhere = self.path is None and batch.group is None
+        """Take ``carried`` out of the batch; try one row, so that nothing is predicted in vain."""
+        self.carried = batch.pop("carried")
+        nowhere = self.path is None and self.carried.group is None
         if batch_idx or not (nowhere or not self.holds_vectors):
             return
         row = to_numpy(model.predict_step(_select(batch, np.arange(1)), 0))
@@ -89,7 +91,7 @@ class Predictions(L.Callback):
             )
         if not self.holds_vectors:
             asked = [*(self.columns or ()), *self.keep]
-            vectors = [n for n, v in {**row, **batch.carried}.items() if v.ndim > 1]
+            vectors = [n for n, v in {**row, **self.carried.columns}.items() if v.ndim > 1]
             if refused := [name for name in vectors if name in asked]:
                 raise ValueError(f"output={self.path}: {_no_vectors(refused)}")
             self.left_out = [] if self.columns else vectors
@@ -99,7 +101,7 @@ class Predictions(L.Callback):
         trainer: L.Trainer,
         model: Any,
         outputs: Any,
-        batch: PredictionBatch,
+        batch: dict[str, Any],
         batch_idx: int,
         *_: Any,
     ) -> None:
@@ -116,15 +118,15 @@ class Predictions(L.Callback):
                     self.examples.setdefault(name, []).append(values[is_example])
             for name, values in to_numpy(_select(batch, np.flatnonzero(is_example))).items():
                 self.inputs.setdefault(name, []).append(values)
-        if self.stack is not None and batch.group is not None:
+        if self.stack is not None and self.carried.group is not None:
             self.groups = True
-            self.stack.add(batch.group, batch, outputs)
+            self.stack.add(self.carried.group, batch, outputs)
         if self.path is not None:
             if self.writer is None:
                 self.writer = self._new_writer(self.part, model).__enter__()
             names = [name for name in self.columns or rows if name in rows]
             chosen = {name: rows[name] for name in names if name not in self.left_out}
-            self.writer.write({**batch.carried, **chosen})
+            self.writer.write({**self.carried.columns, **chosen})
             self.written += len(number)
 
     def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
@@ -243,7 +245,7 @@ def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Tab
     try:
         with torch.inference_mode():
             parts = [
-                Table({**batch.carried, **to_numpy(model.predict_step(batch))})
+                Table({**batch.carried.columns, **to_numpy(model.predict_step(batch))})
                 for batch in data.prediction_batches()
             ]
     except ValueError as error:

@@ -106,7 +106,7 @@ def stacked(model, stars, group="cluster"):
     data.table = stars
     stack = model.stack()
     for batch in data.prediction_batches():
-        stack.add(batch.group, batch, model.predict_step(batch))
+        stack.add(batch.carried.group, batch, model.predict_step(batch))
     return {row[0]: row[1:] for row in zip(*stack.table().values(), strict=True)}
 
 

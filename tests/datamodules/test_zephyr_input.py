@@ -265,6 +265,6 @@ def test_rows_that_would_be_refused_can_be_left_out_aloud(galaxies):
         batches = list(data.prediction_batches())
     rows = np.concatenate([batch["row"].numpy() for batch in batches])
     assert rows.tolist() == [i for i in range(60) if i not in (3, 17, 18)]
-    kept = np.concatenate([batch.carried["id"] for batch in batches])
+    kept = np.concatenate([batch.carried.columns["id"] for batch in batches])
     np.testing.assert_array_equal(kept, rows)
     assert sum(len(batch["flux"]) for batch in batches) == 57

@@ -238,6 +238,7 @@ def test_importing_figures_changes_nothing_and_loads_no_torch():
         "before = matplotlib.rcParams.copy()\n"
         "import orrery.figures.zephyr, orrery.evaluation.report\n"
         "heavy = {'torch', 'orrery.models', 'orrery.datamodules', 'matplotlib.pyplot'}\n"
+        "heavy.add('scipy.stats')\n"  # takes as long to import as matplotlib
         "banned = heavy & set(sys.modules)\n"
         "assert not banned, banned\n"
         # Last, because reading all of rcParams makes matplotlib choose a backend, by pyplot.

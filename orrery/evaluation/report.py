@@ -28,7 +28,7 @@ def write_report(
     path: str | Path,
     title: str,
     metrics: Numbers,
-    beside: Mapping[str, Numbers],
+    baselines: Mapping[str, Numbers],
     figures: Sequence[tuple[str | Path, str]],
     config_yaml: str,
     provenance: Mapping[str, str],
@@ -37,17 +37,17 @@ def write_report(
 ) -> Path:
     """Write one self-contained HTML page and return its path.
 
-    beside: the same metrics of others, by name: a peer's, or the "true model" of a simulation.
+    baselines: the same metrics of others, by name: a peer's, or the "true model" of a simulation.
     figures: PNG files with their captions, in the order to show them.
     smaller_is_better: metrics whose smallest value is emphasised; no others are.
 
     Raises FileNotFoundError if a figure does not exist; then nothing is written.
     """
-    lines = _lines(metrics, beside, smaller_is_better)
+    lines = _lines(metrics, baselines, smaller_is_better)
     page = _TEMPLATES.get_template("report.html.jinja").render(
         title=title,
         notes=notes,
-        columns=("metric", OURS, *beside),
+        columns=("metric", OURS, *baselines),
         lines=lines,
         number=_number,
         emphasised=any(best for _, cells in lines for _, best in cells),
@@ -63,22 +63,22 @@ def write_report(
 
 
 def metrics_table(
-    metrics: Numbers, beside: Mapping[str, Numbers], smaller_is_better: Collection[str] = ()
+    metrics: Numbers, baselines: Mapping[str, Numbers], smaller_is_better: Collection[str] = ()
 ) -> Table:
-    """The same table for the terminal: a row per metric, ours first, then each of `beside`."""
+    """The same table for the terminal: a row per metric, ours first, then each of `baselines`."""
     table = Table("metric")
-    for name in (OURS, *beside):
+    for name in (OURS, *baselines):
         table.add_column(Text(name), justify="right")
-    for name, cells in _lines(metrics, beside, smaller_is_better):
+    for name, cells in _lines(metrics, baselines, smaller_is_better):
         table.add_row(Text(name), *(Text(_number(v), "bold" if best else "") for v, best in cells))
     return table
 
 
 def _lines(
-    metrics: Numbers, beside: Mapping[str, Numbers], smaller: Collection[str]
+    metrics: Numbers, baselines: Mapping[str, Numbers], smaller: Collection[str]
 ) -> list[tuple[str, list[tuple[float | None, bool]]]]:
     """(metric, [(value or None where it has none, whether it is the best) of each column])."""
-    columns = {OURS: metrics, **beside}
+    columns = {OURS: metrics, **baselines}
     names = dict.fromkeys(name for column in columns.values() for name in column)
     lines = []
     for name in names:

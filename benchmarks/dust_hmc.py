@@ -36,7 +36,8 @@ from orrery.checkpoint import read_checkpoint, restore
 from orrery.models.dust.evaluation import Map, known_stars, map_metrics, seen_voxels
 from orrery.models.dust.field import Density
 from orrery.models.dust.prior import HYPER
-from orrery.physics.dust.extinction import log_normal, mean_and_variance
+from orrery.physics.densities import log_normal
+from orrery.physics.dust.extinction import mean_and_variance
 from orrery.runs import data_for
 
 Judge = Callable[[Tensor, Tensor, bool], dict[str, float]]

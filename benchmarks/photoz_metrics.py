@@ -7,12 +7,13 @@ scored from the same thing: p(z) on one grid, a row per object.
 import numpy as np
 from numpy.typing import NDArray
 
+from orrery.physics.galaxies.redshift_scores import OUTLIER
+
 Array = NDArray[np.float64]
 
 # p(z) is mixed with this much of a uniform density for the log score, so that one object with
 # p(z_true) = 0 does not make the mean infinite.
 UNIFORM_FLOOR = 1e-3
-OUTLIER = 0.15  # |dz| / (1 + z), the usual limit of a catastrophic redshift
 
 
 def photoz_metrics(pdf: Array, grid: Array, redshift: Array) -> dict[str, float]:

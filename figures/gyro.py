@@ -119,7 +119,7 @@ def honesty(pit: np.ndarray) -> Figure:
     fig, axes = style.new(size=(9.5, 8))
     axis = axes[0, 0]
     levels = np.linspace(0, 1, 41)
-    low, high = np.array([binomial_band(len(pit), x) for x in levels[1:-1]]).T / len(pit)
+    low, high = np.array(binomial_band(len(pit), levels[1:-1])) / len(pit)
     axis.fill_between(levels[1:-1], low, high, color=style.BAND)
     axis.plot(levels, levels, color=style.TRUTH)
     share = [np.mean(pit <= level) for level in levels]

@@ -1,19 +1,21 @@
-"""What figures need to say how sure they are: chance bands, running means, bootstrap errors."""
+"""What figures need to say how sure they are: chance bands, running means, bootstrap errors.
 
-import math
+scipy.stats is imported where it is used: alone it takes as long to import as all of matplotlib.
+"""
+
 from collections.abc import Callable
 
 import numpy as np
 
 
-def binomial_band(n: int, p: float, level: float = 0.95) -> tuple[int, int]:
-    """Central interval of counts holding at least `level` of Binomial(n, p), 0 < p < 1; exact."""
-    k = np.arange(n + 1)
-    log_factorial = np.r_[0.0, np.cumsum(np.log(np.arange(1, n + 1)))]
-    log_choose = log_factorial[n] - log_factorial - log_factorial[::-1]
-    cumulative = np.cumsum(np.exp(log_choose + k * np.log(p) + (n - k) * np.log1p(-p)))
-    low, high = np.searchsorted(cumulative, [(1 - level) / 2, (1 + level) / 2])
-    return int(low), int(min(high, n))
+def binomial_band(
+    n: int, p: float | np.ndarray, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Central interval of counts holding at least `level` of Binomial(n, p); each as p."""
+    from scipy.stats import binom
+
+    low, high = binom.interval(level, n, p)
+    return low, high
 
 
 def running_mean(
@@ -49,12 +51,15 @@ def bootstrap_error(
 
 def chi2_density(x: np.ndarray, dof: np.ndarray) -> np.ndarray:
     """Density, at `x`, of chi^2 per degree of freedom, averaged over the objects' `dof`."""
-    k = np.quantile(dof, np.linspace(0, 1, 101))[:, None] / 2
-    log_gamma = np.array([[math.lgamma(float(v))] for v in k[:, 0]])
-    return np.exp(k * np.log(k) + (k - 1) * np.log(x) - k * x - log_gamma).mean(0)
+    from scipy.stats import chi2
+
+    k = np.quantile(dof, np.linspace(0, 1, 101))[:, None]
+    return chi2.pdf(x, k, scale=1 / k).mean(0)
 
 
 def chi2_quantile(dof: np.ndarray, sigma: float) -> float:
-    """Of chi^2 per degree of freedom, at a normal's `sigma`; Wilson & Hilferty (1931)."""
-    width = 2 / (9 * float(np.median(dof)))
-    return (1 - width + sigma * width**0.5) ** 3
+    """Of chi^2 per degree of freedom, of the median `dof`, at a normal's `sigma`."""
+    from scipy.stats import chi2, norm
+
+    k = np.median(dof)
+    return float(chi2.ppf(norm.cdf(sigma), k) / k)

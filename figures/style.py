@@ -155,7 +155,7 @@ def uniform(axis: Axes, values: np.ndarray, chance: str) -> None:
     """
     n, bins = len(values), int(np.clip(len(values) // 50, 5, 20))
     counts, edges = np.histogram(values, bins, (0, 1))
-    low, high = binomial_band(n, 1 / bins)
+    low, high = map(float, binomial_band(n, 1 / bins))
     axis.axhspan(bins * low / n, bins * high / n, color=BAND, label=chance)
     axis.stairs(bins * counts / n, edges, baseline=None, color=PALETTE[0], lw=2.5)
     axis.axhline(1, color=TRUTH, lw=1.6, label="uniform")

@@ -14,8 +14,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from orrery.figures import style
 from orrery.figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
+from orrery.physics.galaxies.redshift_scores import OUTLIER, nmad, outlier_fraction
 
-OUTLIER = 0.15  # |dz| beyond which a redshift is an outlier (Hildebrandt et al. 2010)
 TRUE = "true redshift"  # a spectroscopic one, or that of a simulation
 MAGNITUDE = "reference magnitude (AB)"
 RESIDUAL = r"$\Delta z\,/\,(1+z)$"
@@ -87,9 +87,9 @@ def redshifts(rows: style.Rows) -> Figure:
 
     facts = [
         f"{len(z):,} objects" if len(z) != 1 else "1 object",
-        rf"$\sigma_\mathrm{{NMAD}}$ = {_nmad(dz):.4f}",
+        rf"$\sigma_\mathrm{{NMAD}}$ = {nmad(dz):.4f}",
         f"bias = {np.median(dz):+.4f}".replace("-", "\N{MINUS SIGN}"),
-        f"outliers = {_outliers(dz):.2%}",
+        f"outliers = {outlier_fraction(dz):.2%}",
     ]
     if hidden:
         facts.append(f"{hidden:,} off the plot")
@@ -110,8 +110,7 @@ def calibration(rows: style.Rows) -> Figure:
     levels = np.linspace(0, 1, 41)
     coverage = np.array([np.mean(2 * np.abs(pit - 0.5) <= level) for level in levels])
     cumulative = np.array([np.mean(pit <= level) for level in levels])
-    inner = [binomial_band(n, level) for level in levels[1:-1]]
-    band = np.array([(0, 0), *inner, (n, n)]).T / n
+    band = np.array(binomial_band(n, levels)) / n
     curve = axes[0, 1]
     curve.fill_between(levels, *band, color=style.BAND)
     curve.plot(levels, levels, color=style.TRUTH, lw=1.6)
@@ -209,8 +208,8 @@ def binned(rows: style.Rows) -> Figure:
     dz = _residual(rows)
     measures: list[tuple[str, np.ndarray, Callable[[np.ndarray], float]]] = [
         (f"bias: median {RESIDUAL}", dz, lambda values: float(np.median(values))),
-        (r"scatter $\sigma_\mathrm{NMAD}$", dz, _nmad),
-        ("outlier fraction", dz, _outliers),
+        (r"scatter $\sigma_\mathrm{NMAD}$", dz, nmad),
+        ("outlier fraction", dz, outlier_fraction),
         ("mean CRPS (redshift)", rows["crps"], lambda values: float(np.mean(values))),
     ]
     against = [(TRUE, rows["z_true"]), (MAGNITUDE, rows["mag_ref"])]
@@ -328,14 +327,6 @@ def _has_truth(rows: style.Rows, i: int) -> bool:
 
 def _residual(rows: style.Rows) -> np.ndarray:
     return (rows["z_median"] - rows["z_true"]) / (1 + rows["z_true"])
-
-
-def _nmad(dz: np.ndarray) -> float:
-    return float(1.4826 * np.median(np.abs(dz - np.median(dz))))
-
-
-def _outliers(dz: np.ndarray) -> float:
-    return float(np.mean(np.abs(dz) > OUTLIER))
 
 
 def _end_of_axis(x: np.ndarray) -> float:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 
@@ -40,6 +39,8 @@ def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> Non
     """Give wandb the test metrics, the figures and the checkpoint with the facts of its card."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
+            import wandb  # 1.1 s of CPU, which only a run with it needs
+
             run = logger.experiment
             run.summary.update({f"test/{key}": value for key, value in record["metrics"].items()})
             run.log({path.stem: wandb.Image(str(path)) for path in sorted(run_dir.glob("*.png"))})

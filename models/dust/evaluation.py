@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from orrery.models.base import Evaluation, PredictedRows
 from orrery.models.dust.field import Stars
 from orrery.models.dust.figure_data import pictures
 from orrery.models.dust.variational import BENT
-from orrery.physics.dust.extinction import log_normal, mean_and_variance
+from orrery.physics.densities import log_normal
+from orrery.physics.dust.extinction import mean_and_variance
 from orrery.physics.gaussian_process.icr import Grid
 from orrery.physics.gaussian_process.kernel import Kernel
 from orrery.physics.gaussian_process.linear_map import GaussianProcess
@@ -138,13 +140,8 @@ def against_truth(log_rho: Tensor, truth: Tensor, seen: Tensor, mirrored: bool) 
 
 
 def student_inside(n: int, square: float) -> float:
-    """P(t^2 < ``square``) of Student's t of n degrees of freedom, by t = sqrt(n) tan x."""
-    angle = torch.linspace(0, 1, 2001, dtype=torch.float64)
-    within, all_of_it = (
-        float(torch.trapezoid((top * angle).cos().pow(n - 1), top * angle))
-        for top in (math.atan((square / n) ** 0.5), 0.5 * math.pi)
-    )
-    return within / all_of_it
+    """P(t^2 < ``square``) of Student's t of n degrees of freedom."""
+    return float(2 * stats.t.cdf(square**0.5, n) - 1)
 
 
 def covariance_error(gp: GaussianProcess, grid: Grid, kernel: Kernel, rows: int = ROWS) -> float:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from orrery.models.base import Batch, Output
 from orrery.models.dust.field import Stars
-from orrery.physics.dust.extinction import log_student, mean_and_variance
+from orrery.physics.densities import log_student
+from orrery.physics.dust.extinction import mean_and_variance
 
 OUTPUTS = {
     "extinction": Output("", "mean, E of Zhang, Green & Rix (2023); A_V = 2.8 E"),
@@ -48,7 +49,7 @@ def rows(
 def log_density(
     rho: Tensor, widths: Tensor, stars: Stars, batch: Batch, dof: float | None
 ) -> Tensor:
-    """Of the measured extinctions, (stars,); ``dof``: see `physics.dust.extinction.log_student`."""
+    """Of the measured extinctions, (stars,); ``dof``: see `physics.densities.log_student`."""
     along = rho[:, stars.pixel]
     mean, variance = mean_and_variance(along, stars.paths, widths)
     variance = variance + batch["extinction_error"].square()

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from orrery.models.gc_emulator.emulator import EDGE, Cluster
 from orrery.physics.clusters.cluster_stars import KMS_PER_MAS_YR_KPC
+from orrery.physics.densities import HALF_LOG_2PI, log_standard_normal
 
 KMS = 1e-3 * KMS_PER_MAS_YR_KPC  # km/s of 1 mas/yr at 1 pc
 MAS = math.pi / 180 / 3.6e6  # rad
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class SkyStars(NamedTuple):
@@ -105,7 +105,7 @@ def log_members(
     log_p = log_p + escape.log() - 0.5 * precision.log() + log_share
     if s.rv is not None:
         off = (rv - place.centre_rv - v) / error
-        log_p = log_p + torch.where(measured, log_normal(off) - error.log(), 0.0)
+        log_p = log_p + torch.where(measured, log_standard_normal(off) - error.log(), 0.0)
     log_f = cluster.log_lowered(energy - 0.5 * (v / cluster.s) ** 2)
     return log_p + log_f + cluster.log_anisotropy(place.j2(moving, v))
 
@@ -134,7 +134,7 @@ def nodes(depths: int, speeds: int, corners: int) -> tuple[Tensor, Tensor]:
     n = torch.cat([depth[i, None], speed[j, None], pm[k]], -1)
     counted = n if speeds else n[:, [0, 2, 3]]
     weight = depth_weight[i] * speed_weight[j] * pm_weight.double()[k]
-    return n, weight.log() - log_normal(counted).sum(-1)
+    return n, weight.log() - log_standard_normal(counted).sum(-1)
 
 
 class _Moving(NamedTuple):
@@ -163,7 +163,7 @@ class _Place:
         north: Tensor | float = 0.0
         if n.shape[-1] > 4:
             east, north = (MAS * s.direction_error * n[..., 4:]).unbind(-1)
-            self.log_p = log_normal(n[..., 4]) + log_normal(n[..., 5])
+            self.log_p = log_standard_normal(n[..., 4]) + log_standard_normal(n[..., 5])
         across2 = (
             (north * c_out - c_north).square()
             + (c_east - east * c_out).square()
@@ -204,7 +204,7 @@ class _Place:
         if s.parallax is not None:
             measured, parallax, error = _filled(s.parallax, s.parallax_error)
             off = (parallax - 1e3 / distance) / error
-            log_p = log_p + torch.where(measured, log_normal(off) - error.log(), 0.0)
+            log_p = log_p + torch.where(measured, log_standard_normal(off) - error.log(), 0.0)
         a, b = self.across(distance, pm)
         across2 = a.square() + b.square()
         energy = cluster.potential(self.R2 + zeta**2) - 0.5 * across2 / cluster.s**2
@@ -227,7 +227,7 @@ def _proper_motions(
     measured, seen, error = _filled(s.pm, s.pm_error)
     weak = error**2 / (error**2 + typical_pm[..., None] ** 2)
     pm = (1 - weak) * seen + weak * centre.pm + error * (1 - weak).sqrt() * n
-    log_each = log_normal((seen - pm) / error) + 0.5 * (1 - weak).log()
+    log_each = log_standard_normal((seen - pm) / error) + 0.5 * (1 - weak).log()
     log_p = log_each[..., 0] + log_each[..., 1]
     if s.all_pm:
         return pm, log_p
@@ -269,10 +269,6 @@ def _filled(values: Tensor, errors: Tensor | None) -> tuple[Tensor, Tensor, Tens
     return measured, torch.where(measured, values, 0.0), torch.where(measured, errors, 1.0)
 
 
-def log_normal(x: Tensor) -> Tensor:
-    return -0.5 * x.square() - HALF_LOG_2PI
-
-
 def _bounded(x: Tensor) -> tuple[Tensor, Tensor]:
     """A share in (-1, 1), and the logarithm of its slope."""
-    return torch.erf(x / math.sqrt(2)), log_normal(x) + math.log(2)
+    return torch.erf(x / math.sqrt(2)), log_standard_normal(x) + math.log(2)

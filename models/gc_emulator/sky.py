@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from orrery.models.gc_emulator.emulator import Cluster, IsothermalEmulator
-from orrery.models.gc_emulator.members import KMS, Centre, SkyStars, log_members, log_normal, nodes
+from orrery.models.gc_emulator.members import KMS, Centre, SkyStars, log_members, nodes
 from orrery.models.gc_emulator.posterior import (
     LOG_MASS,
     UNITS,
@@ -31,6 +31,7 @@ from orrery.models.gc_emulator.posterior import (
 from orrery.models.gc_emulator.selection import Selection, on_sky
 from orrery.physics.clusters.cluster_stars import axes, to_sky
 from orrery.physics.clusters.lowered_isothermal import G
+from orrery.physics.densities import log_standard_normal
 
 CENTRE = {"ra": "deg", "dec": "deg", "distance": "kpc", "pm_ra": "mas/yr", "pm_dec": "mas/yr",
           "rv": "km/s"}  # fmt: skip
@@ -195,7 +196,8 @@ class Sky:
             seen = x.isfinite()[:, None]
             x, e = (torch.where(x.isfinite(), v, fill)[:, None] for v, fill in ((x, 0), (e, 1)))
             total = (e**2 + width**2).sqrt()
-            log_p = log_p + torch.where(seen, log_normal((x - mean) / total) - total.log(), 0.0)
+            log_each = log_standard_normal((x - mean) / total) - total.log()
+            log_p = log_p + torch.where(seen, log_each, 0.0)
         return log_p.flatten(0, 1)
 
     # --- the posterior ------------------------------------------------------------------------
@@ -245,7 +247,8 @@ class Sky:
         share = named["field_share"].reshape(-1, 1)
         field = self._log_field(named)
         if rule is None:  # a star of the field has numbers, too
-            of_n = torch.cat([log_normal(n).sum(-1), n.new_zeros(len(n), self.places.shape[1])], 1)
+            none = n.new_zeros(len(n), self.places.shape[1])
+            of_n = torch.cat([log_standard_normal(n).sum(-1), none], 1)
             field = field + of_n[:, self.in_order]
         return members + torch.log1p(-share), field + share.log(), log_prior
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from orrery.models.base import Evaluation, PredictedRows
-from orrery.models.scatter_vae.inference import Whitening, log_normal
+from orrery.models.scatter_vae.inference import Whitening, gaussian_nll
 
 COLLAPSED = 0.01  # variance over stars of a latent number below which it says nothing (Burda 2016)
 COMPONENTS = (6, 10, 20)  # of the PCA beside it
@@ -114,7 +114,7 @@ def of_reconstruction(
     squares = white.square().sum(1)
     log_errors = (error / batch["flux"][:, None]).log().sum(1)
     studentised = white.abs() * (n / (n - fitted)) ** 0.5
-    nll = log_normal(squares, whitening.log_det, log_errors, torch.tensor(float(n)))
+    nll = gaussian_nll(squares, whitening.log_det, log_errors, torch.tensor(float(n)))
     return {
         "chi2": squares / (n - fitted),
         "nll": nll + 0.5 * fitted,

@@ -167,7 +167,7 @@ def log_tail(chi2: Tensor, dof: Tensor) -> Tensor:
     return torch.where(p > 1e-30, p.clamp_min(WORST).log(), far).float()
 
 
-def log_normal(squares: Tensor, log_det: Tensor, log_errors: Tensor, n: Tensor) -> Tensor:
+def gaussian_nll(squares: Tensor, log_det: Tensor, log_errors: Tensor, n: Tensor) -> Tensor:
     """-ln p of n numbers whose whitened residuals have the sum of ``squares``, (batch,).
 
     ``log_det``: of their covariance in units of the errors, ``log_errors``: the sum of these' ln.

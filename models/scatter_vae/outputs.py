@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orrery.models.base import Batch, Output
-from orrery.models.scatter_vae.inference import Posterior, log_normal, log_tail
+from orrery.models.scatter_vae.inference import Posterior, gaussian_nll, log_tail
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp
 from orrery.physics.gaia_xp.xp_mock import G_OF_BP_RP, G_ZERO_POINT
@@ -107,7 +107,7 @@ def rows_of(
         "p_value": log_p.exp(),
         "kl": found.divergence(latent),
         "outlier_score": -log_p - log_rare,
-        "nll": log_normal(squares, found.log_det, log_errors, n) + 0.5 * found.fitted(),
+        "nll": gaussian_nll(squares, found.log_det, log_errors, n) + 0.5 * found.fitted(),
         "within_68": ((white < 1) & seen).sum(1) / n,
         "within_95": ((white < 1.959964) & seen).sum(1) / n,
         "flags": missing.short() + 2 * (log_p < LEAST).short() + 4 * (log_rare < LEAST).short(),

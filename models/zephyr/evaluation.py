@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import kstest
 from torch import Tensor
 from torch.nn import functional as F
 
 from orrery.models.base import Evaluation, PredictedRows
 from orrery.models.layers import grid
 from orrery.models.zephyr.photometry import UNLIKE
+from orrery.physics.galaxies.redshift_scores import nmad, outlier_fraction
 
-OUTLIER = 0.15  # |dz|/(1 + z) of an outlier: Hildebrandt et al. (2010)
 MANY_UNLIKE = 0.1  # share of objects unlike the training set, of which 0.1% would be by chance
 
 
@@ -47,8 +48,8 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     found = {
         "n": len(z),
         "bias": float(np.median(dz)),
-        "nmad": float(1.4826 * np.median(np.abs(dz - np.median(dz)))),
-        "outlier_fraction": float(np.mean(np.abs(dz) > OUTLIER)),
+        "nmad": nmad(dz),
+        "outlier_fraction": outlier_fraction(dz),
         "crps": float(np.mean(rows["crps"], dtype=float)),
         "nll": float(np.mean(rows["nll"], dtype=float)),
         "cde_loss": float(np.mean(rows["cde_loss"], dtype=float)),
@@ -64,9 +65,7 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 def _ks(pit: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance of PIT values from uniform."""
-    pit, n = np.sort(pit), len(pit)
-    step = np.arange(n + 1) / n
-    return float(max(np.max(step[1:] - pit), np.max(pit - step[:-1])))
+    return float(kstest(pit, "uniform", method="asymp").statistic)
 
 
 def true_rows(data: Any, edges: Tensor) -> dict[str, np.ndarray]:

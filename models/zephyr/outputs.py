@@ -8,8 +8,8 @@ from torch import Tensor
 
 from orrery.models.base import Constant, Output
 from orrery.models.layers import grid
-from orrery.models.zephyr.evaluation import OUTLIER
 from orrery.models.zephyr.photometry import FLAGS
+from orrery.physics.galaxies.redshift_scores import OUTLIER
 
 QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_q975": 0.975}
 

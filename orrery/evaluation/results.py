@@ -52,7 +52,32 @@ def write_results(
         baselines,
         drawn,
         config_yaml=config_yaml,
-        provenance={k: str(v) for k, v in record.items() if k not in ("config", "metrics")},
+        provenance=provenance(record),
         notes=notes,
         smaller_is_better=smaller_is_better,
     )
+
+
+def provenance(record: Mapping[str, Any]) -> dict[str, str]:
+    """A checkpoint's record as rows of text, ``data.path`` being the path of its data.
+
+    Without its config and metrics, which have their own places on the page.
+    """
+    rows: dict[str, str] = {}
+    for name, entry in record.items():
+        if name in ("config", "metrics"):
+            continue
+        if isinstance(entry, Mapping):
+            rows |= {f"{name}.{key}": _text(value) for key, value in entry.items()}
+        else:
+            rows[name] = _text(entry)
+    return rows
+
+
+def _text(value: Any) -> str:
+    """``a 1, b 2`` of a mapping, ``a, b`` of a list; floats to six digits."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_text, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -4,12 +4,13 @@ A star's parallax and its error, mas, stand for what is known of its distance: t
 is normal and positive. What lies behind a distance is the dust that the star does not see.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from orrery.physics.densities import log_student
 
 NODES = 6  # of the quadrature over a shell, or over the part of it that a star may be in
 REACH = 4.0  # errors of the parallax within which a star is
@@ -102,19 +103,6 @@ def log_marginal(
     there = below.gather(-1, shell) + rho.gather(-1, shell) * at.part
     log_p = log_student(extinction[:, None], there, variance[:, None], dof)
     return (log_p + at.log_weight).logsumexp(-1)
-
-
-def log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    return -0.5 * ((x - mean).square() / variance + variance.log() + math.log(2 * math.pi))
-
-
-def log_student(x: Tensor, mean: Tensor, variance: Tensor, dof: float | None) -> Tensor:
-    """Of Student's distribution, whose scale is the root of ``variance``; None: of the normal."""
-    if dof is None:
-        return log_normal(x, mean, variance)
-    norm = math.lgamma(0.5 * (dof + 1)) - math.lgamma(0.5 * dof) - 0.5 * math.log(dof * math.pi)
-    tail = torch.log1p((x - mean).square() / (dof * variance))
-    return norm - 0.5 * variance.log() - 0.5 * (dof + 1) * tail
 
 
 def _ndtr(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from orrery.evaluation.report import metrics_table, write_report
+from orrery.evaluation.results import provenance
 from orrery.figures import style, zephyr
 from orrery.figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
 
@@ -237,6 +238,7 @@ def test_importing_figures_changes_nothing_and_loads_no_torch():
         "before = matplotlib.rcParams.copy()\n"
         "import orrery.figures.zephyr, orrery.evaluation.report\n"
         "heavy = {'torch', 'orrery.models', 'orrery.datamodules', 'matplotlib.pyplot'}\n"
+        "heavy.add('scipy.stats')\n"  # takes as long to import as matplotlib
         "banned = heavy & set(sys.modules)\n"
         "assert not banned, banned\n"
         # Last, because reading all of rcParams makes matplotlib choose a backend, by pyplot.
@@ -305,7 +307,7 @@ def test_report_shows_each_metric_and_escapes_everything(report):
         "zephyr &lt;test&gt;",
         "peer &amp; co",
         "name: &lt;zephyr&gt;",
-        "&quot;quoted&quot;",
+        "&#34;quoted&#34;",
     ):
         assert text in report
     assert "<test>" not in report and "caption <b>" not in report
@@ -313,6 +315,25 @@ def test_report_shows_each_metric_and_escapes_everything(report):
 
 def test_better_is_emphasised_only_where_the_direction_is_known_and_never_the_true_model(report):
     assert re.findall(r"<strong>(.*?)</strong>", report) == ["0.02134"]
+
+
+def test_provenance_is_rows_of_text_without_python_dicts():
+    record = {
+        "config": {"model": {}},
+        "data": {"path": "a.fits", "rows": 3},
+        "found_out": {"bands": ["u", "g"], "clusters": {"M67": 3.58771085, "Hyades": 2.5}},
+        "versions": {"torch": "2.13.0"},
+        "git_commit": "2c3eeaa",
+        "metrics": {"nmad": 0.02},
+    }
+    assert provenance(record) == {
+        "data.path": "a.fits",
+        "data.rows": "3",
+        "found_out.bands": "u, g",
+        "found_out.clusters": "M67 3.58771, Hyades 2.5",
+        "versions.torch": "2.13.0",
+        "git_commit": "2c3eeaa",
+    }
 
 
 def test_report_fails_before_writing_if_a_figure_is_missing(tmp_path):

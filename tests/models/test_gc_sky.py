@@ -11,12 +11,13 @@ from astropy.table import Table
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.stars import GCStars
-from orrery.models.gc_emulator.members import KMS, log_members, log_normal
+from orrery.models.gc_emulator.members import KMS, log_members
 from orrery.models.gc_emulator.posterior import cluster_of, whitened
 from orrery.models.gc_emulator.selection import select
 from orrery.models.gc_emulator.sky import Sky, sky_stars
 from orrery.physics.clusters import cluster_stars
 from orrery.physics.clusters import lowered_isothermal as limepy
+from orrery.physics.densities import log_standard_normal
 
 D = torch.float64
 SHARE = 0.5  # r_h / r_a, where the emulator is of anisotropic models
@@ -171,7 +172,7 @@ def product(depths, speeds, pm):
         for i in (0, 1)
     )  # fmt: skip
     w = w / torch.tensor([rule[1].sum() for rule in rules])
-    return n, w.log().sum(-1) - log_normal(n).sum(-1)
+    return n, w.log().sum(-1) - log_standard_normal(n).sum(-1)
 
 
 def test_positions_alone_follow_the_surface_density(model):

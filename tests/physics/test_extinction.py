@@ -5,12 +5,11 @@ import math
 import pytest
 import torch
 
+from orrery.physics.densities import log_normal, log_student
 from orrery.physics.dust import dust_sky
 from orrery.physics.dust.extinction import (
     distances,
     log_marginal,
-    log_normal,
-    log_student,
     mean_and_variance,
     paths,
 )

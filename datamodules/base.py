@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from orrery.datamodules.batches import (
     BatchShares,
+    Carried,
     GlobalBatches,
     PredictionBatch,
     PredictionStream,

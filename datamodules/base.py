@@ -1,7 +1,10 @@
 """Rows of a catalogue as batches: what is read, splits, streaming for predictions."""
 
+import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import lightning as L
@@ -18,7 +21,9 @@ from orrery.datamodules.batches import (
     PredictionStream,
     Rows,
 )
-from orrery.tables import Catalogue, convert, open_catalogue, read_table, sha256, where
+from orrery.datamodules.columns import CatalogueColumn, Column, columns_to_read, located
+from orrery.datamodules.values import BadValue
+from orrery.tables import Catalogue, files_of, open_catalogue, read_table, sha256, where
 from orrery.tables.columns import is_unknown, refuse_unknown, resolve, unused
 
 # Rows that choose the best epoch. Their loss is compared with itself, so that few are enough;
@@ -30,17 +35,16 @@ MOST_SKIPPED = 10_000  # rows that `skip_bad` leaves out: of more it is the colu
 class CatalogueData(L.LightningDataModule):
     """A catalogue, or an embedded simulation when ``path`` is null, as batches of tensors.
 
-    A component says which columns it needs (`roles`), how they become physical tensors
-    (`to_batch`), how a training batch is augmented (`augment`) and what to simulate (`simulate`).
+    A component declares its columns (`declared`), and what to simulate (`simulate`). Where there
+    is physics between a column and the model it says how columns become tensors (`to_batch`), and
+    how a training batch is augmented (`augment`).
 
     Training rows are held in memory and split by a seeded permutation. Predictions stream: every
     rank reads its own contiguous share of the rows, in order and in constant memory.
     """
 
     product: bool | str = False  # whether a model takes all rows together, by `infer`, and as what
-    # role -> the column that it has by default, of the roles that `columns` can name; those with a
-    # star stand for many; empty: any
-    known_roles: ClassVar[Mapping[str, str]] = {}
+    declared: ClassVar[Mapping[str, Column]] = {}  # by role: what `columns` can name
 
     def __init__(
         self,
@@ -50,7 +54,8 @@ class CatalogueData(L.LightningDataModule):
         keep: Sequence[str] = (),
         group_by: str | None = None,
         train_where: str | None = None,
-        split: str = "test",
+        cuts: Mapping[str, str] | None = None,
+        split: str | None = None,
         seed: int = 0,
         batch_size: int = 256,
         predict_batch_size: int = 4096,
@@ -61,14 +66,20 @@ class CatalogueData(L.LightningDataModule):
         skip_bad: bool = False,
     ) -> None:
         super().__init__()
+        split = split or "test"
         if split not in ("test", "all"):
             raise ValueError(f"data.split is '{split}'; it is 'test' or 'all'")
         self.path, self.group = path, group
         self.keep = [keep] if isinstance(keep, str) else list(keep)
         self.group_by = group_by
         self.columns = {k: v for k, v in (columns or {}).items() if v is not None}
-        refuse_unknown(self.columns, self.known_roles)
-        self.train_where, self.split, self.seed = train_where, split, seed
+        refuse_unknown(self.columns, self._known_roles())
+        # name -> expression: which rows to train on
+        self.cuts = {k: v for k, v in (cuts or {}).items() if v is not None}
+        if train_where:
+            self.cuts["train_where"] = train_where
+        self.removed: dict[str, int] = {}  # rows that each cut removes, of those before it
+        self.split, self.seed = split, seed
         self.batch_size, self.predict_batch_size = batch_size, predict_batch_size
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.num_workers, self.origin = num_workers, origin
@@ -76,24 +87,31 @@ class CatalogueData(L.LightningDataModule):
         self.rows: dict[str, Rows] = {}
         self._simulated: dict[str, dict[str, np.ndarray]] = {}
         self._said: set[str] = set()
+        self._opened: tuple[Any, Catalogue] | None = None  # the file's version, and its reader
+        self._hash: tuple[Any, str] | None = None
         self.insample = False  # whether the rows to predict were trained on
         self.table: Any = None  # an in-memory table, from Python, in place of the path
 
     # --- what a component defines -------------------------------------------------------------
 
-    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
-        """Role -> (column of the catalogue, unit it is wanted in or None), of the columns to read.
+    def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
+        """Role -> column of the catalogue, of the columns to read: those declared.
 
-        Truth columns are wanted in training, and taken in prediction where they exist.
+        A component with alternatives, such as a parallax or a distance, chooses among them here.
         """
-        raise self._unsaid("roles")
+        return columns_to_read(self.declared, self.columns, catalogue, training)
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         """Physical tensors from columns named by role; raises ``ValueError`` for bad values.
 
-        A row whose truth is unknown is an error in training, and NaN in prediction.
+        Columns hold possible values, or what is declared to take their place. By default each
+        column of numbers is a tensor, float32.
         """
-        raise self._unsaid("to_batch")
+        return {
+            role: torch.from_numpy(values).float()
+            for role, values in columns.items()
+            if role in self.declared and self.declared[role].kind != "text"
+        }
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         """The embedded simulation as a table; ``split`` is ``"fit"`` or ``"test"``."""
@@ -117,10 +135,10 @@ class CatalogueData(L.LightningDataModule):
         if stage != "fit" or self.rows:
             return
         with self.open("fit") as catalogue:
-            roles = self.roles(catalogue, training=True)
+            roles = self.columns_of(catalogue, training=True)
             chosen = self._chosen_rows(catalogue)
             parts = [
-                self._batch(row, columns, training=True)
+                self._batch(row, columns, roles, training=True)
                 for row, columns in self._read(catalogue, roles, 0, len(catalogue), chosen)
             ]
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -171,13 +189,13 @@ class CatalogueData(L.LightningDataModule):
         with self.open("test") as catalogue:
             if not len(catalogue):
                 raise ValueError(f"{self.label} has no rows")
-            roles = self.roles(catalogue, training=False)
+            roles = self.columns_of(catalogue, training=False)
             chosen = self._predicted_rows(catalogue)
             n = len(catalogue)
             start, stop = n * rank // world, n * (rank + 1) // world
             skipped: list[str] = []
             for chunk in self._read(catalogue, roles, start, stop, chosen):
-                for row, columns, made in self._predictable(*chunk, skipped):
+                for row, columns, made in self._predictable(*chunk, roles, skipped):
                     batch = PredictionBatch(made)
                     batch["row"] = torch.from_numpy(row)
                     batch.carried = Carried(
@@ -189,11 +207,15 @@ class CatalogueData(L.LightningDataModule):
                 warnings.warn(f"{len(skipped):,} rows are left out: {skipped[0]}", stacklevel=2)
 
     def _predictable(
-        self, row: np.ndarray, columns: Mapping[str, np.ndarray], skipped: list[str]
+        self,
+        row: np.ndarray,
+        columns: Mapping[str, np.ndarray],
+        roles: Mapping[str, CatalogueColumn],
+        skipped: list[str],
     ) -> Iterator[tuple[np.ndarray, Mapping[str, np.ndarray], Rows]]:
         """A chunk as a batch, or with ``skip_bad`` in parts about the rows that are refused."""
         try:
-            yield row, columns, self._batch(row, columns, training=False)
+            yield row, columns, self._batch(row, columns, roles, training=False)
         except ValueError as error:
             if not self.skip_bad or len(skipped) >= MOST_SKIPPED:
                 raise
@@ -202,7 +224,7 @@ class CatalogueData(L.LightningDataModule):
                 return
             for half in np.array_split(np.arange(len(row)), 2):
                 part = {name: values[half] for name, values in columns.items()}
-                yield from self._predictable(row[half], part, skipped)
+                yield from self._predictable(row[half], part, roles, skipped)
 
     def n_predicted(self) -> int:
         """How many rows `prediction_batches` gives in all."""
@@ -228,20 +250,51 @@ class CatalogueData(L.LightningDataModule):
         """What to call these data in messages."""
         return self.path or ("the table" if self.table is not None else "the simulation")
 
-    def open(self, which: str) -> Catalogue:
+    def open(self, which: str) -> AbstractContextManager[Catalogue]:
+        """The catalogue, or the simulation for ``which`` of "fit" and "test".
+
+        A file is opened once, and again only where it has changed.
+        """
         if self.table is not None:
             return read_table(self.table)
         if self.path is not None:
-            return open_catalogue(self.path, self.group)
+            return nullcontext(self._file())
         if which not in self._simulated:
             self._simulated[which] = self.simulate(which)
         return read_table(self._simulated[which])
 
+    def _file(self) -> Catalogue:
+        version = self._version()
+        if self._opened is None or self._opened[0] != version or version is None:
+            if self._opened is not None:
+                self._opened[1].close()
+                self._opened = None
+            self._opened = version, open_catalogue(self.path or "", self.group)
+        return self._opened[1]
+
+    def _version(self) -> Any:
+        """Names, sizes and times of change of the files; None where there are none."""
+        files = [(name, os.stat(name)) for name in files_of(self.path or "")]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files] or None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open file, which another process opens for itself."""
+        return {**self.__dict__, "_opened": None}
+
     def say(self, text: str) -> None:
         """Warn of something that the user should know of these data: once, by one process."""
-        if text not in self._said and self._ranks()[1] == 0:
+        if self._news(text):
             warnings.warn(text, stacklevel=2)
+
+    def tell(self, text: str) -> None:
+        """Print something that is as the user wants it: once, by one process."""
+        if self._news(text):
+            print(text)
+
+    def _news(self, text: str) -> bool:
+        new = text not in self._said and self._ranks()[1] == 0
         self._said.add(text)
+        return new
 
     def truth(self) -> dict[str, float]:
         """What a simulation knows of the parameters that a model reports as `learned`."""
@@ -257,16 +310,67 @@ class CatalogueData(L.LightningDataModule):
             return {"simulation": type(self).__name__, "seed": self.seed}
         with self.open("fit") as catalogue:  # first, for it says what is wrong with a path
             rows = len(catalogue)
-        return {"path": str(self.path), "sha256": sha256(self.path), "rows": rows}
+        version = self._version()
+        if self._hash is None or self._hash[0] != version:
+            self._hash = version, sha256(self.path)
+        cuts = {"cuts": dict(self.removed)} if self.removed else {}
+        return {"path": str(self.path), "sha256": self._hash[1], "rows": rows, **cuts}
 
-    def _batch(self, row: np.ndarray, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
+    def _batch(
+        self,
+        row: np.ndarray,
+        columns: Mapping[str, np.ndarray],
+        roles: Mapping[str, CatalogueColumn],
+        training: bool,
+    ) -> Rows:
+        """`to_batch` of the rows numbered ``row``, of checked columns."""
         columns = {k: v for k, v in columns.items() if not k.startswith("keep:")}
         try:
+            for role, column in roles.items():
+                columns[role] = column.values(columns[role], training)
+            for role, declared in self.declared.items():
+                optional = declared.need(training) == "optional" and not declared.truth
+                if role not in columns and optional and declared.missing is not None:
+                    columns[role] = np.full(len(row), declared.missing)
             return self.to_batch(columns, training)
+        except BadValue as error:
+            raise ValueError(f"{self.label}: {error.at(int(row[error.first]))}") from error
         except ValueError as error:
             raise ValueError(
                 f"{self.label}, in the chunk of rows {row[0]:,} to {row[-1]:,}: {error}"
             ) from error
+
+    def _values(self, catalogue: Catalogue, role: str) -> np.ndarray | None:
+        """All values of a declared column as prediction has them; None where it is not there."""
+        column = located(self.declared, self.columns, catalogue, role)
+        if column.name not in catalogue.names:
+            return None
+        parts = [column.values(c[column.name], False) for c in catalogue.chunks([column.name])]
+        return np.concatenate(parts)
+
+    def columns_of(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
+        """`roles`, where all columns that the user has named are there.
+
+        Of those that are not, truth that is not needed for predictions is passed over.
+        """
+        named = {
+            role: str(self.columns[role])
+            for role, column in self.declared.items()
+            if role in self.columns
+            and column.need(training) != "unused"
+            and (training or not column.truth)
+        }
+        resolve(catalogue.names, named, self.label)
+        return self.roles(catalogue, training)
+
+    def _known_roles(self) -> dict[str, str]:
+        """Role -> default column, a star for what a family's braces stand for."""
+        known = {}
+        for role, column in self.declared.items():
+            known[re.sub(r"{\w+}", "*", role)] = column.name
+            if "_{" in role:  # the name of all columns of the family: data.columns.mag=MAG_{band}
+                known[role.partition("_{")[0]] = column.name
+        return known
 
     def _ranks(self) -> tuple[int, int]:
         """How many processes there are, and which of them this is."""
@@ -276,14 +380,15 @@ class CatalogueData(L.LightningDataModule):
     def _read(
         self,
         catalogue: Catalogue,
-        roles: Mapping[str, tuple[str, str | None]],
+        roles: Mapping[str, CatalogueColumn],
         start: int,
         stop: int,
         chosen: np.ndarray | None,
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """(row numbers, columns by role in the wanted units), chunk by chunk."""
-        wanted = {role: column for role, (column, _) in roles.items()}
-        for text in unused(catalogue.names, wanted, self.columns, self.known_roles, self.keep):
+        """(row numbers, columns by role as they are in the catalogue), chunk by chunk."""
+        wanted = {role: column.name for role, column in roles.items()}
+        known = self._known_roles()
+        for text in unused(catalogue.names, wanted, self.columns, known, self.keep):
             self.say(f"{self.label}: {text}")
         wanted |= {f"keep:{name}": name for name in self.keep}
         if self.group_by:
@@ -296,23 +401,28 @@ class CatalogueData(L.LightningDataModule):
             rows = np.arange(row, row + n)
             row += n
             pick = slice(None) if chosen is None else chosen[rows]
-            columns = {}
-            for role, column in wanted.items():
-                values = chunk[column][pick]
-                unit = roles[role][1] if role in roles else None
-                if unit is not None:
-                    values = convert(values, catalogue.units.get(column), unit, column)
-                columns[role] = values
             if len(rows[pick]):
-                yield rows[pick], columns
+                yield rows[pick], {role: chunk[name][pick] for role, name in wanted.items()}
 
     def _chosen_rows(self, catalogue: Catalogue) -> np.ndarray | None:
-        """Mask of the rows that ``train_where`` keeps, or None for all of them."""
+        """Mask of the rows that the cuts keep, or None for all of them."""
         if not len(catalogue):
             raise ValueError(f"{self.label} has no rows")
-        if not self.train_where:
+        if not self.cuts:
             return None
-        return where(catalogue, self.train_where)
+        mask = np.ones(len(catalogue), bool)
+        for name, expression in self.cuts.items():
+            setting = name if name == "train_where" else f"cuts.{name}"
+            before = int(mask.sum())
+            mask &= where(catalogue, expression, f"data.{setting}")
+            self.removed[name] = before - int(mask.sum())
+            self.tell(
+                f"{self.label}: data.{setting}, '{expression}', removes {self.removed[name]:,} of "
+                f"{before:,} rows"
+            )
+        if not mask.any():
+            raise ValueError(f"{self.label}: no row meets all of the cuts: {self.cuts}")
+        return mask
 
     def _predicted_rows(self, catalogue: Catalogue) -> np.ndarray | None:
         """Mask of the test split of a training file; None where all rows are predicted."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from orrery.datamodules.base import CatalogueData, Rows
-from orrery.datamodules.values import numbers, refuse
+from orrery.datamodules.columns import CatalogueColumn, Column, located
+from orrery.datamodules.values import LARGEST, refuse
 from orrery.memory import refuse_too_large
 from orrery.physics.dust import dust_sky
 from orrery.physics.gaussian_process.icr_grid import Grid, grids
@@ -26,11 +28,21 @@ A_V_PER_E = 2.8  # Zhang, Green & Rix (2023), sec. 3
 # their catalogue, doi:10.5281/zenodo.7811871: stellar parameters (stars, 5) and their errors, of
 # which the last two are E and the parallax, mas
 ZGR23 = {"estimates": "stellar_params_est", "errors": "stellar_params_err"}
-
-
-PLACE = (*GALACTIC, *EQUATORIAL, "parallax", "parallax_error", "distance", "distance_error")
 MEASURED = ("extinction", "extinction_error")
-POSSIBLE = (-10.0, 100.0)  # extinctions; -999 and the like are none
+
+
+def _place(name: str, unit: str, meaning: str, low: float, high: float) -> Column:
+    return Column(name, unit, meaning, low, high, training="chosen")
+
+
+def _of_zgr23(name: str, what: str) -> Column:
+    return Column(
+        name,
+        meaning=f"{what} of Zhang, Green & Rix (2023), in place of parallax and extinction",
+        kind="vector",
+        training="chosen",
+        special="the last two are E and the parallax, mas, with their ranges",
+    )
 
 
 class DustData(CatalogueData):
@@ -47,7 +59,31 @@ class DustData(CatalogueData):
     ``nearest`` to ``farthest``, pc, with ``n_stars`` before the cut.
     """
 
-    known_roles: ClassVar = {role: role for role in (*PLACE, *MEASURED)}
+    declared: ClassVar = {
+        "l": _place("l", "deg", "Galactic longitude, with b", -360, 360),
+        "b": _place("b", "deg", "Galactic latitude", -90, 90),
+        "ra": _place("ra", "deg", "right ascension, ICRS, with dec in place of l and b", -360, 360),
+        "dec": _place("dec", "deg", "declination", -90, 90),
+        "parallax": _place("parallax", "mas", "parallax", -900, 2000),
+        "parallax_error": _place("parallax_error", "mas", "error of the parallax", 0, LARGEST),
+        "distance": replace(
+            _place("distance", "pc", "distance, in place of the parallax", 0, LARGEST), ends="(]"
+        ),
+        "distance_error": replace(
+            _place("distance_error", "pc", "error of the distance; 0 without", 0, LARGEST),
+            unit_of="distance",
+        ),
+        "extinction": Column(
+            "extinction", None, "extinction, in data.extinction_unit", -10, 100, "()", truth=True,
+            prediction="chosen",
+        ),
+        "extinction_error": Column(
+            "extinction_error", None, "error of the extinction", 0, ends="()", truth=True,
+            prediction="chosen", required_with="extinction",
+        ),
+        "estimates": _of_zgr23(ZGR23["estimates"], "parameters"),
+        "errors": _of_zgr23(ZGR23["errors"], "errors of them"),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -81,13 +117,16 @@ class DustData(CatalogueData):
 
     # --- reading ------------------------------------------------------------------------------
 
-    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
+    def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         names = set(catalogue.names)
 
-        def column(role: str) -> str:
-            return str(self.columns.get(role, role))
+        def column(role: str) -> CatalogueColumn:
+            return located(self.declared, self.columns, catalogue, role)
 
-        pair = next((p for p in (GALACTIC, EQUATORIAL) if column(p[0]) in names), None)
+        def wanted(role: str) -> bool:
+            return role in self.columns or column(role).name in names
+
+        pair = next((p for p in (GALACTIC, EQUATORIAL) if column(p[0]).name in names), None)
         if pair is None:
             found = [name for name in ECLIPTIC if name in names]
             if found:
@@ -96,23 +135,27 @@ class DustData(CatalogueData):
                     f"Galactic l and b, or ra and dec: convert them"
                 )
             pair = GALACTIC
-        roles: dict[str, tuple[str, str | None]] = {role: (column(role), "deg") for role in pair}
-        if column("extinction") not in names and set(ZGR23.values()) <= names:
-            return roles | {role: (name, None) for role, name in ZGR23.items()}
-        if column("distance") in names or "distance" in self.columns:
-            roles["distance"] = (column("distance"), "pc")
-            if column("distance_error") in names or "distance_error" in self.columns:
-                roles["distance_error"] = (column("distance_error"), "pc")
+        roles = list(pair)
+        if column("extinction").name not in names and set(ZGR23.values()) <= names:
+            return {role: column(role) for role in (*roles, *ZGR23)}
+        if wanted("distance"):
+            roles += ["distance", *(["distance_error"] if wanted("distance_error") else [])]
         else:
-            roles |= {r: (column(r), "mas") for r in ("parallax", "parallax_error")}
-        known = [column(r) in names for r in MEASURED]
-        if training or all(known):
-            roles |= {r: (column(r), self._unit(catalogue, column(r))) for r in MEASURED}
-        elif missing := [
-            column(r) for r in MEASURED if r in self.columns and column(r) not in names
-        ]:
-            self.say(f"{self.label} has no column {' and '.join(missing)}: nothing is scored")
-        return roles
+            roles += ["parallax", "parallax_error"]
+        measured = {role: self._measured(catalogue, column(role)) for role in MEASURED}
+        missing = [c.name for c in measured.values() if c.name not in names]
+        if training or not missing:
+            return {role: column(role) for role in roles} | measured
+        named = [name for name in missing if name in self.columns.values()]
+        if named or len(missing) == 1:
+            self.say(
+                f"{self.label} has no column {' and '.join(named or missing)}: nothing is scored"
+            )
+        return {role: column(role) for role in roles}
+
+    def _measured(self, catalogue: Catalogue, found: CatalogueColumn) -> CatalogueColumn:
+        unit = self._unit(catalogue, found.name)
+        return replace(found, column=replace(found.column, unit=unit))
 
     def _unit(self, catalogue: Catalogue, column: str) -> str | None:
         """What a column of extinctions is converted to, if it says what it is in."""
@@ -127,45 +170,24 @@ class DustData(CatalogueData):
         return "mag"
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        values: dict[str, np.ndarray] = {
-            name: numbers(v, str(self.columns.get(name, name)))
-            for name, v in columns.items()
-            if name != "group_by"
-        }
+        values = dict(columns)
         if "estimates" in values:
             for role, more in (("estimates", ""), ("errors", "_error")):
                 both = values.pop(role)[:, -2:].T
-                values |= {f"extinction{more}": both[0], f"parallax{more}": both[1]}
-        if "extinction" in values and not training:
-            value = values["extinction"]
-            possible = (value > POSSIBLE[0]) & (value < POSSIBLE[1])
-            values["extinction"] = np.where(possible, value, np.nan)
-        for name, value in values.items():
-            column = str(self.columns.get(name, name))
-            optional = name.startswith("extinction") and not training
-            if not optional:
-                refuse(~np.isfinite(value), column, value, "is not measured", "a number",
-                       "drop those stars")  # fmt: skip
-            if name == "extinction_error":
-                refuse(value <= 0, column, value, "is no error", "above 0", "drop those stars")
-            if name in ("parallax_error", "distance_error"):
-                refuse(value < 0, column, value, "is no error", "0 or more", "drop those stars")
-            if name == "extinction":
-                wrong = (value <= POSSIBLE[0]) | (value >= POSSIBLE[1])
-                refuse(wrong, column, value, "is no extinction", "-10 to 100", "drop those stars")
-            if name in ("b", "dec"):
-                refuse(np.abs(value) > 90, column, value, "is no latitude", "deg, -90 to 90",
-                       "drop or mend those rows")  # fmt: skip
-            if name == "distance":
-                refuse(value <= 0, column, value, "is no distance", "pc, above 0", "mend it")
+                for name, cells in zip((f"extinction{more}", f"parallax{more}"), both, strict=True):
+                    column = CatalogueColumn(self.declared[name], ZGR23[role])
+                    values[name] = column.checked(cells, training)
+        if "extinction" in values:  # one without the other is unknown
+            values["extinction"] = values["extinction"] + 0 * values["extinction_error"]
         batch = {"direction": self._direction(values)}
         if "distance" in values:
             parallax = 1e3 / values["distance"]
             error = parallax * values.get("distance_error", 0 * parallax) / values["distance"]
         else:
             parallax, error = values["parallax"], values["parallax_error"]
-            refuse((parallax <= 0) & (error == 0), str(self.columns.get("parallax", "parallax")),
-                   parallax, "is not positive and exact: no distance", "mas, above 0",
+            name = str(self.columns.get("parallax", "parallax"))
+            refuse((parallax <= 0) & (error == 0), name, parallax,
+                   "is not positive and exact: no distance", "mas, above 0",
                    "drop those stars")  # fmt: skip
         batch |= {"parallax": torch.from_numpy(parallax), "parallax_error": torch.from_numpy(error)}
         for name in ("extinction", "extinction_error"):

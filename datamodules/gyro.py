@@ -1,6 +1,7 @@
 """Rotation periods and colours: stars of open clusters to learn from, or any to be aged."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.batches import PredictionBatch
-from orrery.datamodules.values import numbers, refuse
+from orrery.datamodules.columns import CatalogueColumn, Column
+from orrery.datamodules.values import refuse
 from orrery.physics.rotation import gyrochrones
 from orrery.physics.rotation.gyrochrones import (
     MISSING_COLOUR_ERROR,
@@ -16,45 +18,21 @@ from orrery.physics.rotation.gyrochrones import (
     POSSIBLE_COLOURS,
     POSSIBLE_PERIODS,
 )
-from orrery.tables import Catalogue, convert
+from orrery.tables import Catalogue
 
-ROLES = {
-    "prot": ("prot_d", "d"),
-    "e_prot": ("e_prot_d", "d"),
-    "bp_rp0": ("bp_rp0", "mag"),
-    "e_bp_rp0": ("e_bp_rp0", "mag"),
-    "mem_prob": ("mem_prob", None),
-    "g0": ("g0", "mag"),
-    "parallax": ("parallax_mas", "mas"),
-    "logg": ("logg", None),
-    "id": ("star_id", None),
-    "age": ("age_myr", "Myr"),
-    "e_age": ("e_age_dex", None),
-    "cluster": ("cluster", None),
-}
 FEWEST_CLUSTERS = 3
-NEEDED = ("prot", "bp_rp0")
-OF_TRAINING = ("age", "cluster")  # needed there
-OF_FIT = ("cluster", "e_age")  # read there alone
 REDDENING = {"ebv": 1.0, "a_v": 1 / 3.1}  # E(B - V) of each
 E_BP_RP, A_G = 1.339, 2.74  # of E(B - V), of a G star: Casagrande & VandenBerg (2018), table 2
 AGE_ERROR = 0.05  # dex, of a cluster without one
-# What an optional column may hold, or it is taken as unknown: -999, 99 and the like.
-PLAUSIBLE: dict[str, tuple[float, float]] = {
-    "e_prot": (0, 500),
-    "e_bp_rp0": (0, 5),
-    "mem_prob": (0, 1),
-    "g0": (-2, 30),
-    "parallax": (1e-3, 2000),
-    "logg": (-1, 6),
-    "e_age": (0, 2),
-    "ebv": (-0.3, 20),
-    "a_v": (-1, 60),
-}
+REDDEST = 25.0  # mag, of a colour before it is dereddened
 NO_ID = ("", "nan", "--", "None", "0")
-INHERITED = {"e_prot": "prot", "e_bp_rp0": "bp_rp0"}  # errors without a unit have that of these
 ABOVE = (-1.5, 3.0)  # mag above the dwarfs, beyond which it is taken as that
 EVOLVED, EVOLVED_LOGG = 0.9, 4.1  # mag above the dwarfs, more than any binary's; log g below
+
+
+def _optional(name: str, unit: str | None, meaning: str, low: float, high: float) -> Column:
+    """Unknown where it is not there or impossible, -999 and 99 among them."""
+    return Column(name, unit, meaning, low, high, missing=np.nan, training="optional")
 
 
 class GyroData(CatalogueData):
@@ -71,10 +49,53 @@ class GyroData(CatalogueData):
     test.
     """
 
-    known_roles: ClassVar = {
-        **{role: column for role, (column, _) in ROLES.items()},
-        **{role: role for role in (*REDDENING, "good")},
-    }
+    declared: ClassVar = {
+        "prot": Column(
+            "prot_d", "d", "rotation period", *POSSIBLE_PERIODS, "()", missing=np.nan, strict=True
+        ),
+        "e_prot": replace(
+            _optional("e_prot_d", "d", "error of the period; 2% where unknown", 0, 500),
+            unit_of="prot",
+        ),
+        "bp_rp0": Column(
+            "bp_rp0", "mag", "colour BP - RP, dereddened or to be", -2, REDDEST, missing=np.nan,
+            strict=True,
+        ),
+        "e_bp_rp0": replace(
+            _optional("e_bp_rp0", "mag", "error of the colour", 0, 5),
+            missing=MISSING_COLOUR_ERROR,
+            unit_of="bp_rp0",
+        ),
+        "mem_prob": replace(
+            _optional("mem_prob", None, "probability to be a member", 0, 1),
+            missing=1.0,
+            above_high="they are to be from 0 to 1; are they per cent?",
+        ),
+        "g0": _optional("g0", "mag", "apparent magnitude G, dereddened or to be", -2, 30),
+        "parallax": _optional("parallax_mas", "mas", "parallax", 1e-3, 2000),
+        "logg": _optional("logg", None, "log10 of the surface gravity, cm/s2", -1, 6),
+        "id": Column(
+            "star_id", meaning="name, by which stars of a group that come twice are counted once",
+            kind="text", training="unused", prediction="optional",
+        ),
+        "age": Column("age_myr", "Myr", "age of the cluster", low=0, ends="()", truth=True),
+        "e_age": Column(
+            "e_age_dex", meaning="error of log10 age", low=0, high=2, missing=AGE_ERROR,
+            training="optional", prediction="unused",
+        ),
+        "cluster": Column("cluster", meaning="its name", kind="text", prediction="unused"),
+        "ebv": Column(
+            "ebv", "mag", "E(B - V), by which colour and G are dereddened", -0.3, 20,
+            missing=np.nan, training="named",
+        ),
+        "a_v": Column(
+            "a_v", "mag", "A_V, in place of E(B - V)", -1, 60, missing=np.nan, training="named"
+        ),
+        "good": Column(
+            "good", meaning="1: of good quality, to be trained on", kind="flag",
+            training="unused", prediction="unused",
+        ),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -93,58 +114,31 @@ class GyroData(CatalogueData):
         self._seen: dict[str, int] = {}  # names of clusters in the order in which they come
         self._ids: set[tuple[str, str]] = set()
 
-    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
+    def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         if len(both := [role for role in REDDENING if role in self.columns]) > 1:
             raise ValueError(f"data.columns.{' and data.columns.'.join(both)}: name one of them")
-        roles = {}
-        for role, (default, unit) in ROLES.items():
-            column = self.columns.get(role, default)
-            named = role in self.columns and role not in OF_TRAINING
-            wanted = role in NEEDED or named or (training and role in OF_TRAINING)
-            of_use = self.group_by if role == "id" else training or role not in OF_FIT
-            if of_use and (wanted or column in catalogue.names):
-                roles[role] = (column, unit)
-        for role in both:
-            roles[role] = (self.columns[role], "mag")
-        for role, other in INHERITED.items():
-            if role in roles and (unit := catalogue.units.get(roles[other][0])):
-                catalogue.units.setdefault(roles[role][0], unit)
+        roles = dict(super().roles(catalogue, training))
+        if not self.group_by:
+            roles.pop("id", None)
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        def values(role: str, missing: float) -> np.ndarray:
-            """Of an optional column, ``missing`` where there is none that can be right."""
-            n = len(columns["prot"])
-            if role not in columns:
-                return np.full(n, missing)
-            found, (low, high) = self._numbers(columns, role), PLAUSIBLE[role]
-            return np.where((found >= low) & (found <= high), found, missing)
-
-        prot, colour = self._numbers(columns, "prot"), self._numbers(columns, "bp_rp0")
-        bright = values("g0", np.nan) + 5 * np.log10(values("parallax", np.nan) / 100)
+        prot, colour = columns["prot"], columns["bp_rp0"]
+        bright = columns["g0"] + 5 * np.log10(columns["parallax"] / 100)
         for role, per_mag in REDDENING.items():
             if role in columns:
-                ebv = per_mag * values(role, np.nan)
+                ebv = per_mag * columns[role]
                 colour, bright = colour - E_BP_RP * ebv, bright - A_G * ebv
-        if (
-            "mem_prob" in columns
-            and (self._numbers(columns, "mem_prob") > PLAUSIBLE["mem_prob"][1]).any()
-        ):
-            name = self.columns.get("mem_prob", ROLES["mem_prob"][0])
-            raise ValueError(f"column '{name}' is no membership from 0 to 1; are they per cent?")
         self._check_scale(prot)
-        bad = ~((prot > POSSIBLE_PERIODS[0]) & (prot < POSSIBLE_PERIODS[1]))
         odd = ~((colour > POSSIBLE_COLOURS[0]) & (colour < POSSIBLE_COLOURS[1]))
         if training:
-            name = self.columns.get("prot", "prot_d")
-            refuse(bad, name, prot, "is no period", "days, 0.02 to 500", "drop those stars")
             name = self.columns.get("bp_rp0", "bp_rp0")
-            refuse(odd, name, colour, "is no colour", "mag, -1.5 to 6", "drop those stars")
+            expected = "mag, -1.5 to 6, after dereddening"
+            refuse(odd, name, colour, "is not a valid colour", expected, "drop those stars")
+        bad = np.isnan(prot)
         valid = ~(bad | odd)
         prot, colour = np.where(valid, prot, 1.0), np.where(valid, colour, 1.0)
-        e_prot = values("e_prot", np.nan)
-        e_prot = np.where(e_prot > 0, e_prot / prot, MISSING_PERIOD_ERROR)
-        e_colour = values("e_bp_rp0", MISSING_COLOUR_ERROR)
+        e_prot = np.where(columns["e_prot"] > 0, columns["e_prot"] / prot, MISSING_PERIOD_ERROR)
         known = colour.clip(gyrochrones.DWARF_COLOUR[0], gyrochrones.DWARF_COLOUR[-1])
         above = (gyrochrones.dwarf_magnitude(known) - bright).clip(*ABOVE)
         above = np.nan_to_num(above)
@@ -152,23 +146,19 @@ class GyroData(CatalogueData):
             "log_period": torch.from_numpy(np.log10(prot)).float(),
             "log_period_error": torch.from_numpy(e_prot / np.log(10)).float(),
             "colour": torch.from_numpy(colour).float(),
-            "colour_error": torch.from_numpy(e_colour).float(),
-            "mem_prob": torch.from_numpy(values("mem_prob", 1.0)).float(),
+            "colour_error": torch.from_numpy(columns["e_bp_rp0"]).float(),
+            "mem_prob": torch.from_numpy(columns["mem_prob"]).float(),
             "above": torch.from_numpy(above).float(),
             "valid": torch.from_numpy(valid),
         }
-        if training or "age" in columns:
-            age = self._numbers(columns, "age")
-            if training:
-                name = self.columns.get("age", "age_myr")
-                refuse(~(age > 0), name, age, "is no age", "positive ages, Myr", "drop those stars")
-            batch["log_age"] = torch.from_numpy(np.log10(np.where(age > 0, age, np.nan))).float()
+        if "age" in columns:
+            batch["log_age"] = torch.from_numpy(np.log10(columns["age"])).float()
         if training:
             return batch | {
-                "log_age_error": torch.from_numpy(values("e_age", AGE_ERROR)).float(),
+                "log_age_error": torch.from_numpy(columns["e_age"]).float(),
                 "cluster": self._cluster(columns["cluster"]),
             }
-        evolved = (above > EVOLVED) | (values("logg", 9) < EVOLVED_LOGG)
+        evolved = (above > EVOLVED) | (columns["logg"] < EVOLVED_LOGG)
         batch |= {
             "evolved": torch.from_numpy(evolved),
             "repeated": torch.from_numpy(self._repeated(columns)),
@@ -183,9 +173,6 @@ class GyroData(CatalogueData):
                 f"groups are safer with one process"
             )
         yield from super().prediction_batches(rank, world)
-
-    def _numbers(self, columns: Mapping[str, np.ndarray], role: str) -> np.ndarray:
-        return numbers(columns[role], self.columns.get(role, ROLES.get(role, (role,))[0]))
 
     def _check_scale(self, prot: np.ndarray) -> None:
         good = prot[np.isfinite(prot) & (prot > 0)]
@@ -210,19 +197,19 @@ class GyroData(CatalogueData):
                 if key[1] not in NO_ID:
                     self._ids.add(key)
         if repeated.any():
-            name = self.columns.get("id", ROLES["id"][0])
+            name = self.columns.get("id", self.declared["id"].name)
             self.say(f"{self.label}: stars come twice, by column '{name}'; each counts once")
         return repeated
 
     def _chosen_rows(self, catalogue: Catalogue) -> np.ndarray | None:
-        """Besides ``train_where``: stars with a period and a colour, of good quality if told."""
+        """Besides the cuts: stars with a period and a colour, of good quality if told."""
         chosen = super()._chosen_rows(catalogue)
         mask = self._of_quality(catalogue)
         mask = mask if chosen is None else mask & chosen
         if (left := len(catalogue) - int(mask.sum())) and self.path is not None:
             self.say(
                 f"{self.label}: {left:,} of {len(catalogue):,} stars are left out of training: no "
-                f"period or colour, good != 1, or data.train_where"
+                f"period or colour, good != 1, or a cut"
             )
         return mask & ~self._left_out(catalogue) if self.leave_out else mask
 
@@ -233,19 +220,14 @@ class GyroData(CatalogueData):
             "bp_rp0": POSSIBLE_COLOURS,
             "good": (0.5, 1.5),
         }.items():
-            column, unit = ROLES.get(role, (role, None))
-            column = self.columns.get(role, column)
-            if column in catalogue.names:
-                parts = [numbers(c[column], column) for c in catalogue.chunks([column])]
-                values = np.concatenate(parts)
-                if unit:
-                    values = convert(values, catalogue.units.get(column), unit, column)
+            values = self._values(catalogue, role)
+            if values is not None:
                 mask &= (values > low) & (values < high)
         return mask
 
     def _left_out(self, catalogue: Catalogue) -> np.ndarray:
         """Mask of the stars of the cluster that is not trained on."""
-        column = self.columns.get("cluster", ROLES["cluster"][0])
+        column = self.columns.get("cluster", "cluster")
         names = np.concatenate([c[column].astype(str) for c in catalogue.chunks([column])])
         if not (mask := names == self.leave_out).any():
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.columns import CatalogueColumn, Column, located
 from orrery.datamodules.photometry import (
     BandColumns,
     band_columns,
@@ -15,7 +16,7 @@ from orrery.datamodules.photometry import (
     flux_from_mag,
     near_column,
 )
-from orrery.datamodules.values import numbers, refuse
+from orrery.datamodules.values import refuse
 from orrery.physics.galaxies import population
 from orrery.physics.galaxies.galaxy_colours import Z_MAX
 from orrery.physics.galaxies.photometry import (
@@ -31,8 +32,14 @@ from orrery.tables import Catalogue
 # brightness does, from which ten thousand objects are easily learned by heart.
 GREY = 0.2
 
-ROLES = ("redshift", "source", "label_error", "ebv", "mag", "mag_err", "flux", "flux_err",
-         "mag_*", "flux_*")  # fmt: skip
+MAGNITUDE = "AB magnitude; NaN or -99: not observed; 99 or inf: not detected"
+FLUX = "any finite number; NaN: not observed"
+ERROR = "above 0 where the band is observed"
+
+
+def _band(kind: str, unit: str, meaning: str, special: str) -> Column:
+    name = kind + "_{band}"
+    return Column(name, unit, meaning, training="chosen", special=special)
 
 
 class ZephyrData(CatalogueData):
@@ -57,7 +64,29 @@ class ZephyrData(CatalogueData):
     ``drop_share`` bands are dropped, so that shallower and incomplete photometry is met too.
     """
 
-    known_roles: ClassVar = {role: role for role in ROLES}
+    declared: ClassVar = {
+        "redshift": Column(
+            "redshift", None, "redshift", 0, 20, "[)", truth=True, prediction="chosen"
+        ),
+        "source": Column(
+            "source", None, "where the redshift is from, of several sources", truth=True,
+            training="named", prediction="chosen", kind="text",
+        ),
+        "label_error": Column(
+            "label_error", None, "error of the redshift", 0, 20, "[)", truth=True,
+            training="named", prediction="chosen",
+        ),
+        "ebv": Column(
+            "ebv", "mag", "E(B - V), which corrects for Galactic extinction", 0, 20, "[)",
+            training="named",
+        ),
+        "mag_{band}": _band("mag", "mag", "magnitude; mag is all of them", MAGNITUDE),
+        "mag_err_{band}": _band(
+            "mag_err", "mag", "its error; of a non-detection the limiting magnitude", ERROR
+        ),
+        "flux_{band}": _band("flux", "uJy", "flux, where there are no magnitudes", FLUX),
+        "flux_err_{band}": _band("flux_err", "uJy", "its error", ERROR),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -91,47 +120,51 @@ class ZephyrData(CatalogueData):
 
     # --- columns ------------------------------------------------------------------------------
 
-    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
+    def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         names = catalogue.names
         self.found = band_columns(names, self.columns, self.bands)
         if training and not self.bands:
             self.bands = list(self.found)
         if not self.found:
             raise ValueError(self._no_photometry(names))
-        roles: dict[str, tuple[str, str | None]] = {}
+        roles: dict[str, CatalogueColumn] = {}
         for band in self.bands:
             if band not in self.found:
                 self._say_missing(band, names)
                 continue
             kind, value, error = self.found[band]
-            unit = "mag" if kind == "mag" else "uJy"
-            roles[f"{kind}_{band}"], roles[f"{kind}_err_{band}"] = (value, unit), (error, unit)
+            for role, name in ((kind, value), (f"{kind}_err", error)):
+                family = self.declared[f"{role}_{{band}}"]
+                roles[f"{role}_{band}"] = CatalogueColumn(family, name, catalogue.units.get(name))
         self._say_unitless(catalogue)
-        redshift = self.columns.get("redshift", "redshift")
-        if training or redshift in names:
-            roles["redshift"] = (redshift, None)
-        elif redshift != "redshift":
-            self.say(f"{self.label} has no column '{redshift}': nothing is scored")
-        for role in ("source", "label_error"):
-            column = self.columns.get(role)
-            if column and (training or column in names):
-                roles[role] = (column, None)
-        if "ebv" in self.columns:
-            roles["ebv"] = (self.columns["ebv"], None)
+        redshift = located(self.declared, self.columns, catalogue, "redshift")
+        if training or redshift.name in names:
+            roles["redshift"] = redshift
+        elif redshift.name != "redshift":
+            self.say(f"{self.label} has no column '{redshift.name}': nothing is scored")
+        for role in ("source", "label_error", "ebv"):
+            column = located(self.declared, self.columns, catalogue, role)
+            if role in self.columns and (training or role == "ebv" or column.name in names):
+                roles[role] = column
         if not training and "redshift" in roles and not self._any_truth(catalogue, roles):
             of = f" of the source {self.clean_source}" if "source" in roles else ""
             self.say(
-                f"{self.label}: column '{redshift}' holds no redshift of 0 to 20{of}: "
+                f"{self.label}: column '{redshift.name}' holds no redshift of 0 to 20{of}: "
                 f"nothing can be scored"
             )
             del roles["redshift"]
         return roles
 
-    def _any_truth(self, catalogue: Catalogue, roles: Mapping[str, tuple[str, str | None]]) -> bool:
+    def _any_truth(self, catalogue: Catalogue, roles: Mapping[str, CatalogueColumn]) -> bool:
         """Whether any row has a redshift to score against; the first chunk with one ends it."""
         needed = {role: roles[role] for role in ("redshift", "source") if role in roles}
         chunks = self._read(catalogue, needed, 0, len(catalogue), None)
-        return any(np.isfinite(self._truth(columns)["redshift"]).any() for _, columns in chunks)
+        for _, cells in chunks:
+            columns = {role: needed[role].values(values, False) for role, values in cells.items()
+                       if role in needed}  # fmt: skip
+            if np.isfinite(self._truth(columns)["redshift"]).any():
+                return True
+        return False
 
     def _no_photometry(self, names: Sequence[str]) -> str:
         wanted = f"of the bands {', '.join(self.bands)}" if self.bands else "in any band"
@@ -181,7 +214,7 @@ class ZephyrData(CatalogueData):
             torch.from_numpy(np.stack(part, 1)) for part in zip(*parts, strict=True)
         )
         if "ebv" in columns:
-            ebv = self._number("ebv", columns, "E(B-V) in mag", 0, 20)
+            ebv = columns["ebv"]
             extinction = self._extinction()
             flux, flux_err = (
                 deredden_flux(v, torch.from_numpy(ebv), extinction) for v in (flux, flux_err)
@@ -197,33 +230,20 @@ class ZephyrData(CatalogueData):
         return batch
 
     def _labels(self, columns: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
-        error = np.zeros(n)
-        if "label_error" in columns:
-            error = self._number("label_error", columns, "errors of redshifts", 0, 20)
+        error = columns.get("label_error", np.zeros(n))
         return {
-            "redshift": self._number("redshift", columns, "redshifts", 0, 20).astype(np.float32),
+            "redshift": columns["redshift"].astype(np.float32),
             "source": self._source_index(columns, n),
             "label_error": error.astype(np.float32),
         }
 
     def _truth(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Redshifts to score against: NaN where there is none, or its source is not clean."""
-        z = np.array(columns["redshift"], np.float32)
-        z[~((z >= 0) & (z < 20))] = np.nan
+        z = columns["redshift"].astype(np.float32)
         if "source" in columns:
             names = np.array([_source_name(value) for value in columns["source"]])
             z[names != self.clean_source] = np.nan
         return {"redshift": z}
-
-    def _number(
-        self, role: str, columns: Mapping[str, np.ndarray], meaning: str, low: float, high: float
-    ) -> np.ndarray:
-        """A column of finite numbers from ``low`` to below ``high``."""
-        values = numbers(columns[role], column := self.columns.get(role, role))
-        expected = f"{meaning} of {low:g} to {high:g}"
-        bad = ~((values >= low) & (values < high))
-        refuse(bad, column, values, f"is no {role}", expected, "drop or mend those rows")
-        return values
 
     def _band(
         self, band: str, columns: Mapping[str, np.ndarray], n: int
@@ -233,10 +253,7 @@ class ZephyrData(CatalogueData):
             return np.full(n, np.nan), np.full(n, np.nan), np.zeros(n)
         found, zero_point = self.found[band], self.zero_points.get(band, 0.0)
         kind = found.kind
-        value, error = (
-            numbers(columns[f"{role}_{band}"], name)
-            for role, name in ((kind, found.value), (f"{kind}_err", found.error))
-        )
+        value, error = (columns[f"{role}_{band}"] for role in (kind, f"{kind}_err"))
         if kind == "flux":
             return flux_from_flux(found, value, error, zero_point)
         return flux_from_mag(found, value, error, zero_point, self.limits.get(band, np.nan))
@@ -308,7 +325,7 @@ class ZephyrData(CatalogueData):
         if column is None or self.sources:
             self.sources = self.sources or ["all"]
         else:
-            roles = {"source": (column, None)}
+            roles = {"source": located(self.declared, self.columns, catalogue, "source")}
             chosen = self._chosen_rows(catalogue)
             chunks = self._read(catalogue, roles, 0, len(catalogue), chosen)
             found = {_source_name(value) for _, c in chunks for value in np.unique(c["source"])}

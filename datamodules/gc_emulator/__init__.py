@@ -1,6 +1,7 @@
 """Which cluster models the emulator learns from, and on which it is judged."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,12 +9,17 @@ import torch
 from numpy.polynomial.chebyshev import chebpts1
 
 from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.columns import CatalogueColumn, Column, located
 from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.physics.clusters.lowered_isothermal import MARGIN, W0_MAX, W0_MIN, g_limit, g_max
 from orrery.tables import Catalogue
 
 MOCK = {"W0": 6.0, "g": 1.2, "log10_mass": 5.5, "log10_rh": 0.7}
 MOCK_ANISOTROPY = 0.4  # r_h / r_a
+
+
+def _parameter(name: str, meaning: str) -> Column:
+    return Column(name, meaning=meaning, missing=np.nan)  # which is flagged, as outside the domain
 
 
 class GCEmulatorData(CatalogueData):
@@ -37,7 +43,7 @@ class GCEmulatorData(CatalogueData):
         n_mock: int = 1000,
         **catalogue: Any,
     ):
-        super().__init__(val_fraction=0, **catalogue)
+        super().__init__(**{**catalogue, "val_fraction": 0})
         self.n_W0, self.n_g, self.n_ra, self.n_val, self.n_test = n_W0, n_g, n_ra, n_val, n_test
         self.n_mock = n_mock
         self.names = ("W0", "g") if n_ra == 1 else ("W0", "g", "rh_ra")
@@ -47,13 +53,22 @@ class GCEmulatorData(CatalogueData):
                 f"data.batch_size={self.batch_size} must divide their number"
             )
 
-    known_roles: ClassVar = {name: name for name in ("W0", "g", "rh_ra")}
+    declared: ClassVar = {
+        "W0": _parameter("W0", "central potential; the domain is 1.5 to 14"),
+        "g": _parameter("g", "truncation, from 0 to 0.3 below its limit"),
+        "rh_ra": replace(
+            _parameter("rh_ra", "half-mass over anisotropy radius, of an anisotropic model"),
+            low=0,
+            high=1,
+            training="chosen",
+        ),
+    }
 
-    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
-        return {name: (self.columns.get(name, name), None) for name in self.names}
+    def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
+        return {name: located(self.declared, self.columns, catalogue, name) for name in self.names}
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        return {n: torch.from_numpy(np.asarray(columns[n], float)) for n in self.names}
+        return {name: torch.from_numpy(columns[name]) for name in self.names}
 
     def setup(self, stage: str | None = None) -> None:
         if stage == "fit" and not self.rows:

@@ -1,6 +1,7 @@
 """A list of a cluster's stars, for inference."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,36 +10,41 @@ import torch
 from torch import Tensor
 
 from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.columns import CatalogueColumn, Column, located
 from orrery.datamodules.gc_emulator import mock as gc_mock
 from orrery.datamodules.gc_emulator.mock import ARCMIN, Selected
-from orrery.datamodules.values import numbers, refuse
+from orrery.datamodules.values import refuse
 from orrery.physics.clusters import cluster_stars
 from orrery.physics.clusters.lowered_isothermal import solve, solve_share
 from orrery.tables import Catalogue, open_catalogue
 
-PHASE = {"x": "pc", "y": "pc", "z": "pc", "vx": "km/s", "vy": "km/s", "vz": "km/s"}
-# columns of the Gaia archive, by role
-NEEDED = {"ra": ("ra", "deg"), "dec": ("dec", "deg")}
-MEASURED = {  # all or none of each, of a list and of a star
-    "errors of the directions": {
-        "ra_error": ("ra_error", "mas"),
-        "dec_error": ("dec_error", "mas"),
-    },
-    "proper motions": {
-        "pm_ra": ("pmra", "mas/yr"),
-        "pm_dec": ("pmdec", "mas/yr"),
-        "pm_ra_error": ("pmra_error", "mas/yr"),
-        "pm_dec_error": ("pmdec_error", "mas/yr"),
-    },
-    "parallaxes": {"parallax": ("parallax", "mas"), "parallax_error": ("parallax_error", "mas")},
-    "velocities along the line of sight": {
-        "rv": ("radial_velocity", "km/s"),
-        "rv_error": ("radial_velocity_error", "km/s"),
-    },
+PHASE = {  # role -> unit
+    **dict.fromkeys(("x", "y", "z"), "pc"),
+    **dict.fromkeys(("vx", "vy", "vz"), "km/s"),
+}
+SKY = ("ra", "dec")
+MEASURED = {  # roles: all or none of each, of a list and of a star
+    "errors of the directions": ("ra_error", "dec_error"),
+    "proper motions": ("pm_ra", "pm_dec", "pm_ra_error", "pm_dec_error"),
+    "parallaxes": ("parallax", "parallax_error"),
+    "velocities along the line of sight": ("rv", "rv_error"),
 }
 FEWEST = 10  # stars on the sky
 TRUTH = ("W0", "g", "log10_mass", "log10_rh")  # and of an anisotropic cluster rh_ra
 SKY_TRUTH = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
+
+
+def _needed(name: str, unit: str, meaning: str, limit: float = np.inf) -> Column:
+    return Column(name, unit, meaning, -limit, limit, training="chosen")
+
+
+def _measured(name: str, unit: str, meaning: str) -> Column:
+    """Of some stars; of a blank the rest of its group is not used either."""
+    return Column(name, unit, meaning, missing=np.nan, training="chosen")
+
+
+def _error(name: str, unit: str, of: str) -> Column:
+    return replace(_measured(name, unit, f"error of {of}"), low=0, ends="()", blank_only=True)
 
 
 class GCStars(CatalogueData):
@@ -63,10 +69,20 @@ class GCStars(CatalogueData):
     """
 
     product = "stars"
-    known_roles: ClassVar = {role: role for role in PHASE} | {
-        role: column
-        for group in (NEEDED, *MEASURED.values())
-        for role, (column, _) in group.items()
+    declared: ClassVar = {
+        **{role: _needed(role, unit, f"{role} about the centre") for role, unit in PHASE.items()},
+        "ra": _needed("ra", "deg", "right ascension, in place of x y z vx vy vz", 360),
+        "dec": _needed("dec", "deg", "declination", 90),
+        "ra_error": _error("ra_error", "mas", "ra, times cos dec"),
+        "dec_error": _error("dec_error", "mas", "dec"),
+        "pm_ra": _measured("pmra", "mas/yr", "proper motion in ra, times cos dec"),
+        "pm_dec": _measured("pmdec", "mas/yr", "proper motion in dec"),
+        "pm_ra_error": _error("pmra_error", "mas/yr", "pmra"),
+        "pm_dec_error": _error("pmdec_error", "mas/yr", "pmdec"),
+        "parallax": _measured("parallax", "mas", "parallax"),
+        "parallax_error": _error("parallax_error", "mas", "the parallax"),
+        "rv": _measured("radial_velocity", "km/s", "velocity along the line of sight"),
+        "rv_error": _error("radial_velocity_error", "km/s", "that velocity"),
     }
 
     def __init__(
@@ -110,64 +126,47 @@ class GCStars(CatalogueData):
 
     # --- reading ------------------------------------------------------------------------------
 
-    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
-        roles = self._found(set(catalogue.names))
+    def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
+        roles = self._found(catalogue)
         bare = [
-            f"{column} ({unit})"
-            for column, unit in roles.values()
-            if column in catalogue.names and column not in catalogue.units
+            f"{found.name} ({found.column.unit})"
+            for found in roles.values()
+            if found.name in catalogue.names and found.name not in catalogue.units
         ]
         if bare and (self.path is not None or self.table is not None):
             self.say(f"{self.label}: columns without a unit are taken as {', '.join(bare)}")
         return roles
 
-    def _found(self, names: set[str]) -> dict[str, tuple[str, str | None]]:
+    def _found(self, catalogue: Catalogue) -> dict[str, CatalogueColumn]:
         """The columns of the stars, in phase space or on the sky, by role."""
-
-        def found(role: str, default: str) -> str:
-            return str(self.columns.get(role, default))
-
-        in_space = found("x", "x") in names or "x" in self.columns
-        if not in_space and found("ra", "ra") not in names:
+        names = catalogue.names
+        every = {r: located(self.declared, self.columns, catalogue, r) for r in self.declared}
+        in_space = every["x"].name in names or "x" in self.columns
+        if not in_space and every["ra"].name not in names:
             raise ValueError(
                 f"{self.label} has neither ra and dec, of stars on the sky, nor x y z vx vy vz; "
                 f"map them: data.columns.ra=<column> data.columns.dec=<column>, and so on\n"
                 f"  columns in the file: {', '.join(sorted(names))}"
             )
         if in_space:
-            return {role: (found(role, role), unit) for role, unit in PHASE.items()}
-        roles: dict[str, tuple[str, str | None]] = {
-            role: (found(role, c), unit) for role, (c, unit) in NEEDED.items()
-        }
-        for what, columns in MEASURED.items():
-            wanted = {role: (found(role, column), unit) for role, (column, unit) in columns.items()}
-            there = [column in names for column, _ in wanted.values()]
-            asked = any(role in self.columns for role in columns)
+            return {role: every[role] for role in PHASE}
+        roles = {role: every[role] for role in SKY}
+        for what, group in MEASURED.items():
+            missing = [every[role].name for role in group if every[role].name not in names]
+            asked = any(role in self.columns for role in group)
+            some = len(missing) < len(group)
             # a proper motion that is named badly is not to be overlooked
-            if all(there) or asked or (any(there) and what == "proper motions"):
-                roles |= wanted
-            elif any(there) or what == "proper motions":
-                missing = [column for column, _ in wanted.values() if column not in names]
+            if not missing or asked or (some and what == "proper motions"):
+                roles |= {role: every[role] for role in group}
+            elif some or what == "proper motions":
                 self.say(f"{self.label} has no column {', '.join(missing)}: no {what} are used")
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        values: dict[str, np.ndarray] = {
-            name: numbers(v, str(self.columns.get(name, name)))
-            for name, v in columns.items()
-            if name != "group_by"
-        }
-        known = NEEDED | {k: v for group in MEASURED.values() for k, v in group.items()}
-        for name, value in values.items():
-            column = str(self.columns.get(name, known.get(name, (name,))[0]))
-            if name in NEEDED or name in PHASE:
-                refuse(~np.isfinite(value), column, value, "is not measured",
-                       "a number for every star", "drop those stars")  # fmt: skip
-            if name.endswith("_error"):
-                refuse(value <= 0, column, value, "is no error", "above 0", "drop those stars")
+        values = {role: columns[role] for role in columns if role in self.declared}
         for group in MEASURED.values():
             if there := [name for name in group if name in values]:
-                gone = ~np.isfinite([values[name] for name in there]).all(0)
+                gone = np.isnan([values[name] for name in there]).any(0)
                 values |= {name: np.where(gone, np.nan, values[name]) for name in there}
         return {name: torch.from_numpy(value) for name, value in values.items()}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from glob import has_magic
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,16 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.columns import CatalogueColumn
 from orrery.datamodules.scatter_vae.columns import (
     COLUMNS,
+    DECLARED,
     SAMPLED,
     correlations_of_file,
-    wanted_unit,
+    spectra_column,
 )
 from orrery.datamodules.scatter_vae.loader import EpochLoader, StreamedBatches
 from orrery.datamodules.scatter_vae.shards import find, read_rows
 from orrery.datamodules.scatter_vae.stream import ShardStream
-from orrery.datamodules.values import numbers, refuse
+from orrery.datamodules.values import refuse
 from orrery.physics.gaia_xp import xp, xp_mock
 from orrery.physics.gaia_xp.correlations import check_positive_definite, low_rank
 from orrery.tables import Catalogue, read_table
@@ -75,14 +78,14 @@ class ScatterVaeData(CatalogueData):
         self.magnitudes, self.scatter = (float(magnitudes[0]), float(magnitudes[1])), scatter
         self.correlations_of = correlations_of
 
-    known_roles: ClassVar = {**COLUMNS, "flux": "flux"}
+    declared: ClassVar = DECLARED
 
     # --- columns ------------------------------------------------------------------------------
 
     def _column(self, role: str) -> str:
         return str(self.columns.get(role, COLUMNS[role]))
 
-    def roles(self, catalogue: Catalogue, training: bool) -> dict[str, tuple[str, str | None]]:
+    def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         names = set(catalogue.names)
         if self.format == SAMPLED:
             wanted = ["spectrum", "spectrum_error"]
@@ -105,26 +108,26 @@ class ScatterVaeData(CatalogueData):
                     f"{self.label} has no column '{self._column(packed[len(there) - 1])}': errors "
                     f"are taken as uncorrelated, and chi2 and p_value are wrong for it"
                 )
-            wanted += there
+            if not (training and self.correlations == "diagonal"):
+                wanted += there
         if self._column("source_id") in names:
             wanted.append("source_id")
-        roles = {w: (self._column(w), wanted_unit(catalogue, self._column(w), w)) for w in wanted}
         if "flux" in self.columns:
-            roles["flux"] = (self.columns["flux"], None)
-        return roles
+            wanted.append("flux")
+        return {role: spectra_column(self.columns, catalogue, role) for role in wanted}
 
     # --- values -------------------------------------------------------------------------------
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         if self.format == SAMPLED:
-            x, e = (vectors(columns[r], self._column(r)) for r in ("spectrum", "spectrum_error"))
+            x, e = columns["spectrum"], columns["spectrum_error"]
             bands = {SAMPLED: self._checked(SAMPLED, x, e, "spectrum", "spectrum_error")}
         else:
             bands = {}
             for band in xp.BANDS:
                 roles = [f"{band}_{what}" for what in ("coefficients", "errors")]
                 none = np.zeros((len(columns["rp_coefficients"]), 0))
-                x, e = (vectors(columns.get(r, none), self._column(r)) for r in roles)
+                x, e = (columns.get(role, none) for role in roles)
                 bands[band] = self._checked(band, x, e, *roles)
         batch: Rows = {
             "coefficients": _joined([x for x, _, _ in bands.values()], 0.0),
@@ -133,9 +136,7 @@ class ScatterVaeData(CatalogueData):
         }
         batch["flux"] = torch.from_numpy(self._flux(columns, bands)).float()
         for band, (x, _, observed) in bands.items():
-            if f"{band}_correlations" in columns and not (
-                training and self.correlations == "diagonal"
-            ):
+            if f"{band}_correlations" in columns:
                 packed = self._packed(band, columns[f"{band}_correlations"], x.shape[1], observed)
                 batch[f"correlations_{band}"] = packed
         if "source_id" in columns and columns["source_id"].dtype.kind == "f":
@@ -147,7 +148,13 @@ class ScatterVaeData(CatalogueData):
                 raise ValueError(text)
             self.say(text)
         if training and "source_id" in columns:
-            batch["source_id"] = torch.from_numpy(np.asarray(columns["source_id"], np.int64))
+            try:
+                ids = np.asarray(columns["source_id"], np.int64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"column '{self._column('source_id')}' is to hold integers: {error}"
+                ) from error
+            batch["source_id"] = torch.from_numpy(ids)
         return batch
 
     def _checked(
@@ -199,7 +206,7 @@ class ScatterVaeData(CatalogueData):
     ) -> np.ndarray:
         """What coefficients are divided by, (batch,)."""
         if "flux" in columns:
-            flux, name = numbers(columns["flux"], self.columns["flux"]), str(self.columns["flux"])
+            flux, name = columns["flux"], str(self.columns["flux"])
         elif self.format == SAMPLED:
             flux, name = bands[SAMPLED][0].mean(1), self._column("spectrum")
         else:
@@ -224,7 +231,7 @@ class ScatterVaeData(CatalogueData):
     def _packed(self, band: str, values: np.ndarray, n: int, observed: np.ndarray) -> Tensor:
         """Correlations (batch, n (n - 1) / 2), float16; zero where the band is missing."""
         name = self._column(f"{band}_correlations")
-        packed, expected = vectors(values, name), n * (n - 1) // 2
+        packed, expected = values, n * (n - 1) // 2
         if packed.shape[1] == 0:
             packed = np.full((len(packed), expected), np.nan)
         if packed.shape[1] != expected:
@@ -259,8 +266,8 @@ class ScatterVaeData(CatalogueData):
         """A sample of a part of the shards, (n, ...) tensors."""
         assert self.path is not None
         table = read_table(read_rows(self.path, n, self.seed, part=self._part(which)))
-        roles = self.roles(table, training=True)
-        parts = [self._batch(r, c, True) for r, c in self._read(table, roles, 0, n, None)]
+        roles = self.columns_of(table, training=True)
+        parts = [self._batch(r, c, roles, True) for r, c in self._read(table, roles, 0, n, None)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def train_dataloader(self) -> DataLoader | EpochLoader:  # type: ignore[override]
@@ -272,10 +279,11 @@ class ScatterVaeData(CatalogueData):
             self.path, self.batch_size, self.seed, rank, world, part=self._part("train")
         )
         with self.open("fit") as catalogue:
-            roles = self.roles(catalogue, training=True)
+            roles = self.columns_of(catalogue, training=True)
 
         def convert(columns: dict[str, np.ndarray]) -> Rows:
-            batch = self.to_batch({r: columns[c] for r, (c, _) in roles.items()}, training=True)
+            values = {r: c.values(columns[c.name], training=True) for r, c in roles.items()}
+            batch = self.to_batch(values, training=True)
             batch.pop("source_id", None)
             return self._factored(batch)
 
@@ -359,7 +367,7 @@ class ScatterVaeData(CatalogueData):
         )
         return torch.from_numpy(true).float(), torch.from_numpy(scatter).float()
 
-    def open(self, which: str) -> Catalogue:
+    def open(self, which: str) -> AbstractContextManager[Catalogue]:
         if self.table is None and self.split == "test" and self.sharded:
             assert self.path is not None
             if which not in self._simulated:

@@ -1,13 +1,19 @@
 """What the columns of BP/RP spectra are called, and what they are counted in."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 from astropy import units as u
 
+from orrery.datamodules.columns import CatalogueColumn, Column, located
 from orrery.physics.gaia_xp import xp
 from orrery.tables import Catalogue, open_catalogue
 from orrery.tables.vectors import vectors
 
 SAMPLED = "sampled"  # the name of the one band of sampled spectra
+VALUES = "finite numbers; BP may be blank"
+CORRELATIONS = "-1 to 1, positive definite"
 COLUMNS = {  # the archive's names
     **{
         f"{band}_{what}": f"{band}_{name}"
@@ -24,6 +30,29 @@ COLUMNS = {  # the archive's names
 }
 
 
+def _vector(role: str) -> Column:
+    band, _, what = role.rpartition("_")
+    special = {"errors": "above 0", "error": "above 0", "correlations": CORRELATIONS}
+    units = {"coefficients": "electron / s", "errors": "electron / s"}
+    unit = "W m-2 nm-1" if role.startswith("spectrum") else units.get(what)
+    meaning = f"{what} of {band.upper()}" if band in xp.BANDS else role.replace("_", " ")
+    values = special.get(what, VALUES)
+    return Column(COLUMNS[role], unit, meaning, kind="vector", training="chosen", special=values)
+
+
+DECLARED: dict[str, Column] = {
+    **{role: _vector(role) for role in COLUMNS if role != "source_id"},
+    "source_id": Column(
+        "source_id", meaning="identifier, by which repeated stars are found", kind="text",
+        training="optional",
+    ),
+    "flux": Column(
+        "flux", meaning="flux to divide by, in place of that of RP", low=0, ends="()",
+        training="named",
+    ),
+}  # fmt: skip
+
+
 def correlations_of_file(path: str) -> dict[str, np.ndarray]:
     """The correlations of real stars, by band, packed, (stars, n (n - 1) / 2); blanks left out."""
     found = {}
@@ -36,14 +65,10 @@ def correlations_of_file(path: str) -> dict[str, np.ndarray]:
     return found
 
 
-def wanted_unit(catalogue: Catalogue, column: str, role: str) -> str | None:
-    """What a column that says its unit is converted to, or refused for; None where none is known.
+def spectra_column(user: Mapping[str, str], catalogue: Catalogue, role: str) -> CatalogueColumn:
+    """The column of ``role``; its unit is not checked where no reader knows it.
 
-    The archive's own spelling, 'electron'.s**-1, is one that no reader knows.
+    Such is the archive's own spelling, 'electron'.s**-1.
     """
-    unit = catalogue.units.get(column)
-    if unit is None or isinstance(unit, u.UnrecognizedUnit):
-        return None
-    if role.startswith("spectrum"):
-        return "W m-2 nm-1"
-    return "electron / s" if role.endswith(("coefficients", "errors")) else None
+    found = located(DECLARED, user, catalogue, role)
+    return replace(found, unit=None) if isinstance(found.unit, u.UnrecognizedUnit) else found

@@ -9,7 +9,7 @@ import numpy as np
 from astropy import units as u
 
 _SHOWN = 20
-_LISTS = ("keep", "group_by", "train_where")  # settings that name columns by themselves
+_LISTS = ("keep", "group_by", "train_where", "cuts")  # settings that name columns by themselves
 
 
 def resolve(names: Sequence[str], wanted: Mapping[str, str], path: str | os.PathLike[str]) -> None:
@@ -26,7 +26,7 @@ def resolve(names: Sequence[str], wanted: Mapping[str, str], path: str | os.Path
     free = [name for name in names if name not in wanted.values()]
     for role, column in missing.items():
         role = role.partition(":")[0]
-        by_name = role in _LISTS
+        by_name = role.partition(".")[0] in _LISTS
         near = _near(free, column) or ([] if by_name else _near(free, role))
         hint = f"near matches: {', '.join(near)}; " if near else ""
         mend = f"map it: data.columns.{role}={near[0] if near else '<column>'}"

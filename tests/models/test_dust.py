@@ -244,7 +244,7 @@ def test_what_is_said_of_columns_of_extinctions(dust):
         dust.predict(star, columns={"distance_err": "e_d"})
     with pytest.warns(UserWarning, match=r"'Distance_Error' is not used; if it is distance_error"):
         dust.predict(star | {"Distance_Error": [30.0] * 2})
-    with pytest.raises(ValueError, match=r"'b': -99\.0 is no latitude"):
+    with pytest.raises(ValueError, match=r"'b': -99\.0 is not a valid Galactic latitude"):
         dust.predict(star | {"b": [-99.0] * 2})
     with pytest.raises(ValueError, match="'l' holds what is no number"):
         dust.predict(star | {"l": ["05:34:31", "05:34:31"]})
@@ -264,8 +264,14 @@ def table():
             ),
             "-0.2 is not positive and exact",
         ),
-        (lambda t: t["extinction"].__setitem__(3, np.nan), "'extinction': nan is not measured"),
-        (lambda t: t["extinction_error"].__setitem__(0, 0.0), "is no error"),
+        (
+            lambda t: t["extinction"].__setitem__(3, np.nan),
+            "'extinction': nan is not a valid extinction",
+        ),
+        (
+            lambda t: t["extinction_error"].__setitem__(0, 0.0),
+            "0.0 is not a valid error of the extinction",
+        ),
         (lambda t: t.remove_columns(["extinction"]), "no column 'extinction'"),
         (lambda t: t.rename_columns(["l", "b"], ["ecl_lon", "ecl_lat"]), "ecliptic coordinates"),
         (lambda t: t.remove_rows(slice(50, None)), "stars are left to make a map of"),

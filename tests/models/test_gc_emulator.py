@@ -360,7 +360,7 @@ def test_a_star_list_gives_a_posterior_that_xarray_reads(tmp_path):
     "change, message",
     [
         (lambda t: t.remove_column("vz"), "no column 'vz'"),
-        (lambda t: t["vx"].__setitem__(3, np.nan), "column 'vx': nan is not measured"),
+        (lambda t: t["vx"].__setitem__(3, np.nan), "column 'vx': nan is not a valid vx"),
         (lambda t: setattr(t["vx"], "unit", "mas/yr"), "column 'vx' is in 'mas / yr'"),
     ],
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -70,6 +70,20 @@ def allow_unlisted_keys(*groups: str) -> None:
     sys.argv[1:] = [re.sub(r"^([\w.+]+)=([^'\"]*\{band\}[^'\"]*)$", r"\1='\2'", w) for w in words]
 
 
+def choices(group: str) -> list[str]:
+    """The options of a config group; names that begin with an underscore are inherited only."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml"))
+
+
+def listed_choices() -> str:
+    """Each config group with its options, for ``--help``."""
+    groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+    return "\n".join(f"{g}: {', '.join(choices(g))}" for g in groups if choices(g))
+
+
+OmegaConf.register_new_resolver("choices", listed_choices, replace=True)
+
+
 def refuse_unknown_choices() -> None:
     """Refuse ``model=zephir`` with the near ``zephyr``: Hydra lists the choices, and proposes none.
 
@@ -77,7 +91,7 @@ def refuse_unknown_choices() -> None:
     """
     for word in sys.argv[1:]:
         group, _, names = word.lstrip("+").partition("=")
-        known = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+        known = choices(group)
         for name in names.split(","):  # several in a sweep
             near = get_close_matches(name, known)
             if near and name not in known:

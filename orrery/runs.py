@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 # Settings of the data on which a checkpoint's split of its training file rests, and those that
 # belong to that file alone.
-SPLIT = ("seed", "val_fraction", "test_fraction", "train_where")
+SPLIT = ("seed", "val_fraction", "test_fraction", "train_where", "cuts")
 # settings that do not decide what is learned from, and in which order
 OF_A_RUN = ("path", "keep", "group_by", "origin", "num_workers", "predict_batch_size")
-OF_ONE_FILE = ("group", "keep", "group_by", "train_where")
+OF_ONE_FILE = ("group", "keep", "group_by", "train_where", "cuts")
 
 
 def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
@@ -75,7 +75,7 @@ def refuse_other_data(record: Mapping[str, Any], checkpoint: str) -> None:
     from orrery.checkpoint import RECORD, read_checkpoint
 
     before = read_checkpoint(checkpoint)[RECORD]
-    began, now = ({**one["data"], "path": None} for one in (before, record))
+    began, now = ({**one["data"], "path": None, "cuts": None} for one in (before, record))
     if began != now:
         raise ValueError(f"{checkpoint} was trained on {before['data']}, now are {record['data']}")
     began, now = before["config"]["data"], record["config"]["data"]
@@ -93,7 +93,7 @@ def refuse_leak(record: Mapping[str, Any], begun: Mapping[str, Any], checkpoint:
         return
     began, now = begun["config"]["data"], record["config"]["data"]
     for key in SPLIT:
-        if began.get(key) != now.get(key):
+        if (began.get(key) or 0) != (now.get(key) or 0):  # nothing, in whatever form
             raise ValueError(
                 f"init_from: {checkpoint} was trained on the same file with data.{key}="
                 f"{began.get(key)}, and it is now {now.get(key)}: rows that it has learned from "
@@ -114,6 +114,8 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
     if "_target_" in asked:
         stored = dict(record["found_out"])
         asked = {k: v for k, v in asked.items() if k not in stored or v is not None}
+    if asked.get("split", "") is None:
+        asked = {key: value for key, value in asked.items() if key != "split"}
     if asked.get("path"):
         for key in OF_ONE_FILE:
             stored.pop(key, None)

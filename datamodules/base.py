@@ -26,6 +26,8 @@ from orrery.datamodules.values import BadValue
 from orrery.tables import Catalogue, files_of, open_catalogue, read_table, sha256, where
 from orrery.tables.columns import is_unknown, refuse_unknown, resolve, unused
 
+__all__ = ["CatalogueData", "Rows"]
+
 # Rows that choose the best epoch. Their loss is compared with itself, so that few are enough;
 # `calibrate` takes all of them.
 VALIDATED_ROWS = 2048
@@ -156,7 +158,7 @@ class CatalogueData(L.LightningDataModule):
     def validation_batch(self) -> Rows:
         return self.rows["val"]
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         world, rank = self._ranks()
         if self.batch_size % world:
             raise ValueError(
@@ -168,7 +170,7 @@ class CatalogueData(L.LightningDataModule):
         shares = BatchShares(self, rank, world)
         return DataLoader(shares, sampler=batches, batch_size=None, num_workers=self.num_workers)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         world, rank = self._ranks()
         few = {name: values[:VALIDATED_ROWS] for name, values in self.rows["val"].items()}
         share = {name: values[rank::world] for name, values in few.items()}
@@ -176,7 +178,7 @@ class CatalogueData(L.LightningDataModule):
 
     # --- prediction ---------------------------------------------------------------------------
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         world, rank = self._ranks()
         stream = PredictionStream(self, rank, world)
         return DataLoader(stream, batch_size=None, collate_fn=_identity)

@@ -34,7 +34,7 @@ class Source(Protocol):
     def prediction_batches(self, rank: int, world: int) -> Iterator[PredictionBatch]: ...
 
 
-class GlobalBatches(Sampler):
+class GlobalBatches(Sampler[tuple[Tensor, int]]):
     """Each epoch's global batches: (row numbers, seed of the step), from seed and epoch alone.
 
     A resumed run therefore meets the batches that the uninterrupted one would have met, and
@@ -59,7 +59,7 @@ class GlobalBatches(Sampler):
             yield order[i * self.batch_size : (i + 1) * self.batch_size], seed
 
 
-class BatchShares(Dataset):
+class BatchShares(Dataset[Rows]):
     """This process's rows of a global batch.
 
     The whole batch is augmented before it is shared out, so that any number of processes sees
@@ -76,7 +76,7 @@ class BatchShares(Dataset):
         return {name: values[self.rank :: self.world] for name, values in batch.items()}
 
 
-class PredictionStream(IterableDataset):
+class PredictionStream(IterableDataset[dict[str, Any]]):
     """`CatalogueData.prediction_batches` for a DataLoader, with ``carried`` as an item.
 
     Lightning copies batches item by item; `Predictions` takes ``carried`` out before the model.

@@ -88,7 +88,7 @@ class Column:
         """Mask of the values that can be right."""
         above = values >= self.low if self.ends[0] == "[" else values > self.low
         below = values <= self.high if self.ends[1] == "]" else values < self.high
-        return above & below & (np.abs(values) < LARGEST)
+        return np.asarray(above & below & (np.abs(values) < LARGEST))
 
     def interval(self) -> str:
         """The possible values in words."""

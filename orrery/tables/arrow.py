@@ -22,11 +22,11 @@ def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
     if pa.types.is_decimal(kind) or pa.types.is_null(kind):
         return to_numpy(array.cast(pa.float64()), where)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return array.fill_null("").to_numpy(zero_copy_only=False)
+        return np.asarray(array.fill_null("").to_numpy(zero_copy_only=False))
     if pa.types.is_temporal(kind):
-        return array.to_numpy(zero_copy_only=False)
+        return np.asarray(array.to_numpy(zero_copy_only=False))
     if pa.types.is_floating(kind):
-        return array.to_numpy(zero_copy_only=False)
+        return np.asarray(array.to_numpy(zero_copy_only=False))
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         values = array.fill_null(False if pa.types.is_boolean(kind) else 0)
         blank = array.is_null().to_numpy(zero_copy_only=False)
@@ -50,7 +50,8 @@ def _stack(array: pa.Array, where: str) -> np.ndarray:
     inner = to_numpy(array.flatten(), where)
     if (lengths == size).all():
         return inner.reshape(len(array), size, *inner.shape[1:])
-    rows = np.ma.masked_all((len(array), size, *inner.shape[1:]), inner.dtype)
+    shape = (len(array), size, *inner.shape[1:])
+    rows = np.ma.array(np.zeros(shape, inner.dtype), mask=np.ones(shape, bool))
     rows[lengths > 0] = inner.reshape(-1, size, *inner.shape[1:])
     return rows
 

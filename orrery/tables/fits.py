@@ -252,7 +252,8 @@ def _encode(name: str, values: np.ndarray) -> np.ndarray:
     if kind == "b":
         return np.where(values, ord("T"), ord("F")).astype(np.int8)
     if kind == "u" and size > 1:
-        return (values ^ np.array(2 ** (8 * size - 1), values.dtype)).view(f"i{size}")
+        shifted: np.ndarray = values ^ np.array(2 ** (8 * size - 1), values.dtype)
+        return shifted.view(f"i{size}")
     if (kind, size) in (("i", 1), ("f", 2)):  # FITS has no such types
         return values.astype(f"{kind}{2 * size}")
     return values

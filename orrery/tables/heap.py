@@ -17,7 +17,8 @@ _TYPES = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", 
 def code(column: fits.Column) -> str:
     """The type of a column's elements, of those in the heap too; P or Q of heaped bits and text."""
     kind = column.format.format
-    return column.format.p_format if kind in "PQ" and column.format.p_format in _TYPES else kind
+    in_heap = kind in "PQ" and column.format.p_format in _TYPES
+    return str(column.format.p_format if in_heap else kind)
 
 
 def in_heap(column: fits.Column) -> bool:

@@ -17,6 +17,7 @@ from .base import Catalogue
 from .columns import convert, resolve
 from .fits import open_fits
 from .hdf5 import open_hdf5
+from .keyed import KeyedTables
 from .memory import read_table
 from .multi_file import Chain
 from .npz import open_npz
@@ -28,6 +29,7 @@ from .writer import Writer, sink_for
 
 __all__ = [
     "Catalogue",
+    "KeyedTables",
     "Writer",
     "convert",
     "files_of",

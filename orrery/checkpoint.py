@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running anything they contain.
+"""Checkpoints: written completely or not at all, read without running anything they contain.
 
 A checkpoint of the zoo is Lightning's, with one more entry, the *record*: plain strings, numbers,
 lists and dicts which say how to build the model again and where it came from.
@@ -35,7 +35,7 @@ def new_record(
     inferred_settings: Mapping[str, Any],
     schema_version: int,
 ) -> dict[str, Any]:
-    """The facts a checkpoint carries besides its weights.
+    """The metadata of a checkpoint.
 
     ``config`` is the run's plain config (dicts, lists, scalars); ``provenance`` says which data
     were learned from (path, hash and row count, or the simulation's parameters and seed);
@@ -56,7 +56,7 @@ def new_record(
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write so that ``path`` is always a whole file: the old one or the new one."""
+    """Write atomically: ``path`` is always a complete file, the old one or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # the same folder, because a rename is atomic only within one file system
@@ -84,11 +84,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         # without torch's own words, which advise to load it nevertheless
         raise ValueError(
-            f"{path} is refused: it is not a checkpoint of this zoo, for it holds more than "
-            f"tensors and plain values, and loading it could run code"
+            f"{path} is refused: it holds more than tensors and plain values, so that loading it "
+            f"could run code; it is not a checkpoint of this zoo"
         ) from error
     except (RuntimeError, EOFError, KeyError, OSError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint; was it cut short?") from error
+        raise ValueError(f"{path} is truncated or damaged; copy it again") from error
     if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this zoo: it has no '{RECORD}' record")
     try:
@@ -171,8 +171,8 @@ def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = N
     """The trained model of a checkpoint, in evaluation mode; ``changes``: settings of the model."""
     if "optimizer_states" in checkpoint:
         raise ValueError(
-            "this checkpoint is of a run that has not ended, and its model is not calibrated; go "
-            "on with train.py checkpoint=<it>, which ends in best.ckpt"
+            "this checkpoint is of an unfinished run, and its model is not calibrated; resume it "
+            "with train.py checkpoint=<path>, which ends in best.ckpt"
         )
     model = build({**checkpoint[RECORD]["config"]["model"], **(changes or {})})
     try:
@@ -210,7 +210,7 @@ def load_weights(model: Any, path: Path) -> None:
         taken.append(name)
     model.load_state_dict(state)
     fresh = sorted({name.split(".")[0] for name in set(state) - set(taken)})
-    print(f"weights of {path}" + (f"; started afresh: {', '.join(fresh)}" if fresh else ""))
+    print(f"weights of {path}" + (f"; newly initialised: {', '.join(fresh)}" if fresh else ""))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -1,16 +1,16 @@
-"""Is there room for what is asked? To be said before hours are spent."""
+"""Available memory, checked before hours are spent."""
 
 import os
 
 GB = 1e9
 
 
-def refuse_too_large(needed: float, what: str, mend: str) -> None:
+def refuse_too_large(needed: float, what: str, hint: str) -> None:
     """A ``ValueError`` if ``needed`` bytes are not free. Caches that could be given up count."""
     free = _free()
     if needed > free:
         raise ValueError(
-            f"{what} takes about {needed / GB:,.1f} GB, and {free / GB:,.1f} GB are free: {mend}"
+            f"{what} takes about {needed / GB:,.1f} GB, and {free / GB:,.1f} GB are free: {hint}"
         )
 
 

@@ -29,7 +29,7 @@ def find(checkpoint: str | Path | None) -> Path:
     """The file of a checkpoint given by path or by pretrained name."""
     shipped = f"pretrained models: {', '.join(names()) or 'none'}"
     if checkpoint is None:
-        raise ValueError(f"say which checkpoint: checkpoint=<path or name> ({shipped})")
+        raise ValueError(f"no checkpoint is given: checkpoint=<path or name> ({shipped})")
     if str(checkpoint) in names():
         return CHECKPOINTS / f"{checkpoint}.ckpt"
     if not Path(checkpoint).is_file():

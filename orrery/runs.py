@@ -19,9 +19,9 @@ OF_ONE_FILE = ("group", "keep", "group_by", "train_where", "cuts")
 
 
 def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The config of the run that ``config.checkpoint`` belongs to, to go on in its folder.
+    """The config of the run that ``config.checkpoint`` belongs to, to resume in its folder.
 
-    Model, data, trainer and seed are the stored ones, under what the command line says of them.
+    Model, data, trainer and seed are the stored ones, changed by the command line.
     """
     from orrery.checkpoint import RECORD, read_checkpoint
     from orrery.pretrained import find
@@ -57,32 +57,32 @@ def stored_config(record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 
 def claim_run_folder(run_dir: Path) -> None:
-    """Take a folder for a new run, which no other run then takes: jobs may start in one second."""
+    """Mark a folder as that of a new run, so that no other run takes it in the same second."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # the same job, once more
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # a requeued job
         return
     try:
         (run_dir / ".began").touch(exist_ok=False)
     except FileExistsError as error:
         raise ValueError(
-            f"{run_dir} is the folder of another run: name one by hydra.run.dir=<folder>, or go on "
-            f"with that run by checkpoint={run_dir}/last.ckpt"
+            f"{run_dir} is the folder of another run: name another by hydra.run.dir=<folder>, or "
+            f"resume that run: checkpoint={run_dir}/last.ckpt"
         ) from error
 
 
 def refuse_other_data(record: Mapping[str, Any], checkpoint: str) -> None:
-    """A run goes on only with the data it began with: else what is held out was trained on."""
+    """A run is resumed only with its own data: others would hold out rows it was trained on."""
     from orrery.checkpoint import RECORD, read_checkpoint
 
     before = read_checkpoint(checkpoint)[RECORD]
-    began, now = ({**one["data"], "path": None, "cuts": None} for one in (before, record))
-    if began != now:
+    earlier, now = ({**one["data"], "path": None, "cuts": None} for one in (before, record))
+    if earlier != now:
         raise ValueError(f"{checkpoint} was trained on {before['data']}, now are {record['data']}")
-    began, now = before["config"]["data"], record["config"]["data"]
-    for key in sorted(began.keys() | now.keys()):
-        if key not in OF_A_RUN and began.get(key) != now.get(key):
+    earlier, now = before["config"]["data"], record["config"]["data"]
+    for key in sorted(earlier.keys() | now.keys()):
+        if key not in OF_A_RUN and earlier.get(key) != now.get(key):
             raise ValueError(
-                f"{checkpoint} was trained with data.{key}={began.get(key)}, and it is now "
+                f"{checkpoint} was trained with data.{key}={earlier.get(key)}, and it is now "
                 f"{now.get(key)}: other rows would be held out, or others trained on"
             )
 
@@ -91,13 +91,13 @@ def refuse_leak(record: Mapping[str, Any], begun: Mapping[str, Any], checkpoint:
     """Weights that have learned from a file are not tested on the rows they learned from."""
     if "sha256" not in begun["data"] or begun["data"]["sha256"] != record["data"].get("sha256"):
         return
-    began, now = begun["config"]["data"], record["config"]["data"]
+    earlier, now = begun["config"]["data"], record["config"]["data"]
     for key in SPLIT:
-        if (began.get(key) or 0) != (now.get(key) or 0):  # nothing, in whatever form
+        if (earlier.get(key) or 0) != (now.get(key) or 0):  # nothing, in whatever form
             raise ValueError(
                 f"init_from: {checkpoint} was trained on the same file with data.{key}="
-                f"{began.get(key)}, and it is now {now.get(key)}: rows that it has learned from "
-                f"would be held out; say data.{key}={began.get(key)}"
+                f"{earlier.get(key)}, and it is now {now.get(key)}: rows that it has learned from "
+                f"would be held out; set data.{key}={earlier.get(key)}"
             )
 
 
@@ -150,7 +150,7 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
 
 
 def refuse_overwriting(output: str | None, data: Any) -> None:
-    """A catalogue does not give way to its predictions."""
+    """Refuse to overwrite the catalogue by its predictions."""
     from orrery.tables import files_of
 
     if output and data.path and Path(output).exists():

@@ -1,4 +1,4 @@
-"""What a log file and an experiment tracker get besides the metrics of each step."""
+"""Lines for a log file, and the results for an experiment tracker."""
 
 import os
 import sys
@@ -29,14 +29,14 @@ def offline_unless_asked() -> None:
 
 
 def val_loss(trainer: Any, model: Any) -> dict[str, float]:
-    """Of the epoch that is the result; nothing where a finished run was taken up again."""
+    """The validation loss of the resulting epoch; nothing where a finished run was resumed."""
     least = trainer.checkpoint_callback.best_model_score
-    found = trainer.callback_metrics.get("val/loss") if model.fit.result == "last" else least
-    return {} if found is None else {"val_loss": float(found)}
+    loss = trainer.callback_metrics.get("val/loss") if model.fit.result == "last" else least
+    return {} if loss is None else {"val_loss": float(loss)}
 
 
 def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> None:
-    """Give wandb the test metrics, the figures and the checkpoint with the facts of its card."""
+    """Give wandb the test metrics, the figures and the checkpoint with the metadata of its card."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             import wandb  # 1.1 s of CPU, which only a run with it needs

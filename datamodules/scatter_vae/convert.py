@@ -24,7 +24,7 @@ from orrery.datamodules.scatter_vae.shard_rows import Rows
 from orrery.datamodules.scatter_vae.shards import LAYOUT, Shard, check, read_shard
 from orrery.tables import open_catalogue
 from orrery.tables.hdf5 import Hdf5Sink
-from orrery.tables.sink import About
+from orrery.tables.sink import TableMetadata
 
 # source_id / 2**35 is the HEALPix pixel of level 12, nested (Gaia DR3 documentation, gaia_source);
 # four pixels of a level make one of the level above. The bulk files are cut at level 8.
@@ -160,7 +160,7 @@ def _write(rows: Rows, hidden: Path, meta: dict[str, str]) -> tuple[int, int]:
             if not len(chunk["source_id"]):
                 continue
             with _writing(hidden):
-                sink = sink or Hdf5Sink(str(hidden), chunk, About({}, {}, {}, {}, meta))
+                sink = sink or Hdf5Sink(str(hidden), chunk, TableMetadata({}, {}, {}, {}, meta))
                 sink.write(chunk)
             n += len(chunk["source_id"])
             sums = {c: zlib.crc32(values.tobytes(), sums.get(c, 0)) for c, values in chunk.items()}

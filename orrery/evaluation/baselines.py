@@ -1,4 +1,4 @@
-"""The committed tables of the benchmarks, and which of their rows an evaluation stands beside."""
+"""Metrics of other methods on the same data, from the committed tables of the benchmarks."""
 
 import csv
 from collections.abc import Collection
@@ -22,11 +22,11 @@ def peers(
     for path in sorted(BENCHMARKS.glob("*.csv")):
         with path.open(newline="") as file:
             rows += [row for row in csv.DictReader(file) if row.get("test_sha256") == test_sha256]
-    found = {}
+    baselines = {}
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != component):
-        mine = [row for row in rows if row["method"] == method]
-        columns = [name for name in metrics if mine[0].get(name)]
-        found[method] = {
-            name: float(np.mean([float(row[name]) for row in mine])) for name in columns
+        own = [row for row in rows if row["method"] == method]
+        columns = [name for name in metrics if own[0].get(name)]
+        baselines[method] = {
+            name: float(np.mean([float(row[name]) for row in own])) for name in columns
         }
-    return found
+    return baselines

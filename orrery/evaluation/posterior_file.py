@@ -27,7 +27,7 @@ def write_draws(
     units: Mapping[str, str],
     meta: Mapping[str, str],
 ) -> None:
-    """Write arrays by group and name to a NetCDF file, which appears when it is whole.
+    """Write arrays by group and name to a NetCDF file, which appears when it is complete.
 
     Those of the groups ``posterior`` and ``posterior_predictive`` begin with (chains, draws).
     """

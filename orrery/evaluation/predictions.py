@@ -23,7 +23,7 @@ class Predictions(L.Callback):
     """Writes predicted rows to ``path`` in row order, and keeps what metrics and figures need.
 
     With several processes each writes its contiguous share to a part file; the first one joins
-    them. The final name appears only when the file is whole.
+    them. The final name appears only when the file is complete.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Predictions(L.Callback):
         meta: Mapping[str, str],
     ) -> None:
         self.path = Path(path) if path is not None else None
-        # what cannot be written is said before anything is predicted
+        # what cannot be written is refused before anything is predicted
         self.holds_vectors = self.path is None or sink_for(self.path).holds_vectors
         self.left_out: list[str] = []
         self.columns, self.keep = columns, list(keep)
@@ -65,8 +65,8 @@ class Predictions(L.Callback):
                 raise ValueError(f"columns: there is no output '{name}'; there are {known}")
         if twice := [name for name in self.keep if name in (self.columns or known)]:
             raise ValueError(
-                f"data.keep: {', '.join(map(repr, twice))} would stand beside the prediction of "
-                f"that name; rename it in the catalogue, or leave the prediction out: "
+                f"data.keep: {', '.join(map(repr, twice))} has the name of a prediction; "
+                f"rename it in the catalogue, or leave the prediction out: "
                 f"columns=[{','.join(n for n in known if n not in twice)}]"
             )
         job = [uuid.uuid4().hex[:8]]  # two jobs of one output do not mix
@@ -194,8 +194,8 @@ class Predictions(L.Callback):
                 for part, n in parts.items():
                     if not part.exists():
                         raise OSError(
-                            f"{part}, which another process has written, is not to be seen from "
-                            f"here: output must be in a folder that all nodes share"
+                            f"{part}, written by another process, is not visible from here: "
+                            f"output must be in a folder that all nodes share"
                         )
                     with open_catalogue(part) as catalogue:
                         if len(catalogue) != n:
@@ -203,7 +203,9 @@ class Predictions(L.Callback):
                         for chunk in catalogue.chunks(catalogue.names):
                             writer.write(chunk)
         except (OSError, ValueError) as error:
-            return type(error)(f"{error}; the parts of all processes stay beside it")
+            return type(error)(
+                f"{error}; the parts written by all processes are kept in its folder"
+            )
         for part in parts:
             part.unlink()
         return None

@@ -1,4 +1,4 @@
-"""The page a person opens after an evaluation: one HTML file that needs nothing beside it."""
+"""The page a person opens after an evaluation: one self-contained HTML file."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-TRUE_MODEL = "true model"  # what nobody can beat: shown, but no competitor for "better"
+TRUE_MODEL = "true model"  # cannot be beaten: listed, but never emphasised
 OURS = "ours"
 
 Numbers = Mapping[str, float]

@@ -14,7 +14,7 @@ def write_sky_map(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str
     ``arrays``: ``nside``; ``centres`` and ``boundaries`` of the shells, pc; and either ``mean`` and
     ``std`` of the extinction per pc, (shells, pixels), nested Galactic HEALPix, or ``samples``,
     (samples, shells, pixels). What is nearer than the first boundary is zero. The file appears
-    when it is whole.
+    when it is complete.
     """
     from astropy.io import fits
 

@@ -18,7 +18,7 @@ def timings(model: Any, cases: Mapping[str, tuple[Callable[[], object], int]]) -
     """
     device, threads = model.device, torch.get_num_threads()
     torch.set_num_threads(1)
-    found = {}
+    results = {}
     try:
         model = model.cpu().eval()
         square = torch.ones(1024, 1024)
@@ -27,11 +27,11 @@ def timings(model: Any, cases: Mapping[str, tuple[Callable[[], object], int]]) -
             for name, (work, count) in works.items():
                 seconds = best_of_five(work)
                 per_second = name.endswith("_per_second")
-                found[name] = count / seconds if per_second else 1e3 * seconds / count
+                results[name] = count / seconds if per_second else 1e3 * seconds / count
     finally:
         torch.set_num_threads(threads)
         model.to(device)
-    return found
+    return results
 
 
 def best_of_five(run: Callable[[], object]) -> float:

@@ -105,8 +105,8 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Of a file; of several that a pattern names, that of their hashes."""
-    found = []
+    hashes = []
     for name in files_of(path):
         with open(name, "rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

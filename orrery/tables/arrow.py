@@ -71,17 +71,17 @@ def regroup(
 ) -> Iterator[pa.Table]:
     """Cut a stream of batches into tables of `rows` rows, over rows start..stop of the stream."""
     held: list[pa.RecordBatch] = []
-    seen = 0
+    position = 0
     for batch in batches:
-        first, last = max(start - seen, 0), min(stop - seen, batch.num_rows)
-        seen += batch.num_rows
+        first, last = max(start - position, 0), min(stop - position, batch.num_rows)
+        position += batch.num_rows
         if last > first:
             held.append(batch.slice(first, last - first))
         while sum(b.num_rows for b in held) >= rows:
             table = pa.Table.from_batches(held)
             yield table.slice(0, rows)
             held = table.slice(rows).to_batches()
-        if seen >= stop:
+        if position >= stop:
             break
     if held:
         yield pa.Table.from_batches(held)

@@ -83,11 +83,11 @@ class Catalogue:
         self, columns: list[str], rows: int, start: int, stop: int
     ) -> Iterator[dict[str, np.ndarray]]:
         if unknown := [c for c in columns if c not in self._blank]:
-            found = dict.fromkeys(unknown, False)
+            has_blanks = dict.fromkeys(unknown, False)
             for block in self._masked_blocks(unknown, rows, 0, len(self)):
                 for column, values in block.items():
-                    found[column] |= bool(np.ma.is_masked(values))
-            self._blank.update(found)
+                    has_blanks[column] |= bool(np.ma.is_masked(values))
+            self._blank.update(has_blanks)
         for block in self._masked_blocks(columns, rows, start, stop):
             yield {c: self._fill(c, block[c]) for c in columns}
 

@@ -29,10 +29,10 @@ def resolve(names: Sequence[str], wanted: Mapping[str, str], path: str | os.Path
         by_name = role.partition(".")[0] in _LISTS
         near = _near(free, column) or ([] if by_name else _near(free, role))
         hint = f"near matches: {', '.join(near)}; " if near else ""
-        mend = f"map it: data.columns.{role}={near[0] if near else '<column>'}"
+        fix = f"map it: data.columns.{role}={near[0] if near else '<column>'}"
         if by_name:
-            mend = f"mend data.{role}"
-        lines.append(f"  {role}: no column {column!r}; {hint}{mend}")
+            fix = f"correct data.{role}"
+        lines.append(f"  {role}: no column {column!r}; {hint}{fix}")
     more = f" ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     lines.append(f"  columns in the file: {', '.join(names[:_SHOWN])}{more}")
     raise ValueError("\n".join(lines))
@@ -56,18 +56,18 @@ def unused(
     known: Mapping[str, str],
     keep: Sequence[str],
 ) -> list[str]:
-    """What to say of columns that are not read, and differ from a known one by their case alone."""
-    said = []
+    """Warnings about columns that are not read and differ from a known one by case alone."""
+    texts = []
     for role, default in known.items():
         if role not in wanted and role not in columns:
             like = {default.lower(), role.lower()}
             free = [n for n in names if n not in (default, *wanted.values(), *keep)]
-            said += [
-                f"column {name!r} is not used; if it is {default}, say data.columns.{role}={name}"
+            texts += [
+                f"column {name!r} is not used; if it is {default}, set data.columns.{role}={name}"
                 for name in free
                 if name.lower() in like
             ]
-    return said
+    return texts
 
 
 def is_unknown(unit: u.UnitBase) -> bool:
@@ -89,7 +89,7 @@ def convert(
 
     `unit_in` None means that the values are taken to be in `unit_out` already. Plain "mag" and
     "mag(AB)" stand for each other; other magnitude systems must be convertible by astropy.
-    Raises ValueError naming the column, the unit found and the unit expected.
+    Raises ValueError naming the column, its unit and the expected one.
     """
     wanted = u.Unit(unit_out)
     if unit_in is None or unit_in == wanted or {unit_in, wanted} == {u.mag, u.ABmag}:
@@ -99,7 +99,7 @@ def convert(
     except (u.UnitsError, ValueError) as error:
         raise ValueError(
             f"column {column!r} is in {str(unit_in)!r}, which does not convert to the expected "
-            f"{str(wanted)!r}; convert the column, or mend its unit in the file"
+            f"{str(wanted)!r}; convert the column, or correct its unit in the file"
         ) from error
 
 

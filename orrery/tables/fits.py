@@ -17,7 +17,7 @@ from astropy.io import fits
 from .base import Catalogue, open_binary, plain, spans, unpacking
 from .columns import parse_unit
 from .heap import Heap, code, in_heap
-from .sink import About, Sink
+from .sink import Sink, TableMetadata
 
 # FITS binary table codes by numpy type (FITS standard 4.0, table 18).
 _CODES = {"b1": "L", "u1": "B", "i2": "I", "i4": "J", "i8": "K", "f4": "E", "f8": "D"}
@@ -141,8 +141,8 @@ class FitsCatalogue(Catalogue):
 class FitsSink(Sink):
     """Rows go straight to disk; NAXIS2 is patched at the end."""
 
-    def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
-        super().__init__(path, first, about)
+    def __init__(self, path: str, first: Mapping[str, np.ndarray], metadata: TableMetadata) -> None:
+        super().__init__(path, first, metadata)
         self._encoded_types = {name: _encode(name, v).dtype for name, v in first.items()}
         self._count = 0
         self._file: IO[bytes] = open(path, "w+b")
@@ -167,9 +167,9 @@ class FitsSink(Sink):
         self._file.seek(_BLOCK)
         self._file.write(self._header.tostring().encode("ascii"))
         self._file.close()
-        if self.about.constants:
+        if self.metadata.constants:
             with fits.open(self.path, mode="append") as hdus:
-                for place, values in self.about.constants.items():
+                for place, values in self.metadata.constants.items():
                     name = place.rsplit("/", 1)[-1]
                     values = np.atleast_1d(values)
                     rows = np.zeros(len(values), [(name, values.dtype, values.shape[1:])])
@@ -203,17 +203,17 @@ class FitsSink(Sink):
                 fits.Column(
                     name,
                     f"{count}{code}",
-                    unit=self.about.units.get(name),
+                    unit=self.metadata.units.get(name),
                     dim=str(shape[::-1]).replace(" ", "") if len(shape) > 1 else None,
                     bzero=2 ** (8 * kind.itemsize - 1) if unsigned else None,
                 )
             )
         header = fits.BinTableHDU.from_columns(columns, nrows=0).header
         for number, name in enumerate(self.first, start=1):
-            if description := self.about.descriptions.get(name):
+            if description := self.metadata.descriptions.get(name):
                 # TOPCAT's convention, of any length; astropy puts it into the table's meta
                 header.set(f"TCOMM{number}", _ascii(description), after=f"TFORM{number}")
-        for key, entry in self.about.meta.items():
+        for key, entry in self.metadata.meta.items():
             _add_card(header, _ascii(key), _ascii(entry))
         return header
 

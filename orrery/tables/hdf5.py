@@ -12,7 +12,7 @@ from orrery.tables.vectors import vectors
 
 from .base import Catalogue, plain, spans
 from .columns import parse_unit
-from .sink import About, Sink
+from .sink import Sink, TableMetadata
 
 _META = ".__table_column_meta__"  # where astropy's Table.write keeps units
 
@@ -81,8 +81,8 @@ class Hdf5Catalogue(Catalogue):
     def __init__(self, path: str, file: h5py.File, columns: dict[str, h5py.Dataset]) -> None:
         lengths = {name: len(dataset) for name, dataset in columns.items()}
         if len(set(lengths.values())) > 1:
-            shown = ", ".join(f"{n} {rows}" for n, rows in list(lengths.items())[:20])
-            raise ValueError(f"{path}: columns of unequal length ({shown}); set data.group=<name>")
+            sizes = ", ".join(f"{n} {rows}" for n, rows in list(lengths.items())[:20])
+            raise ValueError(f"{path}: columns of unequal length ({sizes}); set data.group=<name>")
         if any(n == "block0_values" or n.startswith("values_block_") for n in columns):
             raise ValueError(
                 f"{path}: a pandas HDF5 layout whose columns are hidden in blocks; write it with "
@@ -132,12 +132,12 @@ class Hdf5Catalogue(Catalogue):
 class Hdf5Sink(Sink):
     """A growing dataset per column, at its location."""
 
-    def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
-        super().__init__(path, first, about)
+    def __init__(self, path: str, first: Mapping[str, np.ndarray], metadata: TableMetadata) -> None:
+        super().__init__(path, first, metadata)
         self._raw = _Deferred(path)
         self._file = h5py.File(self._raw, "w", track_order=True)
         self._columns = {name: self._create(name, values) for name, values in first.items()}
-        for place, values in about.constants.items():
+        for place, values in metadata.constants.items():
             values = np.asarray(values)
             if values.dtype.kind == "U":
                 values = values.astype(h5py.string_dtype())
@@ -151,7 +151,7 @@ class Hdf5Sink(Sink):
         self._raw.check()
 
     def close(self) -> None:
-        self._file.attrs.update(dict(self.about.meta))  # as it is now that all rows are written
+        self._file.attrs.update(dict(self.metadata.meta))  # as it is now that all rows are written
         self._file.close()
         self._raw.close()
         self._raw.check()
@@ -166,13 +166,16 @@ class Hdf5Sink(Sink):
         text = values.dtype.kind in "UO"
         row_bytes = 16 if text else max(values.dtype.itemsize * int(np.prod(shape)), 1)
         dataset = self._file.create_dataset(
-            self.about.locations.get(name, name),
+            self.metadata.locations.get(name, name),
             shape=(0, *shape),
             maxshape=(None, *shape),
             dtype=h5py.string_dtype() if text else values.dtype,
             chunks=(max(2**18 // row_bytes, 1), *shape),
         )
-        for key, words in (("unit", self.about.units), ("description", self.about.descriptions)):
+        for key, words in (
+            ("unit", self.metadata.units),
+            ("description", self.metadata.descriptions),
+        ):
             if name in words:
                 dataset.attrs[key] = words[name]
         return dataset

@@ -64,15 +64,15 @@ class Heap:
         counts, offsets = _split(descriptors)
         kind, k = np.dtype(_TYPES[code(column)]), self._lengths[name]
         filled = counts > 0
-        found = np.zeros((len(counts), k), kind)
+        array = np.zeros((len(counts), k), kind)
         if filled.any():
             width = k * kind.itemsize
             if offsets[filled].max() + width > self._size or offsets[filled].min() < 0:
                 raise OSError(f"{self._path}: damaged: arrays of {name!r} lie outside the file")
             heap = np.memmap(self._open(), np.uint8, "r", self._start, (self._size,))
             everywhere = np.lib.stride_tricks.sliding_window_view(heap, width)
-            found[filled] = everywhere[offsets[filled]].view(kind)
-        return found if filled.all() else np.ma.array(found, mask=np.repeat(~filled[:, None], k, 1))
+            array[filled] = everywhere[offsets[filled]].view(kind)
+        return array if filled.all() else np.ma.array(array, mask=np.repeat(~filled[:, None], k, 1))
 
     def _open(self) -> IO[bytes]:
         if self._file is None and not self._path.lower().endswith(".gz"):

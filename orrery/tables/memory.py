@@ -44,8 +44,8 @@ class MemoryCatalogue(Catalogue):
                 "give table[i : i + 1], or a dict of arrays of length 1"
             ) from error
         if len(set(lengths.values())) > 1:
-            shown = ", ".join(f"{name} {rows}" for name, rows in lengths.items())
-            raise ValueError(f"the columns of the table have unequal lengths: {shown}")
+            sizes = ", ".join(f"{name} {rows}" for name, rows in lengths.items())
+            raise ValueError(f"the columns of the table have unequal lengths: {sizes}")
         units = {name: parse_unit(getattr(c, "unit", None)) for name, c in columns.items()}
         path = path or f"<{type(table).__name__} in memory>"
         super().__init__(path, list(columns), units, next(iter(lengths.values()), 0))

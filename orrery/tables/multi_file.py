@@ -43,18 +43,18 @@ class Chain(Catalogue):
 
     def _settle(self, columns: list[str]) -> None:
         """Find the kind of these columns' numbers, by the first row of every file that has one."""
-        found: dict[str, dict[str, np.dtype]] = {c: {} for c in columns}
+        dtypes: dict[str, dict[str, np.dtype]] = {c: {} for c in columns}
         for path, length in zip(self._paths, self._lengths, strict=True):
             if columns and length:
                 with self._opened(path) as part:
                     first = next(part.chunks(columns, 1, 0, 1))
                     for c in columns:
-                        found[c][path] = self._in_our_unit(first[c], c, part).dtype
-        for c, of_files in found.items():
+                        dtypes[c][path] = self._in_our_unit(first[c], c, part).dtype
+        for c, of_files in dtypes.items():
             kinds = {kind.kind in "UO" for kind in of_files.values()}
-            whole = None if kinds != {False} else np.result_type(*of_files.values())
+            common = None if kinds != {False} else np.result_type(*of_files.values())
             exact = all(kind.kind in "biu" for kind in of_files.values())
-            if len(kinds) > 1 or (exact and whole is not None and whole.kind == "f"):
+            if len(kinds) > 1 or (exact and common is not None and common.kind == "f"):
                 odd = next(p for p, kind in of_files.items() if kind != of_files[self._first])
                 theirs, ours = (
                     "text" if kind.kind in "UO" else str(kind)
@@ -64,7 +64,7 @@ class Chain(Catalogue):
                     f"{odd}: column {c!r} is of {theirs}, and of {ours} in {self._first}: they do "
                     f"not go together"
                 )
-            self._kinds[c] = whole
+            self._kinds[c] = common
 
     def _blocks(
         self, columns: list[str], rows: int, start: int, stop: int
@@ -99,7 +99,7 @@ class Chain(Catalogue):
         if ours is None or theirs is None:
             raise ValueError(
                 f"{part.path}: column {column!r} is in {str(theirs or 'no unit')!r}, and in "
-                f"{str(ours or 'no unit')!r} in {self._paths[0]}: mend one of them"
+                f"{str(ours or 'no unit')!r} in {self._paths[0]}: convert one of them"
             )
         try:
             return convert(values, theirs, ours, column)

@@ -11,7 +11,7 @@ from astropy.table.meta import get_header_from_yaml
 from .arrow import from_numpy, regroup, to_numpy
 from .base import Catalogue
 from .columns import parse_unit
-from .sink import About, Sink
+from .sink import Sink, TableMetadata
 
 
 def open_parquet(path: str, group: str | None) -> Catalogue:
@@ -44,17 +44,17 @@ class ParquetCatalogue(Catalogue):
         self._file.close()
 
     def _without_blanks(self) -> set[str]:
-        """Columns that the file's statistics say have no blanks."""
-        found = set(self.names) - set(self._masks)
+        """Columns without blanks, by the file's statistics."""
+        without_blanks = set(self.names) - set(self._masks)
         for number in range(self._file.metadata.num_row_groups):
             group = self._file.metadata.row_group(number)
             for index in range(group.num_columns):
                 chunk = group.column(index)
                 counts = chunk.statistics
                 if counts is None or not counts.has_null_count or counts.null_count:
-                    found.discard(chunk.path_in_schema.split(".")[0])
-                    found.discard(chunk.path_in_schema)
-        return found
+                    without_blanks.discard(chunk.path_in_schema.split(".")[0])
+                    without_blanks.discard(chunk.path_in_schema)
+        return without_blanks
 
     def _blocks(
         self, columns: list[str], rows: int, start: int, stop: int
@@ -87,14 +87,17 @@ class ParquetCatalogue(Catalogue):
 class ParquetSink(Sink):
     """A row group per chunk; constants are JSON in the file metadata."""
 
-    def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
-        super().__init__(path, first, about)
+    def __init__(self, path: str, first: Mapping[str, np.ndarray], metadata: TableMetadata) -> None:
+        super().__init__(path, first, metadata)
         fields = []
         for name, values in first.items():
-            words = {"unit": about.units.get(name), "description": about.descriptions.get(name)}
-            metadata = {key: word for key, word in words.items() if word}
-            fields.append(pa.field(name, from_numpy(values).type, metadata=metadata))
-        meta = dict(about.meta) | constants_as_json(about.constants)
+            words = {
+                "unit": metadata.units.get(name),
+                "description": metadata.descriptions.get(name),
+            }
+            known = {key: word for key, word in words.items() if word}
+            fields.append(pa.field(name, from_numpy(values).type, metadata=known))
+        meta = dict(metadata.meta) | constants_as_json(metadata.constants)
         self._schema = pa.schema(fields, metadata=meta)
         self._file = open(path, "wb")
         text = [name for name, values in first.items() if values.dtype.kind in "UO"]

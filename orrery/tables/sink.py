@@ -7,8 +7,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class About:
-    """What is said about an output table besides its rows; see `Writer`."""
+class TableMetadata:
+    """Metadata of an output table; see `Writer`."""
 
     units: Mapping[str, str]
     descriptions: Mapping[str, str]
@@ -22,8 +22,9 @@ class Sink:
 
     holds_vectors = True
 
-    def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
-        self.path, self.first, self.about = path, {n: v[:1] for n, v in first.items()}, about
+    def __init__(self, path: str, first: Mapping[str, np.ndarray], metadata: TableMetadata) -> None:
+        self.path, self.metadata = path, metadata
+        self.first = {name: values[:1] for name, values in first.items()}
 
     def write(self, chunk: Mapping[str, np.ndarray]) -> None:
         """Append rows; arrays are numbers, booleans or str objects, checked by `Writer`."""

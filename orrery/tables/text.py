@@ -19,7 +19,7 @@ from .arrow import from_numpy, regroup, to_numpy
 from .base import CUT_OFF, Catalogue, open_binary
 from .columns import parse_unit
 from .parquet import constants_as_json
-from .sink import About, Sink
+from .sink import Sink, TableMetadata
 
 _GUESSES = (pa.int64(), pa.uint64(), pa.float64(), pa.bool_())
 # How blanks are spelt in number columns; text columns keep these words.
@@ -44,11 +44,11 @@ def open_ecsv(path: str, group: str | None) -> Catalogue:
     """Open an ECSV table (astropy's enhanced CSV), with its units and vector columns."""
     comments, header, skip = _head(path)
     try:
-        about = get_header_from_yaml([line[2:] for line in comments])
-        columns = about["datatype"]
+        metadata = get_header_from_yaml([line[2:] for line in comments])
+        columns = metadata["datatype"]
     except Exception as error:  # the YAML parser has its own family of errors
         raise ValueError(f"{path}: its '# %ECSV' header cannot be read ({error})") from error
-    delimiter = about.get("delimiter", " ")
+    delimiter = metadata.get("delimiter", " ")
     names = [column["name"] for column in columns]
     if next(csv.reader([header], delimiter=delimiter)) != names:
         raise ValueError(f"{path}: the column line differs from the ECSV header: {header!r}")
@@ -108,9 +108,9 @@ class TextCatalogue(Catalogue):
         super().__init__(path, names, {n: parse_unit(t) for n, t in units.items()}, 0)
         self._all, self._delimiter, self._skip = list(names), delimiter, skip
         self._types, self._vectors = dict(types), vectors
-        told = os.stat(path)
-        key = (os.path.abspath(path), told.st_mtime_ns, told.st_size)
-        if key not in _SURVEYS:  # a whole pass, which several openings of one file share
+        status = os.stat(path)
+        key = (os.path.abspath(path), status.st_mtime_ns, status.st_size)
+        if key not in _SURVEYS:  # a pass over the file, shared by all who open it
             self._survey()
             _SURVEYS[key] = self._length, self._types, self._blank
         self._length, kinds, blank = _SURVEYS[key]
@@ -190,14 +190,16 @@ class TextCatalogue(Catalogue):
 
 
 def _is_name(texts: pa.Array) -> bool:
-    """Whether some are of digits that a number would not give back: 0012, or more than 19."""
+    """Whether any holds digits that a number would not reproduce: 0012, or more than 19."""
     texts = pc.utf8_trim_whitespace(texts)
     length = pc.utf8_length(texts)
     doubtful = pc.or_(
         pc.and_(pc.starts_with(texts, "0"), pc.greater(length, 1)), pc.greater(length, 19)
     )
-    some = texts.filter(doubtful)
-    return bool(len(some)) and bool(pc.any(pc.match_substring_regex(some, _NAME)).as_py())
+    candidates = texts.filter(doubtful)
+    return bool(len(candidates)) and bool(
+        pc.any(pc.match_substring_regex(candidates, _NAME)).as_py()
+    )
 
 
 def _cast(texts: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> Any:
@@ -218,8 +220,8 @@ class CsvSink(Sink):
     holds_vectors = False
     delimiter = ","
 
-    def __init__(self, path: str, first: Mapping[str, np.ndarray], about: About) -> None:
-        super().__init__(path, first, about)
+    def __init__(self, path: str, first: Mapping[str, np.ndarray], metadata: TableMetadata) -> None:
+        super().__init__(path, first, metadata)
         if not self.holds_vectors:
             self._refuse_vectors()
         self._file = open(path, "wb")
@@ -264,9 +266,9 @@ class EcsvSink(CsvSink):
         for name, values in self.first.items():
             kind = str if values.dtype.kind in "UO" else values.dtype
             table[name] = np.zeros((1, *values.shape[1:]), kind)
-            table[name].unit = self.about.units.get(name)
-            table[name].description = self.about.descriptions.get(name)
-        table.meta.update(dict(self.about.meta) | constants_as_json(self.about.constants))
+            table[name].unit = self.metadata.units.get(name)
+            table[name].description = self.metadata.descriptions.get(name)
+        table.meta.update(dict(self.metadata.meta) | constants_as_json(self.metadata.constants))
         text = io.StringIO()
         table.write(text, format="ascii.ecsv")
         return text.getvalue().rsplit("\n", 2)[0] + "\n"

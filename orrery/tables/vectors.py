@@ -27,7 +27,7 @@ def vectors(values: Any, column: str, size: int | None = None) -> np.ndarray:
     `size` is the k expected; by default it is that of the first row that is not blank, and k is 0
     where all rows are. Blank are None, a masked cell, "", "null", an array of length 0 or of NaN
     alone. Raises ValueError, naming the column and the row within `values`, for rows of another
-    length and for text that is no array of numbers.
+    length and for text that is not an array of numbers.
     """
     numbers, counts = flatten(values, column)
     lengths = counts
@@ -52,8 +52,8 @@ def vectors(values: Any, column: str, size: int | None = None) -> np.ndarray:
 def flatten(values: Any, column: str, spoilt: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """(numbers of all rows one after the other, how many each row has), of rows of any length.
 
-    A blank row has 0. Text that is no array of numbers raises ValueError; where `spoilt` rows are
-    allowed it has -1, and no numbers.
+    A blank row has 0. Text that is not an array of numbers raises ValueError; where `spoilt` rows
+    are allowed it has -1, and no numbers.
     """
     if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf":
         array: np.ndarray = np.array(np.ma.filled(np.ma.asarray(values, float), np.nan))
@@ -143,8 +143,8 @@ def _parse(texts: Sequence[str]) -> np.ndarray | None:
 
 def _no_array(column: str, row: int, cell: Any) -> ValueError:
     text = str(cell)
-    shown = text if len(text) <= 60 else f"{text[:60]}..."
-    what = f"column '{column}', row {row}: {shown!r} is no array of numbers"
+    excerpt = text if len(text) <= 60 else f"{text[:60]}..."
+    what = f"column '{column}', row {row}: {excerpt!r} is not an array of numbers"
     if isinstance(cell, str) and "..." in text:
         return ValueError(
             f"{what}, but one that numpy shortened with '...' when it printed it; those numbers "

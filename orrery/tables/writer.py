@@ -1,4 +1,4 @@
-"""Write a table chunk by chunk; the final name appears only when the file is whole."""
+"""Write a table chunk by chunk; the final name appears only when the file is complete."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from astropy import units as u
 from .fits import FitsSink
 from .hdf5 import Hdf5Sink
 from .parquet import ParquetSink
-from .sink import About, Sink
+from .sink import Sink, TableMetadata
 from .text import CsvSink, EcsvSink
 
 SINKS: dict[str, type[Sink]] = {
@@ -40,7 +40,7 @@ class Writer:
         in the metadata of Parquet and ECSV (under the last part of the path), nothing in CSV.
     meta: provenance strings: FITS cards, ECSV and Parquet metadata, HDF5 root attributes.
 
-    Rows go to a hidden file beside the target, which takes the target's name on a clean exit;
+    Rows go to a hidden file in the target's folder, which takes the target's name on a clean exit;
     after an exception it is removed and an older file under that name stays as it was.
     Raises ValueError for a bad ending, unit or chunk, OSError naming the path when writing fails.
     """
@@ -61,7 +61,7 @@ class Writer:
                 u.Unit(unit)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"column {column!r}: unknown unit {unit!r} ({error})") from error
-        self._about = About(
+        self._metadata = TableMetadata(
             units or {}, descriptions or {}, locations or {}, constants or {}, meta or {}
         )
         self._hidden = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -84,7 +84,7 @@ class Writer:
         try:
             if self._sink is None:
                 self._layout = layout
-                self._sink = self._kind(str(self._hidden), columns, self._about)
+                self._sink = self._kind(str(self._hidden), columns, self._metadata)
             if layout != self._layout:
                 changed = _differences(layout, self._layout)
                 raise ValueError(f"{self.path}: this chunk differs from the first: {changed}")

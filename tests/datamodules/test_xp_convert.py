@@ -107,8 +107,8 @@ def test_a_bad_row_is_refused_or_dropped(change, message, ending, tmp_path, caps
     ("wrong", "message"),
     [
         ("[0.1,0.2]", "rp_coefficient_correlations has 2 numbers, expected 10"),
-        ("[0.1 0.2 ... 0.3]", "rp_coefficient_correlations is no array of numbers"),
-        ("oops", "rp_coefficient_correlations is no array of numbers"),
+        ("[0.1 0.2 ... 0.3]", "rp_coefficient_correlations is not an array of numbers"),
+        ("oops", "rp_coefficient_correlations is not an array of numbers"),
     ],
 )
 def test_a_text_that_is_no_such_array_is_refused_or_dropped(wrong, message, tmp_path):

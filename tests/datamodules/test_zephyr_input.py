@@ -78,7 +78,7 @@ def test_a_pass_through_column_that_is_not_there_is_named_with_its_setting(
     model, galaxies, setting
 ):
     wanted = ["nope"] if setting == "keep" else "nope"
-    with pytest.raises(ValueError, match=f"no column 'nope'; mend data.{setting}"):
+    with pytest.raises(ValueError, match=f"no column 'nope'; correct data.{setting}"):
         model.predict(galaxies, **{setting: wanted})
 
 

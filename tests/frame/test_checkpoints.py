@@ -76,7 +76,7 @@ def test_a_refused_target_is_a_message_at_the_door(checkpoint, tmp_path):
 def test_a_truncated_checkpoint_is_said_to_be(runs, tmp_path):
     whole = (runs("zephyr") / "best.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cut short"):
+    with pytest.raises(ValueError, match="truncated or damaged"):
         read_checkpoint(tmp_path / "cut.ckpt")
 
 
@@ -158,7 +158,7 @@ def test_a_run_that_has_not_ended_is_no_model_and_goes_on_with_its_own_data(runs
     done = command("evaluate.py", f"checkpoint={last}", f"hydra.run.dir={tmp_path}")
     assert "of a run that has not ended" in refusal(done)
     done = command("train.py", "model=zephyr", f"hydra.run.dir={last.parent}")
-    assert f"go on with that run by checkpoint={last}" in refusal(done)
+    assert f"resume that run: checkpoint={last}" in refusal(done)
     done = command("train.py", "model=zephyr", f"checkpoint={last}", "data.noise=1.0")
     assert "was trained with data.noise=2.0, and it is now 1.0" in refusal(done)
 

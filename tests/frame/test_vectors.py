@@ -97,12 +97,12 @@ def test_what_is_no_vector_is_refused_by_name():
         (["(1,2)"], 3, "row 0: an array of 2 numbers, where 3"),
         (np.zeros((4, 2)), 3, "row 0: an array of 2 numbers, where 3"),
         (["(1,2)", "hello"], None, "row 1: 'hello' is not an array of numbers"),
-        (["(1,two)"], None, "'(1,two)' is no array"),
-        (["(1,2 3)"], None, "'(1,2 3)' is no array"),
-        (["[1, 2"], None, "'[1, 2' is no array"),
-        (["1.5"], None, "'1.5' is no array"),
-        ([1.5], None, "'1.5' is no array"),
-        (["[[1,2],[3,4]]"], None, "is no array"),
+        (["(1,two)"], None, "'(1,two)' is not an array"),
+        (["(1,2 3)"], None, "'(1,2 3)' is not an array"),
+        (["[1, 2"], None, "'[1, 2' is not an array"),
+        (["1.5"], None, "'1.5' is not an array"),
+        ([1.5], None, "'1.5' is not an array"),
+        (["[[1,2],[3,4]]"], None, "is not an array"),
         ([str(np.arange(2000.0))], None, "shortened"),
     ):
         with pytest.raises(ValueError) as refused:

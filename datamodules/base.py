@@ -429,6 +429,8 @@ class CatalogueData(L.LightningDataModule):
     def _predicted_rows(self, catalogue: Catalogue) -> np.ndarray | None:
         """Mask of the test split of a training file; None where all rows are predicted."""
         if self.split == "all" or self.path is None:
+            if self.cuts and self.path is not None:
+                self.say(f"{self.label}: all rows are predicted; the cuts choose rows to train on")
             return None
         chosen = self._chosen_rows(catalogue)
         rows = np.arange(len(catalogue)) if chosen is None else np.flatnonzero(chosen)

@@ -239,7 +239,10 @@ def _words_that_matter(words: list[str]) -> list[str]:
 
 
 def _git_commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    clone = Path(__file__).resolve().parent.parent
+    if not (clone / ".git").exists():  # a wheel, maybe in a repository of the user's own
+        return f"v{version('orrery')}"
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:  # no git on this machine

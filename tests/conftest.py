@@ -1,6 +1,7 @@
 """What tests share: quick runs of every component, the doors, a catalogue, a folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy.table import Table
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
@@ -35,11 +37,16 @@ def config(component: str, run_dir: Path, *overrides: str) -> DictConfig:
         )
 
 
-def train(component: str, run_dir: Path, *overrides: str) -> dict[str, float]:
-    """Train in this process; returns the metrics."""
+def train(
+    component: str, run_dir: Path, *overrides: str, evaluated: bool = True
+) -> dict[str, float]:
+    """Train in this process; returns the metrics, or without evaluation the val_loss alone."""
     from orrery.train import train
 
-    return train(config(component, run_dir, *overrides), list(overrides))
+    with pytest.MonkeyPatch.context() as patch:
+        if not evaluated:  # for tests of weights: figures and metrics cost more than the fit
+            patch.setattr("orrery.evaluation.evaluate.evaluate", lambda *_: {})
+        return train(config(component, run_dir, *overrides), list(overrides))
 
 
 def command(*words: str, cwd: Path | None = None, **env: str) -> Done:
@@ -69,15 +76,20 @@ def refusal(done: Done) -> str:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """``runs(component)``: the folder of a quick run, made once."""
-    made: dict[str, Path] = {}
+def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Any:
+    """``runs(component)``: the folder of a quick run, made once for all workers; not to change."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own if worker_id == "master" else own.parent) / "runs"
+    shared.mkdir(exist_ok=True)
 
     def run(component: str) -> Path:
-        if component not in made:
-            made[component] = tmp_path_factory.mktemp(component)
-            train(component, made[component])
-        return made[component]
+        folder, made = shared / component, shared / f"{component}.made"
+        with FileLock(shared / f"{component}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a training that failed
+                train(component, folder)
+                made.touch()
+        return folder
 
     return run
 

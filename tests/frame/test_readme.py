@@ -9,7 +9,7 @@ import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
-from conftest import ROOT, command
+from conftest import ROOT, command, train
 from test_docs import xp_files
 from test_gc_profile import cluster_file
 
@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_readme_runs(line, folder, runs):
+def test_a_command_of_readme_runs(line, folder):
     words = shlex.split(line)[1:]
     if "gpu" in line or "submitit" in line or "devices=8" in line:  # not on this machine: compose
         words = [w for w in words if w != "-m" and not w.startswith(("hydra", "seed="))]
@@ -88,7 +88,8 @@ def test_a_command_of_readme_runs(line, folder, runs):
     elif words[0] in SMALL and "--help" not in words and "--cfg" not in words:
         words += SMALL[words[0]]
     if "zephyr/<run>/last.ckpt" in line:
-        last = runs("zephyr") / "last.ckpt"
+        train("zephyr", folder / "run", evaluated=False)
+        last = folder / "run/last.ckpt"
         words = [re.sub(r"outputs/zephyr/<run>/last\.ckpt", str(last), word) for word in words]
         words = [word for word in words if word != "model.epochs=1"]
     if words[:1] == ["-m"]:  # the benchmark needs its own extra; its arguments are parsed

@@ -16,7 +16,8 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from orrery.checkpoint import read_checkpoint, restore
-    from orrery.evaluation.evaluate import evaluate, infer
+    from orrery.datamodules.base import CatalogueData, Dataset, GenerationRequest, JointData
+    from orrery.evaluation.evaluate import evaluate, generate, infer
 
     command_line.silence_lightning()
     path = pretrained.find(config.checkpoint)
@@ -27,7 +28,7 @@ def main(config: DictConfig) -> None:
     asked: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     changes = {key: asked["model"][key] for key in config.get("model") or {}}
     L.seed_everything(asked["seed"], workers=True, verbose=False)
-    data = runs.data_for(checkpoint["orrery"], asked.get("data") or {})
+    data: Dataset = runs.data_for(checkpoint["orrery"], asked.get("data") or {})
     runs.refuse_overwriting(asked["output"], data)
     model = restore(checkpoint, changes)
     model.draw_seed = asked["seed"]
@@ -40,10 +41,13 @@ def main(config: DictConfig) -> None:
     )
     title = f"{path.stem} on {data.label}"
     run_dir = Path(asked["run_dir"])
-    if data.product:
-        infer(model, data, run_dir, title, asked["seed"], asked["output"])
-    else:
-        evaluate(model, data, trainer, run_dir, title, asked["output"], asked["columns"])
+    match data:
+        case GenerationRequest():
+            generate(model, data, title, asked["output"], asked["columns"])
+        case JointData():
+            infer(model, data, run_dir, title, asked["seed"], asked["output"])
+        case CatalogueData():
+            evaluate(model, data, trainer, run_dir, title, asked["output"], asked["columns"])
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         schema_version,
         write_checkpoint,
     )
+    from orrery.datamodules.base import CatalogueData, JointData
     from orrery.evaluation.evaluate import evaluate
     from orrery.model_card import model_card
 
@@ -47,6 +48,11 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     L.seed_everything(plain["seed"], workers=True, verbose=False)
 
     data = build(plain["data"])
+    if isinstance(data, JointData) or not isinstance(data, CatalogueData):
+        raise ValueError(
+            f"data={type(data).__name__} has no rows to train on: it is for evaluate.py, with the "
+            f"checkpoint of a trained model"
+        )
     data.setup("fit")
     plain["model"] |= data.schema()
     plain["data"] |= data.found_out()

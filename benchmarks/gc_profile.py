@@ -1,15 +1,15 @@
-"""A cluster's binned profiles: our posterior beside the same one with LIMEPY and emcee.
+"""A cluster's binned profiles: our posterior against the same one with LIMEPY and emcee.
 
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.gc_profile ../shared/data/gc/NGC0104.hdf --out benchmarks/gc_profile.csv
 
 Both posteriors share their data, parameters, priors and likelihood, which is written a second time
-in tests/test_gc_profile.py; models are the emulator's here and astro-limepy's there, and so are
-optimiser and sampler: Adam and HMC, 8 chains of 1,000 draws after a warm-up of 300, against
-Nelder-Mead and emcee, 24 walkers of 400 steps of which 150 are burnt. Each begins at the best point
-of its own coarse grid. Seed 0, one thread; `seconds` is process CPU time.
+in tests/models/test_gc_profile.py. Ours are models of the emulator, Adam and HMC, 8 chains of 1,000
+draws after a warm-up of 300; the peer's are models of astro-limepy, Nelder-Mead and emcee, 24
+walkers of 400 steps, the first 150 discarded. Each begins at the best point of its own coarse grid.
+Seed 0, one thread; `seconds` is process CPU time.
 
-LIMEPY gives its profiles at some ninety radii, between which cubic splines in logarithms go. Its
+LIMEPY gives its profiles at about ninety radii, interpolated by cubic splines in logarithms. Its
 projection integrates on those radii too: at its default tolerance surface densities are .5 to 3%
 low, and the optimum moves by that. So a third row climbs on from there at a tolerance of 1e-12.
 """
@@ -33,18 +33,18 @@ from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.profile import GCProfile
 from orrery.models.gc_emulator.posterior import PARAMETERS
-from orrery.models.gc_emulator.profiles import Profiles
-from orrery.physics.clusters.cluster_profiles import radius
+from orrery.models.gc_emulator.profiles import ProfilesPosterior
+from orrery.physics.clusters.cluster_profiles import projected_radius
 from orrery.physics.clusters.cluster_projection import Projected
 from orrery.physics.clusters.lowered_isothermal import G
 from orrery.tables import sha256
 
-WALKERS, STEPS, BURNT, SCATTER = 24, 400, 150, 0.01
+WALKERS, STEPS, BURN_IN, SCATTER = 24, 400, 150, 0.01
 TIGHT = {"ode_rtol": 1e-12, "ode_atol": 1e-12}
 TINY = 1e-30
 
 
-class LimepyProfiles(Profiles):
+class LimepyProfiles(ProfilesPosterior):
     """The same posterior of models that LIMEPY solves and projects, one at a time."""
 
     calls = 0
@@ -63,19 +63,19 @@ class LimepyProfiles(Profiles):
             model = limepy(
                 W0, g, M=10**log_mass, rh=10**log_rh, G=G, project=True, **self.tolerance
             )
-        R = radius(r, torch.tensor(distance, dtype=torch.float64)).numpy()
+        R = projected_radius(r, torch.tensor(distance, dtype=torch.float64)).numpy()
         knots = (model.r > 0) & (model.Sigma > 0) & (model.v2p > 0)
         inside = model.r[knots][-1] > R
         at = np.log(np.clip(R, model.r[knots][0], model.r[knots][-1]))
         log_r = np.log(model.r[knots])
-        found = []
+        profiles = []
         for values in (model.Sigma, model.v2p):
             spline = CubicSpline(log_r, np.log(values[knots]))
-            found.append(torch.from_numpy(np.where(inside, np.exp(spline(at)), TINY))[None])
-        surface_density, v2 = found
+            profiles.append(torch.from_numpy(np.where(inside, np.exp(spline(at)), TINY))[None])
+        surface_density, v2 = profiles
         return Projected(surface_density, v2, v2, v2)
 
-    def of_vector(self, u: np.ndarray) -> float:
+    def log_prob_of(self, u: np.ndarray) -> float:
         """ln posterior of one point; where LIMEPY finds no model there is none."""
         try:
             with torch.no_grad():
@@ -94,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = GCProfile(path=options.path)
     model = restore(read_checkpoint(pretrained.find(options.checkpoint))).requires_grad_(False)
-    peer = LimepyProfiles(model.emulator, data.profiles(), data.distance())
+    peer = LimepyProfiles(model.emulator, data.profiles(), data.distance_prior())
 
     rows = {}
     with TemporaryDirectory() as folder:
@@ -104,15 +104,16 @@ def main() -> None:
     print(rows, flush=True)
     peer.tolerance = TIGHT
     rows["limepy at 1e-12"] = optimum(peer, _whitened(peer, rows["limepy + emcee"]))
-    for found in rows.values():  # each optimum under one and the same solver
-        found["log_posterior_best_by_tight_limepy"] = peer.of_vector(_whitened(peer, found))
+    for metrics in rows.values():  # each optimum under one and the same solver
+        optimum_value = peer.log_prob_of(_whitened(peer, metrics))
+        metrics["log_posterior_best_by_tight_limepy"] = optimum_value
     columns = ["method", "seed", *dict.fromkeys(k for row in rows.values() for k in row)]
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*columns, "test_sha256"], restval="", lineterminator="\n")
         writer.writeheader()
-        for method, found in rows.items():
+        for method, metrics in rows.items():
             row = {"method": method, "seed": 0, "test_sha256": sha256(options.path)}
-            writer.writerow(row | {key: f"{value:.6g}" for key, value in found.items()})
+            writer.writerow(row | {key: f"{value:.6g}" for key, value in metrics.items()})
 
 
 def limepy_and_emcee(posterior: LimepyProfiles) -> dict[str, float]:
@@ -120,21 +121,21 @@ def limepy_and_emcee(posterior: LimepyProfiles) -> dict[str, float]:
 
     began = time.process_time()
     grid = [point[0, 0].numpy() for point in posterior.candidates()]
-    first = grid[int(np.argmax([posterior.of_vector(u) for u in grid]))]
-    facts = optimum(posterior, first)
-    facts["seconds_best"] = time.process_time() - began
-    best = _whitened(posterior, facts)
+    first = grid[int(np.argmax([posterior.log_prob_of(u) for u in grid]))]
+    metrics = optimum(posterior, first)
+    metrics["seconds_best"] = time.process_time() - began
+    best = _whitened(posterior, metrics)
     generator = np.random.RandomState(0)
     start = best + SCATTER * generator.standard_normal((WALKERS, len(best)))
-    sampler = emcee.EnsembleSampler(WALKERS, len(best), posterior.of_vector)
+    sampler = emcee.EnsembleSampler(WALKERS, len(best), posterior.log_prob_of)
     sampler.run_mcmc(emcee.State(start, random_state=generator.get_state()), STEPS)
-    draws = torch.from_numpy(sampler.get_chain(discard=BURNT, flat=True))
-    tau = sampler.get_autocorr_time(discard=BURNT, tol=0)
-    facts["seconds"], facts["calls"] = time.process_time() - began, posterior.calls
-    facts["ess_min"] = float((len(draws) / tau).min())
+    draws = torch.from_numpy(sampler.get_chain(discard=BURN_IN, flat=True))
+    tau = sampler.get_autocorr_time(discard=BURN_IN, tol=0)
+    metrics["seconds"], metrics["calls"] = time.process_time() - began, posterior.calls
+    metrics["ess_min"] = float((len(draws) / tau).min())
     for name, values in posterior.named(draws).items():
-        facts[name], facts[f"{name}_std"] = float(values.mean()), float(values.std())
-    return facts
+        metrics[name], metrics[f"{name}_std"] = float(values.mean()), float(values.std())
+    return metrics
 
 
 def optimum(posterior: LimepyProfiles, first: np.ndarray) -> dict[str, float]:
@@ -143,8 +144,8 @@ def optimum(posterior: LimepyProfiles, first: np.ndarray) -> dict[str, float]:
 
     best = first
     for size in (0.1, 0.02):
-        found = minimize(
-            lambda u: -posterior.of_vector(u),
+        result = minimize(
+            lambda u: -posterior.log_prob_of(u),
             best,
             method="Nelder-Mead",
             options={
@@ -155,21 +156,21 @@ def optimum(posterior: LimepyProfiles, first: np.ndarray) -> dict[str, float]:
                 "initial_simplex": np.vstack([best, best + size * np.eye(len(best))]),
             },
         )
-        best = found.x
+        best = result.x
     named = posterior.named(torch.from_numpy(best)[None, None])
     named = {name: value.flatten() for name, value in named.items()}
-    facts = {"log_posterior_best": -float(found.fun)}
-    facts |= {f"{name}_best": float(value) for name, value in named.items()}
-    for profile, seen in zip(posterior.profiles, posterior.seen(named), strict=True):
-        facts[f"chi2_{profile.name}"] = float(seen.chi2)
-        facts["chi2"] = facts.get("chi2", 0.0) + float(seen.chi2)
-    return facts
+    metrics = {"log_posterior_best": -float(result.fun)}
+    metrics |= {f"{name}_best": float(value) for name, value in named.items()}
+    for profile, fit in zip(posterior.profiles, posterior.compare(named), strict=True):
+        metrics[f"chi2_{profile.name}"] = float(fit.chi2)
+        metrics["chi2"] = metrics.get("chi2", 0.0) + float(fit.chi2)
+    return metrics
 
 
-def _whitened(posterior: Profiles, facts: Mapping[str, float]) -> np.ndarray:
+def _whitened(posterior: ProfilesPosterior, metrics: Mapping[str, float]) -> np.ndarray:
     """The point u of ``<parameter>_best``."""
     named = {
-        name: torch.tensor(facts[f"{name}_best"], dtype=torch.float64) for name in posterior.names
+        name: torch.tensor(metrics[f"{name}_best"], dtype=torch.float64) for name in posterior.names
     }
     return posterior.whitened(named).numpy()
 

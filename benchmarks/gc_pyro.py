@@ -1,13 +1,12 @@
-"""The posterior of a cluster's stars: our HMC beside Pyro's NUTS, on the same density.
+"""The posterior of a cluster's stars: our HMC against Pyro's NUTS, on the same density.
 
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.gc_pyro                  # 1,000 stars in phase space, 4 parameters
     python -m benchmarks.gc_pyro --sky --stars 200
 
 Both start at the same points and draw from the same function, on one thread. Ours moves 8 chains
-at once; NUTS, with the settings of Pyro but a dense metric of the parameters that are no star's,
-moves one after the other. `seconds` is process CPU time, and effective draws are the least over
-all coordinates.
+at once; NUTS, with Pyro's settings but a dense metric of the cluster's parameters, runs them in
+turn. `seconds` is process CPU time, and effective draws are the minimum over all coordinates.
 """
 
 import argparse
@@ -24,16 +23,14 @@ from torch import Tensor
 
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
-from orrery.datamodules.gc_emulator import MOCK
+from orrery.datamodules.gc_emulator import MOCK_TRUTH
 from orrery.datamodules.gc_emulator.stars import GCStars
-from orrery.models.gc_emulator.inference import sample
-from orrery.models.gc_emulator.posterior import PHASE, Stars
-from orrery.models.gc_emulator.sky import Sky, sky_stars
-from orrery.models.gc_emulator.start import Posterior, starting_points
+from orrery.models.gc_emulator.inference import posterior_of, sample
+from orrery.models.gc_emulator.start import ClusterPosterior, starting_points
 from orrery.models.inference.diagnostics import ess, rhat
 
 PLACE = {"ra": 57.3, "dec": 28.6, "distance": 1.0, "pm_ra": 5.0, "pm_dec": -3.0, "rv": 20.0}
-FACTS = ("rhat_max", "ess_min", "divergences", "gradients", "seconds")
+METRICS = ("rhat_max", "ess_min", "divergences", "gradients", "seconds")
 
 
 def main() -> None:
@@ -44,47 +41,43 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=2, help="of NUTS")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    posterior = of_stars(options.stars, options.sky)
+    posterior = mock_posterior(options.stars, options.sky)
     rows = []
     for name, run in (("zoo", ours), ("pyro NUTS", lambda p: nuts(p, options.chains))):
-        settings, facts, named = run(posterior)
+        settings, metrics, named = run(posterior)
         row: dict[str, Any] = {
             "method": name,
             "posterior": "sky" if options.sky else "phase space",
             "stars": options.stars,
             "dim": posterior.n_globals + posterior.n_latents,
             **settings,
-            **{key: f"{facts[key]:.4g}" for key in FACTS},
+            **{key: f"{metrics[key]:.4g}" for key in METRICS},
         }
-        for key in MOCK:
+        for key in MOCK_TRUTH:
             row |= {key: f"{named[key].mean():.5g}", f"{key}_std": f"{named[key].std():.3g}"}
         rows.append(row)
         print(row)
     write(rows, options.out)
 
 
-def of_stars(n: int, sky: bool) -> Stars | Sky:
+def mock_posterior(n: int, sky: bool) -> ClusterPosterior:
     """The posterior of a mock cluster, seed 0."""
     emulator = (
         restore(read_checkpoint(pretrained.find("gc_emulator"))).requires_grad_(False).emulator
     )
-    data = GCStars(n_stars=n, truth=MOCK | (PLACE if sky else {}), seed=0)
-    stars = data.stars()
-    if not sky:
-        return Stars(emulator, torch.stack([stars[name] for name in PHASE], -1)[None])
-    seen = sky_stars({name: value[None] for name, value in stars.items()})
-    return Sky(emulator, seen, data.distance(stars))
+    data = GCStars(n_stars=n, truth=MOCK_TRUTH | (PLACE if sky else {}), seed=0)
+    return posterior_of(emulator, data.observations())
 
 
-def ours(posterior: Stars | Sky) -> tuple[dict[str, int], dict[str, float], dict[str, Tensor]]:
-    found = sample(posterior, chains=8, warmup=300, draws=1000, seed=0)
+def ours(posterior: ClusterPosterior) -> tuple[dict[str, int], dict[str, float], dict[str, Tensor]]:
+    draws = sample(posterior, chains=8, warmup=300, draws=1000, seed=0)
     # a gradient of eight chains is eight gradients
-    facts = {**found.facts, "gradients": 8 * found.facts["gradients"]}
-    return {"chains": 8, "warmup": 300, "draws": 1000}, facts, found.named
+    metrics = {**draws.metrics, "gradients": 8 * draws.metrics["gradients"]}
+    return {"chains": 8, "warmup": 300, "draws": 1000}, metrics, draws.named
 
 
 def nuts(
-    posterior: Posterior, chains: int, warmup: int = 300, n: int = 1000
+    posterior: ClusterPosterior, chains: int, warmup: int = 300, n: int = 1000
 ) -> tuple[dict[str, int], dict[str, float], dict[str, Tensor]]:
     """``n`` draws of each chain."""
     from pyro.infer.mcmc import MCMC, NUTS
@@ -97,8 +90,8 @@ def nuts(
     def potential(u: dict[str, Tensor]) -> Tensor:
         nonlocal calls
         calls += 1
-        whole = torch.cat(list(u.values()), -1)
-        return -posterior.log_prob(whole[None, None])[0, 0]
+        point = torch.cat(list(u.values()), -1)
+        return -posterior.log_prob(point[None, None])[0, 0]
 
     draws, divergences = [], 0
     for chain in range(chains):
@@ -117,14 +110,14 @@ def nuts(
         draws.append(torch.cat(list(run.get_samples().values()), -1))
         divergences += len(run.diagnostics()["divergences"]["chain 0"])
     u = torch.stack(draws)  # (chains, draws, dim)
-    facts = {
+    metrics = {
         "rhat_max": float(rhat(u).max()),
         "ess_min": float(ess(u).min()),
         "divergences": divergences,
         "gradients": calls,
         "seconds": time.process_time() - began,
     }
-    return settings, facts, posterior.named(u[None, ..., :k])
+    return settings, metrics, posterior.named(u[None, ..., :k])
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:

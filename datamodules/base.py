@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -34,7 +34,83 @@ VALIDATED_ROWS = 2048
 MOST_SKIPPED = 10_000  # rows that `skip_bad` leaves out: of more it is the column that is bad
 
 
-class CatalogueData(L.LightningDataModule):
+class Dataset(L.LightningDataModule):
+    """What a component is applied to: a file, or a simulation when ``path`` is null.
+
+    Most are catalogues, see `CatalogueData`; others implement `JointData`, or ask for objects to be
+    drawn, by `GenerationRequest`. ``origin`` says where the data come from.
+    """
+
+    keep: Sequence[str] = ()  # columns that are carried into the predictions
+    group_by: str | None = None
+    split = "all"  # rows to predict: all, or those held out of training
+    insample = False  # whether the rows to predict were trained on
+    table: Any = None  # an in-memory table, from Python, in place of the path
+
+    def __init__(self, path: str | None = None, seed: int = 0, origin: str = "") -> None:
+        super().__init__()
+        self.path, self.seed, self.origin = path, seed, origin
+        self._said: set[str] = set()
+
+    @property
+    def label(self) -> str:
+        """What to call these data in messages."""
+        return self.path or ("the table" if self.table is not None else "the simulation")
+
+    def truth(self) -> dict[str, float]:
+        """True values that a simulation knows of a model's fitted parameters, by name."""
+        return {}
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the data come from, for the checkpoint's record."""
+        if self.path is None:
+            return {"simulation": type(self).__name__, "seed": self.seed}
+        return {"path": str(self.path), "sha256": sha256(self.path)}
+
+    def say(self, text: str) -> None:
+        """Warn of something that the user should know of these data: once, by one process."""
+        if self._is_new(text):
+            warnings.warn(text, stacklevel=2)
+
+    def tell(self, text: str) -> None:
+        """Print something that is as the user wants it: once, by one process."""
+        if self._is_new(text):
+            print(text)
+
+    def _is_new(self, text: str) -> bool:
+        new = text not in self._said and self._ranks()[1] == 0
+        self._said.add(text)
+        return new
+
+    def _ranks(self) -> tuple[int, int]:
+        """How many processes there are, and which of them this is."""
+        trainer = self.trainer
+        return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+
+
+@runtime_checkable
+class JointData(Protocol):
+    """Data of which a component infers one posterior: all rows are one observation."""
+
+    def observations(self) -> object:
+        """A dataclass of `physics` that the component's ``infer`` knows."""
+
+
+class GenerationRequest(Dataset):
+    """``n`` objects that a component which can generate shall draw, from a seed."""
+
+    def __init__(self, n: int = 1000, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        if n < 1:
+            raise ValueError(f"data.n={n}; expected how many objects to draw, 1 or more")
+        self.n = n
+
+    @property
+    def label(self) -> str:
+        return f"{self.n:,} generated objects"
+
+
+class CatalogueData(Dataset):
     """A catalogue, or an embedded simulation when ``path`` is null, as batches of tensors.
 
     A component declares its columns (`declared`), and what to simulate (`simulate`). Where there
@@ -45,7 +121,6 @@ class CatalogueData(L.LightningDataModule):
     rank reads its own contiguous share of the rows, in order and in constant memory.
     """
 
-    product: bool | str = False  # whether a model takes all rows together, by `infer`, and as what
     declared: ClassVar[Mapping[str, Column]] = {}  # by role: what `columns` can name
 
     def __init__(
@@ -67,11 +142,11 @@ class CatalogueData(L.LightningDataModule):
         origin: str = "",
         skip_bad: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(path, seed, origin)
         split = split or "test"
         if split not in ("test", "all"):
             raise ValueError(f"data.split is '{split}'; it is 'test' or 'all'")
-        self.path, self.group = path, group
+        self.group = group
         self.keep = [keep] if isinstance(keep, str) else list(keep)
         self.group_by = group_by
         self.columns = {k: v for k, v in (columns or {}).items() if v is not None}
@@ -81,18 +156,15 @@ class CatalogueData(L.LightningDataModule):
         if train_where:
             self.cuts["train_where"] = train_where
         self.removed: dict[str, int] = {}  # rows that each cut removes, of those before it
-        self.split, self.seed = split, seed
+        self.split = split
         self.batch_size, self.predict_batch_size = batch_size, predict_batch_size
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.num_workers, self.origin = num_workers, origin
+        self.num_workers = num_workers
         self.skip_bad = skip_bad  # whether predictions leave out rows that would be refused
         self.rows: dict[str, Rows] = {}
         self._simulated: dict[str, dict[str, np.ndarray]] = {}
-        self._said: set[str] = set()
         self._opened: tuple[Any, Catalogue] | None = None  # the file's version, and its reader
         self._hash: tuple[Any, str] | None = None
-        self.insample = False  # whether the rows to predict were trained on
-        self.table: Any = None  # an in-memory table, from Python, in place of the path
 
     # --- what a component defines -------------------------------------------------------------
 
@@ -247,11 +319,6 @@ class CatalogueData(L.LightningDataModule):
     def _unsaid(self, hook: str) -> NotImplementedError:
         return NotImplementedError(f"{type(self).__name__} does not define {hook}")
 
-    @property
-    def label(self) -> str:
-        """What to call these data in messages."""
-        return self.path or ("the table" if self.table is not None else "the simulation")
-
     def open(self, which: str) -> AbstractContextManager[Catalogue]:
         """The catalogue, or the simulation for ``which`` of "fit" and "test".
 
@@ -283,33 +350,9 @@ class CatalogueData(L.LightningDataModule):
         """Without the open file, which another process opens for itself."""
         return {**self.__dict__, "_opened": None}
 
-    def say(self, text: str) -> None:
-        """Warn of something that the user should know of these data: once, by one process."""
-        if self._news(text):
-            warnings.warn(text, stacklevel=2)
-
-    def tell(self, text: str) -> None:
-        """Print something that is as the user wants it: once, by one process."""
-        if self._news(text):
-            print(text)
-
-    def _news(self, text: str) -> bool:
-        new = text not in self._said and self._ranks()[1] == 0
-        self._said.add(text)
-        return new
-
-    def truth(self) -> dict[str, float]:
-        """What a simulation knows of the parameters that a model reports as `learned`."""
-        return {}
-
-    def mock(self) -> "CatalogueData | None":
-        """Data of known truth on which `infer` is tried whenever the model is evaluated."""
-        return None
-
     def provenance(self) -> dict[str, Any]:
-        """Where the data come from, for the checkpoint's record."""
         if self.path is None:
-            return {"simulation": type(self).__name__, "seed": self.seed}
+            return super().provenance()
         with self.open("fit") as catalogue:  # first, for it says what is wrong with a path
             rows = len(catalogue)
         version = self._version()
@@ -373,11 +416,6 @@ class CatalogueData(L.LightningDataModule):
             if "_{" in role:  # the name of all columns of the family: data.columns.mag=MAG_{band}
                 known[role.partition("_{")[0]] = column.name
         return known
-
-    def _ranks(self) -> tuple[int, int]:
-        """How many processes there are, and which of them this is."""
-        trainer = self.trainer
-        return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
 
     def _read(
         self,

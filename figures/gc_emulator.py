@@ -1,4 +1,4 @@
-"""Figures of `gc_emulator`: where the emulator is how good, and the posterior of a cluster."""
+"""Figures of `gc_emulator`: errors of the emulator, and the posterior of a cluster."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ PARAMETERS = {
     "distance": "distance / kpc",
     "log10_extra": r"$\log_{10} s\,/\,\mathrm{arcmin}^{-2}$",
 }
-PLACES = {
+CENTRE_PARAMETERS = {
     "centre_ra": "right ascension",
     "centre_dec": "declination",
     "centre_distance": "distance",
@@ -44,15 +44,15 @@ def draw(
         `PARAMETERS`, each (chains, draws).
     metrics: `<parameter>_true`, where the truth is known.
     data: `mock`, draws of a mock's posterior; `profiles` as `figures.gc_profile` takes them;
-        `ranks` of true parameters, each (sets,).
+        `calibration`, ranks of true parameters by name, each (sets,), from 0 to 1.
     """
     if "f_max_rel_error" in rows:
         mock = data.get("mock")
         return {"accuracy": accuracy(rows), **(_posterior(mock, metrics) if mock else {})}
-    if "ranks" in data:
-        return {"calibration": calibration(data["ranks"], metrics)}
-    drawn = {"profiles": profiles(data["profiles"], metrics)} if "profiles" in data else {}
-    return drawn | _posterior(rows, metrics)
+    if "calibration" in data:
+        return {"calibration": calibration(data["calibration"], metrics)}
+    figures = {"profiles": profiles(data["profiles"], metrics)} if "profiles" in data else {}
+    return figures | _posterior(rows, metrics)
 
 
 def _posterior(draws: style.Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
@@ -61,14 +61,14 @@ def _posterior(draws: style.Rows, metrics: Mapping[str, float]) -> dict[str, Fig
 
 @style.figure
 def accuracy(rows: style.Rows) -> Figure:
-    """The emulator against a solution of each model; a point is a draw from the prior."""
-    known = rows["flags"] < 2
+    """The emulator against a solution of each model; every point is a draw from the prior."""
+    inside = rows["flags"] < 2
     fig, axes = style.new(len(ERRORS), 1, sharex=True, sharey=True)
     for axis, (name, label) in zip(axes[0], ERRORS.items(), strict=True):
-        error = np.log10(np.maximum(rows[name][known], 1e-16))
+        error = np.log10(np.maximum(rows[name][inside], 1e-16))
         points = axis.scatter(
-            rows["W0"][known],
-            rows["g"][known],
+            rows["W0"][inside],
+            rows["g"][inside],
             c=error,
             s=110,
             cmap=style.DENSITY,
@@ -143,28 +143,27 @@ def chains(draws: style.Rows, metrics: Mapping[str, float]) -> Figure:
 
 
 @style.figure
-def calibration(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
+def calibration(ranks: style.Rows, metrics: Mapping[str, float]) -> Figure:
     """Ranks of the truth among draws of its posterior: uniform, but for chance, if it is right."""
-    names = [name for name in (*PARAMETERS, *PLACES) if f"rank_{name}" in rows]
+    names = [name for name in (*PARAMETERS, *CENTRE_PARAMETERS) if name in ranks]
     n_columns = min(len(names), 4)
     n_rows = -(-len(names) // n_columns)
     fig, axes = style.new(n_columns, n_rows, size=(13.33, 1 + 3.6 * n_rows), sharey=True)
     low, high = (metrics[f"rank_count_{end}"] for end in ("low", "high"))
     for axis, name in zip(axes.flat, names, strict=False):
-        ranks = rows[f"rank_{name}"]
         axis.axhspan(low, high, color=style.BAND, alpha=0.6, lw=0)
-        axis.hist(ranks, int(metrics["rank_bins"]), range=(0, 1), color=style.PALETTE[0])
+        axis.hist(ranks[name], int(metrics["rank_bins"]), range=(0, 1), color=style.PALETTE[0])
         axis.set_title(
             f"p = {metrics[f'rank_p_{name}']:.2g}; in 50% {metrics[f'coverage_50_{name}']:.0%}, "
             f"in 90% {metrics[f'coverage_90_{name}']:.0%}",
             fontsize=12,
         )
-        axis.set(xlabel=f"rank of {PARAMETERS.get(name) or PLACES[name]}", xlim=(0, 1))
+        axis.set(xlabel=f"rank of {PARAMETERS.get(name) or CENTRE_PARAMETERS[name]}", xlim=(0, 1))
     for axis in axes.flat[len(names) :]:
         axis.remove()
     for axis in axes[:, 0]:
         axis.set(ylabel="data sets")
-    handles = [Patch(color=style.BAND, label="99% of what chance gives")]
+    handles = [Patch(color=style.BAND, label="99% interval of chance")]
     fig.legend(handles=handles, loc="outside upper right")
     return fig
 

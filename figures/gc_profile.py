@@ -1,4 +1,4 @@
-"""Profiles of a cluster and what its posterior says of them."""
+"""Profiles of a cluster, and of the models of its posterior."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from orrery.figures import style
 
-# kinds of profiles that share a panel, and what stands at its axis
+# kinds of profiles that share a panel, and the label of its axis
 PANELS = {
     ("density",): r"number density $\Sigma$ [arcmin$^{-2}$]",
     ("los",): r"$\sigma_\mathrm{los}$ [km s$^{-1}$]",
@@ -31,37 +31,38 @@ WIDE, NARROW = style.PALETTE[4], style.PALETTE[0]
 
 
 @style.figure
-def profiles(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
+def profiles(data: style.Rows, metrics: Mapping[str, float]) -> Figure:
     """Profiles over the posterior: median model, where 68 and 95% of models lie, residuals.
 
-    rows: names of `profiles` and their `kinds`; `<name>_r`, arcmin or pc, `_value`, `_down`, `_up`
-        and `_error`, which has the extra error in it; of each kind `<kind>_grid` of radii and
-        `<kind>_band`, (5, n) quantiles; the `extra` error, if there is one.
+    data: of all points, each (points,): the `name` of the profile and its `kind`; `r`, arcmin or
+        pc; `value`; its errors `down` and `up`; `error`, the unit of the residuals, which has the
+        extra error in it. Of each kind `band_kind` (kinds,): radii `band_r` (kinds, radii) and
+        `band` (kinds, 5, radii), quantiles of the models. If there is one: `extra_error` (1,).
     metrics: `chi2_<name>` of the best model, if data are binned.
     """
-    kinds = dict(zip(rows["profiles"].tolist(), rows["kinds"].tolist(), strict=True))
+    kinds = dict(zip(data["name"].tolist(), data["kind"].tolist(), strict=True))
     panels = {k: label for k, label in PANELS.items() if set(k) & set(kinds.values())}
     fig, axes = style.new(len(panels), 2, size=(16, 8.2), sharex="col", height_ratios=(3, 1))
     for (upper, lower), (wanted, label) in zip(axes.T, panels.items(), strict=True):
         names = [name for name, kind in kinds.items() if kind in wanted]
-        _bands(upper, rows, next(kind for kind in wanted if kind in kinds.values()))
+        _band(upper, data, next(kind for kind in wanted if kind in kinds.values()))
         for name, colour in _colours(names, kinds).items():
-            _points(upper, lower, rows, name, kinds[name], colour)
+            _points(upper, lower, data, name, kinds[name], colour)
         lower.axhspan(-1, 1, color=style.BAND, alpha=0.6, lw=0)
         lower.axhline(0, color=NARROW, lw=1.5)
-        if wanted == ("density",) and "extra" in rows and rows["extra"][0] > _lowest(rows, names):
-            upper.axhline(
-                rows["extra"][0], ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$"
-            )
+        values = data["value"][np.isin(data["name"], names)]
+        if wanted == ("density",) and "extra_error" in data:
+            extra = data["extra_error"][0]
+            if extra > values[values > 0].min():
+                upper.axhline(extra, ls="--", lw=1.4, color=style.TRUTH, label="extra error $s$")
         if all(f"chi2_{name}" in metrics for name in names):
             chi2 = sum(metrics[f"chi2_{name}"] for name in names)
-            points = sum(len(rows[f"{name}_r"]) for name in names)
-            upper.set_title(rf"best $\chi^2$ = {chi2:.0f} for {points} points", fontsize=14)
+            upper.set_title(rf"best $\chi^2$ = {chi2:.0f} for {len(values)} points", fontsize=14)
         upper.set(ylabel=label, xscale="log", yscale="log")
         in_space = wanted[0] in ("space_density", "sigma_r")
         xlabel = "radius $r$ [pc]" if in_space else "projected radius $R$ [arcmin]"
         lower.set(xlabel=xlabel, ylim=_residual_limits(lower))
-        _limits(upper, rows, names, wanted in COUNTS)
+        _limits(upper, values, wanted in COUNTS)
         upper.legend(loc="lower left", fontsize=12)
     axes[1, 0].set_ylabel("residual [errors]")
     fig.align_ylabels(axes[:, 0])
@@ -74,8 +75,14 @@ def profiles(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
     return fig
 
 
-def _bands(axis: Axes, rows: style.Rows, kind: str) -> None:
-    r, (lowest, low, median, high, highest) = rows[f"{kind}_grid"], rows[f"{kind}_band"]
+def _band_of(data: style.Rows, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Radii (radii,) and quantiles (5, radii) of the models of a kind."""
+    (i,) = np.flatnonzero(data["band_kind"] == kind)
+    return data["band_r"][i], data["band"][i]
+
+
+def _band(axis: Axes, data: style.Rows, kind: str) -> None:
+    r, (lowest, low, median, high, highest) = _band_of(data, kind)
     axis.fill_between(r, lowest, highest, color=WIDE, alpha=0.35, lw=0)
     axis.fill_between(r, low, high, color=NARROW, alpha=0.5, lw=0)
     axis.plot(r, median, color=NARROW, zorder=3)
@@ -97,9 +104,10 @@ def _source(name: str, kind: str) -> str:
     return style.label(name) or "data"
 
 
-def _points(upper: Axes, lower: Axes, rows: style.Rows, name: str, kind: str, colour: str) -> None:
+def _points(upper: Axes, lower: Axes, data: style.Rows, name: str, kind: str, colour: str) -> None:
+    points = data["name"] == name
     r, value, down, up, error = (
-        rows[f"{name}_{what}"] for what in ("r", "value", "down", "up", "error")
+        data[column][points] for column in ("r", "value", "down", "up", "error")
     )
     component = f", {kind}" if kind in ("radial", "tangential", "total") else ""
     marks: Any = {
@@ -109,15 +117,19 @@ def _points(upper: Axes, lower: Axes, rows: style.Rows, name: str, kind: str, co
         "elinewidth": 1,
         "mew": 0,
     }
-    shown = value > 0
+    positive = value > 0
     label = LABELS.get(name) or _source(name, kind) + component
-    if (hidden := int((~shown).sum())) > 0:
+    if (hidden := int((~positive).sum())) > 0:
         label += f" ({hidden} below 0 not shown)"
     upper.errorbar(
-        r[shown], value[shown], (np.minimum(down, 0.99 * np.abs(value))[shown], up[shown]),
-        label=label, **marks,
-    )  # fmt: skip
-    model = np.interp(np.log(r.clip(1e-9)), np.log(rows[f"{kind}_grid"]), rows[f"{kind}_band"][2])
+        r[positive],
+        value[positive],
+        (np.minimum(down, 0.99 * np.abs(value))[positive], up[positive]),
+        label=label,
+        **marks,
+    )
+    grid, band = _band_of(data, kind)
+    model = np.interp(np.log(r.clip(1e-9)), np.log(grid), band[2])
     lower.plot(r, (value - model) / error, MARKERS.get(kind, "o"), color=colour, ms=5, mew=0)
 
 
@@ -128,14 +140,9 @@ def _residual_limits(axis: Axes) -> tuple[float, float]:
     return -top, top
 
 
-def _lowest(rows: style.Rows, names: list[str]) -> float:
-    values = np.concatenate([rows[f"{name}_value"] for name in names])
-    return float(values[values > 0].min())
-
-
-def _limits(axis: Axes, rows: style.Rows, names: list[str], counts: bool) -> None:
+def _limits(axis: Axes, values: np.ndarray, counts: bool) -> None:
     """Of the data: models fall to zero at their edge."""
-    low, high = _lowest(rows, names), max(rows[f"{name}_value"].max() for name in names)
+    low, high = values[values > 0].min(), values.max()
     axis.set_ylim(low / (2 if counts else 1.25), high * (2 if counts else 1.15))
     if not counts:  # less than a decade: plain numbers
         axis.yaxis.set_major_formatter("{x:g}")

@@ -159,12 +159,19 @@ def build(node: Mapping[str, Any], **more: Any) -> Any:
     made = class_of(node)
     target = full_target(node)
     arguments = {k: v for k, v in {**node, **more}.items() if k != "_target_"}
-    known = [p for c in made.__mro__ for p in inspect.signature(c.__init__).parameters]
+    known = settings_of(made)
     for key in arguments:
         if key not in known:
-            near = get_close_matches(key, known, 3) or sorted(set(known) - {"self"})
+            near = get_close_matches(key, known, 3) or sorted(known)
             raise ValueError(f"{target} has no setting '{key}'; near: {', '.join(near)}")
     return made(**arguments)
+
+
+def settings_of(made: Any) -> set[str]:
+    """Constructor arguments of a component or data module, with those of its base classes."""
+    return {
+        name for base in made.__mro__ for name in inspect.signature(base.__init__).parameters
+    } - {"self"}
 
 
 def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:

@@ -107,19 +107,21 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
     A named ``data=`` section replaces the checkpoint's; ``data.path`` alone means all rows of
     that file; nothing at all means the test split of the data it was trained on.
     """
-    from orrery.checkpoint import build
+    from orrery.checkpoint import build, class_of, settings_of
     from orrery.tables import files_of
 
     stored = dict(record["config"]["data"])
+    known = settings_of(class_of(asked if "_target_" in asked else stored))
     if "_target_" in asked:
-        stored = dict(record["found_out"])
+        stored = {key: value for key, value in record["found_out"].items() if key in known}
         asked = {k: v for k, v in asked.items() if k not in stored or v is not None}
     if asked.get("split", "") is None:
         asked = {key: value for key, value in asked.items() if key != "split"}
     if asked.get("path"):
         for key in OF_ONE_FILE:
             stored.pop(key, None)
-        stored["split"] = "all"
+        if "split" in known:
+            stored["split"] = "all"
     settings: Any = OmegaConf.to_container(OmegaConf.merge(stored, asked))
     data, trained_on = build(settings), record["data"]
     if not data.path:

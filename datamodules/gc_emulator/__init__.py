@@ -1,4 +1,4 @@
-"""Which cluster models the emulator learns from, and on which it is judged."""
+"""Models on which the emulator is trained and tested, by their parameters."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,23 +14,25 @@ from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.physics.clusters.lowered_isothermal import MARGIN, W0_MAX, W0_MIN, g_limit, g_max
 from orrery.tables import Catalogue
 
-MOCK = {"W0": 6.0, "g": 1.2, "log10_mass": 5.5, "log10_rh": 0.7}
-MOCK_ANISOTROPY = 0.4  # r_h / r_a
+MOCK_TRUTH = {"W0": 6.0, "g": 1.2, "log10_mass": 5.5, "log10_rh": 0.7}
+MOCK_RH_RA = 0.4  # of an anisotropic mock
 
 
 def _parameter(name: str, meaning: str) -> Column:
-    return Column(name, meaning=meaning, missing=np.nan)  # which is flagged, as outside the domain
+    return Column(name, meaning=meaning, missing=np.nan)  # NaN is flagged as outside the domain
 
 
 class GCEmulatorData(CatalogueData):
-    """Models by their (W0, g). In training: Chebyshev nodes of the domain, each once an epoch.
+    """Parameters of models. In training: Chebyshev nodes of the domain, each once an epoch.
 
-    With ``n_ra`` > 1 anisotropic ones too, by ``rh_ra``, half-mass over anisotropy radius, from 0
-    to 1. Validated on ``n_val`` and tested on ``n_test`` draws from the prior of
-    arXiv:2311.03704: W0 uniform in the domain, g uniform from 0 to 0.3 below g_max(W0); of
-    anisotropic models rh_ra uniform, and g up to the domain's end. With ``path``: a table with
-    columns ``W0``, ``g`` (and ``rh_ra``), for which the predictions are asked. ``n_mock``: stars of
-    a mock cluster whose posterior is found on evaluation; 0: none.
+    Validated and tested on draws from the prior of arXiv:2311.03704: W0 uniform in the domain, g
+    uniform from 0 to 0.3 below g_max(W0); of anisotropic models rh_ra = r_h / r_a uniform from 0
+    to 1, and g up to its limit. With ``path``: a table of models to predict.
+
+    Settings:
+        n_W0, n_g, n_ra: Chebyshev nodes in W0, g and (r_h / r_a)^2; n_ra = 1: isotropic models.
+        n_val, n_test: draws from the prior.
+        n_mock: stars of the mock cluster whose posterior is inferred on evaluation; 0: none.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class GCEmulatorData(CatalogueData):
         self.names = ("W0", "g") if n_ra == 1 else ("W0", "g", "rh_ra")
         if n_W0 * n_g * n_ra % self.batch_size:
             raise ValueError(
-                f"each of the {n_W0} x {n_g} x {n_ra} nodes is needed once an epoch: "
+                f"each of the {n_W0} x {n_g} x {n_ra} nodes must come once an epoch: "
                 f"data.batch_size={self.batch_size} must divide their number"
             )
 
@@ -73,35 +75,36 @@ class GCEmulatorData(CatalogueData):
     def setup(self, stage: str | None = None) -> None:
         if stage == "fit" and not self.rows:
             super().setup(stage)
-            self.rows["val"] = self.to_batch(self._prior(self.n_val, 2 * self.seed + 2), True)
+            self.rows["val"] = self.to_batch(self._draw_prior(self.n_val, 2 * self.seed + 2), True)
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         if split == "test":
-            return self._prior(self.n_test, 2 * self.seed + 1)
+            return self._draw_prior(self.n_test, 2 * self.seed + 1)
         W0, g, ra = (
             torch.from_numpy(0.5 + 0.5 * chebpts1(n)) for n in (self.n_W0, self.n_g, self.n_ra)
         )
         nodes = torch.cartesian_prod(ra, W0_MIN + (W0_MAX - W0_MIN) * W0, g)
         if self.n_ra == 1:
             return {"W0": nodes[:, 1].numpy(), "g": (nodes[:, 2] * g_limit(nodes[:, 1])).numpy()}
-        share = nodes[:, 0].sqrt()
-        g = nodes[:, 2] * g_limit(nodes[:, 1], share)
-        return {"W0": nodes[:, 1].numpy(), "g": g.numpy(), "rh_ra": share.numpy()}
+        rh_ra = nodes[:, 0].sqrt()
+        g = nodes[:, 2] * g_limit(nodes[:, 1], rh_ra)
+        return {"W0": nodes[:, 1].numpy(), "g": g.numpy(), "rh_ra": rh_ra.numpy()}
 
-    def _prior(self, n: int, seed: int) -> dict[str, np.ndarray]:
+    def _draw_prior(self, n: int, seed: int) -> dict[str, np.ndarray]:
         generator = torch.Generator().manual_seed(seed)
         u = torch.rand(2, n, generator=generator, dtype=torch.float64)
         W0 = W0_MIN + (W0_MAX - W0_MIN) * u[0]
         if self.n_ra == 1:
             return {"W0": W0.numpy(), "g": (u[1] * (g_max(W0) - MARGIN)).numpy()}
-        share = torch.rand(n, generator=generator, dtype=torch.float64)
-        g = u[1] * g_limit(W0, share)
-        return {"W0": W0.numpy(), "g": g.numpy(), "rh_ra": share.numpy()}
+        rh_ra = torch.rand(n, generator=generator, dtype=torch.float64)
+        g = u[1] * g_limit(W0, rh_ra)
+        return {"W0": W0.numpy(), "g": g.numpy(), "rh_ra": rh_ra.numpy()}
 
-    def mock(self) -> GCStars | None:
+    def mock_cluster(self) -> GCStars | None:
+        """Stars of a cluster of known parameters, if rows are drawn from the prior."""
         if self.path is not None or self.table is not None or not self.n_mock:
             return None
-        truth = MOCK | ({"rh_ra": MOCK_ANISOTROPY} if self.n_ra > 1 else {})
+        truth = MOCK_TRUTH | ({"rh_ra": MOCK_RH_RA} if self.n_ra > 1 else {})
         return GCStars(n_stars=self.n_mock, truth=truth, seed=self.seed)
 
     def schema(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A list of a cluster's stars, for inference."""
+"""A list of stars, of which the posterior of a cluster is inferred."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.columns import CatalogueColumn, Column, located
-from orrery.datamodules.gc_emulator import mock as gc_mock
-from orrery.datamodules.gc_emulator.mock import ARCMIN, Selected
+from orrery.datamodules.gc_emulator.mock import ARCMIN, simulate_survey
 from orrery.datamodules.values import refuse
 from orrery.physics.clusters import cluster_stars
-from orrery.physics.clusters.lowered_isothermal import solve, solve_share
+from orrery.physics.clusters.lowered_isothermal import solve, solve_rh_ra
+from orrery.physics.clusters.observations import PhaseSpaceStars, SkySelection, SkyStars
 from orrery.tables import Catalogue, open_catalogue
 
 PHASE = {  # role -> unit
@@ -23,23 +23,23 @@ PHASE = {  # role -> unit
     **dict.fromkeys(("vx", "vy", "vz"), "km/s"),
 }
 SKY = ("ra", "dec")
-MEASURED = {  # roles: all or none of each, of a list and of a star
+MEASUREMENTS = {  # roles: a list, and a star, has all or none of each
     "errors of the directions": ("ra_error", "dec_error"),
     "proper motions": ("pm_ra", "pm_dec", "pm_ra_error", "pm_dec_error"),
     "parallaxes": ("parallax", "parallax_error"),
     "velocities along the line of sight": ("rv", "rv_error"),
 }
-FEWEST = 10  # stars on the sky
-TRUTH = ("W0", "g", "log10_mass", "log10_rh")  # and of an anisotropic cluster rh_ra
-SKY_TRUTH = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
+MIN_SKY_STARS = 10
+TRUTH_NAMES = ("W0", "g", "log10_mass", "log10_rh")  # of an anisotropic cluster rh_ra, too
+SKY_TRUTH_NAMES = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
 
 
-def _needed(name: str, unit: str, meaning: str, limit: float = np.inf) -> Column:
+def _required(name: str, unit: str, meaning: str, limit: float = np.inf) -> Column:
     return Column(name, unit, meaning, -limit, limit, training="chosen")
 
 
 def _measured(name: str, unit: str, meaning: str) -> Column:
-    """Of some stars; of a blank the rest of its group is not used either."""
+    """Of some stars; where it is blank the rest of its group is not used either."""
     return Column(name, unit, meaning, missing=np.nan, training="chosen")
 
 
@@ -48,31 +48,33 @@ def _error(name: str, unit: str, of: str) -> Column:
 
 
 class GCStars(CatalogueData):
-    """Stars in phase space, or on the sky as the Gaia archive has them: as the columns say.
+    """Stars in phase space, or on the sky in the columns of the Gaia archive.
 
-    Phase space: ``x y z``, pc, and ``vx vy vz``, km/s, relative to the centre. Sky: ``ra dec``, and
-    what there is of ``pmra pmdec``, ``parallax`` and ``radial_velocity``, each with its error, and
-    of ``ra_error dec_error`` (any of these may be masked for some stars). ``distance`` and
-    ``distance_error``, kpc, are then a normal prior; null: parallaxes tell, whose errors are taken
-    as each star's own. What Gaia's have in common, about .01 mas, is the user's to add.
+    In phase space: ``x y z``, pc, and ``vx vy vz``, km/s, relative to the centre. On the sky:
+    ``ra dec`` and, where the list has them, ``pmra pmdec``, ``parallax`` and ``radial_velocity``,
+    each with its error, and ``ra_error dec_error``; all but ``ra dec`` may be masked for some
+    stars. Which of the two it is follows from the columns. Without ``path``: a mock.
 
-    ``radius`` [r_min, r_max], arcmin about ``centre`` [ra, dec], deg, is where stars were selected;
-    others are dropped. ``completeness``: a table with columns ``radius``, arcmin, and
-    ``completeness``, the share of the stars that the list has there. With ``field`` some of the
-    stars are not of the cluster.
-
-    Without ``path``: a mock of ``n_stars`` of a cluster of parameters ``truth``, with which the
-    posterior is compared: W0, g, log10 of M in Msun, log10 of r_h in pc, and rh_ra = r_h / r_a of
-    an anisotropic one; on the sky also ra, dec, distance, pm_ra, pm_dec, rv, with errors of
-    ``mock_error`` in mas and mas/yr and ``mock_rv_error`` in km/s; null: not measured. With
-    ``field`` a third of the stars are of the field.
+    Settings:
+        distance, distance_error: kpc, a normal prior, for stars on the sky. null: the distance
+            follows from the parallaxes, whose errors are taken as independent; a systematic error
+            in common, about .01 mas of Gaia's, is not included.
+        centre, radius: stars were selected at ``radius`` [min, max], arcmin, about ``centre``
+            [ra, dec], deg; others are dropped.
+        completeness: path of a table with columns ``radius``, arcmin, and ``completeness``, the
+            fraction of stars that the list includes there.
+        field: whether some of the stars may be field stars; of a mock a third are.
+        n_stars: of the mock.
+        truth: parameters of the mock: W0, g, log10_mass (Msun), log10_rh (pc), of an anisotropic
+            cluster rh_ra = r_h / r_a; on the sky also ra, dec (deg), distance (kpc), pm_ra, pm_dec
+            (mas/yr), rv (km/s).
+        mock_error, mock_rv_error: of the mock, mas and mas/yr, and km/s; null: not measured.
     """
 
-    product = "stars"
     declared: ClassVar = {
-        **{role: _needed(role, unit, f"{role} about the centre") for role, unit in PHASE.items()},
-        "ra": _needed("ra", "deg", "right ascension, in place of x y z vx vy vz", 360),
-        "dec": _needed("dec", "deg", "declination", 90),
+        **{role: _required(role, unit, f"{role} about the centre") for role, unit in PHASE.items()},
+        "ra": _required("ra", "deg", "right ascension, in place of x y z vx vy vz", 360),
+        "dec": _required("dec", "deg", "declination", 90),
         "ra_error": _error("ra_error", "mas", "ra, times cos dec"),
         "dec_error": _error("dec_error", "mas", "dec"),
         "pm_ra": _measured("pmra", "mas/yr", "proper motion in ra, times cos dec"),
@@ -101,24 +103,25 @@ class GCStars(CatalogueData):
     ) -> None:
         super().__init__(**{**catalogue, "split": "all"})  # nothing is held out
         self.n_stars, self.field = n_stars, field
-        self.asked, self.centre, self.radius = (distance, distance_error), centre, radius
+        self.distance, self.distance_error = distance, distance_error
+        self.centre, self.radius = centre, radius
         self.completeness = completeness
         self.mock_error, self.mock_rv_error = mock_error, mock_rv_error
-        self.listed: dict[str, np.ndarray] = {}  # of `stars`: rows of the catalogue, what is kept
-        self.parameters = {k: float(v) for k, v in (truth or {}).items()}
-        known = set(self.parameters) - {"rh_ra"}
-        if self.path is None and known not in (set(TRUTH), {*TRUTH, *SKY_TRUTH}):
+        self.star_rows: dict[str, np.ndarray] = {}  # of `stars`: row in the catalogue, kept columns
+        self.true_parameters = {k: float(v) for k, v in (truth or {}).items()}
+        known = set(self.true_parameters) - {"rh_ra"}
+        if self.path is None and known not in (set(TRUTH_NAMES), {*TRUTH_NAMES, *SKY_TRUTH_NAMES}):
             raise ValueError(
-                f"data.truth of a mock names {', '.join(TRUTH)}, of an anisotropic cluster rh_ra, "
-                f"and on the sky {', '.join(SKY_TRUTH)}; got {self.parameters}"
+                f"data.truth of a mock names {', '.join(TRUTH_NAMES)}, of an anisotropic cluster "
+                f"rh_ra, and on the sky {', '.join(SKY_TRUTH_NAMES)}; got {self.true_parameters}"
             )
         if field and radius is None:
             raise ValueError(
-                "data.field=true needs data.radius=[<min>,<max>], arcmin: how much sky it fills"
+                "data.field=true needs data.radius=[<min>,<max>], arcmin: where field stars are"
             )
         if (radius is not None or completeness) and centre is None and self.path is not None:
             raise ValueError(
-                "a selection on the sky is about a point: data.centre=[<ra>,<dec>], deg"
+                "a selection on the sky needs its centre: data.centre=[<ra>,<dec>], deg"
             )
         for name, value in (("distance", distance), ("distance_error", distance_error)):
             if value is not None and not 0 < value < np.inf:
@@ -127,57 +130,67 @@ class GCStars(CatalogueData):
     # --- reading ------------------------------------------------------------------------------
 
     def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
-        roles = self._found(catalogue)
-        bare = [
-            f"{found.name} ({found.column.unit})"
-            for found in roles.values()
-            if found.name in catalogue.names and found.name not in catalogue.units
+        roles = self._star_columns(catalogue)
+        unitless = [
+            f"{column.name} ({column.column.unit})"
+            for column in roles.values()
+            if column.name in catalogue.names and column.name not in catalogue.units
         ]
-        if bare and (self.path is not None or self.table is not None):
-            self.say(f"{self.label}: columns without a unit are taken as {', '.join(bare)}")
+        if unitless and (self.path is not None or self.table is not None):
+            self.say(f"{self.label}: columns without a unit are taken as {', '.join(unitless)}")
         return roles
 
-    def _found(self, catalogue: Catalogue) -> dict[str, CatalogueColumn]:
-        """The columns of the stars, in phase space or on the sky, by role."""
+    def _star_columns(self, catalogue: Catalogue) -> dict[str, CatalogueColumn]:
+        """The columns of phase space or of the sky, by role."""
         names = catalogue.names
-        every = {r: located(self.declared, self.columns, catalogue, r) for r in self.declared}
-        in_space = every["x"].name in names or "x" in self.columns
-        if not in_space and every["ra"].name not in names:
+        columns = {r: located(self.declared, self.columns, catalogue, r) for r in self.declared}
+        in_space = columns["x"].name in names or "x" in self.columns
+        if not in_space and columns["ra"].name not in names:
             raise ValueError(
                 f"{self.label} has neither ra and dec, of stars on the sky, nor x y z vx vy vz; "
                 f"map them: data.columns.ra=<column> data.columns.dec=<column>, and so on\n"
                 f"  columns in the file: {', '.join(sorted(names))}"
             )
         if in_space:
-            return {role: every[role] for role in PHASE}
-        roles = {role: every[role] for role in SKY}
-        for what, group in MEASURED.items():
-            missing = [every[role].name for role in group if every[role].name not in names]
-            asked = any(role in self.columns for role in group)
-            some = len(missing) < len(group)
-            # a proper motion that is named badly is not to be overlooked
-            if not missing or asked or (some and what == "proper motions"):
-                roles |= {role: every[role] for role in group}
-            elif some or what == "proper motions":
-                self.say(f"{self.label} has no column {', '.join(missing)}: no {what} are used")
+            return {role: columns[role] for role in PHASE}
+        roles = {role: columns[role] for role in SKY}
+        for quantity, group in MEASUREMENTS.items():
+            missing = [columns[role].name for role in group if columns[role].name not in names]
+            named = any(role in self.columns for role in group)
+            incomplete = len(missing) < len(group)
+            # an incomplete proper motion is likely to be a misspelt column: it is refused
+            if not missing or named or (incomplete and quantity == "proper motions"):
+                roles |= {role: columns[role] for role in group}
+            elif incomplete or quantity == "proper motions":
+                self.say(f"{self.label} has no column {', '.join(missing)}: no {quantity} are used")
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         values = {role: columns[role] for role in columns if role in self.declared}
-        for group in MEASURED.values():
-            if there := [name for name in group if name in values]:
-                gone = np.isnan([values[name] for name in there]).any(0)
-                values |= {name: np.where(gone, np.nan, values[name]) for name in there}
+        for group in MEASUREMENTS.values():
+            if present := [name for name in group if name in values]:
+                missing = np.isnan([values[name] for name in present]).any(0)
+                values |= {name: np.where(missing, np.nan, values[name]) for name in present}
         return {name: torch.from_numpy(value) for name, value in values.items()}
 
+    def observations(self) -> PhaseSpaceStars | SkyStars:
+        """The selected stars of the list, or of the mock."""
+        stars = self.stars()
+        if "ra" not in stars:
+            return PhaseSpaceStars(torch.stack([stars[name] for name in PHASE], -1))
+        distance = self.distance_prior(stars)
+        return SkyStars(stars, distance, self.selection(), self.field, self.star_rows)
+
     def stars(self) -> dict[str, Tensor]:
-        """All by role, (n,): in the units of `PHASE`, or on the sky deg, mas, mas/yr and km/s."""
+        """The selected stars by role, (n,): in the units of `PHASE`, or deg, mas, mas/yr, km/s."""
         batches = list(self.prediction_batches())
         names = [name for name in batches[0] if name != "row"]
         stars = {name: torch.cat([batch[name] for batch in batches]) for name in names}
-        self.listed = {"row": torch.cat([batch["row"] for batch in batches]).numpy()}
+        self.star_rows = {"row": torch.cat([batch["row"] for batch in batches]).numpy()}
         for name in self.keep:
-            self.listed[name] = np.concatenate([batch.carried.columns[name] for batch in batches])
+            self.star_rows[name] = np.concatenate(
+                [batch.carried.columns[name] for batch in batches]
+            )
         if "ra" not in stars:
             if self.radius is not None or self.completeness or self.field:
                 raise ValueError(
@@ -185,60 +198,56 @@ class GCStars(CatalogueData):
                     f"data.field are for stars on the sky"
                 )
             return stars
-        if len(stars["ra"]) < FEWEST:
+        if len(stars["ra"]) < MIN_SKY_STARS:
             raise ValueError(
-                f"{self.label} has {len(stars['ra'])} stars; about a centre that is not known the "
-                f"sky says nothing with less than {FEWEST}"
+                f"{self.label} has {len(stars['ra'])} stars; expected {MIN_SKY_STARS} or more on "
+                f"the sky, where the centre of the cluster is inferred, too"
             )
-        chosen = self.selected()
-        if chosen is None:
+        selection = self.selection()
+        if selection is None:
             return stars
         ra, dec = (np.radians(stars[name].numpy()) for name in ("ra", "dec"))
-        ra0, dec0 = np.radians(chosen.centre)
+        ra0, dec0 = np.radians(selection.centre)
         half = np.sin(0.5 * (dec - dec0)) ** 2
         half += np.cos(dec) * np.cos(dec0) * np.sin(0.5 * (ra - ra0)) ** 2
         rho = 2 * np.arcsin(np.sqrt(half)) / ARCMIN
-        inside = torch.from_numpy((rho >= chosen.radius[0]) & (rho <= chosen.radius[-1]))
+        inside = torch.from_numpy((rho >= selection.radius[0]) & (rho <= selection.radius[-1]))
         if not bool(inside.any()):
             raise ValueError(
-                f"none of the {len(ra):,} stars of {self.label} lies {chosen.radius[0]:g} to "
-                f"{chosen.radius[-1]:g} arcmin from data.centre={list(chosen.centre)}"
+                f"none of the {len(ra):,} stars of {self.label} lies {selection.radius[0]:g} to "
+                f"{selection.radius[-1]:g} arcmin from data.centre={list(selection.centre)}"
             )
         if not bool(inside.all()):
             self.say(
-                f"{int((~inside).sum()):,} of {len(ra):,} stars lie outside of {chosen.radius[0]:g}"
-                f" to {chosen.radius[-1]:g} arcmin and are dropped"
+                f"{int((~inside).sum()):,} of {len(ra):,} stars lie outside of "
+                f"{selection.radius[0]:g} to {selection.radius[-1]:g} arcmin and are dropped"
             )
-        self.listed = {name: value[inside.numpy()] for name, value in self.listed.items()}
+        self.star_rows = {name: value[inside.numpy()] for name, value in self.star_rows.items()}
         return {name: value[inside] for name, value in stars.items()}
 
-    def selected(self) -> Selected | None:
-        """Where stars were selected on the sky; None: everywhere."""
+    def selection(self) -> SkySelection | None:
+        """Which stars are in the list; None: all."""
         if self.radius is None and not self.completeness:
             return None
-        truth = self.parameters
+        truth = self.true_parameters
         centre = self.centre or (truth["ra"], truth["dec"])
         low, high = map(float, self.radius) if self.radius is not None else (0.0, np.inf)
         if not 0 <= low < high:
             raise ValueError(f"data.radius={[low, high]}; expected [<min>, <max>] in arcmin")
-        r, share = np.array([low, high]), np.ones(2)
+        r, fraction = np.array([low, high]), np.ones(2)
         if self.completeness:
-            r, share = _completeness(self.completeness)
-            edges = np.clip([low, high], r[0], r[-1])
-            inner = (r > edges[0]) & (r < edges[1])
-            r, share = (
-                np.array([edges[0], *r[inner], edges[1]]),
-                np.array([np.interp(edges[0], r, share), *share[inner],
-                          np.interp(edges[1], r, share)]),
-            )  # fmt: skip
-        return Selected((float(centre[0]), float(centre[1])), r, share)
+            knots, fractions = _read_completeness(self.completeness)
+            low, high = np.clip([low, high], knots[0], knots[-1])
+            r = np.array([low, *knots[(knots > low) & (knots < high)], high])
+            fraction = np.interp(r, knots, fractions)
+        return SkySelection((float(centre[0]), float(centre[1])), r, fraction)
 
-    def distance(self, stars: Mapping[str, Tensor]) -> tuple[float, float | None]:
-        """Mean and standard deviation of the prior of the distance, kpc; None: parallaxes tell.
+    def distance_prior(self, stars: Mapping[str, Tensor]) -> tuple[float, float | None]:
+        """Mean and standard deviation, kpc; None: the distance follows from the parallaxes.
 
-        The mean is then where to begin: that of the median star, for some may be of the field.
+        The mean is then a first guess, from the median star, since some may be field stars.
         """
-        distance, error = self.asked
+        distance, error = self.distance, self.distance_error
         if distance is None and "parallax" in stars:
             known = stars["parallax"].isfinite()
             parallax, weight = stars["parallax"][known], stars["parallax_error"][known] ** -2.0
@@ -249,7 +258,7 @@ class GCStars(CatalogueData):
                 return 1 / median, None
         if distance is None:
             raise ValueError(
-                f"the distance of {self.label} is not known, and its parallaxes do not tell: "
+                f"the distance of {self.label} is not known, and its parallaxes do not give it: "
                 f"data.distance=<kpc> data.distance_error=<kpc>"
             )
         return float(distance), float(error) if error is not None else 0.05 * float(distance)
@@ -258,34 +267,36 @@ class GCStars(CatalogueData):
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         W0, g, log_mass, log_rh = (
-            torch.tensor([self.parameters[name]], dtype=torch.float64) for name in TRUTH
+            torch.tensor([self.true_parameters[name]], dtype=torch.float64) for name in TRUTH_NAMES
         )
         generator = torch.Generator().manual_seed(self.seed)
-        on_sky = "distance" in self.parameters
-        of_field = self.n_stars // 3 if self.field and on_sky else 0
-        n = self.n_stars - of_field
-        share = torch.tensor([self.parameters.get("rh_ra", 0.0)], dtype=torch.float64)
-        model = solve_share(W0, g, share) if share else solve(W0, g)
+        on_sky = "distance" in self.true_parameters
+        n_field = self.n_stars // 3 if self.field and on_sky else 0
+        n = self.n_stars - n_field
+        rh_ra = torch.tensor([self.true_parameters.get("rh_ra", 0.0)], dtype=torch.float64)
+        model = solve_rh_ra(W0, g, rh_ra) if rh_ra else solve(W0, g)
         stars = cluster_stars.draw(model, 10**log_mass, 10**log_rh, 4 * n, generator)[0]
         if not on_sky:
             return dict(zip(PHASE, stars[:n].numpy().T, strict=True))
-        centre = torch.tensor([self.parameters[name] for name in SKY_TRUTH], dtype=torch.float64)
+        centre = torch.tensor(
+            [self.true_parameters[name] for name in SKY_TRUTH_NAMES], dtype=torch.float64
+        )
         centre[:2], centre[2] = centre[:2].deg2rad(), 1e3 * centre[2]
         sky = cluster_stars.to_sky(stars + cluster_stars.from_sky(centre))
         errors = (self.mock_error, self.mock_rv_error)
-        return gc_mock.observed(sky, centre, n, of_field, errors, self.selected(), generator)
+        return simulate_survey(sky, centre, n, n_field, errors, self.selection(), generator)
 
     def truth(self) -> dict[str, float]:
         if self.path is not None or self.table is not None:
             return {}
-        names = {k: f"centre_{k}" if k in SKY_TRUTH else k for k in self.parameters}
-        truth = {names[k]: v for k, v in self.parameters.items()}
+        names = {k: f"centre_{k}" if k in SKY_TRUTH_NAMES else k for k in self.true_parameters}
+        truth = {names[k]: v for k, v in self.true_parameters.items()}
         if self.field:
             truth["field_share"] = (self.n_stars // 3) / self.n_stars
         return truth
 
 
-def _completeness(path: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_completeness(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Radius, arcmin, and completeness of a table."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"data.completeness={path}: there is no such file")
@@ -297,11 +308,10 @@ def _completeness(path: str) -> tuple[np.ndarray, np.ndarray]:
                 f"and 'completeness', 0 to 1"
             )
         parts = list(table.chunks(["radius", "completeness"]))
-    r, share = (np.concatenate([np.asarray(p[n], float) for p in parts])
-                for n in ("radius", "completeness"))  # fmt: skip
-    refuse(
-        ~((share >= 0) & (share <= 1)), "completeness", share, "is no share", "0 to 1", "mend it"
-    )
+    r, fraction = (np.concatenate([np.asarray(p[n], float) for p in parts])
+                   for n in ("radius", "completeness"))  # fmt: skip
+    possible = (fraction >= 0) & (fraction <= 1)
+    refuse(~possible, "completeness", fraction, "is not a fraction", "0 to 1", "correct the table")
     if len(r) < 2 or not np.all(np.diff(r) > 0):
-        raise ValueError(f"{path}: 'radius' must rise from row to row, and have two of them")
-    return r, share
+        raise ValueError(f"{path}: 'radius' must rise from row to row, in two rows or more")
+    return r, fraction

@@ -1,8 +1,8 @@
 """Smooth functions as Chebyshev series, and their fast evaluation at many points.
 
-A function of a few parameters and one coordinate is a tensor of values at Chebyshev nodes. At given
-parameters it becomes polynomials on short intervals of the coordinate, which cost one table look-up
-and a few products per point, whatever the degree of the series.
+A function of a few parameters and one coordinate is a tensor of its values at Chebyshev nodes. At
+given parameters it becomes a polynomial on each of many short intervals of the coordinate
+("pieces"), which cost one table look-up and a few products per point, at any degree of the series.
 """
 
 import math
@@ -50,7 +50,7 @@ def pieces_from_series(n: int, intervals: int) -> Tensor:
 
 
 class _Pieces(torch.autograd.Function):
-    """One look-up per point serves the value and both derivatives."""
+    """Piecewise polynomials: one look-up per point gives the value and both derivatives."""
 
     @staticmethod
     def forward(pieces: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -101,8 +101,8 @@ def evaluate_pieces(pieces: Tensor, x: Tensor) -> Tensor:
 def invert_pieces(pieces: Tensor, y: Tensor) -> Tensor:
     """x in [0, 1] where a falling function of `pieces_from_series` is ``y``, (batch, n).
 
-    Newton's method from the knots; the last step carries the gradient. ``y`` is taken into the
-    range of the function.
+    Newton's method from the knots; the last step carries the gradient. ``y`` is clamped
+    to the range of the function.
     """
     with torch.no_grad():
         intervals, signs = pieces.shape[1], (-1.0) ** torch.arange(pieces.shape[2]).to(pieces)

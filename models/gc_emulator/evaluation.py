@@ -1,88 +1,107 @@
-"""What a person should be told of a cluster's posterior, a sentence each."""
+"""Warnings about a cluster's posterior, a sentence each; the mock that an evaluation infers."""
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.special import ndtr
 
+from orrery.models.gc_emulator.inference import ClusterData
 from orrery.models.gc_emulator.posterior import LOG_MASS, LOG_RH
 
-EDGE, CROWDED = 0.02, 0.2  # outer share of a prior, and how many draws are too many in it
-PULLED = 3.0  # errors that mass and radius may be off their priors
-UNMEASURED = 0.8  # width of a posterior over that of the prior
-RHAT = 1.01  # beyond which chains do not agree
+PRIOR_END = 0.02  # fraction of a uniform prior that counts as its end
+MAX_FRACTION_AT_END = 0.2  # of the draws
+MAX_PRIOR_PULL_SIGMA = 3.0  # of mass, radius and distance from the means of their priors
+MIN_UNCONSTRAINED_WIDTH = 0.8  # standard deviation of a posterior over that of its prior
+MAX_RHAT = 1.01
 
 
-def warnings_of(u: Tensor, facts: Mapping[str, float], distance: int | None) -> list[str]:
+@runtime_checkable
+class HasMockCluster(Protocol):
+    """Data of an emulator's training, which offer a cluster of known parameters to infer."""
+
+    def mock_cluster(self) -> ClusterData | None:
+        """None: no inference is wanted."""
+
+
+def posterior_warnings(
+    u: Tensor, metrics: Mapping[str, float], distance_index: int | None
+) -> list[str]:
     """``u`` (sets, chains, draws, n): the sampled globals, of which `PARAMETERS` are the first.
 
-    ``distance``: which of them is that of a normal prior; None: it has no such prior.
+    ``distance_index``: of a distance with a normal prior among them; None: there is none.
     """
-    found = _crowded(u) + _pulled(u) + _unmeasured(u) + _sampled(facts)
-    return found if distance is None else found + _moved(u[..., distance])
+    warnings = _at_prior_end(u) + _prior_pull(u) + _unconstrained_mass(u) + _sampling(metrics)
+    return warnings if distance_index is None else warnings + _distance_pull(u[..., distance_index])
 
 
-def _crowded(u: Tensor) -> list[str]:
+def _at_prior_end(u: Tensor) -> list[str]:
     """W0 and g, whose priors are uniform, at an end of them."""
-    found = []
+    warnings = []
     for i, name in enumerate(("W0", "g")):
-        share = ndtr(u[..., i])
-        for end, near in (("lower", share < EDGE), ("upper", share > 1 - EDGE)):
-            if float(near.double().mean()) > CROWDED:
-                found.append(
-                    f"the posterior of {name} is squeezed against the {end} end of the domain: "
-                    f"{float(near.double().mean()):.0%} of the draws lie in its last {EDGE:.0%}"
+        quantile = ndtr(u[..., i])  # of the prior
+        for end, at_end in (("lower", quantile < PRIOR_END), ("upper", quantile > 1 - PRIOR_END)):
+            fraction = float(at_end.double().mean())
+            if fraction > MAX_FRACTION_AT_END:
+                warnings.append(
+                    f"the posterior of {name} lies at the {end} end of the domain: {fraction:.0%} "
+                    f"of the draws are in its last {PRIOR_END:.0%}"
                 )
-    return found
+    return warnings
 
 
-def _pulled(u: Tensor) -> list[str]:
-    """Mass and radius far off their priors: no cluster that we know is like that."""
-    found = []
+def _prior_pull(u: Tensor) -> list[str]:
+    """Mass and radius far from the means of their priors, unlike any known cluster."""
+    warnings = []
     for i, name, (mean, width), cause in (
         (2, "log10_mass", LOG_MASS, "stars that are not bound, or velocities in another unit"),
         (3, "log10_rh", LOG_RH, "stars that are not members, or positions in another unit"),
     ):
         pull = float(u[..., i].mean())
-        if abs(pull) > PULLED:
-            found.append(
-                f"{name} is {abs(pull):.1f} errors {'below' if pull < 0 else 'above'} its prior of "
-                f"{mean:g} ± {width:g}: {cause}, would do that"
+        if abs(pull) > MAX_PRIOR_PULL_SIGMA:
+            warnings.append(
+                f"{name} is {abs(pull):.1f} sigma {_side(pull)} its prior of {mean:g} ± {width:g}; "
+                f"possible causes: {cause}"
             )
-    return found
+    return warnings
 
 
-def _moved(u: Tensor) -> list[str]:
-    """A distance far off its prior."""
+def _distance_pull(u: Tensor) -> list[str]:
+    """A distance far from the mean of its prior."""
     pull = float(u.mean())
-    if abs(pull) < PULLED:
+    if abs(pull) < MAX_PRIOR_PULL_SIGMA:
         return []
     return [
-        f"the distance is {abs(pull):.1f} errors {'below' if pull < 0 else 'above'} its prior: too "
-        f"small a data.distance_error, or parallaxes with an offset in common, would do that"
+        f"the distance is {abs(pull):.1f} sigma {_side(pull)} its prior; possible causes: too "
+        f"small a data.distance_error, or a common offset of the parallaxes"
     ]
 
 
-def _unmeasured(u: Tensor) -> list[str]:
-    """A mass that is as its prior has it."""
-    if float(u[..., 2].std()) < UNMEASURED:
+def _unconstrained_mass(u: Tensor) -> list[str]:
+    """A mass whose posterior is its prior."""
+    if float(u[..., 2].std()) < MIN_UNCONSTRAINED_WIDTH:
         return []
     return [
-        f"these data say next to nothing of the mass: log10_mass is that of its prior, "
-        f"{LOG_MASS[0]:g} ± {LOG_MASS[1]:g}; velocities would tell"
+        f"the mass is not constrained: log10_mass repeats its prior, {LOG_MASS[0]:g} ± "
+        f"{LOG_MASS[1]:g}; add velocities"
     ]
 
 
-def _sampled(facts: Mapping[str, float]) -> list[str]:
-    found = []
-    if facts["rhat_max"] > RHAT:
-        found.append(
-            f"the chains do not agree, R-hat is {facts['rhat_max']:.3f}: more draws, "
+def _sampling(metrics: Mapping[str, float]) -> list[str]:
+    """Chains that disagree or diverge."""
+    warnings = []
+    if metrics["rhat_max"] > MAX_RHAT:
+        warnings.append(
+            f"the chains have not converged, R-hat is {metrics['rhat_max']:.3f}: run longer, "
             f"model.warmup=<n> model.draws=<n>"
         )
-    if facts["divergences"] > 0:
-        found.append(
-            f"{facts['divergences']:.0f} trajectories diverged: a part of the posterior may be "
-            f"missed; model.warmup=<n> makes steps that fit better"
+    if metrics["divergences"] > 0:
+        warnings.append(
+            f"{metrics['divergences']:.0f} trajectories diverged: part of the posterior may be "
+            f"missing; a longer model.warmup=<n> adapts the step size better"
         )
-    return found
+    return warnings
+
+
+def _side(pull: float) -> str:
+    return "below" if pull < 0 else "above"

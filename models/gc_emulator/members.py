@@ -1,15 +1,16 @@
-"""How probable is what was measured of a star, if it belongs to a cluster.
+"""The likelihood of a star's measurements if the star is a member of a cluster.
 
-What is not measured, the depth zeta along the line of sight, mostly the velocity along it and
-sometimes those across, is counted by numbers n that are roughly unit normal and cannot leave the
-cluster:
+Coordinates that are not measured (the depth zeta along the line of sight, usually the velocity
+along it, sometimes those across) are parametrised by latent numbers n that are roughly unit normal
+and cannot make the star unbound:
 
     zeta = (R^2 + r_0^2 / 4)^(1/2) sinh y,  y = y_max erf(c n),     v = v_esc erf(c' n'),
 
-where y_max is where the star's tangential velocity alone would just let it escape, and v_esc what
-is left at its depth (of a velocity across: at none). So there is no wall for a trajectory to hit,
-and a star's numbers hardly know of the cluster's. c and c' give n the width 1 (fitted over the
-prior: to 6 and 3%), which makes a Gauss-Hermite rule of few nodes, too.
+where y_max is the depth at which the star's tangential velocity alone would just let it escape, and
+v_esc the speed that is still bound at its depth (of a velocity across: at zero depth). So there is
+no wall for a trajectory to hit, and a star's latent numbers hardly correlate with the cluster's
+parameters. c and c' give n the width 1 (fitted over the prior: to 6 and 3%), which also makes a
+Gauss-Hermite rule of few nodes accurate.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
-from orrery.models.gc_emulator.emulator import EDGE, Cluster
+from orrery.models.gc_emulator.emulator import EDGE_ENERGY, Cluster
 from orrery.physics.clusters.cluster_stars import KMS_PER_MAS_YR_KPC
 from orrery.physics.densities import HALF_LOG_2PI, log_standard_normal
 
@@ -28,32 +29,32 @@ KMS = 1e-3 * KMS_PER_MAS_YR_KPC  # km/s of 1 mas/yr at 1 pc
 MAS = math.pi / 180 / 3.6e6  # rad
 
 
-class SkyStars(NamedTuple):
-    """What was measured of stars, (sets, n) or (sets, n, ...); NaN where it was not."""
+class StarMeasurements(NamedTuple):
+    """Measurements of stars, (sets, n) or (sets, n, ...); NaN where a star was not measured."""
 
     frame: Tensor  # (sets, n, 3, 3) unit vectors to the east, the north and outwards
-    direction_error: Tensor  # (sets, n, 2) mas, east and north; 0: known
-    pm: Tensor | None = None  # (sets, n, 2) mas/yr, east and north; None: of no star
+    direction_error: Tensor  # (sets, n, 2) mas, east and north; 0: exact
+    pm: Tensor | None = None  # (sets, n, 2) mas/yr, east and north; None: no star has one
     pm_error: Tensor | None = None
     parallax: Tensor | None = None  # (sets, n) mas
     parallax_error: Tensor | None = None
     rv: Tensor | None = None  # (sets, n) km/s
     rv_error: Tensor | None = None
-    all_pm: bool = False  # that every star has a proper motion, or none
+    complete_pm: bool = False  # whether every star has a proper motion, or none has
 
     @property
     def direction(self) -> Tensor:
         """Unit vectors, (sets, n, 3)."""
         return self.frame[..., 2, :]
 
-    def each(self, what: Callable[[Tensor], Tensor]) -> "SkyStars":
-        """The same function of all the columns."""
-        columns = {name: what(x) for name, x in self._asdict().items() if torch.is_tensor(x)}
+    def map(self, function: Callable[[Tensor], Tensor]) -> "StarMeasurements":
+        """``function`` of each of the columns."""
+        columns = {name: function(x) for name, x in self._asdict().items() if torch.is_tensor(x)}
         return self._replace(**columns)  # type: ignore[arg-type]
 
 
 class Centre(NamedTuple):
-    """Of each chain."""
+    """The centre of the cluster of each chain."""
 
     distance: Tensor  # (chains, 1) pc
     direction: Tensor  # (chains, 1, 3)
@@ -62,27 +63,29 @@ class Centre(NamedTuple):
 
 
 def log_members(
-    s: SkyStars,
+    s: StarMeasurements,
     typical_pm: Tensor,
     cluster: Cluster,
     centre: Centre,
     n: Tensor,
     along: Cluster | None = None,
 ) -> Tensor:
-    """ln p(data of a star, n | cluster), (chains, stars), with ``n`` (chains, stars, 4 or 6).
+    """ln p(measurements of a star, n | cluster), (chains, stars), ``n`` (chains, stars, 4 or 6).
 
-    The numbers are of the depth, the velocity along the line of sight, the proper motions and,
-    where directions have errors, these. Data as densities per rad^2, (mas/yr)^2, mas and km/s.
-    ``typical_pm`` (chains, 1): dispersion of proper motions, mas/yr, roughly.
+    The latent numbers are those of the depth, the velocity along the line of sight, the proper
+    motions and, where directions have errors, the directions. Measurements are densities per rad^2,
+    (mas/yr)^2, mas and km/s. ``typical_pm`` (chains, 1): rough dispersion of proper motions, in
+    mas/yr.
 
     ``along``: the cluster with g + 1/2, if f is to be integrated over the velocity along the line
-    of sight; for isotropic clusters and stars of which none has one. Its number is not looked at.
+    of sight in closed form: for isotropic clusters and stars of which none has that velocity
+    measured. Its latent number is then ignored.
     """
     place = _Place(s, cluster, centre, n)
     pm, log_p = _proper_motions(place, typical_pm, centre, n[..., 2:4])
-    moving = place.moving(pm, n[..., 0])
-    energy = moving.energy
-    log_p = log_p + moving.log_p + place.log_p + cluster.log_f0
+    motion = place.motion(pm, n[..., 0])
+    energy = motion.energy
+    log_p = log_p + motion.log_p + place.log_p + cluster.log_f0
     if along is not None:
         return log_p + along.log_lowered(energy) + cluster.s.log() + HALF_LOG_2PI
 
@@ -90,40 +93,40 @@ def log_members(
     left, escape = _escape(cluster, energy)
     precision = _precision(left, cluster.g)
     pull: Tensor | float = 0.0  # precision times mean
-    if cluster.inverse_ra2 is not None:  # which prefers radial velocities
+    if cluster.inverse_ra2 is not None:  # an anisotropic f prefers radial velocities
         weight = math.sqrt(2 / math.pi) * escape * cluster.inverse_ra2 / cluster.s**2
         precision = precision + math.sqrt(2 / math.pi) * weight * escape * place.R2
-        mean = weight * moving.along * moving.zeta / precision
-        pull = precision * 2 * torch.tanh(0.5 * mean)  # a share beyond erf(2) is no good guess
+        mean = weight * motion.along * motion.zeta / precision
+        pull = precision * 2 * torch.tanh(0.5 * mean)  # limited to erf(2) of the escape velocity
     if s.rv is not None:
         measured, rv, error = _filled(s.rv, s.rv_error)
         known = torch.where(measured, (escape / error).square() * 2 / math.pi, 0.0)
         precision = precision + known
         pull = pull + math.sqrt(math.pi / 2) * known * (rv - place.centre_rv) / escape
-    share, log_share = _bounded(pull / precision + precision.rsqrt() * n[..., 1])
-    v = escape * share
-    log_p = log_p + escape.log() - 0.5 * precision.log() + log_share
+    fraction, log_fraction_slope = _bounded(pull / precision + precision.rsqrt() * n[..., 1])
+    v = escape * fraction
+    log_p = log_p + escape.log() - 0.5 * precision.log() + log_fraction_slope
     if s.rv is not None:
-        off = (rv - place.centre_rv - v) / error
-        log_p = log_p + torch.where(measured, log_standard_normal(off) - error.log(), 0.0)
+        residual = (rv - place.centre_rv - v) / error
+        log_p = log_p + torch.where(measured, log_standard_normal(residual) - error.log(), 0.0)
     log_f = cluster.log_lowered(energy - 0.5 * (v / cluster.s) ** 2)
-    return log_p + log_f + cluster.log_anisotropy(place.j2(moving, v))
+    return log_p + log_f + cluster.log_anisotropy(place.j2(motion, v))
 
 
 def nodes(depths: int, speeds: int, corners: int) -> tuple[Tensor, Tensor]:
-    """Numbers n (nodes, 4) and ln weights of a quadrature of exp(`log_members`) over them.
+    """Nodes n (nodes, 4) and ln weights (nodes,) of a quadrature of exp(`log_members`) over n.
 
-    Gauss-Hermite over the depth and the velocity along the line of sight (``speeds`` = 0: that one
-    is not summed over). Over proper motions the centre and a hexagon (``corners`` = 6, of degree
-    5), a triangle (3, of degree 2), or as they are measured (0).
+    Gauss-Hermite over the depth and the velocity along the line of sight (``speeds`` = 0: not over
+    that velocity). Over proper motions the centre and a hexagon (``corners`` = 6, of degree 5), a
+    triangle (3, of degree 2), or the measured value alone (0).
     """
     angle = torch.arange(corners, dtype=torch.float64) * (2 * math.pi / max(corners, 1))
     ring = torch.stack([angle.cos(), angle.sin()], -1)
-    middle = torch.zeros(1, 2, dtype=torch.float64)
+    centre = torch.zeros(1, 2, dtype=torch.float64)
     pm, pm_weight = {
-        0: (middle, torch.ones(1)),
+        0: (centre, torch.ones(1)),
         3: (math.sqrt(2) * ring, torch.full((3,), 1 / 3)),
-        6: (torch.cat([middle, 2 * ring]), torch.tensor([1 / 2, *6 * [1 / 12]])),
+        6: (torch.cat([centre, 2 * ring]), torch.tensor([1 / 2, *6 * [1 / 12]])),
     }[corners]
     (depth, depth_weight), (speed, speed_weight) = (
         (torch.from_numpy(x), torch.from_numpy(w) / w.sum())
@@ -132,34 +135,34 @@ def nodes(depths: int, speeds: int, corners: int) -> tuple[Tensor, Tensor]:
     i, j, k = torch.meshgrid(*map(torch.arange, (depths, len(speed), len(pm))), indexing="ij")
     i, j, k = i.flatten(), j.flatten(), k.flatten()
     n = torch.cat([depth[i, None], speed[j, None], pm[k]], -1)
-    counted = n if speeds else n[:, [0, 2, 3]]
+    integrated = n if speeds else n[:, [0, 2, 3]]
     weight = depth_weight[i] * speed_weight[j] * pm_weight.double()[k]
-    return n, weight.log() - log_standard_normal(counted).sum(-1)
+    return n, weight.log() - log_standard_normal(integrated).sum(-1)
 
 
-class _Moving(NamedTuple):
-    """Stars of given proper motions and depths, each (chains, stars)."""
+class _Motion(NamedTuple):
+    """Motions of stars of given proper motions and depths, each (chains, stars)."""
 
     zeta: Tensor  # depth, pc
-    energy: Tensor  # without the velocity along the line of sight, s^2
-    log_p: Tensor  # of all that the depth gives
+    energy: Tensor  # binding energy without the velocity along the line of sight, s^2
+    log_p: Tensor  # of depth and parallax
     across2: Tensor  # squared velocity across the line of sight, (km/s)^2
     along: Tensor  # projected radius times the velocity along it on the sky, pc km/s
 
 
 class _Place:
-    """Where stars stand to the centre, and what follows from their tangential velocity."""
+    """Positions of stars relative to the centre, and what follows from their proper motions."""
 
-    def __init__(self, s: SkyStars, cluster: Cluster, centre: Centre, n: Tensor) -> None:
+    def __init__(self, s: StarMeasurements, cluster: Cluster, centre: Centre, n: Tensor) -> None:
         self.s, self.cluster = s, cluster
         self.log_p: Tensor | float = 0.0
         # the centre's direction and velocity in each star's frame, (chains, stars, 3, 2)
-        of_centre = torch.cat([centre.direction, centre.velocity], 1).mT
-        seen = (s.frame.flatten(1, 2) @ of_centre).unflatten(1, (-1, 3))
-        c_east, c_north, c_out = seen[..., 0].unbind(-1)
-        v_east, v_north, self.centre_rv = seen[..., 1].unbind(-1)
+        vectors = torch.cat([centre.direction, centre.velocity], 1).mT
+        components = (s.frame.flatten(1, 2) @ vectors).unflatten(1, (-1, 3))
+        c_east, c_north, c_out = components[..., 0].unbind(-1)
+        v_east, v_north, self.centre_rv = components[..., 1].unbind(-1)
         self.centre_v = [v_east, v_north]
-        east: Tensor | float = 0.0  # of the star in its frame; 1 outwards
+        east: Tensor | float = 0.0  # direction of the star in its frame; 1 outwards
         north: Tensor | float = 0.0
         if n.shape[-1] > 4:
             east, north = (MAS * s.direction_error * n[..., 4:]).unbind(-1)
@@ -180,22 +183,22 @@ class _Place:
         return [KMS * distance * pm[..., i] - self.centre_v[i] for i in (0, 1)]
 
     def unmeasured(self, n: Tensor) -> tuple[Tensor, Tensor]:
-        """Proper motions that were not measured, at numbers n (chains, stars, 2); ln slope."""
-        cluster, found = self.cluster, []
+        """Unmeasured proper motions of latent numbers n (chains, stars, 2); ln slope."""
+        cluster, pm = self.cluster, []
         energy = cluster.potential(self.R2)
         log_slope = -2 * (KMS * self.along).log()
-        for i, more in ((0, 1.0), (1, 0.5)):  # g of what is left to integrate over
+        for i, increment in ((0, 1.0), (1, 0.5)):  # of g, by the velocities still to integrate over
             left, escape = _escape(cluster, energy)
-            precision = _precision(left, cluster.g + more)
-            share, log_share = _bounded(precision.rsqrt() * n[..., i])
-            v = escape * share
+            precision = _precision(left, cluster.g + increment)
+            fraction, log_fraction_slope = _bounded(precision.rsqrt() * n[..., i])
+            v = escape * fraction
             energy = energy - 0.5 * (v / cluster.s) ** 2
-            log_slope = log_slope + escape.log() - 0.5 * precision.log() + log_share
-            found.append((v + self.centre_v[i]) / (KMS * self.along))
-        return torch.stack(found, -1), log_slope
+            log_slope = log_slope + escape.log() - 0.5 * precision.log() + log_fraction_slope
+            pm.append((v + self.centre_v[i]) / (KMS * self.along))
+        return torch.stack(pm, -1), log_slope
 
-    def moving(self, pm: Tensor, n: Tensor) -> _Moving:
-        """Stars at these numbers of the depth."""
+    def motion(self, pm: Tensor, n: Tensor) -> _Motion:
+        """Stars at depths of the latent numbers ``n`` (chains, stars)."""
         cluster, s = self.cluster, self.s
         a, b = self.across(self.along, pm)
         zeta, log_slope = depth(cluster, self.R2, a.square() + b.square(), n)
@@ -203,33 +206,33 @@ class _Place:
         log_p = log_slope + 4 * distance.log() + 2 * math.log(KMS)
         if s.parallax is not None:
             measured, parallax, error = _filled(s.parallax, s.parallax_error)
-            off = (parallax - 1e3 / distance) / error
-            log_p = log_p + torch.where(measured, log_standard_normal(off) - error.log(), 0.0)
+            residual = (parallax - 1e3 / distance) / error
+            log_p = log_p + torch.where(measured, log_standard_normal(residual) - error.log(), 0.0)
         a, b = self.across(distance, pm)
         across2 = a.square() + b.square()
         energy = cluster.potential(self.R2 + zeta**2) - 0.5 * across2 / cluster.s**2
-        return _Moving(zeta, energy, log_p, across2, self.offset[0] * a + self.offset[1] * b)
+        return _Motion(zeta, energy, log_p, across2, self.offset[0] * a + self.offset[1] * b)
 
-    def j2(self, moving: _Moving, v: Tensor) -> Tensor:
-        """Squared angular momenta, (pc km/s)^2, of stars with the velocity v along the sight."""
-        r2, radial = self.R2 + moving.zeta**2, moving.along + moving.zeta * v
-        return r2 * (moving.across2 + v.square()) - radial.square()
+    def j2(self, motion: _Motion, v: Tensor) -> Tensor:
+        """Squared angular momenta, (pc km/s)^2; ``v``: velocity along the line of sight, km/s."""
+        r2, radial = self.R2 + motion.zeta**2, motion.along + motion.zeta * v
+        return r2 * (motion.across2 + v.square()) - radial.square()
 
 
 def _proper_motions(
     place: _Place, typical_pm: Tensor, centre: Centre, n: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Proper motions at numbers n (chains, stars, 2), and ln p(measured, n | them)."""
+    """Proper motions at latent numbers n (chains, stars, 2), and ln p(measured, n | them)."""
     s = place.s
     if s.pm is None:
         return place.unmeasured(n)
-    # as measured, drawn towards the centre's where that says little
-    measured, seen, error = _filled(s.pm, s.pm_error)
-    weak = error**2 / (error**2 + typical_pm[..., None] ** 2)
-    pm = (1 - weak) * seen + weak * centre.pm + error * (1 - weak).sqrt() * n
-    log_each = log_standard_normal((seen - pm) / error) + 0.5 * (1 - weak).log()
+    # as measured, shrunk towards the centre's where the error is large
+    measured, observed, error = _filled(s.pm, s.pm_error)
+    shrinkage = error**2 / (error**2 + typical_pm[..., None] ** 2)
+    pm = (1 - shrinkage) * observed + shrinkage * centre.pm + error * (1 - shrinkage).sqrt() * n
+    log_each = log_standard_normal((observed - pm) / error) + 0.5 * (1 - shrinkage).log()
     log_p = log_each[..., 0] + log_each[..., 1]
-    if s.all_pm:
+    if s.complete_pm:
         return pm, log_p
     free, log_free = place.unmeasured(n)
     both = measured.all(-1)
@@ -237,38 +240,38 @@ def _proper_motions(
 
 
 def depth(cluster: Cluster, R2: Tensor, v2: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """zeta, pc, and ln |d zeta / dn| at numbers n; R2, pc^2, and v2, (km/s)^2, on the sky."""
+    """zeta, pc, and ln |d zeta / dn| at latent numbers n; R2, pc^2, v2, (km/s)^2, on the sky."""
     apocentre2 = cluster.radius2(0.5 * v2 / cluster.s**2)
     core2 = R2 + 0.25 * cluster.r0**2
     room = (apocentre2 - R2) / core2
-    room = 0.5 * (room + (room**2 + 1e-4).sqrt())  # a little for those without any
+    room = 0.5 * (room + (room**2 + 1e-4).sqrt())  # slightly above 0 where negative
     y_max = torch.asinh(room.sqrt())
     width = (1.3 + 1.5 * cluster.g + 0.2 * y_max**2).rsqrt()
-    share, log_share = _bounded(width * n)
-    y = y_max * share
+    fraction, log_fraction_slope = _bounded(width * n)
+    y = y_max * fraction
     log_slope = 0.5 * core2.log() + torch.cosh(y).log() + y_max.log() + width.log()
-    return core2.sqrt() * torch.sinh(y), log_slope + log_share
+    return core2.sqrt() * torch.sinh(y), log_slope + log_fraction_slope
 
 
 def _escape(cluster: Cluster, energy: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of an energy, s^2, a little for those without any, and its speed, km/s."""
-    floor = EDGE * cluster.W0
+    """Energy still bound, s^2, slightly above 0 where negative, and its escape speed, km/s."""
+    floor = EDGE_ENERGY * cluster.W0
     left = 0.5 * (energy + (energy**2 + floor**2).sqrt())
     return left, cluster.s * (2 * left).sqrt()
 
 
 def _precision(left: Tensor, g: Tensor) -> Tensor:
-    """Of a number n whose bounded velocity has the density E_g(left - v^2 / 2)."""
+    """Inverse variance of n if its bounded velocity has the density E_g(left - v^2 / 2)."""
     return 1 + g + 1.27 * left * (left + 1.54) / (left + 4.86 + 1.07 * g)
 
 
 def _filled(values: Tensor, errors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Which are measured; values and errors without NaN, whose gradients would spread."""
+    """Mask of those measured; values and errors without NaN, which would spread in gradients."""
     assert errors is not None
     measured = values.isfinite()
     return measured, torch.where(measured, values, 0.0), torch.where(measured, errors, 1.0)
 
 
 def _bounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """A share in (-1, 1), and the logarithm of its slope."""
+    """erf(x / sqrt 2), in (-1, 1), and the logarithm of its slope."""
     return torch.erf(x / math.sqrt(2)), log_standard_normal(x) + math.log(2)

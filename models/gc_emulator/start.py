@@ -1,8 +1,8 @@
-"""Where the chains begin.
+"""Starting points of the chains.
 
-The likelihood has several maxima and walls where a star is no longer bound: a grid of the
-parameters finds the highest, Adam climbs it, and every chain starts from there, scattered by the
-inverse Hessian.
+The likelihood has several maxima, and walls where a star is no longer bound: the best point of a
+coarse grid is climbed from by Adam and by Newton's method, and every chain starts at the maximum,
+scattered by the inverse Hessian.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,29 +14,29 @@ from torch import Tensor
 
 from orrery.models.inference.hmc import Target, climb
 
-AT_ONCE = 9  # candidates
+CANDIDATES_PER_BATCH = 9
 
 
-class Posterior(Protocol):
-    """What is sampled: its first ``n_globals`` coordinates are the cluster's, the others latent."""
+class ClusterPosterior(Protocol):
+    """What is sampled: coordinates of a cluster (``n_globals``), then latent ones of its stars."""
 
     n_globals: int
     n_latents: int
-    accept: float  # the rate that HMC aims at; near 1 where the posterior is a bent ridge
+    accept: float  # acceptance rate that HMC aims at; near 1 where the posterior is a curved ridge
 
     @property
     def units(self) -> Mapping[str, str]:
-        """Of what `named` gives, in astropy's spelling."""
+        """Units of the parameters of `named`, in astropy's spelling."""
 
     @property
     def distance_index(self) -> int | None:
-        """Of a distance that has a normal prior, among the globals."""
+        """Of a distance with a normal prior among the globals; None: there is none."""
 
     def log_prob(self, u: Tensor) -> Tensor:
         """ln posterior, (sets, chains), of ``u`` (sets, chains, n_globals + n_latents)."""
 
     def marginal(self, u: Tensor) -> Tensor:
-        """The same of the globals alone, (sets, chains, n_globals), if only roughly."""
+        """The same of the globals alone, (sets, chains, n_globals), approximately."""
 
     def candidates(self) -> Iterator[Tensor]:
         """Points of a coarse grid of the globals, each (sets, 1, n_globals)."""
@@ -46,13 +46,13 @@ class Posterior(Protocol):
 
 
 def starting_points(
-    posterior: Posterior, chains: int, generator: torch.Generator
+    posterior: ClusterPosterior, chains: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The points, (sets, chains, dim), and the covariance of the globals there."""
     target = posterior.marginal
     best = newton(target, climb(target, _best(posterior), 200, 0.01))
     values, vectors = torch.linalg.eigh(_hessian(target, best))
-    # a direction that the data do not hold has the width of the prior
+    # a direction that the data do not constrain has the width of the prior
     covariance = vectors @ torch.diag_embed(1 / values.clamp_min(0.3)) @ vectors.mT
     shape = (len(best), chains)
 
@@ -61,30 +61,30 @@ def starting_points(
 
     shift = normal(posterior.n_globals) @ torch.linalg.cholesky(covariance).mT
     lowest = target(best).detach() - 20
-    while bool((lost := target(best + shift) < lowest).any()):
-        shift = torch.where(lost[..., None], 0.5 * shift, shift)
+    while bool((too_low := target(best + shift) < lowest).any()):
+        shift = torch.where(too_low[..., None], 0.5 * shift, shift)
     return torch.cat([best + shift, normal(posterior.n_latents)], -1), covariance
 
 
 @torch.no_grad()
-def _best(posterior: Posterior) -> Tensor:
+def _best(posterior: ClusterPosterior) -> Tensor:
     """The best of the candidates, (sets, 1, n_globals)."""
     candidates = posterior.candidates()
     best = next(candidates)
     value = posterior.marginal(best)
-    while some := list(islice(candidates, AT_ONCE)):
-        u = torch.cat(some, 1)
-        found, at = posterior.marginal(u).max(1, keepdim=True)
-        better = found > value
-        u = u.gather(1, at[..., None].expand(-1, -1, u.shape[-1]))
-        best, value = torch.where(better[..., None], u, best), torch.maximum(found, value)
+    while batch := list(islice(candidates, CANDIDATES_PER_BATCH)):
+        u = torch.cat(batch, 1)
+        highest, index = posterior.marginal(u).max(1, keepdim=True)
+        better = highest > value
+        u = u.gather(1, index[..., None].expand(-1, -1, u.shape[-1]))
+        best, value = torch.where(better[..., None], u, best), torch.maximum(highest, value)
     return best
 
 
 def newton(target: Target, u: Tensor, steps: int = 10) -> Tensor:
-    """Up to the maximum near ``u``, (sets, 1, k), along ridges on which Adam is slow.
+    """The maximum near ``u``, (sets, 1, k), by Newton's method: Adam is slow along ridges.
 
-    A step that does not lead upwards is halved, up to ten times.
+    A step that does not increase the target is halved, up to ten times.
     """
     for _ in range(steps):
         at = u.detach().requires_grad_()
@@ -95,9 +95,9 @@ def newton(target: Target, u: Tensor, steps: int = 10) -> Tensor:
         step = whitened @ vectors.mT
         with torch.no_grad():
             for _ in range(10):
-                if bool((up := target(u + step) >= value).all()):
+                if bool((rises := target(u + step) >= value).all()):
                     break
-                step = torch.where(up[..., None], step, 0.5 * step)
+                step = torch.where(rises[..., None], step, 0.5 * step)
             u = torch.where((target(u + step) >= value)[..., None], u + step, u).detach()
     return u
 

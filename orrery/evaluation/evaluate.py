@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 from rich import print
 
 from orrery.checkpoint import component_name
+from orrery.datamodules.base import CatalogueData, Dataset, GenerationRequest
 from orrery.evaluation.baselines import peers
 from orrery.evaluation.posterior_file import check_draws, write_draws
-from orrery.evaluation.predictions import Predictions, table_writer
+from orrery.evaluation.predictions import Predictions, no_vectors, table_writer
 from orrery.evaluation.report import metrics_table
 from orrery.evaluation.results import write_results
 from orrery.evaluation.sky_map import write_sky_map
@@ -23,14 +24,15 @@ from orrery.models.base import (
     Generates,
     InfersJointly,
     MakesSkyMap,
+    Output,
     PredictedRows,
 )
-from orrery.tables import Writer
+from orrery.tables import Writer, sink_for
 
 
 def evaluate(
     model: Component,
-    data: Any,
+    data: CatalogueData,
     trainer: Any,
     run_dir: Path,
     title: str,
@@ -58,7 +60,8 @@ def evaluate(
         if output:
             print(f"predictions of {predictions.written:,} objects: {output}")
         if stacked is not None:
-            _write_stacked(stacked, run_dir / "stacked.ecsv", data.group_by, meta)
+            _write_stacked(stacked, run_dir / "stacked.ecsv", meta)
+            print(f"by {data.group_by}: {run_dir / 'stacked.ecsv'}")
         evaluation = model.evaluate(rows, data)
         for warning in evaluation.warnings:
             print(f"note: {warning}")
@@ -75,7 +78,7 @@ def evaluate(
 
 def _score(
     model: Component,
-    data: Any,
+    data: CatalogueData,
     run_dir: Path,
     title: str,
     rows: PredictedRows,
@@ -106,9 +109,9 @@ def _score(
 
 
 def infer(
-    model: Component, data: Any, run_dir: Path, title: str, seed: int, output: str | None = None
+    model: Component, data: Dataset, run_dir: Path, title: str, seed: int, output: str | None = None
 ) -> dict[str, float]:
-    """One posterior of all rows: draws to ``output``, diagnostics and figures."""
+    """One posterior of all rows of a `JointData`: draws to ``output``, diagnostics and figures."""
     refuse_lacking(model, data)
     if not isinstance(model, InfersJointly):
         raise ValueError(
@@ -135,23 +138,37 @@ def infer(
 
 
 def generate(
-    model: Component, request: Any, title: str, output: str | None, columns: Sequence[str] | None
+    model: Component,
+    request: GenerationRequest,
+    title: str,
+    output: str | None,
+    columns: Sequence[str] | None = None,
 ) -> None:
-    """Write objects that the model draws, as ``request`` (a data module) asks."""
+    """Write the objects that the model draws: all their columns, or those named."""
     if not isinstance(model, Generates):
-        raise ValueError(f"{name_of(model)} draws no objects: data={type(request).__name__}")
+        raise ValueError(
+            f"{name_of(model)} draws no objects; data={type(request).__name__} is for a component "
+            f"that generates, such as scatter_vae"
+        )
     if not output:
         raise ValueError("generated objects need a file: output=<file>")
     declared = model.generated_columns(request)
+    names = [name for name, column in declared.items() if isinstance(column, Output)]
+    if unknown := [name for name in columns or () if name not in names]:
+        raise ValueError(f"columns: there is no output {unknown}; there are {names}")
     with table_writer(output, declared, _metadata(model, title)) as writer:
         for rows in model.generated(request):
-            writer.write({name: rows[name] for name in columns or rows})
-    print(f"generated objects: {output}")
+            chosen = {name: rows[name] for name in columns or names}
+            vectors = [name for name, values in chosen.items() if values.ndim > 1]
+            if vectors and not sink_for(output).holds_vectors:
+                raise ValueError(f"output={output}: {no_vectors(vectors)}")
+            writer.write(chosen)
+    print(f"{request.label}: {output}")
 
 
-def refuse_lacking(model: Component, data: Any) -> None:
+def refuse_lacking(model: Component, data: Dataset) -> None:
     """Raise for a setting that asks for something this component does not have."""
-    if getattr(data, "group_by", None) and model.stack() is None:
+    if data.group_by and model.stack() is None:
         raise ValueError(
             f"data.group_by={data.group_by}: {name_of(model)} has nothing to add up by group; it "
             f"is for components whose rows are densities, such as zephyr and gyro. Carry the "
@@ -182,15 +199,14 @@ def _write_sky_map(
     return bool(arrays)
 
 
-def _write_stacked(stacked: Any, path: Path, group_by: str, meta: Mapping[str, str]) -> None:
+def _write_stacked(stacked: Any, path: Path, meta: Mapping[str, str]) -> None:
     with Writer(path, units=stacked.units, meta=meta) as writer:
         writer.write(stacked.table())
-    print(f"by {group_by}: {path}")
 
 
 def _report(
     model: Component,
-    data: Any,
+    data: Dataset,
     run_dir: Path,
     title: str,
     rows: dict[str, Any],

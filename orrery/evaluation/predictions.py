@@ -93,7 +93,7 @@ class Predictions(L.Callback):
             asked = [*(self.columns or ()), *self.keep]
             vectors = [n for n, v in {**row, **self.carried.columns}.items() if v.ndim > 1]
             if refused := [name for name in vectors if name in asked]:
-                raise ValueError(f"output={self.path}: {_no_vectors(refused)}")
+                raise ValueError(f"output={self.path}: {no_vectors(refused)}")
             self.left_out = [] if self.columns else vectors
 
     def on_predict_batch_end(
@@ -134,7 +134,7 @@ class Predictions(L.Callback):
             self.writer.__exit__(None, None, None)
             self.writer = None
         if self.left_out and self.rank == 0:
-            print(f"not written: {_no_vectors(self.left_out)}")
+            print(f"not written: {no_vectors(self.left_out)}")
         if self.path is not None and self.world > 1:
             written = [0] * self.world
             dist.all_gather_object(written, self.written)
@@ -274,7 +274,8 @@ def _joined(parts: Sequence[Mapping[str, list[np.ndarray]]]) -> dict[str, np.nda
     }
 
 
-def _no_vectors(names: Sequence[str]) -> str:
+def no_vectors(names: Sequence[str]) -> str:
+    """Part of a message: these columns need a format that holds arrays."""
     return (
         f"{', '.join(names)}, a vector per object, which CSV cannot hold; FITS, HDF5, Parquet and "
         f"ECSV can"

@@ -1,4 +1,4 @@
-"""Binned profiles of a cluster, and what a model of it shows there; float64.
+"""Binned profiles of a cluster, and the same profiles of a model; float64.
 
 Star counts follow the mass: a profile of number density has the shape of the surface density, and
 an amplitude that is free.
@@ -22,7 +22,9 @@ UNITS = {
     "tangential": "mas/yr",
     "total": "mas/yr",
 }
-FLOOR = 1e-2  # km/s, added to dispersions in quadrature: their slope at r_t would be infinite
+DISPERSION_FLOOR = (
+    1e-2  # km/s, added to dispersions in quadrature: their slope at r_t would be infinite
+)
 
 
 class Profile(NamedTuple):
@@ -31,20 +33,21 @@ class Profile(NamedTuple):
     name: str
     kind: str  # of `UNITS`
     r: Tensor  # (n,), arcmin
-    value: Tensor  # (n,), in the unit of the kind; number density after its background
+    value: Tensor  # (n,), in the unit of the kind; number density less its background
     down: Tensor
     up: Tensor
 
 
-def radius(r: Tensor, distance: Tensor) -> Tensor:
+def projected_radius(r: Tensor, distance: Tensor) -> Tensor:
     """Projected radii, pc, of angles ``r``, arcmin, at a distance in kpc."""
     return PC_PER_ARCMIN_KPC * distance * r
 
 
-def observed(kind: str, model: Projected, distance: Tensor) -> Tensor:
-    """The model, of `projected`, in the unit of the profile; density before its amplitude.
+def model_profile(kind: str, model: Projected, distance: Tensor) -> Tensor:
+    """A profile of models, (models, n), in its unit of `UNITS`; density as Msun / pc^2.
 
-    ``distance`` (models, 1), kpc. The total proper motion is the mean of its two components.
+    ``model``: of `project_physical`. ``distance`` (models, 1), kpc. The square of the
+    total proper motion is the mean over its two components.
     """
     if kind == "density":
         return model.surface_density
@@ -54,16 +57,16 @@ def observed(kind: str, model: Projected, distance: Tensor) -> Tensor:
         "tangential": model.v2_tangential,
         "total": 0.5 * (model.v2_radial + model.v2_tangential),
     }[kind]
-    dispersion = (square + FLOOR**2).sqrt()
+    dispersion = (square + DISPERSION_FLOOR**2).sqrt()
     return dispersion if kind == "los" else dispersion / (KMS_PER_MAS_YR_KPC * distance)
 
 
-def projected(model: Model, mass: Tensor, rh: Tensor, R: Tensor) -> Projected:
+def project_physical(model: Model, mass: Tensor, rh: Tensor, R: Tensor) -> Projected:
     """Solved models of ``mass``, Msun, and ``rh``, pc, both (models,), at ``R`` (models, n), pc.
 
     Surface density in Msun / pc^2, mean square velocities in (km/s)^2.
     """
     r0 = (rh / model.rh)[:, None]
     s2 = G * mass[:, None] / (r0 * model.mt[:, None])
-    share, *v2 = project(model, R / r0)
-    return Projected(mass[:, None] / r0**2 * share, *(s2 * x for x in v2))
+    density, *v2 = project(model, R / r0)
+    return Projected(mass[:, None] / r0**2 * density, *(s2 * x for x in v2))

@@ -1,4 +1,4 @@
-"""Lowered isothermal models as they are seen: integrals along the line of sight, float64."""
+"""Projections of lowered isothermal models: integrals along the line of sight, float64."""
 
 import math
 from typing import NamedTuple
@@ -14,26 +14,29 @@ from orrery.physics.clusters.lowered_isothermal import (
     pressures,
 )
 
-POINTS = 64  # of the quadrature
+QUADRATURE_NODES = 64
 
 
 class Projected(NamedTuple):
-    """Profiles at projected radii, each (models, n)."""
+    """Profiles at projected radii, each (models, n).
 
-    surface_density: Tensor  # over the total mass, r_0^-2
-    v2_los: Tensor  # mean square velocities: along the line of sight, s^2
+    In units of M / r_0^2 and s^2, or in Msun / pc^2 and (km/s)^2, as the function says.
+    """
+
+    surface_density: Tensor
+    v2_los: Tensor  # mean square velocity along the line of sight
     v2_radial: Tensor  # on the sky, away from the centre
     v2_tangential: Tensor  # on the sky, about the centre
 
 
 def project(model: Model, radius: Tensor) -> Projected:
-    """The profiles at projected radii R (models, n), r_0; zero beyond r_t.
+    """Profiles at projected radii (models, n), r_0, in units of M / r_0^2 and s^2; 0 beyond r_t.
 
     Gauss-Legendre along the line of sight, in a coordinate that is dense in the core, where
     ln(1 + r^2) = ln(1 + R^2) + T sin^2(theta), and at the edge, by theta = pi/2 s (2 - s): there
     the density is a power g + 3/2 of the depth.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(POINTS)
+    nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE_NODES)
     s = torch.from_numpy(0.5 + 0.5 * nodes).to(radius)
     theta = 0.5 * math.pi * s * (2 - s)
     base = 1 + radius.square()

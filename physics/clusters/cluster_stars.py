@@ -1,4 +1,4 @@
-"""Stars of a lowered isothermal cluster, and how they appear on the sky; float64."""
+"""Stars energies from a lowered isothermal cluster, and coordinates on the sky; float64."""
 
 from collections.abc import Callable
 
@@ -35,29 +35,30 @@ def draw(model: Model, mass: Tensor, rh: Tensor, n: int, generator: torch.Genera
     g = model.g[:, None].expand_as(phi)
     rate = torch.ones_like(phi) if model.ra is None else 1 + (r / model.ra[:, None]) ** 2
 
-    def drawn(a: Tensor, depth: Tensor, propose: Callable[[Tensor], Tensor]) -> Tensor:
-        """Energies x with weight E_gamma(a, depth - x), from what is proposed with e^-x."""
+    def energies(a: Tensor, depth: Tensor, propose: Callable[[Tensor], Tensor]) -> Tensor:
+        """Energies x of density E_gamma(a, depth - x), from proposals of density e^-x."""
         energy = torch.full_like(depth, torch.nan)
         while bool((missing := energy.isnan()).any()):
             order, below = a[missing], depth[missing]
-            tried = propose(missing).clamp(max=below)
-            share = lowered_exponential(order, below - tried) / lowered_exponential(order, below)
-            kept = uniform(len(below)) < share * tried.exp()
-            energy[missing] = torch.where(kept, tried, torch.nan)
+            proposed = propose(missing).clamp(max=below)
+            ratio = lowered_exponential(order, below - proposed)
+            ratio = ratio / lowered_exponential(order, below)
+            accepted = uniform(len(below)) < ratio * proposed.exp()
+            energy[missing] = torch.where(accepted, proposed, torch.nan)
         return energy
 
     def exponential(missing: Tensor) -> Tensor:
         cut = torch.expm1(-rate[missing] * phi[missing])
         return -torch.log1p(uniform(len(cut)) * cut) / rate[missing]
 
-    across = drawn(g + 0.5, phi, exponential)
+    across = energies(g + 0.5, phi, exponential)
     left = (phi - across).clamp_min(1e-300)
 
     def normal(missing: Tensor) -> Tensor:
         top = left[missing].sqrt().erf()
         return torch.erfinv(uniform(len(top)) * top).square()
 
-    along = drawn(g, left, normal)
+    along = energies(g, left, normal)
     r0 = rh / model.rh
     s = (G * mass / (r0 * model.mt)).sqrt()[:, None, None]
 
@@ -74,7 +75,7 @@ def draw(model: Model, mass: Tensor, rh: Tensor, n: int, generator: torch.Genera
 
 
 def from_sky(sky: Tensor) -> Tensor:
-    """Barycentric position, pc, and velocity, km/s, (..., 6), from what is seen.
+    """Barycentric position, pc, and velocity, km/s, (..., 6), from coordinates on the sky.
 
     ``sky`` (..., 6): right ascension and declination, rad; distance, pc; proper motions mu_alpha*
     and mu_delta, mas/yr; line-of-sight velocity, km/s.
@@ -102,7 +103,7 @@ def to_sky(phase: Tensor) -> Tensor:
 
 
 def axes(ra: Tensor, dec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit vectors to the east, to the north and away from us, each (..., 3)."""
+    """Unit vectors to the east, to the north and outwards, each (..., 3)."""
     sin_ra, cos_ra, sin_dec, cos_dec = ra.sin(), ra.cos(), dec.sin(), dec.cos()
     zero = torch.zeros_like(ra)
     east = torch.stack([-sin_ra, cos_ra, zero], -1)

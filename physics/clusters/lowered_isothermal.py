@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 G = 0.004300917270  # pc (km/s)^2 / Msun: IAU 2015 nominal solar mass parameter and parsec
-TERMS = 72  # of the series of E_gamma: 1.4e-14 relative for x <= 16
+SERIES_TERMS = 72  # of E_gamma: 1.4e-14 relative for x <= 16
 W0_MIN, W0_MAX = 1.5, 14.0  # of the domain in which the emulator holds
-MARGIN = 0.3  # of g from `g_max`: nearer models are no part of the prior
+MARGIN = 0.3  # of g below `g_max`: models nearer to it are not in the prior
 # Chebyshev coefficients of `g_limit` over W0
-_LIMIT = (2.3746066, -0.4648896, 0.2897469, -0.0232391, -0.1243574, 0.0319069, 0.0549013)
-_FALL = (  # and of a and b, where it falls by s^2 / (a + b s^2), s = r_h / r_a
+_LIMIT_SERIES = (2.3746066, -0.4648896, 0.2897469, -0.0232391, -0.1243574, 0.0319069, 0.0549013)
+_ANISOTROPY_SERIES = (  # of a and b, where g_limit is lower by s^2 / (a + b s^2), s = r_h / r_a
     (
         1.20327,
         -0.62801,
@@ -38,7 +38,7 @@ _FALL = (  # and of a and b, where it falls by s^2 / (a + b s^2), s = r_h / r_a
     ),
     (0.21813, 0.15713, -0.15981, 0.20762, -0.03557, -0.00975, -0.03696, 0.02243, 0.16348),
 )
-FRACTION = 28  # levels of the continued fraction of the anisotropic density: 7e-12 relative
+FRACTION_LEVELS = 28  # of the continued fraction of the anisotropic density: 7e-12 relative
 
 # Runge-Kutta of order 6 in seven stages (Butcher 1964)
 _C = (0.0, 1 / 3, 2 / 3, 1 / 3, 1 / 2, 1 / 2, 1.0)
@@ -71,7 +71,7 @@ class _LoweredExponential(torch.autograd.Function):
         by_a = by_x = None
         if ctx.needs_input_grad[0]:
             coefficients = _coefficients(a)
-            k = torch.arange(TERMS, dtype=a.dtype, device=a.device)
+            k = torch.arange(SERIES_TERMS, dtype=a.dtype, device=a.device)
             slopes = coefficients * torch.digamma(a[..., None] + k + 1)
             log_x = torch.where(x > 0, x, 1.0).log()
             by_a = (grad * (value * log_x - x**a * _series(x, slopes))).sum_to_size(a.shape)
@@ -92,15 +92,15 @@ def lowered_exponential(a: Tensor, x: Tensor) -> Tensor:
 
 
 def _coefficients(a: Tensor) -> Tensor:
-    """1 / Gamma(a + k + 1), (..., TERMS)."""
-    k = torch.arange(TERMS, dtype=a.dtype, device=a.device)
+    """1 / Gamma(a + k + 1), (..., SERIES_TERMS)."""
+    k = torch.arange(SERIES_TERMS, dtype=a.dtype, device=a.device)
     return torch.exp(-torch.lgamma(a[..., None] + k + 1))
 
 
 def _series(x: Tensor, coefficients: Tensor) -> Tensor:
     """sum_k c_k x^k by Horner's rule: all terms are positive."""
     total = coefficients[..., -1].expand(torch.broadcast_shapes(x.shape, coefficients.shape[:-1]))
-    for k in range(TERMS - 2, -1, -1):
+    for k in range(SERIES_TERMS - 2, -1, -1):
         total = torch.addcmul(coefficients[..., k], total, x)
     return total
 
@@ -108,8 +108,8 @@ def _series(x: Tensor, coefficients: Tensor) -> Tensor:
 def suppression(b: Tensor, z: Tensor) -> Tensor:
     """1F1(1; b; -z) for b > 1, z >= 0, by its M-fraction (McCabe 1974), at any z."""
     first = b - 1 + z
-    tail = first + FRACTION
-    for k in range(FRACTION - 1, -1, -1):
+    tail = first + FRACTION_LEVELS
+    for k in range(FRACTION_LEVELS - 1, -1, -1):
         tail = torch.addcdiv(first + k, z, tail, value=-(k + 1))
     return (b - 1) / tail
 
@@ -117,8 +117,8 @@ def suppression(b: Tensor, z: Tensor) -> Tensor:
 def second_suppression(b: Tensor, z: Tensor) -> Tensor:
     """1F1(2; b; -z) for b > 2, z >= 0: -(b - 1) times the slope of 1F1(1; b - 1; -z)."""
     first = b - 2 + z
-    tail, slope = first + FRACTION, torch.ones_like(first)
-    for k in range(FRACTION - 1, -1, -1):
+    tail, slope = first + FRACTION_LEVELS, torch.ones_like(first)
+    for k in range(FRACTION_LEVELS - 1, -1, -1):
         part = (k + 1) / tail
         slope = 1 - part + part * z / tail * slope
         tail = first + k - part * z
@@ -134,8 +134,8 @@ def moment(a: Tensor, phi: Tensor, p2: Tensor | None, isotropic: Tensor | None =
         isotropic = lowered_exponential(a, phi)
     if p2 is None:
         return isotropic
-    lost = p2 * phi**a * suppression(a + 1, phi * p2) * torch.exp(-torch.lgamma(a + 1))
-    return (isotropic + lost) / (1 + p2)
+    term = p2 * phi**a * suppression(a + 1, phi * p2) * torch.exp(-torch.lgamma(a + 1))
+    return (isotropic + term) / (1 + p2)
 
 
 def pressures(g: Tensor, phi: Tensor, p2: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,12 +148,12 @@ def pressures(g: Tensor, phi: Tensor, p2: Tensor | None) -> tuple[Tensor, Tensor
     density, radial = moment(a - 1, phi, p2), moment(a, phi, p2)
     if p2 is None:
         return density, radial, radial
-    lost = p2 * phi**a * second_suppression(a + 1, phi * p2) * torch.exp(-torch.lgamma(a + 1))
-    return density, radial, (radial + lost) / (1 + p2)
+    term = p2 * phi**a * second_suppression(a + 1, phi * p2) * torch.exp(-torch.lgamma(a + 1))
+    return density, radial, (radial + term) / (1 + p2)
 
 
 class Model(NamedTuple):
-    """Solved models: knots from the centre to the edge, (models, knots), and their numbers."""
+    """Solved models: functions at knots from the centre to the edge, and scalars of each model."""
 
     W0: Tensor  # (models,)
     g: Tensor
@@ -167,7 +167,7 @@ class Model(NamedTuple):
 
 
 def solve(W0: Tensor, g: Tensor, ra: Tensor | None = None, steps: int = 400) -> Model:
-    """Poisson's equation with the potential as the independent variable, so that no edge is sought.
+    """Solve Poisson's equation with the potential as the independent variable: no edge is searched.
 
     With u = W0 - phi = W0 sigmoid(t), y = ln(r^2 / u) and w = ln(m / r^3) the equations are regular
     at both ends: t runs in equal steps from -15 to 13.
@@ -213,12 +213,12 @@ def solve(W0: Tensor, g: Tensor, ra: Tensor | None = None, steps: int = 400) -> 
     phi, u = phi_all[:, knots], u_all[:, knots]
     log_r = 0.5 * (torch.stack(ys, 1) + u.log())
     log_density = torch.stack(ws, 1)
-    # beyond the last knot there is hardly any mass left: Kepler's potential
+    # the mass beyond the last knot is negligible: Kepler's potential
     r, m = log_r[:, -1].exp(), torch.exp(log_density[:, -1] + 3 * log_r[:, -1])
     rt = 1 / (1 / r - phi[:, -1] / m)
-    found = Model(W0[:, 0], g[:, 0], ra, phi, log_r, log_density, rt, m, rt)
+    model = Model(W0[:, 0], g[:, 0], ra, phi, log_r, log_density, rt, m, rt)
     half = torch.full_like(rt[:, None], 0.5)
-    return found._replace(rh=radius_of_mass(found, half)[:, 0])
+    return model._replace(rh=radius_of_mass(model, half)[:, 0])
 
 
 def _combined(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor | float:
@@ -254,8 +254,8 @@ def radius_of_mass(model: Model, fraction: Tensor) -> Tensor:
     index = torch.searchsorted(log_m.detach(), target.detach()).clamp(1, log_m.shape[1] - 1)
     knots, masses = model.log_r.detach(), log_m.detach()
     low, high = masses.gather(1, index - 1), masses.gather(1, index)
-    share = ((target.detach() - low) / (high - low)).clamp(0, 1)
-    log_r = torch.lerp(knots.gather(1, index - 1), knots.gather(1, index), share)
+    weight = ((target.detach() - low) / (high - low)).clamp(0, 1)
+    log_r = torch.lerp(knots.gather(1, index - 1), knots.gather(1, index), weight)
     innermost = target < log_m[:, :1]  # uniform density
     for _ in range(3):
         log_r = log_r.detach()
@@ -332,10 +332,10 @@ def g_max(W0: Tensor) -> Tensor:
     return 0.5 * (low + high)
 
 
-def g_limit(W0: Tensor, share: Tensor | None = None) -> Tensor:
+def g_limit(W0: Tensor, rh_ra: Tensor | None = None) -> Tensor:
     """The largest g of the domain, 0.2 to 0.3 below where r_t diverges: a smooth function.
 
-    ``share``: r_h / r_a, (models,), from 0 to 1; None where isotropic.
+    ``rh_ra``: r_h / r_a, (models,), from 0 to 1; None where isotropic.
     """
     angle = torch.arccos((2 * W0 - W0_MIN - W0_MAX) / (W0_MAX - W0_MIN) * (1 - 1e-12))
 
@@ -343,39 +343,39 @@ def g_limit(W0: Tensor, share: Tensor | None = None) -> Tensor:
         order = torch.arange(len(coefficients), dtype=W0.dtype, device=W0.device)
         return torch.cos(angle[..., None] * order) @ W0.new_tensor(coefficients)
 
-    limit = series(_LIMIT)
-    if share is None:
+    limit = series(_LIMIT_SERIES)
+    if rh_ra is None:
         return limit
-    s2 = share.square()
-    return limit - s2 / (series(_FALL[0]) + series(_FALL[1]) * s2)
+    s2 = rh_ra.square()
+    return limit - s2 / (series(_ANISOTROPY_SERIES[0]) + series(_ANISOTROPY_SERIES[1]) * s2)
 
 
-def solve_share(W0: Tensor, g: Tensor, share: Tensor, steps: int = 400) -> Model:
-    """Models of given r_h / r_a, (models,) from 0 to 1, within `g_limit`.
+def solve_rh_ra(W0: Tensor, g: Tensor, rh_ra: Tensor, steps: int = 400) -> Model:
+    """Models of given r_h / r_a, ``rh_ra`` (models,) from 0 to 1, within `g_limit`.
 
     Anisotropy widens a model, at most twofold in this domain: bisection in ln r_a with coarse
     solutions, for models without an edge are too anisotropic; then the secant method.
     """
-    isotropic = share == 0
-    share = torch.where(isotropic, 1.0, share.double())
-    start = (solve(W0, g, steps=100).rh / share).log()
+    isotropic = rh_ra == 0
+    rh_ra = torch.where(isotropic, 1.0, rh_ra.double())
+    start = (solve(W0, g, steps=100).rh / rh_ra).log()
 
     def excess(log_ra: Tensor, steps: int) -> tuple[Tensor, Model]:
         model = solve(W0, g, torch.where(isotropic, torch.inf, log_ra.exp()), steps)
-        excess = model.rh.log() - log_ra - share.log()
-        edge = (model.rt > 0) & (model.rt < 1e4 * model.rh)
-        return torch.where(edge, excess, 1.0), model
+        excess = model.rh.log() - log_ra - rh_ra.log()
+        has_edge = (model.rt > 0) & (model.rt < 1e4 * model.rh)
+        return torch.where(has_edge, excess, 1.0), model
 
     low, high = start, start + math.log(2)  # too anisotropic, not enough
     for _ in range(6):
         middle = 0.5 * (low + high)
         above = excess(middle, 100)[0] > 0
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    before, log_ra = high, high - 0.5 * (high - low)
-    of_before = excess(before, 100)[0]
+    last_log_ra, log_ra = high, high - 0.5 * (high - low)
+    last_excess = excess(last_log_ra, 100)[0]
     for n in (100, 200, steps, steps, steps):
-        found, model = excess(log_ra, n)
-        rise = of_before - found
-        step = torch.where(rise.abs() > 1e-12, found * (before - log_ra) / rise, 0.0)
-        before, of_before, log_ra = log_ra, found, log_ra - step
+        new_excess, model = excess(log_ra, n)
+        change = last_excess - new_excess
+        step = torch.where(change.abs() > 1e-12, new_excess * (last_log_ra - log_ra) / change, 0.0)
+        last_log_ra, last_excess, log_ra = log_ra, new_excess, log_ra - step
     return model

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from orrery import command_line
 from orrery.checkpoint import build
-from orrery.datamodules.base import CatalogueData
+from orrery.datamodules.base import CatalogueData, Dataset
 from orrery.datamodules.columns import Column, columns_table
 from orrery.datamodules.values import LARGEST
 
@@ -44,7 +44,7 @@ SMALL = {  # of the embedded simulations: tens of rows
 }
 
 
-def module(name: str) -> CatalogueData:
+def module(name: str) -> Dataset:
     model = next((c for c in COMPONENTS if c == name), "gc_emulator")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(command_line.CONFIGS), version_base="1.3"):
@@ -53,7 +53,11 @@ def module(name: str) -> CatalogueData:
     return build(config["data"])
 
 
-MODULES = {name: data for name in command_line.choices("data") if (data := module(name)).declared}
+MODULES = {
+    name: data
+    for name in command_line.choices("data")
+    if isinstance(data := module(name), CatalogueData) and data.declared
+}
 READY: dict[str, tuple[CatalogueData, dict[bool, Table]]] = {}
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from orrery import command_line
 from orrery.checkpoint import RECORD, build, read_checkpoint
-from orrery.datamodules.base import CatalogueData
+from orrery.datamodules.base import CatalogueData, Dataset
 
 CONFIGS = ROOT / "configs"
 EXPERIMENTS = command_line.choices("experiment")
@@ -84,7 +84,7 @@ def test_each_experiment_builds_its_own_model_and_data(name):
     for part in ("model", "data"):
         cls = get_class(config[part]["_target_"])
         assert set(raw.get(part) or {}) <= set(parameters(cls)), part
-    assert isinstance(data, CatalogueData)
+    assert isinstance(data, Dataset)
 
 
 @pytest.mark.parametrize("component", command_line.choices("model"))

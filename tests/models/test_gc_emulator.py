@@ -11,6 +11,7 @@ from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.models.gc_emulator.calibration import calibration_metrics
+from orrery.models.gc_emulator.inference import posterior_of
 from orrery.models.inference.hmc import HMC
 from orrery.physics.clusters import cluster_stars
 from orrery.physics.clusters import lowered_isothermal as limepy
@@ -50,7 +51,7 @@ def test_emulator_is_the_solver(model):
     assert bool((rows["flags"] == 0).all())
 
 
-def test_models_outside_the_domain_have_no_answer_and_say_so(model):
+def test_models_outside_the_domain_are_nan_and_flagged(model):
     W0 = torch.tensor([7.0, 7.0, 20.0, 5.0], dtype=D)
     g = torch.tensor([2.5, 1.95, 1.0, -0.1], dtype=D)
     rows = model.predict_step({"W0": W0, "g": g, "row": torch.arange(4)})
@@ -95,11 +96,11 @@ def test_the_sky_beyond_the_edge_is_dark_and_smooth(model):
     cluster = cluster_of(model)
     share = torch.tensor([[0.9, 0.999, 1.001, 1.5, 10.0]], dtype=D)
     R2 = (cluster.rt * share).square().requires_grad_()
-    seen = cluster.projected(R2)
-    density = seen.surface_density.detach()[0]
+    projected = cluster.projected(R2)
+    density = projected.surface_density.detach()[0]
     assert bool((density > 0).all()) and bool((density.diff() < 0).all())
     assert float(density[2] / density[0]) < 1e-6
-    (slope,) = torch.autograd.grad(seen.surface_density.log().sum(), R2)
+    (slope,) = torch.autograd.grad(projected.surface_density.log().sum(), R2)
     assert bool((slope < 0).all()), "a star outside is drawn in"
 
 
@@ -107,8 +108,8 @@ def test_gradients_of_profiles_are_those_of_finite_differences(model):
     R2 = torch.linspace(0, 900, 40, dtype=D)[None]
 
     def profiles(p):
-        seen = model.emulator.cluster(*p.unbind(1)).projected(R2)
-        return seen.surface_density.log().sum() + seen.v2_los.log().sum()
+        projected = model.emulator.cluster(*p.unbind(1)).projected(R2)
+        return projected.surface_density.log().sum() + projected.v2_los.log().sum()
 
     p = torch.tensor([[6.0, 1.2, 2e5, 4.0]], dtype=D, requires_grad=True)
     (gradient,) = torch.autograd.grad(profiles(p), p)
@@ -160,12 +161,12 @@ def test_gradient_is_that_of_the_solver(model):
     r2, v2 = (stars[..., i : i + 3].square().sum(-1) for i in (0, 3))
     p.requires_grad_()
     log_f, energy = of_the_solver(p, r2, v2)
-    counted = energy.detach() > 1e-3 * W0
-    assert int(counted.sum()) > 900
-    (exact,) = torch.autograd.grad(log_f[counted].sum(), p)
+    compared = energy.detach() > 1e-3 * W0
+    assert int(compared.sum()) > 900
+    (exact,) = torch.autograd.grad(log_f[compared].sum(), p)
     cluster = model.emulator.cluster(*p.unbind(1))
-    (found,) = torch.autograd.grad(cluster.log_df(r2, v2)[counted].sum(), p)
-    torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
+    (emulated,) = torch.autograd.grad(cluster.log_df(r2, v2)[compared].sum(), p)
+    torch.testing.assert_close(emulated, exact, rtol=1e-5, atol=0)
 
 
 def anisotropic_cluster(anisotropic, ra):
@@ -211,8 +212,8 @@ def test_orbits_are_radial_outside(anisotropic):
     ratio = (tangential / radial)[0]
     assert float(ratio[0]) == pytest.approx(1, rel=1e-9)
     assert bool((ratio.diff() < 0).all()) and float(ratio[2]) < 0.6
-    seen = cluster.projected(r2)
-    assert float(seen.v2_tangential[0, 2] / seen.v2_radial[0, 2]) < 0.5
+    projected = cluster.projected(r2)
+    assert float(projected.v2_tangential[0, 2] / projected.v2_radial[0, 2]) < 0.5
     with pytest.raises(ValueError, match="angular momenta"):
         cluster.log_df(r2, r2)
 
@@ -225,8 +226,8 @@ def test_anisotropic_gradient_is_that_of_finite_differences(anisotropic):
 
     def log_p(p):
         cluster = anisotropic.emulator.cluster(*p.unbind(1))
-        seen = cluster.projected(r2)
-        return cluster.log_df(r2, v2, j2).sum() + torch.stack(seen).log().sum()
+        projected = cluster.projected(r2)
+        return cluster.log_df(r2, v2, j2).sum() + torch.stack(projected).log().sum()
 
     p = torch.tensor([[6.0, 1.0, 3e5, 4.0, 6.0]], dtype=D, requires_grad=True)
     (gradient,) = torch.autograd.grad(log_p(p), p)
@@ -259,23 +260,24 @@ def mock(model, tmp_path_factory):
 
 
 def test_a_mock_gives_back_its_truth(mock):
-    facts = mock[2].metrics
-    assert all(abs(facts[f"{name}_z"]) < 4 for name in TRUTH)
-    assert facts["log10_mass_std"] < 0.03
-    assert facts["divergences"] == 0
-    assert facts["rhat_max"] < 1.03
+    metrics = mock[2].metrics
+    assert all(abs(metrics[f"{name}_z"]) < 4 for name in TRUTH)
+    assert metrics["log10_mass_std"] < 0.03
+    assert metrics["divergences"] == 0
+    assert metrics["rhat_max"] < 1.03
 
 
 def test_stars_in_bins_lie_about_the_models(mock):
-    shown = mock[2].figures["profiles"]
-    for name in ("space_density", "sigma_r", "sigma_t"):
-        model = np.interp(shown[f"{name}_r"], shown[f"{name}_grid"], shown[f"{name}_band"][2])
-        z = (shown[f"{name}_value"] - model) / shown[f"{name}_error"]
-        assert 0.3 < (z**2).mean() < 2.5, name
+    data = mock[2].figures["profiles"]
+    assert list(data["band_kind"]) == ["space_density", "sigma_r", "sigma_t"]
+    for i, kind in enumerate(data["band_kind"]):
+        r, value, error = (data[name][data["kind"] == kind] for name in ("r", "value", "error"))
+        model = np.interp(r, data["band_r"][i], data["band"][i][2])
+        assert 0.3 < (((value - model) / error) ** 2).mean() < 2.5, kind
 
 
-def test_an_interrupted_chain_goes_on_exactly(mock, model, tmp_path, monkeypatch):
-    _, data, whole = mock
+def test_an_interrupted_chain_resumes_exactly(mock, model, tmp_path, monkeypatch):
+    _, data, uninterrupted = mock
 
     def cut_short(sampler):
         if sampler.values["iteration"] == 350:
@@ -287,13 +289,13 @@ def test_an_interrupted_chain_goes_on_exactly(mock, model, tmp_path, monkeypatch
         patched.setattr(HMC, "advance", cut_short)
         model.infer(data, tmp_path, seed=0)
     again = model.infer(data, tmp_path, seed=0)  # from the save at 300
-    for name, values in whole.draws.items():
+    for name, values in uninterrupted.draws.items():
         np.testing.assert_array_equal(again.draws[name], values)
-    assert again.metrics["acceptance"] == whole.metrics["acceptance"]
-    assert not list(tmp_path.iterdir()), "nothing is left to go on with"
+    assert again.metrics["acceptance"] == uninterrupted.metrics["acceptance"]
+    assert not list(tmp_path.iterdir()), "no state is left after a complete run"
 
 
-def test_chains_of_other_stars_do_not_go_on(mock, model, tmp_path, monkeypatch):
+def test_chains_of_other_stars_are_not_resumed(mock, model, tmp_path, monkeypatch):
     def cut_short(sampler):
         if sampler.values["iteration"] == 120:
             raise KeyboardInterrupt
@@ -309,28 +311,28 @@ def test_chains_of_other_stars_do_not_go_on(mock, model, tmp_path, monkeypatch):
 
 def test_a_single_star_leaves_the_prior_nearly_as_it_is(model, tmp_path):
     model.chains, model.warmup, model.draws = 4, 100, 100
-    facts = model.infer(GCStars(n_stars=1, truth=TRUTH), tmp_path, seed=0).metrics
-    assert facts["W0_std"] > 3  # uniform from 1.5 to 14: 3.6
-    assert facts["log10_mass_std"] > 0.25
+    metrics = model.infer(GCStars(n_stars=1, truth=TRUTH), tmp_path, seed=0).metrics
+    assert metrics["W0_std"] > 3  # uniform from 1.5 to 14: 3.6
+    assert metrics["log10_mass_std"] > 0.25
 
 
-def test_stars_that_no_cluster_could_hold_are_remarked_upon(model, tmp_path):
+def test_stars_that_no_cluster_could_hold_are_warned_of(model, tmp_path):
     data = GCStars(n_stars=100, truth=TRUTH)
     stars = data.stars()
     data.stars = lambda: {k: v * (100 if k[0] == "v" else 1) for k, v in stars.items()}
     model.chains, model.warmup, model.draws = 4, 60, 60
-    told = model.infer(data, tmp_path, seed=0).warnings
-    assert any("log10_mass is 5" in line and "not bound" in line for line in told), told
+    warnings = model.infer(data, tmp_path, seed=0).warnings
+    assert any("log10_mass is 5" in line and "not bound" in line for line in warnings), warnings
 
 
 def test_anisotropy_of_a_mock_is_found(anisotropic, tmp_path):
     truth = {"W0": 6.0, "g": 1.2, "log10_mass": 5.5, "log10_rh": 0.7, "rh_ra": 0.7}
     anisotropic.chains, anisotropic.warmup, anisotropic.draws = 4, 150, 200
-    product = anisotropic.infer(GCStars(n_stars=1000, truth=truth, seed=1), tmp_path, seed=0)
-    facts = product.metrics
-    assert all(abs(facts[f"{name}_z"]) < 4 for name in truth)
-    assert facts["rh_ra_std"] < 0.1, "a thousand stars tell"
-    assert facts["divergences"] == 0
+    data = GCStars(n_stars=1000, truth=truth, seed=1)
+    metrics = anisotropic.infer(data, tmp_path, seed=0).metrics
+    assert all(abs(metrics[f"{name}_z"]) < 4 for name in truth)
+    assert metrics["rh_ra_std"] < 0.1, "a thousand stars are enough"
+    assert metrics["divergences"] == 0
 
 
 def test_a_star_list_gives_a_posterior_that_xarray_reads(tmp_path):
@@ -377,13 +379,15 @@ def test_bad_star_lists_are_refused(change, message, tmp_path):
 def test_ranks_tell_a_right_posterior_from_one_that_is_too_narrow():
     generator = torch.Generator().manual_seed(0)
     truth = {"W0": torch.randn(200, generator=generator, dtype=D)}
-    seen = truth["W0"] + torch.randn(200, generator=generator, dtype=D)
+    observed = truth["W0"] + torch.randn(200, generator=generator, dtype=D)
     noise = torch.randn(200, 4, 250, generator=generator, dtype=D)
     for width, right in ((0.5**0.5, True), (0.4, False)):
-        draws = {"W0": 0.5 * seen[:, None, None] + width * noise}
-        facts, _ = calibration_metrics(draws, truth, seed=0)
-        assert (facts["rank_p_min"] > facts["rank_p_needed"]) == right
-        inside = facts["coverage_90_low"] <= facts["coverage_90_W0"] <= facts["coverage_90_high"]
+        draws = {"W0": 0.5 * observed[:, None, None] + width * noise}
+        metrics, _ = calibration_metrics(draws, truth, seed=0)
+        assert (metrics["rank_p_min"] > metrics["rank_p_needed"]) == right
+        inside = (
+            metrics["coverage_90_low"] <= metrics["coverage_90_W0"] <= metrics["coverage_90_high"]
+        )
         assert inside == right
 
 
@@ -397,3 +401,16 @@ def test_calibration_is_an_experiment(tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["n"] == 6 and metrics["rank_p_needed"] == 0.0025
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("data", ["gc_stars", "gc_profile", "gc_calibration"])
+def test_data_of_one_posterior_are_refused_by_training_and_by_other_components(data, tmp_path):
+    done = command("train.py", "model=gc_emulator", f"data={data}", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 2 and "no rows to train on: it is for evaluate.py" in done.stderr
+    done = command("evaluate.py", "checkpoint=zephyr", f"data={data}", f"run_dir={tmp_path}/other")
+    assert done.returncode == 2 and "zephyr predicts row by row" in done.stderr
+
+
+def test_observations_that_are_none_of_a_cluster_are_refused(model):
+    with pytest.raises(ValueError, match="infers clusters from stars and profiles, not from dict"):
+        posterior_of(model.emulator, {})

@@ -11,11 +11,12 @@ from astropy.table import Table
 from test_gc_sky import PLACE, D, at_truth, mock, model, posterior_of
 
 from orrery.evaluation.posterior_file import write_draws
-from orrery.models.gc_emulator.figure_data import on_the_sky
+from orrery.models.gc_emulator.figure_data import sky_profiles
 from orrery.models.gc_emulator.posterior import cluster_of, whitened
-from orrery.models.gc_emulator.selection import select
+from orrery.models.gc_emulator.selection import selection_of
 from orrery.physics.clusters import cluster_stars
 from orrery.physics.clusters import lowered_isothermal as limepy
+from orrery.physics.clusters.observations import SkySelection
 
 __all__ = ["model"]  # the fixture
 
@@ -34,7 +35,7 @@ def places(W0, g):
 def test_the_selected_share_is_that_of_stars(model, off, W0):
     """However far the cluster is from the middle of the selection, arcmin, and however dense."""
     place = PLACE["ra"], PLACE["dec"] + off / 60
-    selection = select(place, np.array([2.0, 12.0]), np.ones(2))
+    selection = selection_of(SkySelection(place, np.array([2.0, 12.0]), np.ones(2)))
     posterior = posterior_of(model, mock(n_stars=50))
     u = at_truth(posterior)
     u[..., 0] = whitened(*(torch.tensor(v, dtype=D) for v in (W0, 0.5, 5.0, 0.5)))[0]
@@ -42,7 +43,7 @@ def test_the_selected_share_is_that_of_stars(model, off, W0):
     mass = torch.full((1, 1), 1e5, dtype=D)
 
     def inside(offset):
-        centre, _ = posterior._centre(u)
+        centre, _ = posterior.centre(u)
         moved = centre.direction + offset * posterior.tangent[:, :2].sum(1, keepdim=True)
         centre = centre._replace(direction=torch.nn.functional.normalize(moved, dim=-1))
         return selection.log_inside(cluster, centre, mass).exp().squeeze()
@@ -78,41 +79,43 @@ def test_members_are_named_by_their_rows_and_what_is_kept(tmp_path):
     with pytest.warns(UserWarning):
         stars = data.stars()
     rows = [i for i in range(60) if i not in (3, 7)]
-    assert len(stars["ra"]) == 58 and data.listed["row"].tolist() == rows
-    assert list(data.listed["name"]) == [f"star {i}" for i in rows]
-    groups = {"members": {**data.listed, "probability": np.ones(58)}}
+    assert len(stars["ra"]) == 58 and data.star_rows["row"].tolist() == rows
+    assert list(data.star_rows["name"]) == [f"star {i}" for i in rows]
+    groups = {"members": {**data.star_rows, "probability": np.ones(58)}}
     write_draws(tmp_path / "draws.nc", groups, {}, {})
     with xr.open_dataset(tmp_path / "draws.nc", group="members", engine="h5netcdf") as members:
         assert members["row"].values.tolist() == rows
         assert members["name"].values[1] == "star 1"
 
 
-def test_a_distance_is_told_by_parallaxes_once_and_by_the_median_star(model):
-    """The prior knows nothing of them; a third of the stars is of the field, and nearer."""
+def test_a_distance_follows_from_parallaxes_once_and_from_the_median_star(model):
+    """The prior does not use them; a third of the stars are field stars, and nearer."""
     data = mock(field=True, radius=[0.0, 25.0])
     stars = data.stars()
-    mean, error = data.distance(stars)
+    mean, error = data.distance_prior(stars)
     assert error is None and mean == pytest.approx(PLACE["distance"], rel=0.05)
     posterior = posterior_of(model, data, stars)
     assert posterior.distance_index is None
     u = at_truth(posterior).repeat(1, 2, 1)
     k = posterior.n_cluster + 2
     u[0, 1, k] += 3.0  # a distance larger by exp(.3)
-    near, far = posterior._centre(u)[0].distance.flatten()
+    near, far = posterior.centre(u)[0].distance.flatten()
     assert float(far / near) == pytest.approx(math.exp(0.3))
-    prior = posterior._centre(u)[1][0]
+    prior = posterior.centre(u)[1][0]
     assert float(prior[1] - prior[0]) == 0
     asked = posterior_of(model, mock(field=True, radius=[0.0, 25.0], distance=1.0), stars)
     assert asked.distance_index == k
 
 
-def test_densities_that_are_shown_are_of_a_complete_list(model):
-    """With a hole in the middle and a selection about another point, beside the true model."""
+def test_densities_of_the_figure_are_corrected_for_completeness(model):
+    """With a hole in the middle and a selection about another point, against the true model."""
     data = mock(n_stars=4000, radius=[1.0, 10.0], centre=[PLACE["ra"], PLACE["dec"] + 2 / 60],
                 mock_error=None)  # fmt: skip
     posterior = posterior_of(model, mock(n_stars=4000, distance=1.0, mock_error=None), data.stars())
-    posterior.selection = select(*data.selected())
-    shown = on_the_sky(posterior, at_truth(posterior).repeat(1, 5, 1))
-    expected = np.interp(shown["density_r"], shown["density_grid"], shown["density_band"][2])
-    off = (shown["density_value"] - expected) / shown["density_error"][0]
+    posterior.selection = selection_of(data.selection())
+    data = sky_profiles(posterior, at_truth(posterior).repeat(1, 5, 1))
+    (i,) = np.flatnonzero(data["band_kind"] == "density")
+    density = data["kind"] == "density"
+    expected = np.interp(data["r"][density], data["band_r"][i], data["band"][i][2])
+    off = (data["value"][density] - expected) / data["error"][density][0]
     assert len(off) == 16 and np.abs(off).max() < 4 and 0.5 < np.std(off) < 1.6

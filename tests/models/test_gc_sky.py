@@ -13,8 +13,7 @@ from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.models.gc_emulator.members import KMS, log_members
 from orrery.models.gc_emulator.posterior import cluster_of, whitened
-from orrery.models.gc_emulator.selection import select
-from orrery.models.gc_emulator.sky import Sky, sky_stars
+from orrery.models.gc_emulator.sky import SkyPosterior, star_measurements
 from orrery.physics.clusters import cluster_stars
 from orrery.physics.clusters import lowered_isothermal as limepy
 from orrery.physics.densities import log_standard_normal
@@ -43,12 +42,11 @@ def mock(**changes):
 
 def posterior_of(model, data, columns=None):
     stars = columns or data.stars()
-    chosen = data.selected()
-    return Sky(
+    return SkyPosterior(
         model.emulator,
-        sky_stars({name: value[None] for name, value in stars.items()}),
-        data.distance(stars),
-        None if chosen is None else select(*chosen),
+        star_measurements({name: value[None] for name, value in stars.items()}),
+        data.distance_prior(stars),
+        data.selection(),
         data.field,
     )
 
@@ -65,10 +63,10 @@ def at_truth(posterior):
     rest = torch.tensor([1e3 * PLACE["distance"], PLACE["pm_ra"], PLACE["pm_dec"], PLACE["rv"]])
     at = torch.cat([offset, rest])
     if posterior.by_parallax:
-        middle = posterior.middle[0, 2]
-        at[2] = middle * (1 + (at[2] / middle).log())
-    centre = (at - posterior.middle[0]) / posterior.unit[0]
-    u = torch.cat([four, centre, torch.zeros(posterior.n_globals - posterior.n_placed)])
+        reference = posterior.reference[0, 2]
+        at[2] = reference * (1 + (at[2] / reference).log())
+    centre = (at - posterior.reference[0]) / posterior.unit[0]
+    u = torch.cat([four, centre, torch.zeros(posterior.n_globals - posterior.n_with_centre)])
     return u[None, None]
 
 
@@ -81,11 +79,11 @@ def test_a_star_is_as_probable_as_f_integrated_over_what_is_not_measured(kind, r
     posterior = posterior_of(model, mock(n_stars=12, distance=1.0), columns)
     u = at_truth(posterior)
     cluster, _ = cluster_of(model.emulator, u)
-    centre, _ = posterior._centre(u)
+    centre, _ = posterior.centre(u)
     # over both numbers; proper motions are all but known, and their numbers zero
     grid = torch.linspace(-7, 7, 141, dtype=D)
     z, v = (x.flatten() for x in torch.meshgrid(grid, grid, indexing="ij"))
-    stars = posterior._spread(1, len(z))
+    stars = posterior._repeated(1, len(z))
     n = torch.zeros(1, 12 * len(z), 4, dtype=D)
     n[..., 0], n[..., 1] = z.repeat(12), v.repeat(12)
     log_p = log_members(stars, posterior.typical_pm, cluster, centre, n).view(12, -1)
@@ -114,8 +112,8 @@ def test_a_star_is_as_probable_as_f_integrated_over_what_is_not_measured(kind, r
         in_depth = torch.trapezoid(f, along, dim=1) * depth**4 * KMS**2
         exact = torch.trapezoid(in_depth, depth).log()
         assert float(found[i]) == pytest.approx(float(exact), abs=3e-3)
-    # and by the quadrature that chains begin with
-    members, _, _ = posterior._parts(u, posterior.rough)
+    # and by the quadrature of the starting points
+    members, _, _ = posterior.log_terms(u, posterior.rough_rule)
     roughly = 0.05 if kind == "model" else 0.7
     torch.testing.assert_close(members[0], found, atol=roughly, rtol=0)
 
@@ -129,9 +127,9 @@ def test_a_star_without_a_proper_motion_is_as_probable_as_f_over_all_of_them(kin
     assert posterior.n_latents == 40
     u = at_truth(posterior)
     cluster, _ = cluster_of(model.emulator, u)
-    centre, _ = posterior._centre(u)
+    centre, _ = posterior.centre(u)
     n, log_weights = product(16, 24, 12)
-    s = posterior._spread(1, len(n))
+    s = posterior._repeated(1, len(n))
     log_p = log_members(s, posterior.typical_pm, cluster, centre, n.repeat(10, 1)[None])
     found = (log_p.view(10, -1) + log_weights).logsumexp(1)
     # in pc and km/s, by brute force: depth, speed and angle across, velocity along
@@ -181,7 +179,7 @@ def test_positions_alone_follow_the_surface_density(model):
     assert posterior.n_latents == 0
     u = at_truth(posterior)
     cluster, _ = cluster_of(model.emulator, u)
-    members, _, _ = posterior._parts(u, None)
+    members, _, _ = posterior.log_terms(u, None)
     R, d0 = projected_radii(data.stars()), 1e3 * PLACE["distance"]
     depth = torch.linspace(-3.2, 3.2, 4001, dtype=D).pow(3)  # beyond r_t
     density = cluster.density(R[:, None].square() + depth**2) / 1e5
@@ -200,46 +198,46 @@ def test_lists_of_some_proper_motions_are_those_of_each_kind_together(model):
             columns[name][kinds > 1] = torch.nan
     mixed = posterior_of(model, whole, columns)
     generator = torch.Generator().manual_seed(0)
-    n = torch.randn(20, mixed.per_star, generator=generator, dtype=D)
+    n = torch.randn(20, mixed.latents_per_star, generator=generator, dtype=D)
     u = torch.cat([at_truth(mixed), n.view(1, 1, -1)], -1)
-    members, _, _ = mixed._parts(u, None)
+    members, _, _ = mixed.log_terms(u, None)
     for kind in range(3):
         of_kind = {name: value[kinds == kind] for name, value in columns.items()}
         alone = posterior_of(model, whole, of_kind)
         mine = n[(kinds[kinds < 2] == kind)]
-        for name in ("middle", "unit", "tangent", "typical_pm"):
+        for name in ("reference", "unit", "tangent", "typical_pm"):
             setattr(alone, name, getattr(mixed, name))
         at = torch.cat([at_truth(mixed), mine.view(1, 1, -1)], -1)
-        expected, _, _ = alone._parts(at, None)
+        expected, _, _ = alone.log_terms(at, None)
         torch.testing.assert_close(members[:, kinds == kind], expected)
 
 
 def test_positions_alone_leave_the_mass_to_its_prior_and_say_so(model, tmp_path):
     data = mock(n_stars=100, mock_error=None, distance=1.0, distance_error=0.02)
     model.chains, model.warmup, model.draws = 4, 100, 100
-    product = model.infer(data, tmp_path, seed=0)
-    assert product.metrics["log10_mass_std"] == pytest.approx(0.6, abs=0.12)
-    assert any("say next to nothing of the mass" in warning for warning in product.warnings)
-    assert product.metrics["log10_rh_std"] < 0.1
+    posterior = model.infer(data, tmp_path, seed=0)
+    assert posterior.metrics["log10_mass_std"] == pytest.approx(0.6, abs=0.12)
+    assert any("the mass is not constrained" in warning for warning in posterior.warnings)
+    assert posterior.metrics["log10_rh_std"] < 0.1
 
 
 @pytest.mark.parametrize("errors", [{"mock_error": 0.3}, {"mock_error": 0.1, "mock_rv_error": 2.0}])
 def test_a_marginal_posterior_sums_over_what_errors_hide(model, errors):
     data = mock(n_stars=40, distance=1.0, distance_error=0.01, **errors)
-    chosen = posterior_of(model, data)
-    posterior = Sky(model.emulator, chosen.stars, (1.0, 0.01), marginal=True)
+    observed = posterior_of(model, data)
+    posterior = SkyPosterior(model.emulator, observed.stars, (1.0, 0.01), marginal=True)
     assert posterior.n_latents == 0
     u = at_truth(posterior)
-    roughly, _, _ = posterior._parts(u, posterior.rule)
-    posterior.closed = False
-    exact, _, _ = posterior._parts(u, product(24, 12, 7))
+    roughly, _, _ = posterior.log_terms(u, posterior.rule)
+    posterior.closed_form = False
+    exact, _, _ = posterior.log_terms(u, product(24, 12, 7))
     assert float((roughly - exact).std()) < 0.02
     # and where the cluster is another
     u = u.clone()
     u[..., 1], u[..., 2] = u[..., 1] + 0.3, u[..., 2] - 0.05
-    other, _, _ = posterior._parts(u, product(24, 12, 7))
-    posterior.closed = posterior.stars.rv is None
-    moved, _, _ = posterior._parts(u, posterior.rule)
+    other, _, _ = posterior.log_terms(u, product(24, 12, 7))
+    posterior.closed_form = posterior.stars.rv is None
+    moved, _, _ = posterior.log_terms(u, posterior.rule)
     change = (other - exact).sum()
     assert float((moved - roughly).sum()) == pytest.approx(float(change), abs=0.03)
 
@@ -260,23 +258,23 @@ def test_gradients_are_finite_for_a_star_at_the_centre_and_one_that_escapes(mode
     assert bool(gradient.isfinite().all())
 
 
-def assert_truth_within_errors(product, data, diverged=0):
+def assert_truth_within_errors(posterior, data, diverged=0):
     for name, truth in data.truth().items():
-        z = (product.draws[name].mean() - truth) / product.draws[name].std()
+        z = (posterior.draws[name].mean() - truth) / posterior.draws[name].std()
         assert abs(z) < 4, name
-    assert product.metrics["divergences"] <= diverged
+    assert posterior.metrics["divergences"] <= diverged
 
 
 def test_a_mock_among_field_stars_gives_back_its_truth(model, tmp_path):
     data = mock(field=True, radius=[1.0, 25.0], mock_rv_error=1.0)
-    seen = data.stars()
-    seen["rv"][::2] = torch.nan  # measured for every other star
-    data.stars = lambda: seen
+    stars = data.stars()
+    stars["rv"][::2] = torch.nan  # measured for every other star
+    data.stars = lambda: stars
     model.chains, model.warmup, model.draws = 4, 150, 150
-    product = model.infer(data, tmp_path, seed=0)
-    assert_truth_within_errors(product, data)
-    assert product.metrics["centre_rv_std"] < 1.5
-    member = product.groups["members"]["probability"]
+    posterior = model.infer(data, tmp_path, seed=0)
+    assert_truth_within_errors(posterior, data)
+    assert posterior.metrics["centre_rv_std"] < 1.5
+    member = posterior.groups["members"]["probability"]
     n_members = 200 - 200 // 3
     assert member[:n_members].mean() > 0.95
     assert member[n_members:].mean() < 0.1
@@ -285,15 +283,15 @@ def test_a_mock_among_field_stars_gives_back_its_truth(model, tmp_path):
 @pytest.mark.slow
 def test_a_projected_mock_gives_back_its_truth(model, tmp_path):
     data = mock(mock_error=None, mock_rv_error=1.0, distance=1.0, distance_error=0.02)
-    seen = data.stars()
-    seen["rv"][::4] = torch.nan  # where there is nothing but the position
-    data.stars = lambda: seen
+    stars = data.stars()
+    stars["rv"][::4] = torch.nan  # where there is nothing but the position
+    data.stars = lambda: stars
     model.chains, model.warmup, model.draws = 4, 150, 150
-    product = model.infer(data, tmp_path, seed=0)
-    assert_truth_within_errors(product, data, diverged=3)  # of 600
-    assert product.metrics["log10_mass_std"] < 0.15
-    assert product.metrics["centre_pm_ra_std"] > 5  # nothing measures it
-    assert list(product.figures["profiles"]["profiles"]) == ["density", "los"]
+    posterior = model.infer(data, tmp_path, seed=0)
+    assert_truth_within_errors(posterior, data, diverged=3)  # of 600
+    assert posterior.metrics["log10_mass_std"] < 0.15
+    assert posterior.metrics["centre_pm_ra_std"] > 5  # nothing measures it
+    assert list(posterior.figures["profiles"]["band_kind"]) == ["density", "los"]
 
 
 def table_of(data):
@@ -313,7 +311,7 @@ def table_of(data):
         ),
         (lambda t: setattr(t["pmra"], "unit", "km/s"), {}, "'pmra' is in 'km / s'"),
         (lambda t: t.remove_column("parallax"), {}, "distance of .* is not known"),
-        (lambda t: t.remove_rows(slice(1, None)), {}, "has 1 stars; .* less than 10"),
+        (lambda t: t.remove_rows(slice(1, None)), {}, "has 1 stars; expected 10 or more"),
         (lambda t: None, {"radius": [0, 0.01], "centre": [0, 0]}, "none of the 20 stars"),
         (lambda t: None, {"radius": [3, 1], "centre": [57.3, 28.6]}, "expected \\[<min>, <max>\\]"),
     ],
@@ -325,7 +323,7 @@ def test_bad_lists_are_refused(change, settings, message, tmp_path):
     table.write(tmp_path / "stars.ecsv")
     with pytest.raises(ValueError, match=message):
         data = GCStars(path=str(tmp_path / "stars.ecsv"), **settings)
-        data.distance(data.stars())
+        data.distance_prior(data.stars())
 
 
 def test_columns_without_a_unit_are_named(tmp_path):
@@ -341,7 +339,7 @@ def test_columns_without_a_unit_are_named(tmp_path):
     "settings, message",
     [
         ({"field": True}, "needs data.radius"),
-        ({"radius": [0, 5], "path": "stars.fits"}, "about a point: data.centre"),
+        ({"radius": [0, 5], "path": "stars.fits"}, "needs its centre: data.centre"),
         ({"distance": -1.0}, "expected kpc"),
         ({"truth": {"W0": 5.0}}, "data.truth of a mock names W0"),
     ],
@@ -354,6 +352,6 @@ def test_settings_that_say_too_little_are_refused(settings, message):
 def test_completeness_is_read_and_cut(tmp_path):
     path = tmp_path / "complete.ecsv"
     Table({"radius": [0.0, 5, 20], "completeness": [0.2, 1, 1]}).write(path)
-    chosen = mock(completeness=str(path), radius=[1.0, 10.0]).selected()
-    assert chosen.radius.tolist() == [1, 5, 10]
-    np.testing.assert_allclose(chosen.completeness, [0.36, 1, 1])
+    selection = mock(completeness=str(path), radius=[1.0, 10.0]).selection()
+    assert selection.radius.tolist() == [1, 5, 10]
+    np.testing.assert_allclose(selection.completeness, [0.36, 1, 1])

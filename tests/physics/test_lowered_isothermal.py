@@ -170,7 +170,7 @@ def test_anisotropy_is_solved_for():
     share = torch.where(u[1] > 0.8, 1.0, u[1])
     share[0] = 0.0
     g = u[2].sqrt() * limepy.g_limit(W0, share)
-    model = limepy.solve_share(W0, g, share, steps=200)
+    model = limepy.solve_rh_ra(W0, g, share, steps=200)
     torch.testing.assert_close(model.rh / model.ra, share, rtol=1e-7, atol=1e-12)
     isotropic = limepy.solve(W0[:1], g[:1], steps=200)
     torch.testing.assert_close(model.rt[:1], isotropic.rt, rtol=1e-9, atol=0)

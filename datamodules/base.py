@@ -252,6 +252,11 @@ class CatalogueData(L.LightningDataModule):
         """What to call these data in messages."""
         return self.path or ("the table" if self.table is not None else "the simulation")
 
+    @property
+    def is_simulation(self) -> bool:
+        """Whether rows are drawn by `simulate`, not read from a file or a table."""
+        return self.path is None and self.table is None
+
     def open(self, which: str) -> AbstractContextManager[Catalogue]:
         """The catalogue, or the simulation for ``which`` of "fit" and "test".
 

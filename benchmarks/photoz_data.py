@@ -43,8 +43,8 @@ def load(name: str, data: Path) -> PhotozSet:
     """Read one of `SETS`; `data` is the folder of the zCOSMOS files.
 
     `dc2` are the 10,225 + 20,449 simulated LSST galaxies inside pz-rail-base. `stress` is DC2
-    with spoilt training redshifts (`spoil`), `stress_clean` its good third alone. `zcosmos` trains
-    on the secure redshifts, `zcosmos_all` on all of them.
+    with `corrupted` training redshifts, `stress_clean` its clean third alone. `zcosmos` trains on
+    the secure redshifts, `zcosmos_all` on all of them.
     """
     if name.startswith("zcosmos"):
         suffix, step, points = "", 0.0025, 641
@@ -62,7 +62,7 @@ def load(name: str, data: Path) -> PhotozSet:
         raise ValueError(f"unknown set {name!r}: expected one of {', '.join(SETS)}")
     grid = step * np.arange(points, dtype=float)
     if name.startswith("stress"):
-        train = spoil(train, grid)
+        train = corrupted(train, grid)
     if name == "stress_clean":
         train = _rows(train, train["source"] == 0)
     columns = [f"mag_{band}{suffix}" for band in bands]
@@ -75,26 +75,26 @@ def load(name: str, data: Path) -> PhotozSet:
     return PhotozSet(name, columns, errors, f"mag_i{suffix}", limits, train, test, grid, digest)
 
 
-def spoil(train: dict[str, Array], grid: Array, seed: int = 0) -> dict[str, Array]:
-    """Spoil the redshifts of a catalogue as a bad spectroscopic campaign would.
+def corrupted(train: dict[str, Array], grid: Array, seed: int = 0) -> dict[str, Array]:
+    """A catalogue with corrupted redshifts, as of a bad spectroscopic campaign.
 
     30 % of the rows keep their redshift (`source` 0). The others (`source` 1) get a Gaussian
     scatter of 0.03 (1 + z), and 15 % of these instead a redshift drawn uniformly from the grid's
-    range. Photometry is untouched.
+    range. Photometry does not change.
     """
     rng = np.random.default_rng(seed)
     truth = train["redshift"]
     noisy = rng.permutation(len(truth)) >= round(0.3 * len(truth))
     scattered = truth + 0.03 * (1 + truth) * rng.standard_normal(len(truth))
     catastrophic = rng.random(len(truth)) < 0.15
-    spoilt = np.where(catastrophic, rng.uniform(grid[0], grid[-1], len(truth)), scattered)
-    # Nobody would publish a redshift below zero, and FlexZBoost needs them inside its range.
-    redshift = np.where(noisy, np.clip(spoilt, 0.001, grid[-1]), truth)
+    labels = np.where(catastrophic, rng.uniform(grid[0], grid[-1], len(truth)), scattered)
+    # Published redshifts are positive, and FlexZBoost needs them inside its range.
+    redshift = np.where(noisy, np.clip(labels, 0.001, grid[-1]), truth)
     return {**train, "redshift": redshift, "source": noisy.astype(float)}
 
 
 def write_files(photoz: PhotozSet, folder: Path) -> tuple[Path, Path]:
-    """Write `<set>_train.hdf5` and `<set>_test.hdf5`, group `photometry`: what this zoo reads."""
+    """Write `<set>_train.hdf5` and `<set>_test.hdf5`, group `photometry`, for this zoo."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{photoz.name}_train.hdf5", folder / f"{photoz.name}_test.hdf5"
     for path, table in zip(paths, (photoz.train, photoz.test), strict=True):
@@ -124,7 +124,7 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def _rail_examples() -> Path:
-    """The folder of DC2 test data inside the installed pz-rail-base, found without importing it."""
+    """The folder of DC2 test data inside the installed pz-rail-base, without importing it."""
     spec = find_spec("rail")
     for folder in spec.submodule_search_locations or [] if spec else []:
         if (Path(folder) / "examples_data" / "testdata").is_dir():

@@ -1,7 +1,7 @@
 """The photometric-redshift scores of `benchmarks.zephyr`, in plain numpy.
 
 They share no code with the metrics of the zoo itself, so that one checks the other. Every method is
-scored from the same thing: p(z) on one grid, a row per object.
+scored by its p(z) on the same grid, a row per object.
 """
 
 import numpy as np

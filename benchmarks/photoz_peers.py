@@ -1,7 +1,7 @@
 """The peers of `benchmarks.zephyr`: FlexZBoost and PZFlow through RAIL, and a regression forest.
 
 Each is a function `(data, seed) -> predict`, and `predict(test)` gives p(z) on `data.grid`: (n, g).
-A peer sees the training table alone; nothing here is tuned on the test table.
+A peer is given the training table alone; nothing is tuned on the test table.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from orrery.benchmarks.photoz_data import PhotozSet, fill_undetected
 
 Array = NDArray[np.float64]
 Predict = Callable[[dict[str, Array]], Array]
-PIECE = 1000  # objects
+OBJECTS_AT_ONCE = 1000
 
 
 def flexzboost(data: PhotozSet, seed: int) -> Predict:
@@ -98,7 +98,7 @@ def _rail(
     def predict(test: dict[str, Array]) -> Array:
         # RAIL takes a table in memory as one chunk, and PZFlow then needs objects x grid rows.
         n = len(test[data.reference])
-        pieces = [slice(start, start + PIECE) for start in range(0, n, PIECE)]
+        pieces = [slice(start, start + OBJECTS_AT_ONCE) for start in range(0, n, OBJECTS_AT_ONCE)]
         return np.concatenate([estimate({k: v[rows] for k, v in test.items()}) for rows in pieces])
 
     def estimate(test: dict[str, Array]) -> Array:
@@ -139,9 +139,9 @@ def _leaf_histograms(
         shape = (len(count), len(grid))
         tables.append(csr_matrix((1 / count[leaf], (leaf, where)), shape=shape))
 
-    def predict(asked: Array) -> Array:
-        total = np.zeros((len(asked), len(grid)))
-        for table, leaf in zip(tables, trees.apply(asked).T, strict=True):
+    def predict(inputs: Array) -> Array:
+        total = np.zeros((len(inputs), len(grid)))
+        for table, leaf in zip(tables, trees.apply(inputs).T, strict=True):
             total += table[leaf].toarray()
         return total / len(tables)
 

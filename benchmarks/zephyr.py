@@ -1,4 +1,4 @@
-"""Photometric redshifts: this zoo beside FlexZBoost, PZFlow and a regression forest, in one run.
+"""Photometric redshifts: this zoo, FlexZBoost, PZFlow and a regression forest, in one run.
 
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.zephyr --data <folder of zcosmos_*.hdf5> --out benchmarks/zephyr.csv
@@ -41,7 +41,7 @@ from orrery.benchmarks.photoz_peers import Predict, flexzboost, forest, pzflow
 
 TIMED_OBJECTS, PASSES = 1000, 5
 KEY = ("set", "method", "seed")
-RECOVERED = ("label_sigma_1", "label_catastrophic_1")  # of the spoilt source of `stress`
+RECOVERED = ("label_sigma_1", "label_catastrophic_1")  # of the corrupted source of `stress`
 
 
 def main() -> None:
@@ -90,8 +90,8 @@ def run(method: str, data: PhotozSet, seed: int, scratch: Path) -> dict[str, str
         "matmul_ms": matmul_ms(),
     }
     text = {key: f"{value:.4g}" for key, value in numbers.items()}
-    found = test_metrics(folder) if ours and data.name == "stress" else {}
-    text |= {key: f"{found[key]:.4g}" if key in found else "" for key in RECOVERED}
+    recovered = test_metrics(folder) if ours and data.name == "stress" else {}
+    text |= {key: f"{recovered[key]:.4g}" if key in recovered else "" for key in RECOVERED}
     counts = {"n_train": str(len(data.train["redshift"])), "n": str(len(data.test["redshift"]))}
     key = {"set": data.name, "method": method, "seed": str(seed)}
     return {**key, **counts, **text, "test_sha256": data.test_sha256}
@@ -120,8 +120,8 @@ def zephyr(data: PhotozSet, seed: int, folder: Path) -> Predict:
 
 def test_metrics(folder: Path) -> dict[str, float]:
     """metrics.json of our evaluation of the test file."""
-    found: dict[str, float] = json.loads((folder / "test" / "metrics.json").read_text())
-    return found
+    metrics: dict[str, float] = json.loads((folder / "test" / "metrics.json").read_text())
+    return metrics
 
 
 def command(script: str, *overrides: str) -> None:
@@ -159,33 +159,33 @@ def summary(path: Path) -> str:
     lines = ["| set | method | seeds | CRPS | NMAD | outliers | NLL | PIT KS | objects/s |"]
     lines.append("|" + "---|" * 9)
     for name in dict.fromkeys(row["set"] for row in rows):
-        of_set = [row for row in rows if row["set"] == name]
+        in_set = [row for row in rows if row["set"] == name]
         means = {}
-        for method in dict.fromkeys(row["method"] for row in of_set):
-            mine = [row for row in of_set if row["method"] == method]
-            values = [float(np.mean([float(row[c]) for row in mine])) for c in columns]
-            means[method] = len(mine), values
+        for method in dict.fromkeys(row["method"] for row in in_set):
+            seeds = [row for row in in_set if row["method"] == method]
+            values = [float(np.mean([float(row[c]) for row in seeds])) for c in columns]
+            means[method] = len(seeds), values
         peers = sorted((m for m in means if m != "zephyr"), key=lambda m: means[m][1][0])
         if "zephyr" not in means:
             continue
         means = {m: means[m] for m in (*peers[:1], "zephyr")}
         best = [min(values[i] for _, values in means.values()) for i in range(5)]
-        for method, (seeds, values) in means.items():
+        for method, (n_seeds, values) in means.items():
             cells = [f"{v:.4f}" if i != 3 else f"{v:.2f}" for i, v in enumerate(values[:5])]
             cells = [
                 f"**{c}**" if v == b and len(means) > 1 else c
                 for c, v, b in zip(cells, values, best, strict=False)
             ]
             cells.append(f"{values[5]:,.0f}")
-            lines.append(f"| {name} | {method} | {seeds} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {method} | {n_seeds} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def objects_per_second(predict: Predict, data: PhotozSet) -> float:
     """Objects per CPU second, best of five passes."""
-    few = {name: column[:TIMED_OBJECTS] for name, column in data.test.items()}
-    predict(few)  # JAX compiles anew for each batch size
-    return len(few["redshift"]) / best_seconds(lambda: predict(few))
+    sample = {name: column[:TIMED_OBJECTS] for name, column in data.test.items()}
+    predict(sample)  # JAX compiles anew for each batch size
+    return len(sample["redshift"]) / best_seconds(lambda: predict(sample))
 
 
 def matmul_ms() -> float:

@@ -57,6 +57,11 @@ class Dataset(L.LightningDataModule):
         """What to call these data in messages."""
         return self.path or ("the table" if self.table is not None else "the simulation")
 
+    @property
+    def is_simulation(self) -> bool:
+        """Whether rows are simulated, not read from a file or a table."""
+        return self.path is None and self.table is None
+
     def truth(self) -> dict[str, float]:
         """True values that a simulation knows of a model's fitted parameters, by name."""
         return {}

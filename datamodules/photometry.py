@@ -1,4 +1,4 @@
-"""Broad-band photometry of a catalogue: which columns hold it, and what their values mean."""
+"""Broad-band photometry of a catalogue: its columns, and the meaning of special values."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -11,9 +11,9 @@ from orrery.datamodules.values import refuse
 from orrery.physics.galaxies.photometry import mag_to_flux
 
 NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # the convention of BPZ, which RAIL follows
-NO_LIMIT = 90.0  # an "error" of a non-detection from here on is a sentinel, not a limit
-LEAST_LIMIT = 10.0  # and below this it is no limiting magnitude
-SANE_MAGNITUDES = (-5.0, 45.0)
+# The error column of a non-detection may hold its limiting magnitude; other values are sentinels.
+POSSIBLE_LIMITS = (10.0, 90.0)
+POSSIBLE_MAGNITUDES = (-5.0, 45.0)
 
 
 class BandColumns(NamedTuple):
@@ -27,31 +27,32 @@ class BandColumns(NamedTuple):
 def band_columns(
     names: Sequence[str], patterns: Mapping[str, Any], bands: Sequence[str]
 ) -> dict[str, BandColumns]:
-    """Band -> its columns, of the ``bands`` (or, where none are asked for, all) that are there.
+    """Band -> its columns, of those of ``bands`` (if empty, of all bands) that are there.
 
     ``patterns`` holds ``mag`` and ``mag_err`` (or ``flux`` and ``flux_err``), column names in which
     "{band}" stands for a band, and names of single columns such as ``mag_u``. If there are both,
     the kind that covers more bands is taken; magnitudes, if they are equal.
     """
-    kinds = []
+    by_kind = []
     for kind in ("mag", "flux"):
         value = patterns.get(kind, kind + "_{band}")
         error = patterns.get(f"{kind}_err", kind + "_err_{band}")
-        found = {}
-        for band in bands or _discovered(names, patterns, kind, value, error):
+        columns = {}
+        for band in bands or _discovered_bands(names, patterns, kind, value, error):
             v = patterns.get(f"{kind}_{band}", value.replace("{band}", band))
             e = patterns.get(f"{kind}_err_{band}", error.replace("{band}", band))
-            # a column named by hand that is not there is an error later, with near matches
-            by_hand = f"{kind}_{band}" in patterns or f"{kind}_err_{band}" in patterns
-            if v in names or e in names or by_hand:
-                found[band] = BandColumns(kind, v, e)
-        kinds.append(found)
-    return max(kinds, key=len)  # of equals the first
+            # a column named explicitly that is not there is refused later, with near matches
+            explicit = f"{kind}_{band}" in patterns or f"{kind}_err_{band}" in patterns
+            if v in names or e in names or explicit:
+                columns[band] = BandColumns(kind, v, e)
+        by_kind.append(columns)
+    return max(by_kind, key=len)  # of equals the first
 
 
-def _discovered(
+def _discovered_bands(
     names: Sequence[str], patterns: Mapping[str, Any], kind: str, value: str, error: str
 ) -> list[str]:
+    """Bands whose value and error columns both match the patterns, or that are named explicitly."""
     before, _, after = value.partition("{band}")
     bands = []
     for name in names:
@@ -59,12 +60,12 @@ def _discovered(
             band = name[len(before) : len(name) - len(after)]
             if band and error.replace("{band}", band) in names:
                 bands.append(band)
-    by_hand = (key.removeprefix(f"{kind}_") for key in patterns if key.startswith(f"{kind}_"))
-    return [*dict.fromkeys([*bands, *(b for b in by_hand if not b.startswith("err"))])]
+    explicit = (key.removeprefix(f"{kind}_") for key in patterns if key.startswith(f"{kind}_"))
+    return [*dict.fromkeys([*bands, *(b for b in explicit if not b.startswith("err"))])]
 
 
 def near_column(column: str, names: Sequence[str], taken: Sequence[str]) -> str | None:
-    """A column that no band uses and whose name is nearly ``column``: likely a misnamed one."""
+    """A column outside ``taken`` whose name is similar to ``column``: probably a misnamed one."""
     free = {name.lower(): name for name in names if name not in taken}
     near = get_close_matches(column.lower(), free, 1, 0.8)
     return free[near[0]] if near else None
@@ -77,20 +78,21 @@ def flux_from_mag(
 
     - NaN or -99, and 99 without a limit: not observed, flux and error are NaN.
     - 99 or inf: observed, not detected; flux 0, and as error the flux of the limiting magnitude
-      (1 sigma), which is the error column's value where that is below `NO_LIMIT`, else ``limit``.
+      (1 sigma): the error column's value where it is in `POSSIBLE_LIMITS`, else ``limit``.
 
     ``zero_point`` is added to the magnitudes. Raises ``ValueError`` for impossible values.
     """
     undetected = (mag == NOT_DETECTED) | (mag == np.inf)
-    limits = np.where((error > LEAST_LIMIT) & (error < NO_LIMIT), error, limit)
+    brightest, faintest = POSSIBLE_LIMITS
+    limits = np.where((error > brightest) & (error < faintest), error, limit)
     absent = np.isnan(mag) | (mag == NOT_OBSERVED) | (undetected & ~np.isfinite(limits))
     measured = ~absent & ~undetected
-    low, high = SANE_MAGNITUDES
+    low, high = POSSIBLE_MAGNITUDES
     refuse(
         measured & ~((mag > low) & (mag < high)),
         columns.value,
         mag,
-        "is no magnitude",
+        "is not a valid magnitude",
         f"{low:g} to {high:g}, 99 where not detected, NaN or -99 where not observed",
         "replace other sentinels by these",
     )
@@ -118,9 +120,9 @@ def flux_from_flux(
         np.isinf(flux),
         columns.value,
         flux,
-        "is no flux",
+        "is not a valid flux",
         "finite numbers or NaN",
-        "mend those rows",
+        "correct those rows, or set them to NaN (not observed)",
     )
     _check_errors(columns, error, observed)
     scale = 10 ** (-0.4 * zero_point)
@@ -133,7 +135,7 @@ def _check_errors(columns: BandColumns, error: np.ndarray, measured: np.ndarray)
         measured & ~((error > 0) & np.isfinite(error)),
         columns.error,
         error,
-        f"is no error of a measured {columns.kind}",
+        f"is not a valid error of a measured {columns.kind}",
         "finite numbers above 0",
         f"set '{columns.value}' of those rows to NaN (not observed), or give the error a floor",
     )

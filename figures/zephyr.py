@@ -1,4 +1,4 @@
-"""Figures of `zephyr`: how good photometric redshifts are, how honest, and which source says so.
+"""Figures of `zephyr`: accuracy and calibration of photometric redshifts, share of each source.
 
 A row is an object. The residual is dz = (z_phot - z_true) / (1 + z_true), z_phot the median of
 p(z); an outlier has |dz| > 0.15; NMAD = 1.4826 median|dz - median(dz)| (Brammer et al. 2008).
@@ -20,39 +20,39 @@ TRUE = "true redshift"  # a spectroscopic one, or that of a simulation
 MAGNITUDE = "reference magnitude (AB)"
 RESIDUAL = r"$\Delta z\,/\,(1+z)$"
 
-ALWAYS = ("z_median", "z_q16", "z_q84", "mag_ref")
-WITH_TRUTH = ("z_true", "pit", "crps", "nll")
+PREDICTED = ("z_median", "z_q16", "z_q84", "mag_ref")  # columns, of every row
+SCORED = ("z_true", "pit", "crps", "nll")  # of rows whose redshift is known
 
 
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
 ) -> dict[str, Figure]:
-    """Every figure that the rows and metrics allow, by name, in the order to show them.
+    """Every figure that the rows and metrics allow, by name, in the order of the report.
 
     rows: one array per column. Of shape (n,): `z_median`, `z_q16`, `z_q84`, `mag_ref` (AB) and
         `responsibility_<source>` (sums to one over sources); where true redshifts are known also
         `z_true` (NaN for objects without one), `pit`, `crps` and `nll`. For the first m objects
-        `pz` and `pz_<source>` (its weighted part of `pz`), shape (m, n_grid), on `z_grid`, shape
-        (n_grid,).
-    metrics: `label_sigma_<source>` and `label_catastrophic_<source>`, each beside the same key
-        with `_true`, add the figure of label noise.
+        `pz`, shape (m, n_grid), on `z_grid`, shape (n_grid,).
+    metrics: with `label_sigma_<source>`, `label_catastrophic_<source>` and the same keys with
+        `_true` there is a figure of label noise.
+    data: `examples` holds the contribution of each source to `pz`, of its shape, by source.
 
     Without a finite `z_true` only the figures that need no truth are drawn, and without a finite
     `mag_ref` nothing is drawn against magnitude. Each figure's caption is `figure.get_label()`.
     """
-    rows = {**rows, **data.get("parts", {})}
-    sources = _sources(rows)
-    _check(rows, sources)
-    truth = _with_truth(rows)
+    densities = data.get("examples", {})
+    sources = list(densities)
+    _check(rows, densities)
+    scored = _scored_rows(rows)
     figures = {}
-    if len(truth["z_median"]):
-        figures["redshifts"] = redshifts(truth)
-        figures["calibration"] = calibration(truth)
-    figures["examples"] = examples(rows)
+    if len(scored["z_median"]):
+        figures["redshifts"] = redshifts(scored)
+        figures["calibration"] = calibration(scored)
+    figures["examples"] = examples(rows, densities)
     if np.isfinite(rows["mag_ref"]).any():
-        figures["responsibilities"] = responsibilities(rows)
-    if len(truth["z_median"]):
-        figures["binned"] = binned(truth)
+        figures["responsibilities"] = responsibilities(rows, sources)
+    if len(scored["z_median"]):
+        figures["binned"] = binned(scored)
     if any(f"label_sigma_{source}_true" in metrics for source in sources):
         figures["label_noise"] = label_noise(metrics, sources)
     return figures
@@ -68,13 +68,13 @@ def redshifts(rows: style.Rows) -> Figure:
 
     fig, axes = style.new(1, 2, size=(9.5, 10.5), sharex=True, height_ratios=(3, 1))
     main, below = axes[:, 0]
-    shown = style.density(main, z, z_phot, (0, top, 0, top), (70, 40))
+    counts = style.density(main, z, z_phot, (0, top, 0, top), (70, 40))
     residuals = style.density(below, z, dz, (0, top, -0.25, 0.25), (70, 13))
-    if shown is not None and residuals is not None:
-        residuals.set_clim(shown.get_clim())
-        bar = fig.colorbar(shown, ax=axes, label="objects per cell", shrink=0.6, format="%g")
-        few = shown.get_clim()[1] < 200  # one or two decades, which need ticks in between
-        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    if counts is not None and residuals is not None:
+        residuals.set_clim(counts.get_clim())
+        bar = fig.colorbar(counts, ax=axes, label="objects per cell", shrink=0.6, format="%g")
+        two_decades = counts.get_clim()[1] < 200  # at most, which need ticks in between
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if two_decades else (1,)))
 
     line = np.array([0.0, top])
     main.plot(line, line, color=style.TRUTH)
@@ -85,26 +85,26 @@ def redshifts(rows: style.Rows) -> Figure:
     main.set(xlim=(0, top), ylim=(0, top), ylabel="photometric redshift (median)")
     below.set(ylim=(-0.25, 0.25), xlabel=TRUE, ylabel=RESIDUAL)
 
-    facts = [
+    title = [
         f"{len(z):,} objects" if len(z) != 1 else "1 object",
         rf"$\sigma_\mathrm{{NMAD}}$ = {nmad(dz):.4f}",
         f"bias = {np.median(dz):+.4f}".replace("-", "\N{MINUS SIGN}"),
         f"outliers = {outlier_fraction(dz):.2%}",
     ]
     if hidden:
-        facts.append(f"{hidden:,} off the plot")
-    main.set_title("    ".join(facts), loc="left", fontsize=14)  # above: it covers no object
+        title.append(f"{hidden:,} off the plot")
+    main.set_title("    ".join(title), loc="left", fontsize=14)  # above: it covers no object
     return fig
 
 
 @style.figure
 def calibration(rows: style.Rows) -> Figure:
-    """Is p(z) honest? PIT and central intervals; grey is where 95% of honest samples would lie."""
+    """Calibration of p(z): PIT and central intervals; grey holds 95% of calibrated samples."""
     pit = rows["pit"]
     n = len(pit)
     fig, axes = style.new(2, 2, height_ratios=(2.2, 1), sharex="col")
 
-    style.uniform(axes[0, 0], pit, "honest p(z), 95%")
+    style.uniform(axes[0, 0], pit, "calibrated p(z), 95%")
     axes[0, 0].set(ylabel="objects / uniform expectation")
 
     levels = np.linspace(0, 1, 41)
@@ -121,10 +121,10 @@ def calibration(rows: style.Rows) -> Figure:
         text = f"{level:.0%} interval holds {covered:.1%}"
         curve.text(0.97, 0.18 - 0.1 * (level > 0.8), text, ha="right", transform=curve.transAxes)
 
-    for axis, found in ((axes[1, 0], cumulative), (axes[1, 1], coverage)):
+    for axis, fraction in ((axes[1, 0], cumulative), (axes[1, 1], coverage)):
         axis.fill_between(levels, *(band - levels), color=style.BAND)
         axis.axhline(0, color=style.TRUTH, lw=1.6)
-        axis.plot(levels, found - levels, color=style.PALETTE[0])
+        axis.plot(levels, fraction - levels, color=style.PALETTE[0])
         axis.yaxis.set_major_locator(_ticks(4))
     axes[1, 0].set(xlabel="PIT", ylabel="cumulative\n$-$ uniform")
     axes[1, 1].set(
@@ -135,10 +135,9 @@ def calibration(rows: style.Rows) -> Figure:
 
 
 @style.figure
-def examples(rows: style.Rows) -> Figure:
-    """Examples of p(z) from bright to faint, stacked by the source of redshifts behind them."""
-    sources = _sources(rows)
-    colour = style.colours(sources)
+def examples(rows: style.Rows, densities: Mapping[str, np.ndarray]) -> Figure:
+    """Examples of p(z) from bright to faint, stacked by the contribution of each source."""
+    colour = style.colours(densities)
     chosen = _choose_examples(rows)
     fig, axes = style.new(min(4, len(chosen)), -(-len(chosen) // 4))
     grid = rows["z_grid"]
@@ -146,8 +145,8 @@ def examples(rows: style.Rows) -> Figure:
         axis.remove()
     for axis, (i, remark) in zip(axes.flat, chosen.items(), strict=False):
         peak = rows["pz"][i].max()
-        parts = [rows[f"pz_{source}"][i] / peak for source in sources]
-        axis.stackplot(grid, parts, colors=colour.values(), lw=0)
+        scaled = [density[i] / peak for density in densities.values()]
+        axis.stackplot(grid, scaled, colors=colour.values(), lw=0)
         axis.plot(grid, rows["pz"][i] / peak, color=style.INK, lw=1.2)
         inside = grid[rows["pz"][i] > 0.004 * peak]
         ends = [inside[0], inside[-1]]
@@ -160,12 +159,12 @@ def examples(rows: style.Rows) -> Figure:
         axis.grid(False)
         axis.xaxis.set_major_locator(_ticks(4))
         mag = rows["mag_ref"][i]
-        known = [f"{mag:.1f} mag"] if np.isfinite(mag) else []
-        axis.set_title(", ".join(known + remark), fontsize=14)
+        title = [f"{mag:.1f} mag"] if np.isfinite(mag) else []
+        axis.set_title(", ".join(title + remark), fontsize=14)
     fig.supxlabel("redshift", fontsize=16)
     fig.supylabel("p(z), scaled to its peak", fontsize=16)
     handles: list[Patch | Line2D] = [
-        Patch(color=colour[source], label=style.label(source)) for source in sources
+        Patch(color=colour[source], label=style.label(source)) for source in densities
     ]
     if any(_has_truth(rows, i) for i in chosen):
         handles.append(Line2D([], [], color=style.INK, ls=(0, (4, 2)), lw=1.8, label=TRUE))
@@ -174,13 +173,12 @@ def examples(rows: style.Rows) -> Figure:
 
 
 @style.figure
-def responsibilities(rows: style.Rows) -> Figure:
+def responsibilities(rows: style.Rows, sources: list[str]) -> Figure:
     """Share of each source of redshifts in p(z) against magnitude: running mean, stacked."""
-    sources = _sources(rows)
-    seen = np.isfinite(rows["mag_ref"])
-    order = np.argsort(rows["mag_ref"][seen])
-    mag = rows["mag_ref"][seen][order]
-    shares = np.array([rows[f"responsibility_{source}"][seen][order] for source in sources])
+    observed = np.isfinite(rows["mag_ref"])
+    order = np.argsort(rows["mag_ref"][observed])
+    mag = rows["mag_ref"][observed][order]
+    shares = np.array([rows[f"responsibility_{source}"][observed][order] for source in sources])
 
     fig, axes = style.new(1, 2, sharex=True, height_ratios=(1, 4))
     above, main = axes[:, 0]
@@ -221,10 +219,10 @@ def binned(rows: style.Rows) -> Figure:
         reach = np.array([(x[group].min(), x[group].max()) for group in groups]).T
         bars = np.abs(reach - middle)
         for axis, (ylabel, values, measure) in zip(row, measures, strict=True):
-            found = np.array([measure(values[group]) for group in groups])
+            binned = np.array([measure(values[group]) for group in groups])
             errors = [bootstrap_error(measure, values[group]) for group in groups]
             points = axis.errorbar(
-                middle, found, errors, bars, fmt="o", color=style.PALETTE[0], lw=1.6
+                middle, binned, errors, bars, fmt="o", color=style.PALETTE[0], lw=1.6
             )
             overall = axis.axhline(measure(values), color=style.TRUTH, ls="--", lw=1.6)
             axis.set(xlabel=xlabel, ylabel=ylabel)
@@ -254,12 +252,12 @@ def label_noise(metrics: Mapping[str, float], sources: list[str]) -> Figure:
         for y, source in enumerate(sources):
             if not {f"{name}_{source}", f"{name}_{source}_true"} <= metrics.keys():
                 continue
-            found, true = metrics[f"{name}_{source}"], metrics[f"{name}_{source}_true"]
+            recovered, true = metrics[f"{name}_{source}"], metrics[f"{name}_{source}_true"]
             axis.plot(true, y, "|", ms=26, mew=3, color=style.INK)
-            axis.plot(found, y, "o", ms=13, color=colour[source])
-            text = f"{found:.3f} (true {true:.3f})"
+            axis.plot(recovered, y, "o", ms=13, color=colour[source])
+            text = f"{recovered:.3f} (true {true:.3f})"
             axis.text(1.02, y, text, va="center", transform=axis.get_yaxis_transform())
-            values += [found, true]
+            values += [recovered, true]
         axis.margins(x=0.12)
         if name == "label_sigma" and min(values, default=0) > 0:
             axis.set_xscale("log")
@@ -279,37 +277,31 @@ def label_noise(metrics: Mapping[str, float], sources: list[str]) -> Figure:
     return fig
 
 
-def _sources(rows: style.Rows) -> list[str]:
-    prefix = "responsibility_"
-    return [name.removeprefix(prefix) for name in rows if name.startswith(prefix)]
-
-
-def _check(rows: style.Rows, sources: list[str]) -> None:
-    if not sources:
-        raise ValueError("rows have no column responsibility_<source>: add one per source")
-    scalars = [*ALWAYS, *(f"responsibility_{source}" for source in sources)]
-    scalars += WITH_TRUTH if "z_true" in rows else ()
-    densities = ["pz", *(f"pz_{source}" for source in sources)]
-    if missing := [name for name in (*scalars, *densities, "z_grid") if name not in rows]:
+def _check(rows: style.Rows, densities: Mapping[str, np.ndarray]) -> None:
+    if not densities:
+        raise ValueError("data['examples'] has no source: add the contribution of each to pz")
+    scalars = [*PREDICTED, *(f"responsibility_{source}" for source in densities)]
+    scalars += SCORED if "z_true" in rows else ()
+    if missing := [name for name in (*scalars, "pz", "z_grid") if name not in rows]:
         raise ValueError(f"rows lack {', '.join(missing)}; the columns given are {', '.join(rows)}")
     n = len(rows["z_median"])
     if wrong := {name: len(rows[name]) for name in scalars if len(rows[name]) != n}:
         raise ValueError(f"columns must be as long as z_median ({n}); these are not: {wrong}")
     shape = (len(rows["pz"]), len(rows["z_grid"]))
-    for name in densities:
-        if np.shape(rows[name]) != shape:
-            raise ValueError(f"{name} has shape {np.shape(rows[name])}, expected {shape}")
+    for name, density in {"pz": rows["pz"], **densities}.items():
+        if np.shape(density) != shape:
+            raise ValueError(f"{name} has shape {np.shape(density)}, expected {shape}")
     if not len(rows["pz"]):
         raise ValueError("nothing to draw: rows need at least one pz")
-    if (off := np.flatnonzero(~(rows["pz"].max(axis=1) > 0))).size:
+    if (bad := np.flatnonzero(~(rows["pz"].max(axis=1) > 0))).size:
         raise ValueError(
-            f"pz must be finite and positive somewhere on z_grid; not so in rows {off}"
+            f"pz must be finite and positive somewhere on z_grid; not so in rows {bad}"
         )
 
 
-def _with_truth(rows: style.Rows) -> dict[str, np.ndarray]:
+def _scored_rows(rows: style.Rows) -> dict[str, np.ndarray]:
     """The scalar columns of the objects whose redshift is known."""
-    names = (*ALWAYS, *WITH_TRUTH)
+    names = (*PREDICTED, *SCORED)
     if "z_true" not in rows:
         return {name: np.empty(0) for name in names}
     known = np.isfinite(rows["z_true"])
@@ -317,7 +309,7 @@ def _with_truth(rows: style.Rows) -> dict[str, np.ndarray]:
 
 
 def _ticks(most: int) -> MaxNLocator:
-    """About `most` ticks at round steps: few, because they are read from afar."""
+    """About `most` ticks at round steps; a small number, because slides are read from afar."""
     return MaxNLocator(most, steps=(1, 2, 5, 10), min_n_ticks=2)
 
 
@@ -330,18 +322,15 @@ def _residual(rows: style.Rows) -> np.ndarray:
 
 
 def _end_of_axis(x: np.ndarray) -> float:
-    """Where to end an axis from 0: past all of ``x``, unless 0.5% of it or less would stretch it.
-
-    A handful of wild objects must not shrink the plot, but no other object is left out.
-    """
+    """Upper end of an axis from 0: beyond all of ``x``, or of 99.5% if the rest are far out."""
     bulk, last = np.quantile(x, 0.995, method="higher"), np.max(x)
     return float(1.05 * max(last if last < 1.3 * bulk else bulk, 0.05))
 
 
 def _choose_examples(rows: style.Rows, wanted: int = 12) -> dict[int, list[str]]:
-    """Rows to show, bright to faint, and remarks: narrow and wide at each magnitude, two special.
+    """Row -> remarks of up to `wanted` examples, bright to faint: narrow and wide ones.
 
-    The special ones are the most evenly double-peaked p(z) and the one poorest at its truth.
+    Two have a remark: the most evenly double-peaked p(z), and the one of the least p(z_true).
     """
     pz = rows["pz"]
     if len(pz) <= wanted:

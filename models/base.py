@@ -1,7 +1,7 @@
 """The class that every component derives from; its docstring is the recipe."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -83,6 +83,42 @@ class PredictedRows(dict[str, np.ndarray]):
     examples: Batch
 
 
+@runtime_checkable
+class Data(Protocol):
+    """A data module as every component sees it; `datamodules.base.CatalogueData` is one.
+
+    What only some data know, such as the true posterior of a simulation, is a protocol of its own
+    beside the evaluation that asks for it.
+    """
+
+    @property
+    def label(self) -> str:
+        """Name of the data in messages."""
+
+    @property
+    def is_simulation(self) -> bool:
+        """Whether rows are drawn by `simulate`, not read from a file or a table."""
+
+    @property
+    def rows(self) -> Mapping[str, Batch]:
+        """Training rows by split, "train" and "val"; empty before ``setup("fit")``."""
+
+    def training_batch(self) -> Batch:
+        """All training rows, (rows, ...)."""
+
+    def validation_batch(self) -> Batch:
+        """All validation rows, (rows, ...)."""
+
+    def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Rows to predict, in order: the share of process ``rank`` of ``world``."""
+
+    def truth(self) -> Metrics:
+        """True values of fitted parameters, by metric name; empty where they are not known."""
+
+    def mock(self) -> "Data | None":
+        """Data of known truth on which `InfersJointly.infer` is tried in every evaluation."""
+
+
 class Stack(Protocol):
     """What ``data.group_by`` adds up, a total per group; `models.layers.stack` has one."""
 
@@ -158,14 +194,14 @@ class Component(L.LightningModule):
         """Columns of `predict_step` in the order in which they are written, and constant arrays."""
         raise NotImplementedError
 
-    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+    def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         """Metrics, figure data and warnings, from predicted rows and their data module."""
         raise NotImplementedError
 
-    def prepare(self, data: Any) -> None:
+    def prepare(self, data: Data) -> None:
         """Before the fit, on every rank: set buffers from ``data.training_batch()``."""
 
-    def calibrate(self, data: Any) -> None:
+    def calibrate(self, data: Data) -> None:
         """After the fit, on every rank: set buffers from ``data.validation_batch()``."""
 
     def stack(self) -> Stack | None:
@@ -195,7 +231,7 @@ class Component(L.LightningModule):
         """The constant arrays among `outputs`."""
         return {name: o for name, o in self.outputs.items() if isinstance(o, Constant)}
 
-    def predict(self, table: Any, **data: Any) -> "Table":
+    def predict(self, table: Any, **data: Data) -> "Table":
         """Predictions as an astropy Table, a row per row of ``table``, in its order.
 
         ``table``: an astropy Table, a DataFrame or a dict of arrays, with the columns that the

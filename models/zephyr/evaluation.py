@@ -1,7 +1,7 @@
 """Metrics of photometric redshifts, ours and the true model's, and warnings about a catalogue."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -9,43 +9,60 @@ from scipy.stats import kstest
 from torch import Tensor
 from torch.nn import functional as F
 
-from orrery.models.base import Evaluation, PredictedRows
+from orrery.models.base import Data, Evaluation, PredictedRows
 from orrery.models.layers import grid
-from orrery.models.zephyr.photometry import UNLIKE
+from orrery.models.zephyr.photometry import UNUSUAL_BIT
 from orrery.physics.galaxies.redshift_scores import nmad, outlier_fraction
 
-MANY_UNLIKE = 0.1  # share of objects unlike the training set, of which 0.1% would be by chance
+if TYPE_CHECKING:
+    from orrery.models.zephyr import Zephyr
 
-
+MAX_UNUSUAL_FRACTION = 0.1  # of the objects, before a warning; 0.1% are expected by chance
 SMALLER_IS_BETTER = frozenset(
     ("nmad", "outlier_fraction", "crps", "nll", "cde_loss", "pit_ks", "pit_ks_raw")
 )
 
 
-def evaluate(model: Any, rows: PredictedRows, data: Any) -> Evaluation:
-    """`Evaluation` of a `models.zephyr.Zephyr`; the figure data are what sources add to p(z)."""
+@runtime_checkable
+class HasTruePosterior(Protocol):
+    """Data that know the exact posterior of their objects, as a simulation does."""
+
+    def true_posterior(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """True redshifts (n,) and densities (n, grid) of p(z | photometry) at ``z`` (grid,).
+
+        None of a catalogue.
+        """
+
+
+def evaluate(model: "Zephyr", rows: PredictedRows, data: Data) -> Evaluation:
+    """`Evaluation` of photometric redshifts.
+
+    Figure data: ``examples``, the contribution of each source to p(z), (examples, n_grid), by
+    source.
+    """
     evaluation = Evaluation(metrics(rows), warnings=warnings(rows))
     if not evaluation.metrics:
         return evaluation
     with torch.inference_mode():
-        parts = model.parts({k: v.to(model.device) for k, v in rows.examples.items()})
-    evaluation.figures["parts"] = {f"pz_{name}": pz.cpu().numpy() for name, pz in parts.items()}
+        examples = {name: values.to(model.device) for name, values in rows.examples.items()}
+        densities = model.source_densities(examples)
+    evaluation.figures["examples"] = {name: pz.cpu().numpy() for name, pz in densities.items()}
     evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
-    if truth := true_rows(data, model.edges):
-        evaluation.baselines["true model"] = metrics(truth)
+    if true_rows := rows_of_true_posterior(data, model.edges):
+        evaluation.baselines["true model"] = metrics(true_rows)
     evaluation.smaller_is_better = SMALLER_IS_BETTER
     return evaluation
 
 
 def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Of the rows whose redshift is known; empty if there are none."""
+    """Metrics of the rows whose redshift is known; empty if there are none."""
     known = np.isfinite(rows.get("z_true", np.empty(0)))
     if not known.any():
         return {}
     rows = {name: values[known] for name, values in rows.items() if len(values) == len(known)}
     z, pit = rows["z_true"].astype(float), rows["pit"].astype(float)
     dz = (rows["z_median"] - z) / (1 + z)
-    found = {
+    values = {
         "n": len(z),
         "bias": float(np.median(dz)),
         "nmad": nmad(dz),
@@ -53,26 +70,24 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         "crps": float(np.mean(rows["crps"], dtype=float)),
         "nll": float(np.mean(rows["nll"], dtype=float)),
         "cde_loss": float(np.mean(rows["cde_loss"], dtype=float)),
-        "pit_ks": _ks(pit),
+        "pit_ks": _ks_distance(pit),
         "coverage_68": float(np.mean(np.abs(pit - 0.5) < 0.34)),
         "coverage_95": float(np.mean(np.abs(pit - 0.5) < 0.475)),
     }
-    if "pit_raw" in rows:  # of a model, not of the truth
-        found["pit_ks_raw"] = _ks(rows["pit_raw"].astype(float))
-        found["ood_fraction"] = float(np.mean(rows["flags"] & UNLIKE > 0))
-    return found
+    if "pit_raw" in rows:  # predicted rows, not those of the true posterior
+        values["pit_ks_raw"] = _ks_distance(rows["pit_raw"].astype(float))
+        values["ood_fraction"] = _unusual_fraction(rows)
+    return values
 
 
-def _ks(pit: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance of PIT values from uniform."""
-    return float(kstest(pit, "uniform", method="asymp").statistic)
-
-
-def true_rows(data: Any, edges: Tensor) -> dict[str, np.ndarray]:
-    """What `metrics` needs, from the posterior that a simulation knows; empty for a catalogue."""
-    z, pdf = data.true_posterior(grid.centres(edges).double())
-    if z is None:
+def rows_of_true_posterior(data: Data, edges: Tensor) -> dict[str, np.ndarray]:
+    """The columns that `metrics` needs, from the true posterior; empty if the data know none."""
+    truth = None
+    if isinstance(data, HasTruePosterior):
+        truth = data.true_posterior(grid.centres(edges).double())
+    if truth is None:
         return {}
+    z, pdf = truth
     mass = (pdf / pdf.sum(1, keepdim=True)).float()
     cdf = F.pad(mass.cumsum(1), (1, 0))
     rows = {"z_true": z.float(), **grid.scores(cdf, edges, z.float())}
@@ -82,10 +97,19 @@ def true_rows(data: Any, edges: Tensor) -> dict[str, np.ndarray]:
 
 def warnings(rows: Mapping[str, np.ndarray]) -> list[str]:
     """A sentence if many objects are unlike the training set."""
-    unlike = float(np.mean(rows["flags"] & UNLIKE > 0))
-    if unlike < MANY_UNLIKE:
+    unusual = _unusual_fraction(rows)
+    if unusual < MAX_UNUSUAL_FRACTION:
         return []
     return [
-        f"{unlike:.0%} of the objects are unlike 99.9% of those that the model was trained on: "
-        f"see the columns ood (> 0.999) and flags ({UNLIKE}), and the model card"
+        f"{unusual:.0%} of the objects are unlike 99.9% of the training objects: see the columns "
+        f"ood (> 0.999) and flags ({UNUSUAL_BIT}), and the model card"
     ]
+
+
+def _unusual_fraction(rows: Mapping[str, np.ndarray]) -> float:
+    return float(np.mean(rows["flags"] & UNUSUAL_BIT > 0))
+
+
+def _ks_distance(pit: np.ndarray) -> float:
+    """Kolmogorov-Smirnov distance of PIT values from uniform."""
+    return float(kstest(pit, "uniform", method="asymp").statistic)

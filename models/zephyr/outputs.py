@@ -1,4 +1,4 @@
-"""What a predicted row holds: every column with its meaning, and the redshifts that sum up p(z)."""
+"""Columns of a predicted row with their meaning, and the point estimates that summarise p(z)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,19 +12,20 @@ from orrery.models.zephyr.photometry import FLAGS
 from orrery.physics.galaxies.redshift_scores import OUTLIER
 
 QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_q975": 0.975}
+WIDE_BIT = 16  # of ``flags``
 
 
 def outputs(sources: Sequence[str], samples: bool) -> dict[str, Output]:
-    """The columns in their order, at the places where qp looks for them in an HDF5 file."""
-    columns = {
+    """The columns in their order, at the locations where qp looks for them in an HDF5 file."""
+    descriptions = {
         "z_mode": "highest peak of p(z), refined off the grid",
         "z_mean": "mean of p(z)",
         "z_std": "standard deviation of p(z)",
         **{name: f"{100 * q:g}% quantile of p(z)" for name, q in QUANTILES.items()},
         "mag_ref": "asinh magnitude in the reference band, AB",
-        **{f"responsibility_{s}": f"share of source {s} in p(z)" for s in sources},
-        "ood": "share of training objects that are less unusual than this one",
-        "flags": f"{FLAGS}; 16 the central 68% is wider than 0.3 (1 + z)",
+        **{f"responsibility_{s}": f"weight of source {s} in p(z), 0 to 1" for s in sources},
+        "ood": "fraction of the training objects that are less unusual than this one",
+        "flags": f"{FLAGS}; {WIDE_BIT} the central 68% is wider than 0.3 (1 + z)",
         "pz": "p(z) in the cells of the grid z_grid",
         "z_samples": "independent draws from p(z)",
         "z_true": "redshift of the catalogue",
@@ -34,12 +35,12 @@ def outputs(sources: Sequence[str], samples: bool) -> dict[str, Output]:
         "nll": "-ln of 0.999 p(z_true) + 0.001 uniform",
         "cde_loss": "integral of p^2 - 2 p(z_true)",
     }
-    found = {name: Output("", text, f"ancil/{name}") for name, text in columns.items()}
-    found["mag_ref"] = found["mag_ref"]._replace(unit="mag")
-    found["pz"] = found["pz"]._replace(location="data/yvals")
+    columns = {name: Output("", text, f"ancil/{name}") for name, text in descriptions.items()}
+    columns["mag_ref"] = columns["mag_ref"]._replace(unit="mag")
+    columns["pz"] = columns["pz"]._replace(location="data/yvals")
     if not samples:
-        del found["z_samples"]
-    return found
+        del columns["z_samples"]
+    return columns
 
 
 def constants(edges: Tensor) -> dict[str, Constant]:
@@ -65,6 +66,7 @@ def summaries(cdf: Tensor, edges: Tensor) -> dict[str, Tensor]:
     }
 
 
-def is_wide(z: Mapping[str, Tensor]) -> Tensor:
-    """Whether the central 68% is wider than 0.3 (1 + z): twice what makes an outlier."""
-    return z["z_q84"] - z["z_q16"] > 2 * OUTLIER * (1 + z["z_median"])
+def is_wide(summary: Mapping[str, Tensor]) -> Tensor:
+    """Mask (batch,): the central 68% is wider than 0.3 (1 + z), twice the limit of an outlier."""
+    width = summary["z_q84"] - summary["z_q16"]
+    return width > 2 * OUTLIER * (1 + summary["z_median"])

@@ -7,7 +7,8 @@ from orrery.models.base import Batch
 from orrery.models.zephyr.support import Support
 from orrery.physics.galaxies.photometry import luptitude, luptitude_err
 
-UNLIKE = 4  # the bit of objects unlike 99.9% of the training objects
+UNUSUAL_OOD = 0.999  # of `Support`, above which an object is flagged
+UNUSUAL_BIT = 4
 FLAGS = (
     "bits: 1 a band was not observed; 2 nothing was detected; 4 unlike 99.9% of the training "
     "objects; 8 an error larger than in training"
@@ -15,37 +16,39 @@ FLAGS = (
 
 
 class Photometry(nn.Module):
-    """Luptitudes, colours of neighbouring bands and log errors, standardised; and flags.
+    """Asinh magnitudes, colours of neighbouring bands and log errors, standardised; and flags.
 
-    The batch holds ``flux`` and ``flux_err`` (batch, bands), uJy, NaN where a band was not
-    observed, and ``detected`` (batch, bands), 0 or 1. `fit` takes the scaling from training data.
+    In: a batch with ``flux`` and ``flux_err`` (batch, bands), uJy, NaN where a band was not
+    observed, and ``detected`` (batch, bands), 0 or 1. Out: see `forward`. `fit` takes the scaling
+    from training data.
     """
 
     def __init__(self, bands: list[str]) -> None:
         super().__init__()
         n = len(bands)
         self.bands = bands
-        self.n_numbers, self.n_flags = 3 * n - 1, 2 * n
+        self.n_features, self.n_masks = 3 * n - 1, 2 * n
         self.softening: Tensor
         self.mean: Tensor
         self.std: Tensor
         self.reference: Tensor
-        self.register_buffer("softening", torch.ones(n))  # uJy, of the luptitudes
-        self.register_buffer("mean", torch.zeros(self.n_numbers))
-        self.register_buffer("std", torch.ones(self.n_numbers))
+        self.register_buffer("softening", torch.ones(n))  # uJy, of the asinh magnitudes
+        self.register_buffer("mean", torch.zeros(self.n_features))
+        self.register_buffer("std", torch.ones(self.n_features))
         self.register_buffer("mag_range", torch.zeros(2, n))  # of 98% of the training objects
-        self.register_buffer("error_limit", torch.zeros(n))  # the largest of training, standardised
-        self.register_buffer("reference", torch.zeros((), dtype=torch.long))
+        self.register_buffer("error_limit", torch.zeros(n))  # largest of training, standardised
+        self.register_buffer("reference", torch.zeros((), dtype=torch.long))  # index of the band
         self.support = Support(2 * n)
 
     def fit(self, batch: Batch) -> None:
+        """Take scaling, ranges, reference band and `Support` from training objects."""
         n = len(self.bands)
         self.softening = batch["flux_err"].nanmedian(0).values
-        numbers = self._numbers(batch)
-        self.mean = numbers.nanmean(0)
-        self.std = (numbers - self.mean).square().nanmean(0).sqrt().clamp_min(1e-3)
-        ends = torch.tensor([0.01, 0.99], device=numbers.device)
-        self.mag_range = torch.nanquantile(numbers[:100_000, :n], ends, 0)
+        features = self._features(batch)
+        self.mean = features.nanmean(0)
+        self.std = (features - self.mean).square().nanmean(0).sqrt().clamp_min(1e-3)
+        ends = torch.tensor([0.01, 0.99], device=features.device)
+        self.mag_range = torch.nanquantile(features[:100_000, :n], ends, 0)
         x = self._standardised(batch)
         self.error_limit = x[:, -n:].nan_to_num(-torch.inf).amax(0)
         signal_to_noise = (batch["flux"] / batch["flux_err"]).nanmedian(0).values
@@ -53,37 +56,39 @@ class Photometry(nn.Module):
         self.support.fit(torch.cat([x[:, :n], x[:, -n:]], 1))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Numbers (batch, n_numbers), 0 where not observed; flags: observed and detected bands."""
+        """Features (batch, n_features), 0 where not observed, and masks (batch, n_masks): which
+        bands are observed, and which detected."""
         x = self._standardised(batch).nan_to_num(0.0).clamp(-6, 6)
         return x, torch.cat([batch["flux"].isfinite(), batch["detected"]], 1)
 
     def reference_magnitude(self, batch: Batch) -> Tensor:
-        """Luptitude (batch,), AB, in the band of the highest signal to noise in training."""
-        return self._numbers(batch).index_select(1, self.reference[None])[:, 0]
+        """Asinh magnitude (batch,), AB, in the band of the highest signal to noise in training."""
+        return self._features(batch).index_select(1, self.reference[None])[:, 0]
 
     def quality(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """How unusual an object is (`Support`), and its bits of `FLAGS`, int16; each (batch,)."""
+        """Out-of-distribution score (`Support`) and the bits of `FLAGS`, int16; each (batch,)."""
         n = len(self.bands)
         x = self._standardised(batch)
-        unusual = self.support(torch.cat([x[:, :n], x[:, -n:]], 1))
+        ood = self.support(torch.cat([x[:, :n], x[:, -n:]], 1))
         bits = (
             ~batch["flux"].isfinite().all(1),
             ~(batch["detected"] > 0).any(1),
-            unusual > 0.999,
+            ood > UNUSUAL_OOD,
             (x[:, -n:].nan_to_num(-torch.inf) > self.error_limit).any(1),
         )
-        return unusual, torch.stack([bit.short() << i for i, bit in enumerate(bits)]).sum(0).short()
+        return ood, torch.stack([bit.short() << i for i, bit in enumerate(bits)]).sum(0).short()
 
     def describe(self) -> str:
+        """Magnitude range of the training objects in each band, for the model card."""
         ranges = zip(self.bands, self.mag_range.T.tolist(), strict=True)
         return "AB magnitudes (1% to 99% of the training objects): " + ", ".join(
             f"{band} {low:.1f} to {high:.1f}" for band, (low, high) in ranges
         )
 
-    def _numbers(self, batch: Batch) -> Tensor:
+    def _features(self, batch: Batch) -> Tensor:
         mag = luptitude(batch["flux"], self.softening)
         error = luptitude_err(batch["flux"], batch["flux_err"], self.softening)
         return torch.cat([mag, mag[:, :-1] - mag[:, 1:], error.log()], 1)
 
     def _standardised(self, batch: Batch) -> Tensor:
-        return (self._numbers(batch) - self.mean) / self.std
+        return (self._features(batch) - self.mean) / self.std

@@ -5,9 +5,9 @@ The family f_nu(lambda; t) runs from an elliptical (t = 0) to a starburst (t = 1
 in a ratio that follows t, reddened by dust and crossed by four emission lines that follow t too.
 The intergalactic medium absorbs the far ultraviolet.
 
-What it is for: a simulation with realistic colours whose exact posterior can be computed. What it
-is not: a stellar population model. There are no absorption lines, no metallicity or age beside t,
-no evolution of a type with redshift and no nuclear activity; one number sets the whole spectrum.
+It serves a simulation with realistic colours whose exact posterior can be computed, and is not a
+stellar population model: there are no absorption lines, no metallicity or age besides t, no
+evolution of a type with redshift and no nuclear activity; one number sets the spectrum.
 Ellipticals are 0.1 to 0.2 mag too blue in i - z at z = 0, and beyond z = 1 the types t > 0.3 have
 nearly one colour in g - r (dust makes up for age).
 Wavelengths are in Angstrom, computations in float64.

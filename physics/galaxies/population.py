@@ -49,7 +49,7 @@ DEPTH_SCATTER = 0.10  # mag in each band: the depth differs from place to place
 def simulate(
     n: int, generator: torch.Generator, years: float = 10.0, i_limit: float = 25.0
 ) -> dict[str, Tensor]:
-    """Draw n galaxies brighter than an *observed* i magnitude, seen after some years of LSST.
+    """Draw n galaxies brighter than an *observed* i magnitude, observed after some years of LSST.
 
     Returns flux, flux_err (n, 6), uJy; detected (n, 6), bool; and the truth, each (n,): z, t, type
     (index in POPULATIONS), mag_i. The error is the one a survey would quote: from the observed
@@ -63,17 +63,17 @@ def simulate(
             f"the population ends at a true magnitude of {M_FAINT:g}"
         )
     drawn: list[dict[str, Tensor]] = []
-    found = 0
-    while found < n:
+    n_bright = 0
+    while n_bright < n:
         batch = _draw(2 * n, generator, years)
         bright = batch["flux"][:, LSST_BANDS.index("i")] > _amplitude(torch.tensor(i_limit))
         drawn.append({key: value[bright] for key, value in batch.items()})
-        found += int(bright.sum())
+        n_bright += int(bright.sum())
     return {key: torch.cat([batch[key] for batch in drawn])[:n] for key in drawn[0]}
 
 
 def _draw(n: int, generator: torch.Generator, years: float) -> dict[str, Tensor]:
-    """n galaxies of the whole population, with no cut."""
+    """n galaxies of the population, without a magnitude cut."""
 
     def uniform() -> Tensor:
         return torch.rand(n, generator=generator, dtype=torch.float64)
@@ -187,12 +187,12 @@ def posterior(
 
     The likelihood of a template flux F is normal with the variance of the noise at F, so the depth
     is needed, which follows from (flux, flux_err). The quoted error is a function of the data, and
-    so is the cut on the *observed* i magnitude: neither says more on z, the cut cancels in
-    p(z | data), and nothing here depends on it.
+    so is the cut on the *observed* i magnitude: neither adds information on z, and the cut cancels
+    in p(z | data).
 
     Type and magnitude are marginalised by the trapezoid rule on n_types nodes and on n_mags nodes
     within 4 sigma of the best magnitude at each (z, t). Cells (z, t) whose estimated posterior is
-    below exp(-drop) of the best one are left out, which is what makes this quick.
+    below exp(-drop) of the best one are left out, for speed.
     """
     flux, flux_err, z_grid = flux.double(), flux_err.double(), z_grid.double()
     _check_data(flux, flux_err, z_grid)
@@ -224,11 +224,11 @@ def _log_prior_table(z: Tensor, t: Tensor, t_weight: Tensor) -> Tensor:
     """ln of p(m, z, t) times the quadrature weight of t, (magnitudes, z * t)."""
     n_m = round((M_FAINT - M_BRIGHT) / _PRIOR_STEP) + 1
     m = torch.linspace(M_BRIGHT, M_FAINT, n_m, dtype=torch.float64)
-    of_z = magnitude_density(m)[:, None, None] * redshift_density(z, m.unsqueeze(-1))
-    of_z = of_z * fractions(m).unsqueeze(1)
-    of_t = type_density(t) * t_weight.unsqueeze(-1)
-    of_t[[0, -1]] *= 0.5
-    return torch.log(torch.einsum("mzk,tk->mzt", of_z, of_t).clamp_min(1e-300)).flatten(1)
+    p_mz = magnitude_density(m)[:, None, None] * redshift_density(z, m.unsqueeze(-1))
+    p_mz = p_mz * fractions(m).unsqueeze(1)
+    p_t = type_density(t) * t_weight.unsqueeze(-1)
+    p_t[[0, -1]] *= 0.5
+    return torch.log(torch.einsum("mzk,tk->mzt", p_mz, p_t).clamp_min(1e-300)).flatten(1)
 
 
 def _posterior_chunk(
@@ -241,12 +241,12 @@ def _posterior_chunk(
     drop: float,
 ) -> Tensor:
     """Posterior on the z grid, (batch, n_z), times a constant of each object."""
-    seen = torch.isfinite(flux) & torch.isfinite(flux_err)
-    flux, flux_err = torch.where(seen, flux, 0.0), torch.where(seen, flux_err, 1.0)
+    observed = torch.isfinite(flux) & torch.isfinite(flux_err)
+    flux, flux_err = torch.where(observed, flux, 0.0), torch.where(observed, flux_err, 1.0)
     flux5 = five_sigma_flux(flux, flux_err, _gamma())
 
     # Survey all cells with the variance at the observed flux: quadratic in the amplitude.
-    inverse = seen / _variance(flux, flux5)
+    inverse = observed / _variance(flux, flux5)
     cross, square = (flux * inverse) @ cells.T, inverse @ (cells**2).T
     best = (cross / square).clamp(_FLUX_FAINT, _FLUX_BRIGHT)
     nearest = ((_magnitude(best) - M_BRIGHT) / _PRIOR_STEP).round().long()
@@ -256,7 +256,7 @@ def _posterior_chunk(
     log_mass = torch.cat(
         [
             _integrate_magnitude(
-                flux[r], flux5[r], seen[r], cells[c], best[r, c], log_prior, c, n_mags
+                flux[r], flux5[r], observed[r], cells[c], best[r, c], log_prior, c, n_mags
             )
             for r, c in zip(row.split(4096), cell.split(4096), strict=True)
         ]
@@ -272,7 +272,7 @@ def _posterior_chunk(
 def _integrate_magnitude(
     flux: Tensor,
     flux5: Tensor,
-    seen: Tensor,
+    observed: Tensor,
     colour: Tensor,
     amplitude: Tensor,
     log_prior: Tensor,
@@ -281,7 +281,7 @@ def _integrate_magnitude(
 ) -> Tensor:
     """ln of the integral over m of likelihood times prior, (cells,); flux and colour (cells, 6)."""
     for _ in range(2):  # refine the amplitude with the variance at the template's flux
-        inverse = seen / _variance(amplitude.unsqueeze(-1) * colour, flux5)
+        inverse = observed / _variance(amplitude.unsqueeze(-1) * colour, flux5)
         square = (colour**2 * inverse).sum(-1)
         amplitude = ((flux * colour * inverse).sum(-1) / square).clamp(_FLUX_FAINT, _FLUX_BRIGHT)
     reach = 4.0 / torch.sqrt(square)
@@ -293,7 +293,7 @@ def _integrate_magnitude(
     template = _amplitude(m).unsqueeze(-1) * colour.unsqueeze(-2)
     variance = _variance(template, flux5.unsqueeze(-2))
     term = (flux.unsqueeze(-2) - template) ** 2 / variance + torch.log(variance)
-    log_like = -0.5 * (term * seen.unsqueeze(-2)).sum(-1)
+    log_like = -0.5 * (term * observed.unsqueeze(-2)).sum(-1)
 
     position = (m - M_BRIGHT) / _PRIOR_STEP
     left = position.long().clamp(0, log_prior.shape[0] - 2)

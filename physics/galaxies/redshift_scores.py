@@ -11,4 +11,5 @@ def nmad(dz: np.ndarray) -> float:
 
 
 def outlier_fraction(dz: np.ndarray) -> float:
+    """Fraction of redshifts with |dz| above `OUTLIER`."""
     return float(np.mean(np.abs(dz) > OUTLIER))

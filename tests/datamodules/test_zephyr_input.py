@@ -30,7 +30,7 @@ def test_magnitudes_and_fluxes_give_the_same_answer(model, galaxies):
         ours, theirs = model.predict(galaxies), model.predict(fluxes)
     np.testing.assert_allclose(ours["z_median"], theirs["z_median"], rtol=1e-4)
     bare = {name: fluxes[name].value for name in fluxes.colnames}
-    with pytest.warns(UserWarning, match="flux_u and 11 more name no unit: taken as uJy"):
+    with pytest.warns(UserWarning, match="flux_u and 11 more have no unit: taken as uJy"):
         model.predict(bare)
 
 
@@ -51,7 +51,7 @@ def test_other_column_names_are_mapped(model, galaxies):
 def test_a_misnamed_band_is_an_error_and_an_absent_one_a_warning(model, galaxies):
     misnamed = galaxies.copy()
     misnamed.rename_columns(["mag_u", "mag_err_u"], ["mag_U_", "mag_err_U_"])
-    with pytest.raises(ValueError, match=r"is it 'mag_U_'\? Then say data\.columns\.mag_u=mag_U_"):
+    with pytest.raises(ValueError, match=r"is it 'mag_U_'\? Then set data\.columns\.mag_u=mag_U_"):
         model.predict(misnamed)
     galaxies.remove_columns(["mag_u", "mag_err_u"])
     with pytest.warns(UserWarning, match="no band u"):
@@ -133,7 +133,7 @@ def test_an_impossible_error_is_refused(model, galaxies, bad):
 def test_a_foreign_sentinel_is_refused(model, galaxies, bad):
     galaxies["mag_i"][7] = bad
     with pytest.raises(
-        ValueError, match=r"'mag_i'.*is no magnitude.*NaN or -99 where not observed"
+        ValueError, match=r"'mag_i'.*is not a valid magnitude.*NaN or -99 where not observed"
     ):
         model.predict(galaxies)
 

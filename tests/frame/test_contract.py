@@ -12,7 +12,7 @@ from orrery import pretrained
 from orrery.checkpoint import RECORD, build, read_checkpoint, restore, write_checkpoint
 from orrery.datamodules.batches import BatchShares, GlobalBatches
 from orrery.evaluation.evaluate import generate, infer, refuse_lacking
-from orrery.models.base import Component, Generates, InfersJointly
+from orrery.models.base import Component, Data, Generates, InfersJointly
 from orrery.tables import open_catalogue
 
 pytestmark = pytest.mark.parametrize("component", COMPONENTS)
@@ -28,6 +28,12 @@ def parts(component, tmp_path):
     model = build(plain["model"] | data.schema())
     model.prepare(data)
     return model, data
+
+
+def test_the_data_module_offers_what_every_component_may_ask(component, parts):
+    _, data = parts
+    assert isinstance(data, Data)
+    assert data.rows.keys() >= {"train", "val"}
 
 
 def test_a_run_leaves_a_checkpoint_a_report_and_metrics(component, runs):

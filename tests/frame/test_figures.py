@@ -79,8 +79,17 @@ def make_rows(n: int, sources: tuple[str, ...] = SOURCES, seed: int = 0) -> dict
     }
     for k, source in enumerate(sources):
         rows[f"responsibility_{source}"] = share[k]
-        rows[f"pz_{source}"] = pz[:256, k]
     return rows
+
+
+def contributions(rows, sources: tuple[str, ...] = SOURCES) -> dict[str, np.ndarray]:
+    """What each source adds to p(z), by source."""
+    n = len(rows["pz"])
+    return {s: rows[f"responsibility_{s}"][:n, None] * rows["pz"] for s in sources}
+
+
+def draw(rows, metrics, sources: tuple[str, ...] = SOURCES) -> dict[str, Figure]:
+    return zephyr.draw(rows, metrics, {"examples": contributions(rows, sources)})
 
 
 def make_metrics(sources: tuple[str, ...] = SOURCES) -> dict[str, float]:
@@ -112,7 +121,7 @@ def unlabelled(fig: Figure) -> list[str]:
 def test_zephyr_figures_are_labelled_and_not_blank(n, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = zephyr.draw(make_rows(n), make_metrics())
+        drawn = draw(make_rows(n), make_metrics())
         paths = {name: style.save(fig, tmp_path / f"{name}.png") for name, fig in drawn.items()}
     names = ["redshifts", "calibration", "examples", "responsibilities", "binned", "label_noise"]
     assert list(drawn) == names
@@ -125,32 +134,32 @@ def test_zephyr_figures_are_labelled_and_not_blank(n, tmp_path):
 def test_figures_bear_any_number_of_sources():
     one, many = ("only",), tuple(f"survey_{k}" for k in range(11))
     for sources in (one, many):
-        drawn = zephyr.draw(make_rows(40, sources), make_metrics(sources))
+        drawn = draw(make_rows(40, sources), make_metrics(sources), sources)
         assert "label_noise" in drawn
         assert len(set(style.colours(sources).values())) == len(sources)
 
 
 def test_columns_that_no_figure_needs_may_have_any_shape():
     rows = make_rows(300) | {"z_samples": np.zeros((256, 10)), "name": np.array(["a"] * 300)}
-    assert "examples" in zephyr.draw(rows, {})
+    assert "examples" in draw(rows, {})
 
 
 def test_label_noise_is_drawn_only_where_the_truth_is_known():
-    assert "label_noise" not in zephyr.draw(make_rows(30), {"label_sigma_grism": 0.01})
+    assert "label_noise" not in draw(make_rows(30), {"label_sigma_grism": 0.01})
 
 
 def test_without_spectroscopic_redshifts_only_predictions_are_drawn():
     rows = make_rows(30)
     for name in ("z_true", "pit", "crps", "nll"):
         del rows[name]
-    assert list(zephyr.draw(rows, {})) == ["examples", "responsibilities"]
+    assert list(draw(rows, {})) == ["examples", "responsibilities"]
 
 
 def test_objects_without_redshift_or_magnitude_do_not_enter_the_figures():
     rows = make_rows(300)
     rows["z_true"][:40] = rows["pit"][:40] = rows["crps"][:40] = rows["nll"][:40] = np.nan
     rows["mag_ref"][30:60] = np.nan
-    main = zephyr.draw(rows, {})["redshifts"].axes[0]
+    main = draw(rows, {})["redshifts"].axes[0]
     assert main.get_title(loc="left").startswith("260 objects")
 
 
@@ -159,7 +168,7 @@ def test_without_any_magnitude_the_figures_against_magnitude_are_left_out(tmp_pa
     rows["mag_ref"][:] = np.nan
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = zephyr.draw(rows, make_metrics())
+        drawn = draw(rows, make_metrics())
         for name, fig in drawn.items():
             style.save(fig, tmp_path / f"{name}.png")
     assert list(drawn) == ["redshifts", "calibration", "examples", "binned", "label_noise"]
@@ -212,24 +221,26 @@ def test_the_poorest_and_the_double_peaked_are_among_the_examples():
 
 def test_a_missing_column_is_named():
     rows = make_rows(5)
-    del rows["pz_grism"]
-    with pytest.raises(ValueError, match="pz_grism"):
-        zephyr.draw(rows, {})
+    densities = contributions(rows)
+    del rows["responsibility_grism"]
+    with pytest.raises(ValueError, match="responsibility_grism"):
+        zephyr.draw(rows, {}, {"examples": densities})
     rows = make_rows(5)
     rows["pit"] = rows["pit"][:3]
     with pytest.raises(ValueError, match="pit"):
-        zephyr.draw(rows, {})
+        draw(rows, {})
 
 
 def test_a_density_off_its_grid_is_refused():
     rows = make_rows(5)
     rows["pz"][3] = 0
     with pytest.raises(ValueError, match=r"z_grid.*\[3\]"):
-        zephyr.draw(rows, {})
+        draw(rows, {})
     rows = make_rows(5)
-    rows["pz_grism"] = rows["pz_grism"][:, :100]
-    with pytest.raises(ValueError, match="pz_grism"):
-        zephyr.draw(rows, {})
+    densities = contributions(rows)
+    densities["grism"] = densities["grism"][:, :100]
+    with pytest.raises(ValueError, match="grism has shape"):
+        zephyr.draw(rows, {}, {"examples": densities})
 
 
 def test_importing_figures_changes_nothing_and_loads_no_torch():
@@ -278,7 +289,7 @@ def test_bootstrap_error_of_a_mean_is_the_standard_error():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> str:
     tmp_path = tmp_path_factory.mktemp("report")
-    png = style.save(zephyr.responsibilities(make_rows(30)), tmp_path / "one.png")
+    png = style.save(zephyr.responsibilities(make_rows(30), list(SOURCES)), tmp_path / "one.png")
     path = write_report(
         tmp_path / "report.html",
         "zephyr <test>",

@@ -14,7 +14,12 @@ from orrery.models.layers import grid
 from orrery.models.layers.ensemble import Encoder
 from orrery.models.layers.flows import LEAST_MASS, SPLINES, SplineFlow, zuko_spline
 from orrery.models.zephyr.label_noise import LabelNoise
-from orrery.models.zephyr.recalibration import apply_pit_map, for_ensemble, pit_map, pit_moments
+from orrery.models.zephyr.recalibration import (
+    apply_pit_map,
+    ensemble_pit_moments,
+    pit_map,
+    pit_moments,
+)
 from orrery.models.zephyr.support import Support
 
 BACKENDS = sorted(SPLINES)
@@ -199,8 +204,8 @@ def test_recalibration_of_an_ensemble_is_that_of_all_its_members(of_rows):
     pits = torch.special.ndtr(truth * torch.where(learned, 0.7, 1.0) - offset * (1 - 0.4 * learned))
     whole, of_fold = pit_moments(new.mean((0, 1))), pit_moments(new[:, 0].mean(0))
     assert float((of_fold - whole).norm()) > 0.015
-    assert float((for_ensemble(pits, fold) - whole).norm()) < 0.005
-    single = for_ensemble(pits[:1], fold)
+    assert float((ensemble_pit_moments(pits, fold) - whole).norm()) < 0.005
+    single = ensemble_pit_moments(pits[:1], fold)
     torch.testing.assert_close(single, pit_moments(new[0, fold, torch.arange(n)]))
 
 
@@ -252,7 +257,7 @@ def test_p_of_z_is_that_of_the_cdfs_on_the_whole_grid(runs):
 def test_parts_of_the_sources_sum_to_p_of_z(runs):
     model, batch = trained(runs)
     with torch.inference_mode():
-        parts, rows = model.parts(batch), model.predict_step(batch)
+        parts, rows = model.source_densities(batch), model.predict_step(batch)
     whole = sum(parts[source] for source in model.sources)
     torch.testing.assert_close(whole, rows["pz"], rtol=1e-3, atol=1e-3)
 
@@ -264,8 +269,8 @@ def test_the_label_likelihood_is_the_convolution(runs):
     label, source = torch.tensor([0.2, 0.7, 1.1, 1.9, 2.5]), torch.full((5,), 1)
     with torch.inference_mode():
         labels = {"redshift": label, "source": source, "label_error": torch.zeros(5)}
-        found = model._log_label(common, labels)
-        sigma, share = (values[:, 1] for values in model.noise.values())
+        found = model._label_log_likelihood(common, labels)
+        sigma, share = (values[:, 1] for values in model.noise.sigma_and_fraction())
         z = torch.linspace(1e-4, 5, 50_001)
         mean, std = model.y_scale
         log_p = model.flow.log_prob(common[..., None, :], (torch.log1p(z) - mean) / std)
@@ -296,7 +301,7 @@ def test_noise_far_below_the_width_of_the_densities_is_estimated_without_running
     z = (centre + 0.3 * width * torch.randn(n, generator=generator)).clamp(0.01, 2.99)
     wrong = torch.rand(n, generator=generator) < share
     z = torch.where(wrong, z[torch.randperm(n, generator=generator)], z)
-    noise = LabelNoise(1, 3, clean=0, clean_sigma=0.0, z_max=3.0, floor=1e-3)
+    noise = LabelNoise(1, 3, clean=0, clean_sigma=0.0, z_max=3.0, uniform_fraction=1e-3)
     noise.fit(z)
     noise.refit(cdf, edges, z, 1 + (torch.arange(n) < n // 3).long())
     sigma, catastrophic = noise.held_out[:, 1:]

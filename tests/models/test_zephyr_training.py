@@ -9,7 +9,8 @@ import torch
 from astropy.table import Table
 from conftest import BANDS, command, door, refusal
 
-from orrery.datamodules.zephyr import GREY, ZephyrData
+from orrery.datamodules.zephyr import ZephyrData
+from orrery.datamodules.zephyr.augmentation import BRIGHTNESS_SCATTER
 from orrery.tables import read_table, where
 
 
@@ -57,13 +58,13 @@ def test_training_objects_change_brightness_but_not_colour():
     flux[0, 2] = torch.nan  # not observed
     batch = {"flux": flux, "flux_err": 0.1 * flux, "detected": flux.isfinite().float()}
     data = ZephyrData(bands=list(BANDS), noise=0, drop_share=0)
-    again = data.augment(batch, torch.Generator().manual_seed(0))
-    assert torch.equal(again["flux"].isnan(), flux.isnan())
-    brighter = (again["flux"] / flux).nan_to_num(0).amax(1, keepdim=True)
-    torch.testing.assert_close(again["flux"], brighter * flux, equal_nan=True)
-    assert float(brighter.log().std()) == pytest.approx(GREY, rel=0.05)
-    error = brighter.sqrt() * batch["flux_err"]
-    torch.testing.assert_close(again["flux_err"], error, equal_nan=True)
+    augmented = data.augment(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(augmented["flux"].isnan(), flux.isnan())
+    factor = (augmented["flux"] / flux).nan_to_num(0).amax(1, keepdim=True)
+    torch.testing.assert_close(augmented["flux"], factor * flux, equal_nan=True)
+    assert float(factor.log().std()) == pytest.approx(BRIGHTNESS_SCATTER, rel=0.05)
+    error = factor.sqrt() * batch["flux_err"]
+    torch.testing.assert_close(augmented["flux_err"], error, equal_nan=True)
 
 
 def test_training_objects_are_observed_with_the_errors_they_then_claim():
@@ -73,11 +74,11 @@ def test_training_objects_are_observed_with_the_errors_they_then_claim():
     batch["detected"][:, 5] = 0
     for noise in (0.5, 2.0):
         data = ZephyrData(bands=list(BANDS), noise=noise, drop_share=0)
-        again = data.augment(batch, torch.Generator().manual_seed(0))
-        brighter = again["flux"][:, 5:] / 50  # no noise is added to what is not detected
-        added = again["flux_err"][:, :5].square() / brighter - 1  # in units of the error before
+        augmented = data.augment(batch, torch.Generator().manual_seed(0))
+        factor = augmented["flux"][:, 5:] / 50  # no noise is added to what is not detected
+        added = augmented["flux_err"][:, :5].square() / factor - 1  # in units of the error before
         assert float(added.max().sqrt()) == pytest.approx(noise, rel=0.01)
-        scatter = (again["flux"][:, :5] - brighter * 50).square() / brighter
+        scatter = (augmented["flux"][:, :5] - factor * 50).square() / factor
         assert float(scatter.mean()) == pytest.approx(float(added.mean()), rel=0.03)
 
 
@@ -106,6 +107,6 @@ def test_fine_tuning_wants_the_same_bands_in_the_same_order(runs, galaxies, tmp_
     words = [f"data.path={tmp_path}/cat.ecsv", "data.batch_size=16", "model.epochs=1"]
     words += [f"init_from={runs('zephyr')}/best.ckpt"]
     message = refusal(door(runs, tmp_path, *words, "data.bands=[y,u,g,r,i,z]", door="train.py"))
-    assert "say data.bands=[u,g,r,i,z,y]" in message
+    assert "set data.bands=[u,g,r,i,z,y]" in message
     done = door(runs, tmp_path, *words, "data.bands=[u,g,r,i,z,y]", door="train.py")
     assert done.returncode == 0, done.stderr

@@ -17,29 +17,27 @@ from orrery.datamodules.photometry import (
     near_column,
 )
 from orrery.datamodules.values import refuse
-from orrery.physics.galaxies import population
-from orrery.physics.galaxies.galaxy_colours import Z_MAX
-from orrery.physics.galaxies.photometry import (
-    EXTINCTION_LSST,
-    EXTINCTION_SDSS,
-    LSST_BANDS,
-    deredden_flux,
+from orrery.datamodules.zephyr.augmentation import augmented
+from orrery.datamodules.zephyr.simulation import (
+    simulated_posterior,
+    simulated_table,
+    true_label_noise,
 )
-from orrery.physics.galaxies.redshift_labels import CATASTROPHIC, SIGMA, SOURCES, label_sources
+from orrery.physics.galaxies.galaxy_colours import Z_MAX
+from orrery.physics.galaxies.photometry import EXTINCTION_LSST, EXTINCTION_SDSS, deredden_flux
+from orrery.physics.galaxies.redshift_labels import SOURCES
 from orrery.tables import Catalogue
 
-# Scatter of ln flux that all bands of a training object share: colours say more of a redshift than
-# brightness does, from which ten thousand objects are easily learned by heart.
-GREY = 0.2
+NO_NAME = ("", "nan", "None")  # of a source
 
-MAGNITUDE = "AB magnitude; NaN or -99: not observed; 99 or inf: not detected"
-FLUX = "any finite number; NaN: not observed"
-ERROR = "above 0 where the band is observed"
+MAGNITUDE_VALUES = "AB magnitude; NaN or -99: not observed; 99 or inf: not detected"
+FLUX_VALUES = "any finite number; NaN: not observed"
+ERROR_VALUES = "above 0 where the band is observed"
 
 
-def _band(kind: str, unit: str, meaning: str, special: str) -> Column:
+def _band_column(kind: str, unit: str, meaning: str, values: str) -> Column:
     name = kind + "_{band}"
-    return Column(name, unit, meaning, training="chosen", special=special)
+    return Column(name, unit, meaning, training="chosen", special=values)
 
 
 class ZephyrData(CatalogueData):
@@ -51,17 +49,29 @@ class ZephyrData(CatalogueData):
     and ``label_error`` (batch,), 0 where the catalogue names no such column; in prediction
     ``redshift`` where the catalogue has one, NaN for rows without a clean one.
 
-    Columns are found by the patterns ``mag`` and ``mag_err`` (or ``flux``, ``flux_err``) in
+    Columns are located by the patterns ``mag`` and ``mag_err`` (or ``flux``, ``flux_err``) in
     ``columns``, in which ``{band}`` stands for a band; ``columns.mag_u=UMAG`` names a single one.
-    `datamodules.photometry` says what NaN, 99 and -99 mean. ``zero_points`` (band -> mag) are added
-    to reach AB; ``limits`` (band -> limiting mag, 1 sigma) serve non-detections that give none.
+    For NaN, 99 and -99 see `datamodules.photometry`. ``columns.ebv``, E(B-V) in mag, corrects for
+    Galactic extinction.
 
-    ``ebv``, a column of E(B-V) in mag, corrects for Galactic extinction by ``extinction`` (band ->
-    A_b/E(B-V)), by default the LSST's or, for ugriz alone, SDSS's of Schlafly & Finkbeiner (2011).
+    In training each object is made brighter or fainter at random, noise is added and bands are
+    dropped, so that the model learns shallower and incomplete photometry too.
 
-    In training objects are a little brighter or fainter each time (`GREY`), a share ``noise_share``
-    of them is observed again with up to ``noise`` times its own error added, and in a share
-    ``drop_share`` bands are dropped, so that shallower and incomplete photometry is met too.
+    Args:
+        bands: names; None: all that are located, bluest first.
+        sources: names of the sources of labels; None: the values of ``columns.source``.
+        clean_source: the source whose labels are right to within their own errors.
+        zero_points: band -> mag to add, to reach AB.
+        limits: band -> limiting magnitude (1 sigma) of non-detections that give none.
+        extinction: band -> A_b / E(B-V); by default the LSST's or, for ugriz alone, SDSS's of
+            Schlafly & Finkbeiner (2011).
+        noise: noise added in training is up to this times an object's own error.
+        noise_share: fraction of the training objects to which it is added.
+        drop_share: fraction of the training objects of which bands are dropped.
+        z_max: end of the redshift grid; None: from the labels.
+        n_train: galaxies of the simulation, some of which get no label.
+        n_test: test galaxies of the simulation.
+        catalogue: settings of `CatalogueData`.
     """
 
     declared: ClassVar = {
@@ -69,7 +79,7 @@ class ZephyrData(CatalogueData):
             "redshift", None, "redshift", 0, 20, "[)", truth=True, prediction="chosen"
         ),
         "source": Column(
-            "source", None, "where the redshift is from, of several sources", truth=True,
+            "source", None, "source of the redshift label", truth=True,
             training="named", prediction="chosen", kind="text",
         ),
         "label_error": Column(
@@ -80,12 +90,16 @@ class ZephyrData(CatalogueData):
             "ebv", "mag", "E(B - V), which corrects for Galactic extinction", 0, 20, "[)",
             training="named",
         ),
-        "mag_{band}": _band("mag", "mag", "magnitude; mag is all of them", MAGNITUDE),
-        "mag_err_{band}": _band(
-            "mag_err", "mag", "its error; of a non-detection the limiting magnitude", ERROR
+        "mag_{band}": _band_column(
+            "mag", "mag", "magnitude; the role mag is the pattern of all bands", MAGNITUDE_VALUES
         ),
-        "flux_{band}": _band("flux", "uJy", "flux, where there are no magnitudes", FLUX),
-        "flux_err_{band}": _band("flux_err", "uJy", "its error", ERROR),
+        "mag_err_{band}": _band_column(
+            "mag_err", "mag", "its error; of a non-detection the limiting magnitude", ERROR_VALUES
+        ),
+        "flux_{band}": _band_column(
+            "flux", "uJy", "flux, where there are no magnitudes", FLUX_VALUES
+        ),
+        "flux_err_{band}": _band_column("flux_err", "uJy", "its error", ERROR_VALUES),
     }  # fmt: skip
 
     def __init__(
@@ -110,11 +124,11 @@ class ZephyrData(CatalogueData):
         self.clean_source = None if clean_source is None else str(clean_source)
         self.zero_points, self.limits = dict(zero_points or {}), dict(limits or {})
         self.extinction = dict(extinction or {})
-        self.found: dict[str, BandColumns] = {}
+        self.band_columns: dict[str, BandColumns] = {}  # by band, of the catalogue that is read
         self.noise, self.noise_share, self.drop_share = noise, noise_share, drop_share
         self.z_max = z_max
         self.n_train, self.n_test = n_train, n_test
-        if self.path is None:  # the simulation names its own
+        if self.path is None:  # of the simulation
             self.columns["source"] = "source"
             self.clean_source = self.clean_source or SOURCES[0]
 
@@ -122,21 +136,21 @@ class ZephyrData(CatalogueData):
 
     def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         names = catalogue.names
-        self.found = band_columns(names, self.columns, self.bands)
+        self.band_columns = band_columns(names, self.columns, self.bands)
         if training and not self.bands:
-            self.bands = list(self.found)
-        if not self.found:
-            raise ValueError(self._no_photometry(names))
+            self.bands = list(self.band_columns)
+        if not self.band_columns:
+            raise ValueError(self._no_photometry_message(names))
         roles: dict[str, CatalogueColumn] = {}
         for band in self.bands:
-            if band not in self.found:
-                self._say_missing(band, names)
+            if band not in self.band_columns:
+                self._warn_missing_band(band, names)
                 continue
-            kind, value, error = self.found[band]
+            kind, value, error = self.band_columns[band]
             for role, name in ((kind, value), (f"{kind}_err", error)):
                 family = self.declared[f"{role}_{{band}}"]
                 roles[f"{role}_{band}"] = CatalogueColumn(family, name, catalogue.units.get(name))
-        self._say_unitless(catalogue)
+        self._warn_unitless_fluxes(catalogue)
         redshift = located(self.declared, self.columns, catalogue, "redshift")
         if training or redshift.name in names:
             roles["redshift"] = redshift
@@ -146,30 +160,28 @@ class ZephyrData(CatalogueData):
             column = located(self.declared, self.columns, catalogue, role)
             if role in self.columns and (training or role == "ebv" or column.name in names):
                 roles[role] = column
-        if not training and "redshift" in roles and not self._any_truth(catalogue, roles):
-            of = f" of the source {self.clean_source}" if "source" in roles else ""
+        if not training and "redshift" in roles and not self._has_truth(catalogue, roles):
+            source = f" of the source {self.clean_source}" if "source" in roles else ""
             self.say(
-                f"{self.label}: column '{redshift.name}' holds no redshift of 0 to 20{of}: "
+                f"{self.label}: column '{redshift.name}' holds no redshift of 0 to 20{source}: "
                 f"nothing can be scored"
             )
             del roles["redshift"]
         return roles
 
-    def _any_truth(self, catalogue: Catalogue, roles: Mapping[str, CatalogueColumn]) -> bool:
-        """Whether any row has a redshift to score against; the first chunk with one ends it."""
+    def _has_truth(self, catalogue: Catalogue, roles: Mapping[str, CatalogueColumn]) -> bool:
+        """Whether any row has a redshift to score against; reads up to the first that has."""
         needed = {role: roles[role] for role in ("redshift", "source") if role in roles}
-        chunks = self._read(catalogue, needed, 0, len(catalogue), None)
-        for _, cells in chunks:
-            columns = {role: needed[role].values(values, False) for role, values in cells.items()
-                       if role in needed}  # fmt: skip
+        for _, cells in self._read(catalogue, needed, 0, len(catalogue), None):
+            columns = {role: column.values(cells[role], False) for role, column in needed.items()}
             if np.isfinite(self._truth(columns)["redshift"]).any():
                 return True
         return False
 
-    def _no_photometry(self, names: Sequence[str]) -> str:
-        wanted = f"of the bands {', '.join(self.bands)}" if self.bands else "in any band"
+    def _no_photometry_message(self, names: Sequence[str]) -> str:
+        bands = f"of the bands {', '.join(self.bands)}" if self.bands else "in any band"
         return (
-            f"{self.label} has no photometry {wanted} under the names "
+            f"{self.label} has no photometry {bands} under the names "
             f"'{self.columns.get('mag', 'mag_{band}')}' and "
             f"'{self.columns.get('mag_err', 'mag_err_{band}')}'. Its columns: {', '.join(names)}. "
             f"Name yours, for example data.columns.mag='{{band}}_mag' "
@@ -177,31 +189,33 @@ class ZephyrData(CatalogueData):
             f"data.columns.mag_err_u=UERR; for fluxes data.columns.flux and data.columns.flux_err"
         )
 
-    def _say_missing(self, band: str, names: Sequence[str]) -> None:
-        """A band of the model that the catalogue lacks: an error if it seems only misnamed."""
-        kind = next(iter(self.found.values())).kind
+    def _warn_missing_band(self, band: str, names: Sequence[str]) -> None:
+        """A band of the model that the catalogue lacks: an error if it is probably misnamed."""
+        pairs = self.band_columns.values()
+        kind = next(iter(pairs)).kind
         column = self.columns.get(kind, kind + "_{band}").replace("{band}", band)
-        taken = [name for _, value, error in self.found.values() for name in (value, error)]
+        taken = [name for _, value, error in pairs for name in (value, error)]
         taken += self.columns.values()
         near = near_column(column, names, taken)
         if near:
             raise ValueError(
                 f"{self.label} has no column '{column}' for the band {band}; is it '{near}'? Then "
-                f"say data.columns.{kind}_{band}={near} data.columns.{kind}_err_{band}=<its error>"
+                f"set data.columns.{kind}_{band}={near} data.columns.{kind}_err_{band}=<its error>"
             )
         self.say(
             f"{self.label} has no band {band} (column '{column}'): it is taken as not observed, "
-            f"and the predictions are wider for it"
+            f"which widens the predictions"
         )
 
-    def _say_unitless(self, catalogue: Catalogue) -> None:
-        """Magnitudes are AB by their name; nothing says of a bare flux what it is."""
-        fluxes = [name for kind, *pair in self.found.values() if kind == "flux" for name in pair]
-        bare = [name for name in fluxes if name not in catalogue.units]
-        if bare and (self.path is not None or self.table is not None):
-            more = f" and {len(bare) - 1} more name" if len(bare) > 1 else " names"
+    def _warn_unitless_fluxes(self, catalogue: Catalogue) -> None:
+        """Magnitudes are AB by default; fluxes without a unit may be anything."""
+        pairs = self.band_columns.values()
+        fluxes = [name for kind, *pair in pairs if kind == "flux" for name in pair]
+        unitless = [name for name in fluxes if name not in catalogue.units]
+        if unitless and not self.is_simulation:
+            more = f" and {len(unitless) - 1} more have" if len(unitless) > 1 else " has"
             self.say(
-                f"{self.label}: column {bare[0]}{more} no unit: taken as uJy. If they are not, "
+                f"{self.label}: column {unitless[0]}{more} no unit: taken as uJy. If they are not, "
                 f"write the unit into the table, or shift every band by data.zero_points (7.5: nJy)"
             )
 
@@ -209,16 +223,13 @@ class ZephyrData(CatalogueData):
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         n = len(next(iter(columns.values())))
-        parts = [self._band(band, columns, n) for band in self.bands]
+        parts = [self._band_flux(band, columns, n) for band in self.bands]
         flux, flux_err, detected = (
             torch.from_numpy(np.stack(part, 1)) for part in zip(*parts, strict=True)
         )
         if "ebv" in columns:
-            ebv = columns["ebv"]
-            extinction = self._extinction()
-            flux, flux_err = (
-                deredden_flux(v, torch.from_numpy(ebv), extinction) for v in (flux, flux_err)
-            )
+            ebv, extinction = torch.from_numpy(columns["ebv"]), self._extinction()
+            flux, flux_err = (deredden_flux(v, ebv, extinction) for v in (flux, flux_err))
         batch = {
             "flux": flux.float(),
             "flux_err": flux_err.float(),
@@ -238,49 +249,48 @@ class ZephyrData(CatalogueData):
         }
 
     def _truth(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Redshifts to score against: NaN where there is none, or its source is not clean."""
+        """Redshifts to score against: NaN where unknown, or where their source is not clean."""
         z = columns["redshift"].astype(np.float32)
         if "source" in columns:
             names = np.array([_source_name(value) for value in columns["source"]])
             z[names != self.clean_source] = np.nan
         return {"redshift": z}
 
-    def _band(
+    def _band_flux(
         self, band: str, columns: Mapping[str, np.ndarray], n: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Flux and error, uJy, and whether it is detected; NaN where not observed; each (n,)."""
-        if band not in self.found:
+        """Flux and error, uJy, NaN where not observed, and whether it is detected; each (n,)."""
+        if band not in self.band_columns:
             return np.full(n, np.nan), np.full(n, np.nan), np.zeros(n)
-        found, zero_point = self.found[band], self.zero_points.get(band, 0.0)
-        kind = found.kind
-        value, error = (columns[f"{role}_{band}"] for role in (kind, f"{kind}_err"))
-        if kind == "flux":
-            return flux_from_flux(found, value, error, zero_point)
-        return flux_from_mag(found, value, error, zero_point, self.limits.get(band, np.nan))
+        names, zero_point = self.band_columns[band], self.zero_points.get(band, 0.0)
+        value, error = (columns[f"{role}_{band}"] for role in (names.kind, f"{names.kind}_err"))
+        if names.kind == "flux":
+            return flux_from_flux(names, value, error, zero_point)
+        return flux_from_mag(names, value, error, zero_point, self.limits.get(band, np.nan))
 
     def _extinction(self) -> dict[str, float]:
         """A_b / E(B-V) of each band, by its name or the part of it before an underscore."""
         known = self.extinction or (
             EXTINCTION_SDSS if set(self.bands) == set(EXTINCTION_SDSS) else EXTINCTION_LSST
         )
-        found = {band: known.get(band, known.get(band.split("_")[0])) for band in self.bands}
-        unknown = [band for band, r in found.items() if r is None]
+        coefficients = {band: known.get(band, known.get(band.split("_")[0])) for band in self.bands}
+        unknown = [band for band, r in coefficients.items() if r is None]
         if unknown:
             raise ValueError(
                 f"data.columns.ebv is set, and A_b/E(B-V) of the bands {unknown} is not known; "
-                f"give it: data.extinction={{{', '.join(f'{b}: ...' for b in self.bands)}}}"
+                f"set data.extinction={{{', '.join(f'{b}: ...' for b in self.bands)}}}"
             )
-        return {band: float(r) for band, r in found.items() if r is not None}
+        return {band: float(r) for band, r in coefficients.items() if r is not None}
 
     def _source_index(self, columns: Mapping[str, np.ndarray], n: int) -> np.ndarray:
         if "source" not in columns:
             return np.zeros(n, np.int64)
         names = np.array([_source_name(value) for value in columns["source"]])
         refuse(
-            np.isin(names, ("", "nan", "None")),
+            np.isin(names, NO_NAME),
             self.columns["source"],
             names,
-            "is no source",
+            "is not a valid source",
             "a name in every row",
             "drop those rows by data.train_where, or name their source",
         )
@@ -297,21 +307,21 @@ class ZephyrData(CatalogueData):
     def setup(self, stage: str | None = None) -> None:
         if stage == "fit" and not self.rows:
             with self.open("fit") as catalogue:
-                self._find_sources(catalogue)
-            discovered = not self.bands
+                self._set_sources(catalogue)
+            bands_given = bool(self.bands)
             super().setup(stage)
-            if discovered:
+            if not bands_given:
                 self._order_bands()
             z = torch.cat([rows["redshift"] for rows in self.rows.values()])
             if self.z_max is None:
-                simulated = self.path is None and self.table is None
-                self.z_max = Z_MAX if simulated else round(float(z.max()) * 1.02 + 0.05, 2)
+                largest = round(float(z.max()) * 1.02 + 0.05, 2)
+                self.z_max = Z_MAX if self.is_simulation else largest
 
     def _order_bands(self) -> None:
-        """Put the bands in the order of their median flux, so that neighbours make useful colours.
+        """Sort the bands by median flux, so that neighbours make informative colours.
 
         Galaxies are fainter in the blue: for any set of broad bands this is nearly their order in
-        wavelength, which their names do not tell.
+        wavelength, which does not follow from their names.
         """
         flux = torch.cat([rows["flux"] for rows in self.rows.values()])
         order = flux.nanmedian(0).values.argsort()
@@ -320,20 +330,21 @@ class ZephyrData(CatalogueData):
             for name in ("flux", "flux_err", "detected"):
                 rows[name] = rows[name][:, order]
 
-    def _find_sources(self, catalogue: Catalogue) -> None:
+    def _set_sources(self, catalogue: Catalogue) -> None:
+        """Names of the sources, from their column unless given; checks the clean one."""
         column = self.columns.get("source")
         if column is None or self.sources:
             self.sources = self.sources or ["all"]
         else:
             roles = {"source": located(self.declared, self.columns, catalogue, "source")}
-            chosen = self._chosen_rows(catalogue)
-            chunks = self._read(catalogue, roles, 0, len(catalogue), chosen)
-            found = {_source_name(value) for _, c in chunks for value in np.unique(c["source"])}
-            self.sources = sorted(found - {"", "nan", "None"})
+            mask = self._chosen_rows(catalogue)
+            chunks = self._read(catalogue, roles, 0, len(catalogue), mask)
+            names = {_source_name(value) for _, c in chunks for value in np.unique(c["source"])}
+            self.sources = sorted(names - set(NO_NAME))
         if len(self.sources) > 1 and self.clean_source not in self.sources:
             raise ValueError(
-                f"labels come from the sources {self.sources}; say which of them is right to "
-                f"within its own errors, so that the noise of the others can be learned: "
+                f"labels come from the sources {self.sources}; name the one whose labels are right "
+                f"to within their own errors, so that the noise of the others can be learned: "
                 f"data.clean_source={self.sources[0]}"
             )
 
@@ -349,57 +360,20 @@ class ZephyrData(CatalogueData):
         return {**self.found_out(), "label_errors": "label_error" in self.columns}
 
     def augment(self, batch: Rows, generator: torch.Generator) -> Rows:
-        flux, error = batch["flux"], batch["flux_err"]
-        n, bands = flux.shape
-        brighter = torch.exp(GREY * torch.randn(n, 1, generator=generator))
-        flux, error = flux * brighter, error * brighter.sqrt()
-        again = torch.rand(n, 1, generator=generator) < self.noise_share
-        extra = self.noise * torch.rand(n, 1, generator=generator) * again * batch["detected"]
-        flux = flux + extra * error * torch.randn(n, bands, generator=generator)
-        error = error * torch.sqrt(1 + extra**2)
-        drop = torch.rand(n, 1, generator=generator) < self.drop_share
-        gone = drop & (
-            torch.rand(n, bands, generator=generator) < torch.rand(n, 1, generator=generator)
-        )
-        flux, error = (values.masked_fill(gone, torch.nan) for values in (flux, error))
-        detected = batch["detected"].masked_fill(gone, 0.0)
-        return {**batch, "flux": flux, "flux_err": error, "detected": detected}
+        return augmented(batch, generator, self.noise, self.noise_share, self.drop_share)
 
     # --- the embedded simulation --------------------------------------------------------------
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         """LSST-like galaxies; in training with labels of three sources of known quality."""
-        generator = torch.Generator().manual_seed(2 * self.seed + (split == "test"))
-        n = self.n_train if split == "fit" else self.n_test
-        drawn = population.simulate(n, generator)
-        table = {"redshift": drawn["z"].numpy()}
-        if split == "fit":
-            labels, _ = label_sources(drawn, generator)
-            labelled = labels["source"] >= 0
-            drawn = {name: values[labelled] for name, values in drawn.items()}
-            table["redshift"] = labels["label"][labelled].numpy()
-            table["source"] = np.array(SOURCES)[labels["source"][labelled].numpy()]
-        for i, band in enumerate(LSST_BANDS):
-            table[f"flux_{band}"] = drawn["flux"][:, i].numpy()
-            table[f"flux_err_{band}"] = drawn["flux_err"][:, i].numpy()
-        return table
+        return simulated_table(self.n_train if split == "fit" else self.n_test, self.seed, split)
 
-    def true_posterior(self, z: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Truth (n,) and the exact p(z) (n, grid) of the first test objects of the simulation."""
-        if self.path is not None or self.table is not None:
-            return None, torch.empty(0)
-        generator = torch.Generator().manual_seed(2 * self.seed + 1)
-        drawn = {k: v[:2000] for k, v in population.simulate(self.n_test, generator).items()}
-        return drawn["z"], population.posterior(drawn["flux"], drawn["flux_err"], z)
+    def true_posterior(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """True redshifts (n,) and exact p(z) (n, grid) of the first test galaxies."""
+        return simulated_posterior(self.n_test, self.seed, z) if self.is_simulation else None
 
     def truth(self) -> dict[str, float]:
-        if self.path is not None or self.table is not None:
-            return {}
-        sigma = {f"label_sigma_{s}_true": v for s, v in zip(SOURCES, SIGMA, strict=True)}
-        fraction = {
-            f"label_catastrophic_{s}_true": v for s, v in zip(SOURCES, CATASTROPHIC, strict=True)
-        }
-        return sigma | fraction
+        return true_label_noise() if self.is_simulation else {}
 
     def provenance(self) -> dict[str, Any]:
         if self.path is not None:

@@ -1,33 +1,34 @@
-"""The whole inference of the dust map beside that of NIFTy (nifty8.re), its reference.
+"""The inference of the dust map and that of NIFTy (nifty8.re), its reference.
 
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.dust                                               # 10 min of CPU
 
 The synthetic sky of configs/experiment/dust_reference.yaml with the component's own settings, in
 float32 on one thread. Both methods have the same stars, voxels, likelihood and priors, as many
-outer iterations, pairs and draws, variances that are made anew in every iteration by the same
-function, at most `NEWTON` steps of Newton's method, of which the last gains less than `LEAST`, and
-at most `MOST` steps of conjugate gradients, to a relative residual of `TOLERANCE`. What differs:
+outer iterations, pairs and draws, variances that are computed in every iteration by the same
+function, at most `MAX_NEWTON_STEPS` steps of Newton's method, of which the last gains less than
+`MIN_GAIN`, and at most `MAX_CG_STEPS` steps of conjugate gradients, to a relative residual of
+`TOLERANCE`. What differs:
 
 - the prior: NIFTy's ICR refines 3 x 3 pixels x 3 shells, ours more
   (`physics.gaussian_process.icr`); the row of "NIFTy's stencil" is our inference with the prior of
   NIFTy to a thousandth;
 - conjugate gradients: ours are preconditioned by the directions that data constrain most, and the
-  residual is measured so; samples of both start from a draw of the prior, and what has not
-  converged is too wide; the row "orrery" goes on to the component's own, smaller residual;
-- the first iterations: ours have noise that is larger than it is;
-- samples: those of the row "orrery" are bent to the data (`models.inference.mgvi.bend`), of later
-  iterations all are kept; of "mgvi", as NIFTy's, they are straight pairs about the last mean;
+  residual is measured so; samples of both start from a draw of the prior, and are too
+  wide where they have not converged; the row "orrery" has the component's own, smaller tolerance;
+- the first iterations: ours have an inflated noise variance;
+- samples: those of the row "orrery" follow the data (`mgvi.nonlinear_update`), and all of later
+  iterations are kept; of "mgvi", as NIFTy's, they are linear pairs about the last mean;
 - the mean: that of mgvi is averaged over the later iterations, NIFTy's is that of the last;
 - the metric of many samples: ours is a matrix per pixel, NIFTy linearises the model for each.
 
 NIFTy's whole iteration is one jit, with a map over samples that is one at a time (smap; vmap takes
-longer here). `seconds` are CPU of all that follows upon the stars: matrices, fit (`fit_seconds` up
-to there) and final draws. NIFTy's are those of a compiled programme; `compile_seconds` is what a
-first, short run takes longer than a second. Figures are means over ``--seeds`` of the samples, of
-which `_min` and `_max` are the range; coverage is that of the truth in voxels that stars are seen
-through, beside the one of a perfect posterior of as many draws (`coverage_68_expected`), and
-`gap_closed` the share of the way from the best constant density to the truth.
+longer here). `seconds` are CPU, the stars being there: matrices, fit (`fit_seconds` up to there)
+and final draws. NIFTy's are those of a compiled program; `compile_seconds` is by how much a first,
+short run takes longer than a second. Numbers are means over ``--seeds`` of the samples, of which
+`_min` and `_max` are the range; coverage is that of the truth in voxels that stars are behind,
+`coverage_68_expected` that of a perfect posterior of as many draws, and `gap_closed` the share of
+the way from the best constant density to the truth.
 """
 
 import argparse
@@ -51,30 +52,30 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from orrery import command_line
-from orrery.benchmarks.dust_hmc import judge_of
+from orrery.benchmarks.dust_hmc import score_of
 from orrery.benchmarks.dust_prior import nifty_field
 from orrery.checkpoint import build
 from orrery.command_line import silence_lightning
 from orrery.evaluation.timing import best_of_five
-from orrery.models.dust import NEWTON
-from orrery.models.dust.prior import HYPER
-from orrery.models.dust.variational import MOST
+from orrery.models.dust import MAX_NEWTON_STEPS
+from orrery.models.dust.prior import N_HYPER
+from orrery.models.dust.variational import MAX_CG_STEPS
 from orrery.physics.dust.extinction import mean_and_variance
 from orrery.physics.gaussian_process.icr import ICR, PLAIN
 
 TOLERANCE = 0.1  # of conjugate gradients
-LEAST = 1e-2  # nats that a Newton step gains, or it is the last: ours and theirs
+MIN_GAIN = 1e-2  # nats that a Newton step gains, or it is the last: ours and theirs
 
 
-class Found(NamedTuple):
-    """A posterior, and what it took."""
+class Result(NamedTuple):
+    """A posterior, and its cost."""
 
     log_rho: Tensor  # (samples, pixels, shells)
     amplitude: Tensor  # (samples,)
-    facts: dict[str, float]
+    costs: dict[str, float]
 
 
-Infer = Callable[[int], Found]  # of a seed of the samples
+Infer = Callable[[int], Result]  # of the seed of the samples
 
 
 def main() -> None:
@@ -88,8 +89,8 @@ def main() -> None:
     silence_lightning()
     settings, data = problem()
     model, _ = orrery(settings, data)
-    judge = judge_of(model, data)
-    mgvi = {**settings, "guide": "mgvi", "tolerance": TOLERANCE}
+    score = score_of(model, data)
+    mgvi = {**settings, "inference": "mgvi", "tolerance": TOLERANCE}
     methods: dict[str, Infer] = {
         "orrery": lambda seed: orrery({**settings, "seed": seed}, data)[1],
         "orrery, mgvi": lambda seed: orrery({**mgvi, "seed": seed}, data)[1],
@@ -99,9 +100,9 @@ def main() -> None:
     square = torch.ones(1024, 1024)
     rows: list[dict[str, Any]] = []
     for name, infer in methods.items():
-        found = [infer(seed) for seed in range(options.seeds)]
+        results = [infer(seed) for seed in range(options.seeds)]
         mirrored = name != "orrery"
-        runs = [one.facts | judge(one.log_rho, one.amplitude, mirrored) for one in found]
+        runs = [one.costs | score(one.log_rho, one.amplitude, mirrored) for one in results]
         row = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
         for key in ("heldout_lpd", "coverage_68"):
             row[f"{key}_min"], row[f"{key}_max"] = (f(run[key] for run in runs) for f in (min, max))
@@ -123,26 +124,26 @@ def problem() -> tuple[dict[str, Any], Any]:
     """Settings of the component, and its stars."""
     with initialize_config_dir(str(command_line.CONFIGS), version_base="1.3"):
         config = compose("train", ["model=dust", "experiment=dust_reference"])
-    settings, of_data = (
+    settings, data_settings = (
         OmegaConf.to_container(config[name], resolve=True) for name in ("model", "data")
     )
-    data = build(of_data)  # type: ignore[arg-type]
+    data = build(data_settings)  # type: ignore[arg-type]
     data.setup("fit")
     return settings, data  # type: ignore[return-value]
 
 
-def orrery(settings: dict[str, Any], data: Any, plain: bool = False) -> tuple[Any, Found]:
+def orrery(settings: dict[str, Any], data: Any, plain: bool = False) -> tuple[Any, Result]:
     """The component's own training, as `train.py` does it; ``plain``: with NIFTy's stencil."""
     data.setup("fit")
     began = time.process_time()
     model = build(settings)
     if plain:
-        icr = ICR(model._processes.levels, model.kernel(model.scale), PLAIN)
-        model._processes.scale, model._processes.made = model.scale, (icr, None)
+        icr = ICR(model.processes.levels, model.kernel(model.scale), PLAIN)
+        model.processes.scale, model.processes.current = model.scale, (icr, None)
     model.prepare(data)
     trainer = L.Trainer(
         accelerator="cpu",
-        max_epochs=model.epochs,
+        max_epochs=model.fit.epochs,
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
@@ -155,22 +156,22 @@ def orrery(settings: dict[str, Any], data: Any, plain: bool = False) -> tuple[An
     log_rho = model.rho().log()
     ended = time.process_time()
     (median, error), latents = model.amplitude, model.samples().detach()
-    amplitude = (math.log(median) + error * latents[:, 1 - HYPER]).exp()
-    facts = {"iterations": model.epochs, "pairs": model.pairs, "draws": len(latents),
+    amplitude = (math.log(median) + error * latents[:, 1 - N_HYPER]).exp()
+    costs = {"iterations": model.fit.epochs, "pairs": model.pairs, "draws": len(latents),
              "seconds": ended - began, "fit_seconds": fitted - began,
              "compile_seconds": 0.0}  # fmt: skip
-    return model.requires_grad_(False), Found(log_rho, amplitude, facts)
+    return model.requires_grad_(False), Result(log_rho, amplitude, costs)
 
 
 def nifty(model: Any, data: Any, **settings: Any) -> Infer:
-    """The inference by NIFTy of what ``model`` infers; it is compiled in a first, short run."""
+    """NIFTy's inference of the same posterior; it is compiled in a first, short run."""
     run = nifty_run(model, data, **settings)
-    cold, warm = (run(0, 1).facts["seconds"] for _ in range(2))
+    cold, warm = (run(0, 1).costs["seconds"] for _ in range(2))
 
-    def infer(seed: int) -> Found:
-        found = run(seed, model.epochs)
-        found.facts["compile_seconds"] = cold - warm
-        return found
+    def infer(seed: int) -> Result:
+        result = run(seed, model.fit.epochs)
+        result.costs["compile_seconds"] = cold - warm
+        return result
 
     return infer
 
@@ -181,22 +182,22 @@ def nifty_run(
     cg: dict[str, Any] | None = None,
     newton: dict[str, Any] | None = None,
     clumps: float = 0.0,
-) -> Callable[[int, int], Found]:
+) -> Callable[[int, int], Result]:
     """Of a seed and so many outer iterations."""
     import jax
     import nifty8.re as jft
     from jax import numpy as jnp
     from jax.tree_util import Partial
 
-    cg = cg or {"tol": TOLERANCE, "maxiter": MOST}
-    # what Newton's method would choose otherwise
-    of_newton = {"absdelta": None, "resnorm": None, "norm_ord": 2, **cg}
-    newton = newton or {"maxiter": NEWTON, "absdelta": LEAST, "xtol": 0.0}
+    cg = cg or {"tol": TOLERANCE, "maxiter": MAX_CG_STEPS}
+    # in place of those that Newton's method would set
+    newton_cg = {"absdelta": None, "resnorm": None, "norm_ord": 2, **cg}
+    newton = newton or {"maxiter": MAX_NEWTON_STEPS, "absdelta": MIN_GAIN, "xtol": 0.0}
     data.setup("fit")
     batch = data.training_batch()
     dtype = jnp.float32
     (mean, mean_error), (amplitude, error) = model.prior.mean, model.prior.amplitude
-    shape, base = (model.grid.nside, model.grid.shells), model._processes.levels[0].nside
+    shape, base = (model.grid.nside, model.grid.shells), model.processes.levels[0].nside
     field, _ = nifty_field(shape, base, dtype, model.scale, clumps)
     like = jax.ShapeDtypeStruct((), dtype)
     domain = jft.Vector({"xi": field.domain, "mean": like, "amplitude": like})
@@ -228,7 +229,7 @@ def nifty_run(
             n_samples=model.pairs,
             sample_mode="linear_resample",
             draw_linear_kwargs={"cg_kwargs": cg},
-            kl_kwargs={"minimize_kwargs": {**newton, "cg_kwargs": of_newton}},
+            kl_kwargs={"minimize_kwargs": {**newton, "cg_kwargs": newton_cg}},
         )
         samples, _ = vi.update(jft.Samples(pos=position, samples=None, keys=None), state)
         return samples.pos, samples.samples
@@ -243,20 +244,20 @@ def nifty_run(
     def density(x: Any, held: Any) -> Tensor:
         return torch.tensor(np.asarray(every_log_rho(x, held)))
 
-    def run(seed: int, iterations: int) -> Found:
+    def run(seed: int, iterations: int) -> Result:
         began = time.process_time()
         with jax.enable_x64(True):
             held = jax.block_until_ready(build_matrices())
         held = jax.tree.map(lambda m: jnp.asarray(m, dtype), held)
-        found = model.stars(batch)
+        placed = model.stars(batch)
         stars = (
-            jnp.asarray(found.pixel.numpy(), jnp.int32),
-            *(jnp.asarray(x.numpy(), dtype) for x in (found.paths.lengths, batch["extinction"])),
+            jnp.asarray(placed.pixel.numpy(), jnp.int32),
+            *(jnp.asarray(x.numpy(), dtype) for x in (placed.paths.lengths, batch["extinction"])),
         )
 
         def variance(x: Any) -> Any:
-            rho = density(x, held).exp()[:, found.pixel]
-            along = mean_and_variance(rho, found.paths, model.widths)[1].mean(0)
+            rho = density(x, held).exp()[:, placed.pixel]
+            along = mean_and_variance(rho, placed.paths, model.widths)[1].mean(0)
             return jnp.asarray((batch["extinction_error"].square() + along).numpy(), dtype)
 
         *keys, last = jax.random.split(jax.random.key(seed), iterations + 1)
@@ -270,10 +271,10 @@ def nifty_run(
         log_density = density(latents, held)
         ended = time.process_time()
         a = torch.tensor(np.asarray(latents["amplitude"]))
-        facts = {"iterations": iterations, "pairs": model.pairs, "draws": len(a),
+        costs = {"iterations": iterations, "pairs": model.pairs, "draws": len(a),
                  "seconds": ended - began, "fit_seconds": fitted - began,
                  "compile_seconds": math.nan}  # fmt: skip
-        return Found(log_density, (math.log(amplitude) + error * a).exp(), facts)
+        return Result(log_density, (math.log(amplitude) + error * a).exp(), costs)
 
     return run
 

@@ -1,20 +1,19 @@
-"""The dust map's variational posteriors beside a long HMC run on the same sky, on several skies.
+"""The dust map's variational posteriors and a long HMC run on the same sky, on several skies.
 
-    python train.py -m model=dust experiment=dust_reference seed=0,1,2 model.guide=curved,mgvi \\
+    python train.py -m model=dust experiment=dust_reference seed=0,1,2 model.inference=geovi,mgvi \\
       hydra.sweep.dir=skies
     python train.py -m model=dust experiment=dust_reference data.clouds=0 model.clumps=0 \\
-      model.guide=curved,mgvi hydra.sweep.dir=smooth
+      model.inference=geovi,mgvi hydra.sweep.dir=smooth
     python -m benchmarks.dust_hmc {skies,smooth}/*/best.ckpt          # 15-20 min of CPU a sky
     python train.py -m model=dust experiment=dust_reference \\
       seed=13,14,15,16,17,18,19,20,21,22 hydra.sweep.dir=more
     python -m benchmarks.dust_hmc --transitions 0 --out benchmarks/dust_skies.csv more/*/best.ckpt
 
-The last two are of variational maps alone, on skies by which nothing was chosen. All have the data
-and the prior; chains begin at draws of the first map of a sky. What the variational samples miss,
-the draws have, and what stars say whose distances are uncertain: the chains have the integral over
-those, the others its mean and variance. Without clouds and clumps the prior is that of the sky: no
-other map can come nearer to its held-out stars on average. One thread; figures of the synthetic
-sky's truth, and of its held-out stars.
+The last two are of variational maps alone, on skies by which nothing was tuned. All methods have
+the same data and prior; chains begin at draws of the first map of a sky. For stars of uncertain
+distance the chains have the likelihood's integral over distances, the others its mean and variance.
+Without clouds and clumps the prior is that of the sky: no other map can come nearer to its held-out
+stars on average. One thread; figures of the synthetic sky's truth, and of its held-out stars.
 """
 
 import argparse
@@ -33,14 +32,19 @@ from torch import Tensor
 
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
-from orrery.models.dust.evaluation import Map, known_stars, map_metrics, seen_voxels
+from orrery.models.dust.evaluation import (
+    MapPosterior,
+    map_metrics,
+    observed_voxels,
+    stars_with_extinction,
+)
 from orrery.models.dust.field import Density
-from orrery.models.dust.prior import HYPER
+from orrery.models.dust.prior import N_HYPER
 from orrery.physics.densities import log_normal
 from orrery.physics.dust.extinction import mean_and_variance
 from orrery.runs import data_for
 
-Judge = Callable[[Tensor, Tensor, bool], dict[str, float]]
+Score = Callable[[Tensor, Tensor, bool], dict[str, float]]
 
 
 def main() -> None:
@@ -59,7 +63,7 @@ def main() -> None:
         if options.transitions and sky not in chains:
             chains[sky] = hmc(model, data, options.transitions)
             rows.append(chains[sky])
-        rows.append(row_of(model, data, model.samples(), model.guide))
+        rows.append(metrics_row(model, data, model.samples(), model.inference))
         if sky in chains:
             key = "lnrho_correlation_seen"
             rows[-1]["correlation_over_hmc"] = rows[-1][key] / chains[sky][key]
@@ -79,9 +83,9 @@ def hmc(model: Any, data: Any, transitions: int) -> dict[str, Any]:
     data.setup("fit")
     began = time.process_time()
     model.transitions = transitions
-    drawn = model.exact(data.training_batch(), model.samples())
+    drawn = model.hmc_draws(data.training_batch(), model.samples())
     seconds = time.process_time() - began
-    return row_of(model, data, drawn.latents.flatten(0, 1), "hmc") | {
+    return metrics_row(model, data, drawn.latents.flatten(0, 1), "hmc") | {
         "rhat_max": drawn.rhat,
         "ess_min": drawn.ess,
         "gradients": drawn.gradients,
@@ -89,32 +93,35 @@ def hmc(model: Any, data: Any, transitions: int) -> dict[str, Any]:
     }
 
 
-def row_of(model: Any, data: Any, samples: Tensor, method: str) -> dict[str, Any]:
+def metrics_row(model: Any, data: Any, samples: Tensor, method: str) -> dict[str, Any]:
     """Of ``samples`` (draws, latents)."""
     log_rho = torch.cat([Density(model.prior, u).log for u in samples.split(64)])
     median, error = model.amplitude
-    amplitude = (math.log(median) + error * samples[:, 1 - HYPER]).exp()
+    amplitude = (math.log(median) + error * samples[:, 1 - N_HYPER]).exp()
     sky = {"seed": data.seed, "clouds": data.clouds, "method": method, "draws": len(samples)}
-    found = judge_of(model, data)(log_rho, amplitude, method == "mgvi")
-    return sky | found | {"std": float(log_rho.std(0).median())}
+    metrics = score_of(model, data)(log_rho, amplitude, method == "mgvi")
+    return sky | metrics | {"std": float(log_rho.std(0).median())}
 
 
-def judge_of(model: Any, data: Any) -> Judge:
-    """Of a posterior its figures of merit, beside truth and held-out stars.
+def score_of(model: Any, data: Any) -> Score:
+    """A function that scores a posterior by the truth and by held-out stars.
 
     Of ``log_rho`` (draws, pixels, shells) and ``amplitude`` (draws,); ``mirrored``: the draws are
     pairs about their mean.
     """
     data.setup("fit")
     truth = data.true_density().log().float()
-    seen = seen_voxels(model.stars(data.training_batch()), len(truth), model.widths)
+    observed = observed_voxels(model.stars(data.training_batch()), len(truth), model.widths)
     data.setup("test")
-    held_out = known_stars(data)
-    kernel, stars = model.kernel(model.scale_now), model.stars(held_out)
+    batches = list(stars_with_extinction(data))
+    held_out = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    kernel, stars = model.kernel(model.current_scale), model.stars(held_out)
 
-    def judge(log_rho: Tensor, amplitude: Tensor, mirrored: bool) -> dict[str, float]:
-        ours = Map(model.grid, model.gp, kernel, log_rho, model.stars, mirrored, model.even)
-        row = map_metrics(ours, data, held_out)
+    def score(log_rho: Tensor, amplitude: Tensor, mirrored: bool) -> dict[str, float]:
+        posterior = MapPosterior(
+            model.grid, model.gp, kernel, log_rho, model.stars, mirrored, model.constant_density
+        )
+        row = map_metrics(posterior, data)
         for other in ("icr_covariance_error", "heldout_lpd_constant_without_scatter"):
             del row[other]
         parts = []
@@ -126,10 +133,10 @@ def judge_of(model: Any, data: Any) -> Judge:
         row["heldout_lpd"] = float((log_p.logsumexp(0) - math.log(len(log_p))).mean())
         constant, best = row["heldout_lpd_constant"], row["heldout_lpd_truth"]
         row["gap_closed"] = (row["heldout_lpd"] - constant) / (best - constant)
-        row["z_std"] = float(((truth - log_rho.mean(0)) / log_rho.std(0))[seen].std())
+        row["z_std"] = float(((truth - log_rho.mean(0)) / log_rho.std(0))[observed].std())
         return row | {"amplitude": float(amplitude.mean()), "amplitude_std": float(amplitude.std())}
 
-    return judge
+    return score
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     python -m benchmarks.dust_scaling 32 132                            # one row of it
 
 Maps from 69 to 1250 pc from a base of Nside 4, each in a process of its own on one thread, process
-CPU time. The last row is the published map, of which only what the shapes tell is there. Stars are
-in proportion to its 54 million in 607 million voxels, at most 300,000: beyond, their paths of all
-shells would not fit. Their extinctions are those of a draw of the prior.
+CPU time. The last row is the published map, of which only numbers that follow from the shapes are
+there. Stars are in proportion to its 54 million in 607 million voxels, at most 300,000: beyond,
+their paths of all shells would not fit into memory. Their extinctions are those of a draw of the
+prior.
 
 - `matrices_bytes_per_voxel`: `physics.gaussian_process.icr.memory`; `mean_` and `places_bytes` are
   R and the places of its inputs; `unshared_bytes` is the total if no rotation shared matrices, as
@@ -18,7 +19,7 @@ shells would not fit. Their extinctions are those of a draw of the prior.
   map P(d > r) is neither 0 nor 1, to .001; `star_shells`: in how many it is not 0.
 - `directions_s` (of the preconditioner), `residuals_s`, `bend_s`, `newton_s`: of the second outer
   iteration with one pair, up to Nside `FITTED`; `*_products` how often the metric is applied, in
-  bending and in Newton's steps to two samples.
+  nonlinear updates (`bend_`) and in Newton's steps to two samples.
 
 What follows from it for the published map stands in dust_scaling.md.
 """
@@ -40,11 +41,12 @@ import torch
 from torch import Tensor
 
 from orrery.evaluation.timing import best_of_five
-from orrery.models.dust import NEWTON, Dust
+from orrery.models.dust import MAX_NEWTON_STEPS, Dust
 from orrery.models.dust.field import Extinction
-from orrery.models.dust.prior import HYPER
-from orrery.models.dust.variational import BENDS, MOST, inverse
+from orrery.models.dust.prior import N_HYPER
+from orrery.models.dust.variational import MAX_CG_STEPS, NONLINEAR_STEPS, preconditioner
 from orrery.models.inference import mgvi
+from orrery.models.inference.matrix_free import LinearOperator
 from orrery.physics.dust.dust_sky import PARALLAX_ERRORS
 from orrery.physics.dust.extinction import paths
 from orrery.physics.gaussian_process.icr import ICR, WIDE, Grid, grids, matern, memory
@@ -54,7 +56,7 @@ NEAREST, FARTHEST, SCALE, SIGMA = 69.0, 1250.0, 150.0, 0.03  # pc, pc, pc, E
 MAPS = ((8, 36), (16, 68), (32, 132), (64, 260), (256, 772))  # Nside, shells
 FITTED, PUBLISHED = 16, 256  # the largest Nside that is fitted; of which only shapes are known
 STARS, MOST_STARS, MIN_SNR = 54 / 607, 300_000, 3.0  # per voxel
-SOME = 2000  # stars whose shells are counted
+COUNTED_STARS = 2000  # whose shells are counted
 COLUMNS = [
     "nside", "shells", "voxels", "matrices_bytes_per_voxel", "mean_bytes_per_voxel",
     "places_bytes_per_voxel", "unshared_bytes_per_voxel", "flops_per_voxel", "matrices_s",
@@ -67,7 +69,7 @@ COLUMNS = [
 
 def main() -> None:
     if sys.argv[1:]:
-        print_row(measured(int(sys.argv[1]), int(sys.argv[2])), header=sys.argv[1] == "8")
+        print_row(measure(int(sys.argv[1]), int(sys.argv[2])), header=sys.argv[1] == "8")
         return
     for nside, shells in MAPS:
         words = [sys.executable, "-m", "benchmarks.dust_scaling", str(nside), str(shells)]
@@ -82,19 +84,19 @@ def print_row(row: dict[str, Any], header: bool) -> None:
 
 
 @torch.no_grad()
-def measured(nside: int, shells: int) -> dict[str, Any]:
+def measure(nside: int, shells: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     levels = grids(nside, shells, NEAREST, FARTHEST)
     voxels = math.prod(levels[-1].shape)
     n = round(STARS * voxels)
     row: dict[str, Any] = {"nside": nside, "shells": shells, "voxels": voxels}
-    row |= by_shape(levels) | of_stars(levels[-1], generator)
+    row |= shape_costs(levels) | star_costs(levels[-1], generator)
     if nside == PUBLISHED:
         return row | {"stars": n}
-    row |= {"stars": min(n, MOST_STARS), **of_the_prior(levels, generator)}
+    row |= {"stars": min(n, MOST_STARS), **prior_costs(levels, generator)}
     if nside <= FITTED:
-        row |= an_iteration(nside, shells, min(n, MOST_STARS), generator)
+        row |= iteration_costs(nside, shells, min(n, MOST_STARS), generator)
     square = torch.ones(1024, 1024)
     return row | {
         "peak_gb": peak_gb(),
@@ -106,7 +108,7 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-# --- what shapes tell -------------------------------------------------------------------------
+# --- numbers that follow from shapes ----------------------------------------------------------
 
 
 def refinements(levels: list[Grid]) -> Iterator[tuple[int, int]]:
@@ -118,7 +120,7 @@ def refinements(levels: list[Grid]) -> Iterator[tuple[int, int]]:
         yield blocks, blocks * 3 * size.pixels + (blocks - first) * size.beside
 
 
-def by_shape(levels: list[Grid]) -> dict[str, float]:
+def shape_costs(levels: list[Grid]) -> dict[str, float]:
     voxels, base = math.prod(levels[-1].shape), math.prod(levels[0].shape) ** 2 // 4
     blocks, inputs = map(sum, zip(*refinements(levels), strict=True))
     products = base + MEMBERS * (8 * inputs + 64 * blocks)
@@ -132,13 +134,13 @@ def by_shape(levels: list[Grid]) -> dict[str, float]:
     }
 
 
-def of_stars(grid: Grid, generator: torch.Generator) -> dict[str, float]:
-    _, parallax, error = catalogue(SOME, generator)
+def star_costs(grid: Grid, generator: torch.Generator) -> dict[str, float]:
+    _, parallax, error = catalogue(COUNTED_STARS, generator)
     share = paths(grid.boundaries, parallax, error).lengths / grid.widths
     reached = (share > 1e-3).sum(1).double().mean()
     closed = (share > 1 - 1e-3).sum(1).double().mean()
     return {
-        "bytes_per_star": 4 * (2 * grid.shells + 2 * (grid.shells + HYPER)),
+        "bytes_per_star": 4 * (2 * grid.shells + 2 * (grid.shells + N_HYPER)),
         "star_shells": float(reached),
         "open_shells": float(reached - closed),
     }
@@ -150,16 +152,16 @@ def catalogue(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tenso
     parallax, error = torch.zeros(2, n, dtype=torch.float64)
     while bool((low := parallax <= MIN_SNR * error).any()):
         volume, faint = torch.rand(2, n, generator=generator, dtype=torch.float64)
-        found = 1e3 / (NEAREST**3 + volume * (FARTHEST**3 - NEAREST**3)) ** (1 / 3)
-        parallax = torch.where(low, found, parallax)
+        drawn = 1e3 / (NEAREST**3 + volume * (FARTHEST**3 - NEAREST**3)) ** (1 / 3)
+        parallax = torch.where(low, drawn, parallax)
         error = torch.where(low, torch.where(faint < 0.5, *PARALLAX_ERRORS), error)
     return direction, parallax, error
 
 
-# --- what takes time --------------------------------------------------------------------------
+# --- measured times ---------------------------------------------------------------------------
 
 
-def of_the_prior(levels: list[Grid], generator: torch.Generator) -> dict[str, float]:
+def prior_costs(levels: list[Grid], generator: torch.Generator) -> dict[str, float]:
     voxels, began = math.prod(levels[-1].shape), time.process_time()
     gp = ICR(levels, matern(SCALE))
     seconds = time.process_time() - began
@@ -181,19 +183,19 @@ def halo_values(gp: ICR, coarse: ICR) -> int:
     for one, start in ((coarse, 0), (gp, n_coarse)):
         shells, size = one.grid.shells, one.grid.nside**2 * one.grid.shells
         face[start + one.places.long()] = (torch.arange(one.grid.shape[0] * shells) // size).char()
-    found = 0
+    n_values = 0
     needs = torch.zeros(12, len(face), dtype=torch.bool)
     for turn in level.turns:
         reader = face[turn.start : turn.stop].view(len(turn.mean), 8, MEMBERS)[:, :1]
         reader = reader.expand(turn.inputs.shape)
-        for some, inputs in zip(reader.split(4096), turn.inputs.split(4096), strict=True):
-            needs[some.flatten().long(), inputs.flatten().long()] = True
+        for faces, inputs in zip(reader.split(4096), turn.inputs.split(4096), strict=True):
+            needs[faces.flatten().long(), inputs.flatten().long()] = True
     for k in range(12):
-        found += int((needs[k] & (face != k)).sum())
-    return found
+        n_values += int((needs[k] & (face != k)).sum())
+    return n_values
 
 
-def an_iteration(nside: int, shells: int, n: int, generator: torch.Generator) -> dict[str, Any]:
+def iteration_costs(nside: int, shells: int, n: int, generator: torch.Generator) -> dict[str, Any]:
     """The second, of one pair."""
     dust = Dust(nside, shells, NEAREST, FARTHEST, scale=SCALE, pairs=1, draws=1)
     direction, parallax, error = catalogue(n, generator)
@@ -212,18 +214,18 @@ def an_iteration(nside: int, shells: int, n: int, generator: torch.Generator) ->
     row: dict[str, Any] = {}
     for _ in range(2):
         row, clock = {}, Clock()
-        about_inverse = inverse(model, data, mean)  # type: ignore[arg-type]
+        approximate_inverse = preconditioner(model, data, mean)  # type: ignore[arg-type]
         row |= {"directions_s": clock.lap()}
-        solve, count = counted(mgvi.Solver(dust.tolerance, MOST, about_inverse))
-        about: tuple[Any, mgvi.Data, Tensor] = model, data, mean
+        solve, count = counted(mgvi.Solver(dust.tolerance, MAX_CG_STEPS, approximate_inverse))
+        problem: tuple[Any, mgvi.Data, Tensor] = model, data, mean
         e1, e2 = normal(1, n), normal(1, prior.n_latents)
-        half = mgvi.residuals(*about, e1, e2, solve)  # type: ignore[arg-type]
+        linear = mgvi.residuals(*problem, e1, e2, solve)  # type: ignore[arg-type]
         row |= {"residuals_s": clock.lap(), "residuals_products": count.pop()}
-        e1, e2, both = (torch.cat([x, -x]) for x in (e1, e2, half))
+        e1, e2, both = (torch.cat([x, -x]) for x in (e1, e2, linear))
         free = torch.ones_like(mean)
-        bent = mgvi.bend(*about, e1, e2, both, free, BENDS, solve)  # type: ignore[arg-type]
+        residuals = mgvi.nonlinear_update(*problem, e1, e2, both, free, NONLINEAR_STEPS, solve)  # type: ignore[arg-type]
         row |= {"bend_s": clock.lap(), "bend_products": count.pop()}
-        mean, _ = mgvi.newton(*about, bent, NEWTON, solve)  # type: ignore[arg-type]
+        mean, _ = mgvi.newton(*problem, residuals, MAX_NEWTON_STEPS, solve)  # type: ignore[arg-type]
         row |= {"newton_s": clock.lap(), "newton_products": count.pop()}
         row |= {"iteration_s": sum(v for k, v in row.items() if k.endswith("_s"))}
     if not bool(mean.isfinite().all()):
@@ -243,7 +245,7 @@ class Clock:
 
 
 class Count:
-    """How often a solver multiplied since it was last asked."""
+    """Products of a solver since the last `pop`."""
 
     n = 0
 
@@ -253,10 +255,10 @@ class Count:
 
 
 def counted(inner: mgvi.Solver) -> tuple[Callable[..., Tensor], Count]:
-    """The solver, and how often it multiplies."""
+    """The solver, and the number of its products."""
     count = Count()
 
-    def solve(product: mgvi.Product, b: Tensor, start: Tensor | None = None) -> Tensor:
+    def solve(product: LinearOperator, b: Tensor, start: Tensor | None = None) -> Tensor:
         def run(v: Tensor) -> Tensor:
             count.n += 1
             return product(v)

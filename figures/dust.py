@@ -15,14 +15,11 @@ NAMES = {"mean": "map, posterior mean", "truth": "truth", "std": "posterior stan
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
 ) -> dict[str, Figure]:
-    """Every figure that the rows allow, by name: see `models.dust.figure_data` for the images."""
-    drawn = {}
-    if "map" in data:
-        arrays = data["map"]
-        drawn = {"sky": sky(arrays), "slices": slices(arrays), "plane": plane(arrays)}
-        drawn["sightline"] = sightline(arrays)
+    """Every figure that the rows allow, by name; ``data``: see `models.dust.figure_data`."""
+    figures = {"sky": sky, "slices": slices, "plane": plane, "sightline": sightline}
+    drawn = {name: figure(data[name]) for name, figure in figures.items() if name in data}
     if "pull" in rows and np.isfinite(rows["pull"]).any():
-        drawn["calibration"] = calibration(rows, metrics)
+        drawn["calibration"] = calibration(rows)
     return drawn
 
 
@@ -39,27 +36,27 @@ def _mollweide(axis: Any, image: np.ndarray, top: float) -> Any:
 
 
 @style.figure
-def sky(rows: style.Rows) -> Figure:
-    """Extinction through the whole map; the Galactic centre is in the middle."""
-    names = [name for name in NAMES if f"sky_{name}" in rows]
+def sky(data: style.Rows) -> Figure:
+    """Extinction through the map; the Galactic centre is in the middle."""
+    names = [name for name in NAMES if name in data]
     fig, axes = style.new(
         len(names), 1, size=(6.6 * len(names), 4.9), subplot_kw={"projection": "mollweide"}
     )
-    top = float(np.quantile(rows["sky_mean"], 0.995))
+    top = float(np.quantile(data["mean"], 0.995))
     for axis, name in zip(axes[0], names, strict=True):
-        limit = float(np.quantile(rows["sky_std"], 0.995)) if name == "std" else top
-        drawn = _mollweide(axis, rows[f"sky_{name}"], limit)
+        limit = float(np.quantile(data["std"], 0.995)) if name == "std" else top
+        drawn = _mollweide(axis, data[name], limit)
         axis.set_title(NAMES[name], pad=14)
         fig.colorbar(drawn, ax=axis, label=EXTINCTION, location="bottom", shrink=0.8, extend="max")
     return fig
 
 
 @style.figure
-def slices(rows: style.Rows) -> Figure:
+def slices(data: style.Rows) -> Figure:
     """Extinction between distances, in Galactic coordinates."""
-    names = [name for name in ("mean", "truth") if f"slice_{name}" in rows]
-    edges = rows["slice_edges"]
-    n = len(rows["slice_mean"])
+    names = [name for name in ("mean", "truth") if name in data]
+    edges = data["edges"]
+    n = len(data["mean"])
     fig, axes = style.new(
         n,
         len(names),
@@ -67,9 +64,9 @@ def slices(rows: style.Rows) -> Figure:
         subplot_kw={"projection": "mollweide"},
     )
     for j in range(n):
-        top = float(np.quantile(rows["slice_mean"][j], 0.995))
+        top = float(np.quantile(data["mean"][j], 0.995))
         for i, name in enumerate(names):
-            drawn = _mollweide(axes[i, j], rows[f"slice_{name}"][j], top)
+            drawn = _mollweide(axes[i, j], data[name][j], top)
             title = f"{edges[j]:.0f} to {edges[j + 1]:.0f} pc" if i == 0 else ""
             axes[i, j].set_title(title or NAMES[name], pad=14, fontsize=14)
         fig.colorbar(drawn, ax=axes[:, j], label="$E$", location="bottom", shrink=0.8, extend="max")
@@ -77,14 +74,14 @@ def slices(rows: style.Rows) -> Figure:
 
 
 @style.figure
-def plane(rows: style.Rows) -> Figure:
-    """The Galactic plane from above, with us in the middle: density at b = 0."""
-    names = [name for name in ("mean", "truth") if f"plane_{name}" in rows]
+def plane(data: style.Rows) -> Figure:
+    """The Galactic plane from above, with the Sun in the middle: density at b = 0."""
+    names = [name for name in ("mean", "truth") if name in data]
     fig, axes = style.new(len(names), 1, size=(7.4 * len(names), 7.2), sharey=True)
-    low, high = np.nanquantile(rows[f"plane_{names[-1]}"], (0.01, 0.99)) / np.log(10)
+    low, high = np.nanquantile(data[names[-1]], (0.01, 0.99)) / np.log(10)
     for axis, name in zip(axes[0], names, strict=True):
         drawn = axis.imshow(
-            rows[f"plane_{name}"] / np.log(10), extent=rows["plane_extent"], origin="lower",
+            data[name] / np.log(10), extent=data["extent"], origin="lower",
             cmap="inferno", vmin=low, vmax=high,
         )  # fmt: skip
         axis.plot(0, 0, "o", color=style.PALETTE[4], ms=6)
@@ -97,21 +94,21 @@ def plane(rows: style.Rows) -> Figure:
 
 
 @style.figure
-def sightline(rows: style.Rows) -> Figure:
+def sightline(data: style.Rows) -> Figure:
     """Extinction along the sightline with most stars; whiskers are errors of parallax and E."""
     fig, axes = style.new()
-    axis, r = axes[0, 0], rows["sight_r"]
-    samples = rows["sight_samples"]
+    axis, r = axes[0, 0], data["edges"]
+    samples = data["samples"]
     for i, line in enumerate(samples):
         axis.plot(r, line, color=style.PALETTE[4], lw=1, label="samples" if i == 0 else None)
     axis.plot(r, samples.mean(0), color=style.PALETTE[0], lw=3, label="posterior mean")
-    if "sight_truth" in rows:
-        axis.plot(r, rows["sight_truth"], color=style.TRUTH, lw=2.5, ls="--", label="truth")
-    parallax, error = rows["sight_parallax"], rows["sight_parallax_error"]
+    if "truth" in data:
+        axis.plot(r, data["truth"], color=style.TRUTH, lw=2.5, ls="--", label="truth")
+    parallax, error = data["parallax"], data["parallax_error"]
     distance = 1e3 / parallax
     near, far = 1e3 / (parallax + error), 1e3 / np.maximum(parallax - error, 1e-2)
     axis.errorbar(
-        distance, rows["sight_extinction"], rows["sight_extinction_error"],
+        distance, data["extinction"], data["extinction_error"],
         (distance - near, far - distance), fmt="o", color=style.INK, ms=6, elinewidth=1,
         label="held-out stars",
     )  # fmt: skip
@@ -121,8 +118,8 @@ def sightline(rows: style.Rows) -> Figure:
 
 
 @style.figure
-def calibration(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
-    """Held-out stars: deviation of their extinction from the map's, over all errors together."""
+def calibration(rows: style.Rows) -> Figure:
+    """Held-out stars: their extinction minus the map's, over the total error."""
     fig, axes = style.new(2)
     pull = rows["pull"][np.isfinite(rows["pull"])]
     left, right = axes[0]
@@ -131,9 +128,9 @@ def calibration(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
     left.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color=style.TRUTH, label="unit normal")
     left.set(xlabel="pull", ylabel="density", title=f"variance {np.var(pull):.2f}")
     left.legend()
-    seen = rows["extinction_true"]
-    style.density(right, rows["extinction"], seen, _extent(seen), (60, 60))
-    low, high = _extent(seen)[:2]
+    true = rows["extinction_true"]
+    style.density(right, rows["extinction"], true, _extent(true), (60, 60))
+    low, high = _extent(true)[:2]
     right.plot([low, high], [low, high], color=style.TRUTH, lw=1.5)
     right.set(xlabel="extinction of the map", ylabel="extinction of the star")
     return fig

@@ -1,45 +1,72 @@
-"""The map beside what a simulation knows, and its prior beside the kernel."""
+"""Scores of a dust map: held-out stars, the truth of a simulation, and its prior's covariance."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
-from orrery.models.base import Evaluation, PredictedRows
+from orrery.models.base import Batch, Evaluation, PredictedRows
 from orrery.models.dust.field import Stars
-from orrery.models.dust.figure_data import pictures
-from orrery.models.dust.variational import BENT
+from orrery.models.dust.figure_data import figure_data
+from orrery.models.dust.variational import NONLINEAR_INFERENCE
 from orrery.physics.densities import log_normal
 from orrery.physics.dust.extinction import mean_and_variance
 from orrery.physics.gaussian_process.icr import Grid
 from orrery.physics.gaussian_process.kernel import Kernel
 from orrery.physics.gaussian_process.linear_map import GaussianProcess
 
-ROWS = 64  # of the covariance, drawn with seed 0
-CROSSED = 0.5  # share of a voxel's depth that the light of a star crosses, for it to be seen
+if TYPE_CHECKING:
+    from orrery.models.dust import Dust
 
+COVARIANCE_ROWS = 64  # that are compared with the kernel, drawn with seed 0
+CROSSED_SHARE = 0.5  # of a voxel's depth that the light of a star crosses, for it to be observed
+FIGURE_STARS = 20_000  # at most, from which the figure of a sightline is drawn
 
 SMALLER_IS_BETTER = frozenset(("chi2", "icr_covariance_error"))
 
 
-def evaluate(model: Any, rows: PredictedRows, data: Any) -> Evaluation:
-    """`Evaluation` of a `models.dust.Dust`: of held-out stars, and of the map where it is known."""
+@runtime_checkable
+class HasTrueDensity(Protocol):
+    def true_density(self) -> Tensor | None:
+        """Extinction per pc of the voxels, (pixels, shells); None where it is unknown."""
+
+
+class MapPosterior(NamedTuple):
+    """The posterior of a map, its prior, and the best constant density beside it."""
+
+    grid: Grid
+    gp: GaussianProcess
+    kernel: Kernel
+    log_rho: Tensor  # (samples, pixels, shells)
+    stars: Callable[[Batch], Stars]
+    mirrored: bool  # whether the samples come in pairs about their mean
+    constant_density: Tensor  # (2,): 1/pc, and the scatter of extinctions about it
+
+
+def evaluate(model: "Dust", rows: PredictedRows, data: Any) -> Evaluation:
+    """`Evaluation` of held-out stars, and of the map where the true one is known."""
     evaluation = Evaluation(metrics(rows))
     if not evaluation.metrics:
         return evaluation
     rho = model.rho()
     model.gp.to("cpu", torch.float32)
-    prior = model.grid, model.gp, model.kernel(model.scale_now)
-    ours = Map(*prior, rho.log(), model.stars, model.guide not in BENT, model.even)
-    stars = known_stars(data)
-    evaluation.metrics |= map_metrics(ours, data, stars)
-    evaluation.figures = {
-        "map": pictures(rho.cpu().float(), model.grid, data.true_density(), stars)
-    }
+    posterior = MapPosterior(
+        model.grid,
+        model.gp,
+        model.kernel(model.current_scale),
+        rho.log(),
+        model.stars,
+        model.inference not in NONLINEAR_INFERENCE,
+        model.constant_density,
+    )
+    evaluation.metrics |= map_metrics(posterior, data)
+    evaluation.figures = figure_data(
+        rho.cpu().float(), model.grid, true_density(data), sampled_stars(data, FIGURE_STARS)
+    )
     evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
     gp, batch = model.prior.gp, next(data.prediction_batches())
     xi = torch.randn(8, gp.n_excitations, dtype=model.mean.dtype)
@@ -64,96 +91,125 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-class Map(NamedTuple):
-    """What is judged."""
-
-    grid: Grid
-    gp: GaussianProcess
-    kernel: Kernel
-    log_rho: Tensor  # (samples, pixels, shells)
-    stars: Callable[[Mapping[str, Tensor]], Stars]
-    mirrored: bool  # whether the samples come in pairs about their mean
-    even: Tensor  # (2,): the best constant density, 1/pc, and the scatter about it
+def true_density(data: Any) -> Tensor | None:
+    """Of a simulation, (pixels, shells), extinction per pc."""
+    return data.true_density() if isinstance(data, HasTrueDensity) else None
 
 
-def known_stars(data: Any) -> dict[str, Tensor]:
-    """All held-out stars whose extinction is known; empty if there are none."""
-    parts = list(data.prediction_batches())
-    batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    if "extinction" not in batch:
-        return {}
-    known = batch["extinction"].isfinite()
-    return {name: values[known] for name, values in batch.items()}
+def stars_with_extinction(data: Any) -> Iterator[dict[str, Tensor]]:
+    """The stars to predict whose extinction is known, batch by batch."""
+    for batch in data.prediction_batches():
+        known = batch["extinction"].isfinite() if "extinction" in batch else torch.zeros(0)
+        if known.any():
+            yield {name: values[known] for name, values in batch.items()}
 
 
-def map_metrics(ours: Map, data: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
-    """Figures of merit; those that need the truth only where ``data`` is a simulation.
+def sampled_stars(data: Any, n: int) -> dict[str, Tensor]:
+    """At most ``n`` of `stars_with_extinction`, evenly spread over them."""
+    stride = -(-data.n_predicted() // n)
+    parts: list[dict[str, Tensor]] = []
+    first = 0  # number of the batch's first star
+    for batch in stars_with_extinction(data):
+        chosen = slice(-first % stride, None, stride)
+        parts.append({name: values[chosen] for name, values in batch.items()})
+        first += len(batch["row"])
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    ``batch``: `known_stars`.
-    """
-    metrics = {"icr_covariance_error": covariance_error(ours.gp, ours.grid, ours.kernel)}
-    stars, widths = ours.stars(batch), ours.grid.widths.to(ours.log_rho)
-    density, scatter = ours.even.tolist()
 
-    def lpd(rho: Tensor, more: float = 0.0) -> float:
-        mean, variance = mean_and_variance(rho, stars.paths, widths)
-        total = variance + batch["extinction_error"].square() + more**2
-        return float(log_normal(batch["extinction"], mean, total).mean())
-
-    even = torch.full_like(stars.paths.lengths, density)
-    metrics |= {
-        "heldout_lpd_constant": lpd(even, scatter),
-        "heldout_lpd_constant_without_scatter": lpd(even),
+def map_metrics(posterior: MapPosterior, data: Any) -> dict[str, float]:
+    """Metrics of the map; those that need the truth only where ``data`` is a simulation."""
+    truth = true_density(data)
+    metrics = {
+        "icr_covariance_error": covariance_error(posterior.gp, posterior.grid, posterior.kernel)
     }
-    truth = data.true_density()
+    metrics |= reference_densities(posterior, truth, stars_with_extinction(data))
     if truth is None:
         return metrics
-    metrics["heldout_lpd_truth"] = lpd(truth.to(ours.log_rho)[stars.pixel])
     data.setup("fit")
-    seen = seen_voxels(ours.stars(data.training_batch()), len(truth), widths)
-    return metrics | against_truth(ours.log_rho.cpu(), truth.log(), seen, ours.mirrored)
+    training_stars = posterior.stars(data.training_batch())
+    observed = observed_voxels(
+        training_stars, len(truth), posterior.grid.widths.to(posterior.log_rho)
+    )
+    return metrics | truth_metrics(
+        posterior.log_rho.cpu(), truth.log(), observed, posterior.mirrored
+    )
 
 
-def seen_voxels(stars: Stars, pixels: int, widths: Tensor) -> Tensor:
-    """Which voxels the light of any of ``stars`` crosses, (pixels, shells)."""
-    seen = torch.zeros(pixels, len(widths), dtype=torch.bool)
-    crossed = stars.paths.lengths > CROSSED * widths
+def reference_densities(
+    posterior: MapPosterior, truth: Tensor | None, batches: Iterator[dict[str, Tensor]]
+) -> dict[str, float]:
+    """Mean log density of the stars' extinctions for the best constant density, and for the truth.
+
+    Sums are taken batch by batch, so that memory does not grow with the number of stars.
+    """
+    widths = posterior.grid.widths.to(posterior.log_rho)
+    density, scatter = posterior.constant_density.tolist()
+    sums: dict[str, float] = {}
+    n = 0
+    for batch in batches:
+        stars = posterior.stars(batch)
+        constant = torch.full_like(stars.paths.lengths, density)
+        references = {
+            "heldout_lpd_constant": (constant, scatter),
+            "heldout_lpd_constant_without_scatter": (constant, 0.0),
+        }
+        if truth is not None:
+            references["heldout_lpd_truth"] = truth.to(posterior.log_rho)[stars.pixel], 0.0
+        for name, (rho, added_scatter) in references.items():
+            mean, variance = mean_and_variance(rho, stars.paths, widths)
+            total = variance + batch["extinction_error"].square() + added_scatter**2
+            log_p = log_normal(batch["extinction"], mean, total)
+            sums[name] = sums.get(name, 0.0) + float(log_p.mean()) * len(log_p)
+        n += len(batch["row"])
+    return {name: total / n for name, total in sums.items()}
+
+
+def observed_voxels(stars: Stars, n_pixels: int, widths: Tensor) -> Tensor:
+    """Mask of the voxels that the light of any of ``stars`` crosses, (pixels, shells)."""
+    observed = torch.zeros(n_pixels, len(widths), dtype=torch.bool)
+    crossed = stars.paths.lengths > CROSSED_SHARE * widths
     pixel, shell = stars.pixel[:, None].expand(crossed.shape), torch.arange(len(widths))
-    seen[pixel[crossed], shell.expand(crossed.shape)[crossed]] = True
-    return seen
+    observed[pixel[crossed], shell.expand(crossed.shape)[crossed]] = True
+    return observed
 
 
-def against_truth(log_rho: Tensor, truth: Tensor, seen: Tensor, mirrored: bool) -> dict[str, float]:
-    """In the voxels that are ``seen``; log_rho (samples, ...), in mirrored pairs or independent."""
-    samples = log_rho[:, seen].double()
+def truth_metrics(
+    log_rho: Tensor, true_log_rho: Tensor, observed: Tensor, mirrored: bool
+) -> dict[str, float]:
+    """In the ``observed`` voxels; log_rho (samples, ...), in mirrored pairs or independent."""
+    samples, truth = log_rho[:, observed].double(), true_log_rho[observed]
     mean, std = samples.mean(0), samples.std(0, correction=0)
-    z = (truth[seen] - mean) / std
+    z = (truth - mean) / std
     n = len(samples)
     # n / 2 pairs have so many degrees of freedom, and their mean no error of its own
-    expected = student_inside(n // 2, 1.0) if mirrored else student_inside(n - 1, (n - 1) / (n + 1))
+    expected = (
+        student_coverage(n // 2, 1.0) if mirrored else student_coverage(n - 1, (n - 1) / (n + 1))
+    )
     return {
-        "voxels_seen": float(seen.double().mean()),
-        "lnrho_correlation_seen": float(torch.corrcoef(torch.stack([mean, truth[seen]]))[0, 1]),
+        "voxels_seen": float(observed.double().mean()),
+        "lnrho_correlation_seen": float(torch.corrcoef(torch.stack([mean, truth]))[0, 1]),
         "coverage_68": float((z.abs() < 1).double().mean()),
         "coverage_68_expected": expected,
     }
 
 
-def student_inside(n: int, square: float) -> float:
+def student_coverage(n: int, square: float) -> float:
     """P(t^2 < ``square``) of Student's t of n degrees of freedom."""
     return float(2 * stats.t.cdf(square**0.5, n) - 1)
 
 
-def covariance_error(gp: GaussianProcess, grid: Grid, kernel: Kernel, rows: int = ROWS) -> float:
-    """Of A A^T against the kernel: relative Frobenius norm over some random rows."""
-    places = grid.positions.flatten(0, 1)
-    chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:rows]
-    wrong = total = 0.0
-    for some in chosen.split(16):
-        unit = torch.zeros(len(some), len(places))
-        unit[torch.arange(len(some)), some] = 1
-        found = gp.apply(gp.adjoint(unit.view(-1, *grid.shape))).flatten(1)
-        exact = kernel(torch.cdist(places[some], places))
-        wrong += float((found - exact).square().sum())
+def covariance_error(
+    gp: GaussianProcess, grid: Grid, kernel: Kernel, n_rows: int = COVARIANCE_ROWS
+) -> float:
+    """Error of A A^T against the kernel: relative Frobenius norm over ``n_rows`` random rows."""
+    positions = grid.positions.flatten(0, 1)
+    generator = torch.Generator().manual_seed(0)
+    error = total = 0.0
+    for voxels in torch.randperm(len(positions), generator=generator)[:n_rows].split(16):
+        unit = torch.zeros(len(voxels), len(positions))
+        unit[torch.arange(len(voxels)), voxels] = 1
+        implied = gp.apply(gp.adjoint(unit.view(-1, *grid.shape))).flatten(1)
+        exact = kernel(torch.cdist(positions[voxels], positions))
+        error += float((implied - exact).square().sum())
         total += float(exact.square().sum())
-    return (wrong / total) ** 0.5
+    return (error / total) ** 0.5

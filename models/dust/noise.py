@@ -7,22 +7,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def normal(seed: int, which: Sequence[int], n: int) -> Tensor:
-    """Unit normal, (which, n): each vector is that of ``seed`` and its own number, below 10^6."""
-    found = []
-    for number in which:
+def normal(seed: int, numbers: Sequence[int], n: int) -> Tensor:
+    """Unit normal vectors, (numbers, n), each of ``seed`` and its own number, below 10^6."""
+    vectors = []
+    for number in numbers:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        found.append(torch.randn(n, generator=generator, dtype=torch.float32))
-    return torch.stack(found)
+        vectors.append(torch.randn(n, generator=generator, dtype=torch.float32))
+    return torch.stack(vectors)
 
 
-def some_of(pairs: range, n: int) -> list[range]:
-    """Up to ``n`` at a time."""
-    return [pairs[i : i + n] for i in range(0, len(pairs), n)]
+def chunks(numbers: range, n: int) -> list[range]:
+    """``numbers``, up to ``n`` at a time."""
+    return [numbers[i : i + n] for i in range(0, len(numbers), n)]
 
 
-def of_all_ranks(mine: Tensor, world: int) -> Tensor:
-    """The vectors of all processes, of which the first has the first, and the next the second."""
+def all_gather(mine: Tensor, world: int) -> Tensor:
+    """The vectors of all processes, (world x vectors, n), interleaved: the first of each first."""
     if world == 1:
         return mine
     parts = [torch.empty_like(mine) for _ in range(world)]

@@ -1,4 +1,4 @@
-"""The Gaussian process of ln density with its hyperparameters, and what it takes to hold it."""
+"""The Gaussian process of ln density with its hyperparameters, and the memory that it takes."""
 
 import math
 from collections.abc import Callable
@@ -10,35 +10,36 @@ from orrery.physics.gaussian_process.kernel import Kernel
 from orrery.physics.gaussian_process.linear_map import GaussianProcess, Slope
 from orrery.physics.gaussian_process.vecchia import Vecchia
 
-HYPER = 3  # latents besides the excitations: of the mean, ln amplitude and ln scale
-PREDECESSORS = (48, 1000)  # of a voxel in Vecchia's approximation, and those of dense Cholesky
-VECCHIA_BYTES = 1600  # of a voxel: twice its matrices, for what their making takes
-CHAINS, STIFF = 4, 300  # of HMC, and eigenvectors that its latents are stretched by
-STEP = 0.1  # of ln scale, for its derivative
+N_HYPER = 3  # latents after the excitations: of the mean, ln amplitude and ln scale
+# voxels that one is conditioned on in Vecchia's approximation, and those of dense Cholesky
+N_NEIGHBOURS, N_DENSE = 48, 1000
+VECCHIA_BYTES = 1600  # per voxel: twice the matrices, for the memory that their making takes
+N_CHAINS, HMC_EIGENVECTORS = 4, 300  # of HMC; eigenvectors that its latents are stretched by
+LOG_SCALE_STEP = 0.1  # of the difference quotient of the field by ln scale
 
 
 class Prior(NamedTuple):
     """ln rho = m + a s, m ~ N(mean, error), ln a ~ N(ln amplitude, error), and s of a kernel.
 
-    With ``by_scale`` the scale of the kernel is one more number, ln of which is normal, too:
-    ``gp`` is that of the scale at ``scale[0]`` from its median, and ``by_scale`` the derivative.
+    With ``by_scale`` the scale of the kernel is learned, too, and ln scale is normal: ``gp`` is the
+    process at ``scale[0]``, ln of the current scale over its median, ``by_scale`` its derivative.
     """
 
     gp: GaussianProcess
-    mean: tuple[float, float]
-    amplitude: tuple[float, float]
-    scale: tuple[float, float] = (0.0, 0.0)  # ln (here / median), and the error of ln scale
+    mean: tuple[float, float]  # of ln (rho / pc^-1), and its error
+    amplitude: tuple[float, float]  # median, and the error of ln amplitude
+    scale: tuple[float, float] = (0.0, 0.0)  # ln (current / median), and the error of ln scale
     by_scale: GaussianProcess | None = None
 
     @property
     def n_latents(self) -> int:
-        return self.gp.n_excitations + HYPER
+        return self.gp.n_excitations + N_HYPER
 
 
 class Processes:
-    """Matrices for a scale of the kernel, pc, made anew when that changes.
+    """Gaussian processes by the scale of their kernel, pc; the last one is kept.
 
-    ``learned`` adds the derivative by ln scale at the same excitations.
+    ``learned``: the derivative by ln scale, at the same excitations, is made with it.
     """
 
     def __init__(
@@ -46,36 +47,40 @@ class Processes:
     ) -> None:
         self.kind, self.levels, self.kernel, self.learned = kind, levels, kernel, learned
         self.scale = 0.0
-        self.made: tuple[GaussianProcess, GaussianProcess | None]
+        self.current: tuple[GaussianProcess, GaussianProcess | None]
 
     def at(self, scale: float) -> tuple[GaussianProcess, GaussianProcess | None]:
+        """The process and, if the scale is learned, its derivative by ln scale."""
         if scale != self.scale:
             slope = None
             if self.learned:
-                less, more = (self._process(scale * math.exp(s * STEP)) for s in (-1, 1))
-                slope = Slope(less, more, 2 * STEP)
-            self.scale, self.made = scale, (self._process(scale), slope)
-        return self.made
+                less, more = (
+                    self._process(scale * math.exp(sign * LOG_SCALE_STEP)) for sign in (-1, 1)
+                )
+                slope = Slope(less, more, 2 * LOG_SCALE_STEP)
+            self.scale, self.current = scale, (self._process(scale), slope)
+        return self.current
 
     def _process(self, scale: float) -> GaussianProcess:
         kernel = self.kernel(scale)
         if self.kind == "vecchia":
-            return Vecchia(self.levels[-1], kernel, *PREDECESSORS)
+            return Vecchia(self.levels[-1], kernel, N_NEIGHBOURS, N_DENSE)
         return ICR(self.levels, kernel)
 
 
 def refuse_too_large_map(
     kind: str, levels: list[Grid], vectors: int, transitions: int, learns_scale: bool
 ) -> None:
-    """A ``ValueError`` if there is no room for the matrices and ``vectors`` of all latents, and
-    what ``transitions`` of HMC need beyond.
+    """A ``ValueError`` if matrices, ``vectors`` of all latents and ``transitions`` of HMC do not
+    fit into memory.
     """
     voxels = math.prod(levels[-1].shape)
     matrices = memory(levels) if kind == "icr" else VECCHIA_BYTES * voxels
-    more = CHAINS * transitions + 2 * STIFF if transitions else 0
+    hmc_vectors = N_CHAINS * transitions + 2 * HMC_EIGENVECTORS if transitions else 0
     refuse_too_large(
-        matrices * (3 if learns_scale else 1) + 4 * voxels * (vectors + more),
-        f"a map of {voxels:,} voxels" + (f" and {transitions:,} transitions" if more else ""),
+        matrices * (3 if learns_scale else 1) + 4 * voxels * (vectors + hmc_vectors),
+        f"a map of {voxels:,} voxels"
+        + (f" and {transitions:,} transitions" if hmc_vectors else ""),
         "model.nside=<less> model.n_radial=<less> model.pairs=<less>"
-        + (" model.transitions=<less>" if more else ""),
+        + (" model.transitions=<less>" if hmc_vectors else ""),
     )

@@ -14,14 +14,15 @@ if TYPE_CHECKING:  # astropy.coordinates takes a second to import
     from astropy.coordinates import SkyCoord
 
 MODES = ("mean", "std", "samples")
-SLICE = 8192  # places at once
+PLACES_AT_ONCE = 8192
 
 
 def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bool) -> np.ndarray:
-    """Of ``rho`` (samples, pixels, shells): E, or E per pc, at ``coords`` (...).
+    """Extinction E to ``coords`` (...), or E per pc there, of ``rho`` (samples, pixels, shells).
 
-    "samples" come first, (samples, ...). To a place within a voxel counts a part of it, in
-    proportion. NaN beyond the map; nearer than it the extinction is 0 and the density NaN.
+    "mean" and "std" are (...), "samples" (samples, ...). Of the voxel that a place is in, the path
+    up to the place counts. NaN beyond the map; nearer than it the extinction is 0 and the density
+    NaN. Raises ``ValueError`` for another mode, and for coordinates without a distance.
     """
     from astropy import units as u
 
@@ -32,12 +33,12 @@ def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bo
             "the map is in three dimensions, and these coordinates have no distance: "
             "SkyCoord(l=..., b=..., distance=... * u.pc, frame='galactic')"
         )
-    place = coords.galactic.cartesian.xyz.to_value(u.pc).reshape(3, -1).T
-    xyz = torch.from_numpy(np.ascontiguousarray(place))
+    positions = coords.galactic.cartesian.xyz.to_value(u.pc).reshape(3, -1).T
+    xyz = torch.from_numpy(np.ascontiguousarray(positions))
     distance = xyz.norm(dim=1)
-    found = []
-    for part, d in zip(xyz.split(SLICE), distance.split(SLICE), strict=True):
-        pixel, shell = grid.voxel(part, d)
+    parts = []
+    for place, d in zip(xyz.split(PLACES_AT_ONCE), distance.split(PLACES_AT_ONCE), strict=True):
+        pixel, shell = grid.voxel(place, d)
         if integrated:
             lengths = paths(grid.boundaries, 1e3 / d, 0 * d).lengths.to(rho)
             values = (rho[:, pixel] * lengths).sum(2)
@@ -45,40 +46,39 @@ def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bo
         else:
             values = rho[:, pixel, shell.clamp(0, grid.shells - 1)]
             outside = (shell < 0) | (shell >= grid.shells)
-        found.append(torch.where(outside, torch.nan, values))
-    values = torch.cat(found, 1).view(-1, *coords.shape)
-    return summary(values, mode).numpy()
+        parts.append(torch.where(outside, torch.nan, values))
+    samples = torch.cat(parts, 1).view(-1, *coords.shape)
+    return summary(samples, mode).numpy()
 
 
-def summary(values: Tensor, mode: str) -> Tensor:
-    """Of samples (samples, ...): their mean, their deviation from it, or all of them."""
+def summary(samples: Tensor, mode: str) -> Tensor:
+    """Mean or standard deviation (...) of ``samples`` (samples, ...), or the samples."""
     if mode == "samples":
-        return values
+        return samples
     if mode == "mean":
-        return values.mean(0)
-    return values.std(0, correction=0)
+        return samples.mean(0)
+    return samples.std(0, correction=0)
 
 
 def map_arrays(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any]:
-    """What a file of the map holds: see `orrery.evaluation.sky_map.write_sky_map`."""
+    """The content of a map file: see `orrery.evaluation.sky_map.write_sky_map`."""
     if columns not in (None, ["samples"]):
         raise ValueError(f"columns={columns}: a map is mean and std, or columns=[samples]")
-    values = rho.transpose(1, 2).contiguous()  # (samples, shells, pixels)
+    samples = rho.transpose(1, 2).contiguous()  # (samples, shells, pixels)
     arrays: dict[str, Any] = {
         "nside": grid.nside,
         "centres": grid.centres.numpy(),
         "boundaries": grid.boundaries.numpy(),
     }
     if columns:
-        return arrays | {"samples": values.numpy()}
-    return arrays | {mode: summary(values, mode).numpy() for mode in ("mean", "std")}
+        return arrays | {"samples": samples.numpy()}
+    return arrays | {mode: summary(samples, mode).numpy() for mode in ("mean", "std")}
 
 
-def stars_at(grid: Grid, direction: Tensor, parallax: Tensor, error: Tensor) -> Stars:
+def locate_stars(grid: Grid, direction: Tensor, parallax: Tensor, error: Tensor) -> Stars:
     """Pixels, and paths through the shells; ``direction`` (stars, 3), parallaxes in mas."""
     pixel = grid.voxel(direction, 1e3 / parallax.clamp_min(1e-6))[0].to(parallax.device)
     edges = grid.boundaries.to(parallax)
-    parts = [
-        paths(edges, *some) for some in zip(parallax.split(SLICE), error.split(SLICE), strict=True)
-    ]
+    pairs = zip(parallax.split(PLACES_AT_ONCE), error.split(PLACES_AT_ONCE), strict=True)
+    parts = [paths(edges, *pair) for pair in pairs]
     return Stars(pixel, Paths(*(torch.cat(part) for part in zip(*parts, strict=True))))

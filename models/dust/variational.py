@@ -1,72 +1,77 @@
-"""An outer iteration of the variational fit: what is held, samples about a mean, the next mean."""
+"""An outer iteration of the variational fit: samples about a mean, then the next mean."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from orrery.models.dust.prior import HYPER
+from orrery.models.dust.prior import N_HYPER
 from orrery.models.inference import meanfield, mgvi
+from orrery.models.inference.matrix_free import LinearOperator
 
-BENT = ("curved", "hmc")  # guides whose samples are bent; others have mirrored pairs
-COARSE, STIFF = 2**15, 150  # latents, of coarse grids first, and directions that they make up
-MOST = 300  # steps of conjugate gradients
-BENDS = 2  # steps by which a sample is bent
-TOGETHER = 8  # samples that are bent at once
+NONLINEAR_INFERENCE = ("geovi", "hmc")  # samples follow the data; others have mirrored pairs
+# latents, those of coarse grids first, among which the preconditioner looks for eigenvectors
+PRECONDITIONED_LATENTS, PRECONDITIONER_EIGENVECTORS = 2**15, 150
+MAX_CG_STEPS = 300  # of conjugate gradients
+NONLINEAR_STEPS = 2  # Gauss-Newton steps from a linear sample to a nonlinear one
+SAMPLES_AT_ONCE = 8  # that are updated together
 
 
-class Here(NamedTuple):
-    """The extinctions of stars about a mean, as one of `models.dust.GUIDES` sees them."""
+class Linearisation(NamedTuple):
+    """The extinctions of stars about a mean, for one kind of ``inference``."""
 
-    guide: str
+    inference: str
     model: mgvi.Model
     data: mgvi.Data
     mean: Tensor  # (1, latents)
-    inverse: mgvi.Product  # about that of the metric
-    std: Tensor | None = None  # (1, latents): `mgvi.deviations`, if latents are independent
+    preconditioner: LinearOperator
+    std: Tensor | None = None  # (1, latents): mean field's; None: latents are correlated
 
     @property
-    def bends(self) -> bool:
-        return self.guide in BENT
+    def nonlinear(self) -> bool:
+        return self.inference in NONLINEAR_INFERENCE
 
     def residuals(self, noise: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """From the mean: straight ones, (pairs, latents), and those of samples of both signs.
+        """Samples minus the mean: linear ones, (pairs, latents), and all, (2 pairs, latents).
 
-        ``noise`` (pairs, data + latents): unit normal.
+        ``noise`` (pairs, data + latents): unit normal, taken with both signs.
         """
         e1, e2 = noise.split([len(self.data.value), self.mean.shape[1]], 1)
         if self.std is not None:
-            half = self.std * e2
-            return half, torch.cat([half, -half])
-        about = self.model, self.data, self.mean
+            linear = self.std * e2
+            return linear, torch.cat([linear, -linear])
+        problem = self.model, self.data, self.mean
         solve = self._solver(tolerance)
-        half = mgvi.residuals(*about, e1, e2, solve)
-        e1, e2, both = (torch.cat([x, -x]).split(TOGETHER) for x in (e1, e2, half))
-        if not self.bends:
-            return half, torch.cat(both)
+        linear = mgvi.residuals(*problem, e1, e2, solve)
+        if not self.nonlinear:
+            return linear, torch.cat([linear, -linear])
         free = torch.ones_like(self.mean)
-        free[:, -HYPER:] = 0
-        parts = zip(e1, e2, both, strict=True)
-        return half, torch.cat([mgvi.bend(*about, *part, free, BENDS, solve) for part in parts])
+        free[:, -N_HYPER:] = 0
+        e1, e2, both = (torch.cat([x, -x]).split(SAMPLES_AT_ONCE) for x in (e1, e2, linear))
+        residuals = [
+            mgvi.nonlinear_update(*problem, *part, free, NONLINEAR_STEPS, solve)
+            for part in zip(e1, e2, both, strict=True)
+        ]
+        return linear, torch.cat(residuals)
 
-    def newton(self, both: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
-        """The next mean, for samples ``both`` from this one, and the energy there."""
+    def newton(self, residuals: Tensor, max_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
+        """The next mean (1, latents) for given ``residuals``, and its energy, nats."""
         solve = self._solver(tolerance)
-        return mgvi.newton(self.model, self.data, self.mean, both, steps, solve)
+        return mgvi.newton(self.model, self.data, self.mean, residuals, max_steps, solve)
 
-    def evidence_bound(self, half: Tensor, both: Tensor) -> float:
-        """Of `residuals`."""
-        about = self.model, self.data, self.mean
+    def evidence_bound(self, linear: Tensor, residuals: Tensor) -> float:
+        """The ELBO, nats, from the two results of `residuals`."""
+        problem = self.model, self.data, self.mean
         if self.std is not None:
-            return meanfield.evidence_bound(*about, self.std, both)
-        return mgvi.evidence_bound(*about, half, both if self.bends else None)
+            return meanfield.evidence_bound(*problem, self.std, residuals)
+        return mgvi.evidence_bound(*problem, linear, residuals if self.nonlinear else None)
 
     def _solver(self, tolerance: float) -> mgvi.Solver:
-        return mgvi.Solver(tolerance, MOST, self.inverse)
+        return mgvi.Solver(tolerance, MAX_CG_STEPS, self.preconditioner)
 
 
-def inverse(model: mgvi.Model, data: mgvi.Data, mean: Tensor) -> mgvi.Product:
-    """About that of the metric, which directions of hyperparameters and coarse grids make up."""
-    place = torch.arange(mean.shape[1], device=mean.device)
-    among = torch.cat([place[:-HYPER][:COARSE], place[-HYPER:]])
-    return mgvi.inverse(model, data, mean, among, STIFF)
+def preconditioner(model: mgvi.Model, data: mgvi.Data, mean: Tensor) -> LinearOperator:
+    """Of the metric, from eigenvectors among hyperparameters and coarse grids."""
+    index = torch.arange(mean.shape[1], device=mean.device)
+    among = torch.cat([index[:-N_HYPER][:PRECONDITIONED_LATENTS], index[-N_HYPER:]])
+    return mgvi.preconditioner(model, data, mean, among, PRECONDITIONER_EIGENVECTORS)

@@ -1,71 +1,76 @@
-"""What its products tell of a matrix: its leading eigenvectors, its determinant."""
+"""Leading eigenvectors and the determinant of a matrix that is known by its products only."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-MORE = 20  # vectors beyond those that are asked for
-AT_ONCE = 16  # vectors
-PROBES, STEPS = 16, 40  # random vectors, and products of each
-COUNTED, AT_MOST = 0.05, 500  # share of the eigenvalues, the largest, that are counted one by one
-SMALL = 256  # rows of a matrix that is simply written out
+OVERSAMPLING = 20  # vectors beyond those that are asked for
+VECTORS_AT_ONCE = 16
+LANCZOS_PROBES, LANCZOS_STEPS = 16, 40  # random vectors, and products of each
+# of the eigenvalues, the largest, that enter a determinant exactly: a share, and so many at most
+EXACT_SHARE, MAX_EXACT = 0.05, 500
+MAX_DENSE = 256  # rows of a matrix whose determinant is taken directly
 
-Product = Callable[[Tensor], Tensor]
+LinearOperator = Callable[[Tensor], Tensor]  # (vectors, n) to the same
 
 
-def leading(
-    product: Product, n: int, k: int, like: Tensor, seed: int = 0, powers: int = 1
+def leading_eigenvectors(
+    product: LinearOperator, n: int, k: int, like: Tensor, seed: int = 0, powers: int = 1
 ) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues, falling, and their vectors (n, k), of a semi-definite matrix.
 
     Randomised subspace iteration (Halko, Martinsson & Tropp 2011) of so many ``powers``; with none
-    directions are rough. ``product`` maps (vectors, n) to the same.
+    they are approximate. ``product`` maps (vectors, n) to the same.
     """
 
-    def all_of(v: Tensor) -> Tensor:
-        """The products of columns."""
-        return torch.cat([product(part) for part in v.T.split(AT_ONCE)]).T
+    def products(v: Tensor) -> Tensor:
+        """Of the columns of v."""
+        return torch.cat([product(part) for part in v.T.split(VECTORS_AT_ONCE)]).T
 
     generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(n, min(n, k + MORE), generator=generator).to(like)
+    v = torch.randn(n, min(n, k + OVERSAMPLING), generator=generator).to(like)
     for _ in range(1 + powers):
-        v = torch.linalg.qr(all_of(v)).Q
-    small = v.T @ all_of(v)
+        v = torch.linalg.qr(products(v)).Q
+    small = v.T @ products(v)
     values, vectors = torch.linalg.eigh(0.5 * (small + small.T))
     return values.flip(0)[:k].clamp_min(0), (v @ vectors.flip(1))[:, :k]
 
 
-def log_determinant(product: Product, n: int, like: Tensor, seed: int = 0) -> float:
-    """ln det of a positive definite matrix, (n, n): of its leading eigenvalues, and of the rest.
+def log_determinant(product: LinearOperator, n: int, like: Tensor, seed: int = 0) -> float:
+    """ln det of a positive definite matrix, (n, n), of its leading eigenvalues and an estimate.
 
-    The rest by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017), whose error, of a mean over
-    random vectors, is (2 / PROBES)^(1/2) times the Frobenius norm of its logarithm, or less.
+    The others are estimated by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017), whose
+    error, of a mean over random vectors, is at most (2 / LANCZOS_PROBES)^(1/2) times the Frobenius
+    norm of the logarithm.
     """
-    if n <= SMALL:
-        whole = product(torch.eye(n, dtype=like.dtype, device=like.device))
-        return float(torch.logdet(whole.double()))
-    leaders, vectors = leading(product, n, min(round(COUNTED * n), AT_MOST), like, seed)
+    if n <= MAX_DENSE:
+        matrix = product(torch.eye(n, dtype=like.dtype, device=like.device))
+        return float(torch.logdet(matrix.double()))
+    leaders, vectors = leading_eigenvectors(
+        product, n, min(round(EXACT_SHARE * n), MAX_EXACT), like, seed
+    )
 
-    def rest(v: Tensor) -> Tensor:
+    def complement(v: Tensor) -> Tensor:
         return v - (v @ vectors) @ vectors.T
 
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (PROBES, n), generator=generator)
-    probes = rest((2 * signs - 1).to(like))
+    signs = torch.randint(0, 2, (LANCZOS_PROBES, n), generator=generator)
+    probes = complement((2 * signs - 1).to(like))
     size = probes.norm(dim=1, keepdim=True)
-    basis, along, beside = [probes / size], [], []
-    for _ in range(STEPS):
-        v = rest(product(basis[-1]))
-        along.append((v * basis[-1]).sum(1))
+    basis, diagonals, off_diagonals = [probes / size], [], []
+    for _ in range(LANCZOS_STEPS):
+        v = complement(product(basis[-1]))
+        diagonals.append((v * basis[-1]).sum(1))
         for _ in range(2):  # against all before: rounding would bring them back
             for old in basis:
                 v = v - (v * old).sum(1, keepdim=True) * old
         norm = v.norm(dim=1)
-        beside.append(norm)
+        off_diagonals.append(norm)
         basis.append(v / norm[:, None].clamp_min(1e-30))
-    diagonal, off = torch.stack(along, 1).double(), torch.stack(beside[:-1], 1).double()
-    small = diagonal.diag_embed() + off.diag_embed(1) + off.diag_embed(-1)
-    values, modes = torch.linalg.eigh(small)
+    diagonal = torch.stack(diagonals, 1).double()
+    off_diagonal = torch.stack(off_diagonals[:-1], 1).double()
+    tridiagonal = diagonal.diag_embed() + off_diagonal.diag_embed(1) + off_diagonal.diag_embed(-1)
+    values, modes = torch.linalg.eigh(tridiagonal)
     log = (modes[:, 0].square() * values.clamp_min(1e-30).log()).sum(1)
     return float(leaders.double().log().sum() + (size[:, 0].double().square() * log).mean())

@@ -17,7 +17,7 @@ from dustmaps.edenhofer2023 import Edenhofer2023Query
 
 from orrery import pretrained
 from orrery.datamodules.dust import DustData
-from orrery.models.dust.evaluation import student_inside
+from orrery.models.dust.evaluation import student_coverage
 from orrery.models.dust.field import Density, Extinction, Stars
 from orrery.models.dust.hmc import draw
 from orrery.models.dust.prior import Prior, Processes
@@ -65,7 +65,7 @@ def test_the_derivative_is_that_of_differences_and_has_its_transpose(model):
 @pytest.mark.parametrize("most", [0, 100])
 def test_the_metric_is_that_of_the_derivative(model, most, monkeypatch):
     """By matrices of the pixels, and star by star."""
-    monkeypatch.setattr("orrery.models.dust.field.GRAM", most)
+    monkeypatch.setattr("orrery.models.dust.field.MAX_ROWS_PER_STAR", most)
     prior, stars, latents, generator = model
     prior = prior._replace(by_scale=None)
     at = Extinction(prior, stars, latents)
@@ -76,7 +76,7 @@ def test_the_metric_is_that_of_the_derivative(model, most, monkeypatch):
 
 
 def test_the_field_follows_its_scale():
-    """Beside that of another scale at the same excitations, to second order."""
+    """It is the field of another scale at the same excitations, to second order."""
     levels = grids(8, 12, 100.0, 1000.0)
     gp, by_scale = Processes("icr", levels, matern, learned=True).at(150.0)
     xi = torch.randn(4, gp.n_excitations, generator=torch.Generator().manual_seed(0))
@@ -216,10 +216,10 @@ def test_samples_are_a_file_of_dustmaps_in_nested_order(runs, dust, tmp_path):
 
 
 def test_expected_coverage_is_that_of_student():
-    assert student_inside(1, 1.0) == pytest.approx(0.5, abs=1e-4)  # Cauchy
-    assert student_inside(4, 1.0) == pytest.approx(0.6261, abs=1e-4)
-    assert student_inside(10_000, 1.0) == pytest.approx(0.6827, abs=1e-3)
-    assert student_inside(10_000, 4.0) == pytest.approx(0.9545, abs=1e-3)
+    assert student_coverage(1, 1.0) == pytest.approx(0.5, abs=1e-4)  # Cauchy
+    assert student_coverage(4, 1.0) == pytest.approx(0.6261, abs=1e-4)
+    assert student_coverage(10_000, 1.0) == pytest.approx(0.6827, abs=1e-3)
+    assert student_coverage(10_000, 4.0) == pytest.approx(0.9545, abs=1e-3)
 
 
 def test_a_star_of_negative_parallax_is_far_away(dust):
@@ -228,7 +228,7 @@ def test_a_star_of_negative_parallax_is_far_away(dust):
     assert (np.asarray(found["flags"]) & 3).tolist() == [2, 2, 0]
 
 
-def test_what_is_said_of_columns_of_extinctions(dust):
+def test_columns_of_extinctions_are_checked_and_warned_of(dust):
     """Units, values that are none, names that are not there, and names in capitals."""
     star = {"l": [30.0] * 2, "b": [10.0] * 2, "distance": [300.0] * 2}
     measured = Table(star | {"extinction": [200.0, -99999.0], "extinction_error": [30.0, 30.0]})
@@ -287,7 +287,7 @@ def test_bad_catalogues_are_refused(change, message, tmp_path):
         DustData(**SMALL, path=str(tmp_path / "stars.ecsv"), val_fraction=0).setup("fit")
 
 
-def test_stars_beyond_the_map_are_left_out_aloud(tmp_path):
+def test_stars_beyond_the_map_are_left_out_with_a_warning(tmp_path):
     stars = table()
     stars["parallax"][:40] = 0.5
     stars["parallax_error"][:40] = 0.01
@@ -352,7 +352,7 @@ def test_extinction_in_magnitudes_is_converted(tmp_path):
         (["model.n_radial=35"], "do not come of whole shells"),
         (["model.nside=1024", "model.n_radial=516"], "GB"),
         (
-            ["model.nside=32", "model.guide=hmc", "model.transitions=30000"],
+            ["model.nside=32", "model.inference=hmc", "model.transitions=30000"],
             "model.transitions=<less>",
         ),
     ],
@@ -372,8 +372,8 @@ def test_the_other_prior_serves_as_well(tmp_path):
     assert ours["icr_covariance_error"] < 0.02
     assert ours["heldout_lpd"] > ours["heldout_lpd_constant"]
     assert ours["heldout_lpd"] < ours["heldout_lpd_truth"], "nothing beats the truth"
-    message = command("train.py", "model=dust", "model.guide=meanfeld").stderr
-    assert "model.guide is 'meanfeld'; it is one of curved, mgvi, hmc, meanfield" in message
+    message = command("train.py", "model=dust", "model.inference=meanfeld").stderr
+    assert "model.inference is 'meanfeld'; it is one of geovi, mgvi, hmc, meanfield" in message
     message = command("train.py", "model=dust", "model.prior=kriging").stderr
     assert "model.prior is 'kriging'; it is icr or vecchia" in message
 
@@ -381,7 +381,7 @@ def test_the_other_prior_serves_as_well(tmp_path):
 SCALE = ["model.scale_error=0.3", "model.tolerance=1e-3"]
 
 
-@pytest.mark.parametrize("words", [["model.guide=meanfield"], ["model.guide=mgvi"], SCALE])
+@pytest.mark.parametrize("words", [["model.inference=meanfield"], ["model.inference=mgvi"], SCALE])
 def test_other_fits_serve_as_well_and_can_be_loaded(words, tmp_path):
     done = command("train.py", "model=dust", "experiment=dust_quick", "model.epochs=4", *words,
                    f"hydra.run.dir={tmp_path}")  # fmt: skip

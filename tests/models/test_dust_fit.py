@@ -13,7 +13,7 @@ def fitted(data, **settings):
     dust = Dust(**SMALL, **settings)
     dust.prepare(data.setup("fit") or data)
     trainer = lightning.Trainer(
-        max_epochs=dust.epochs, accelerator="cpu", logger=False, barebones=True
+        max_epochs=dust.fit.epochs, accelerator="cpu", logger=False, barebones=True
     )
     trainer.fit(dust, datamodule=data)
     return dust
@@ -21,16 +21,18 @@ def fitted(data, **settings):
 
 @pytest.mark.parametrize(("epochs", "noise"), [(6, [16, 8, 4, 2, 1, 1]), (3, [4, 2, 1])])
 def test_the_noise_of_the_first_iterations_is_larger(epochs, noise, monkeypatch):
-    seen, here = [], Dust._here
+    inflation, linearise = [], Dust._linearise
 
-    def watched(dust, batch, stars, mean, samples, *rough):
-        found = here(dust, batch, stars, mean, samples, *rough)
-        seen.append(float((found.data.variance / dust._variance(batch, stars, samples)).mean()))
-        return found
+    def watched(dust, batch, stars, mean, samples, *inflated):
+        local = linearise(dust, batch, stars, mean, samples, *inflated)
+        inflation.append(
+            float((local.data.variance / dust._variance(batch, stars, samples)).mean())
+        )
+        return local
 
-    monkeypatch.setattr(Dust, "_here", watched)
+    monkeypatch.setattr(Dust, "_linearise", watched)
     fitted(DustData(**SMALL, n_stars=300, val_fraction=0), pairs=1, draws=1, epochs=epochs)
-    assert seen == pytest.approx(noise)
+    assert inflation == pytest.approx(noise)
 
 
 def test_stars_far_off_count_less_with_students_errors():

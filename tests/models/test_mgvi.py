@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from orrery.models.inference import meanfield, mgvi
-from orrery.models.inference.matrix_free import PROBES, leading, log_determinant
+from orrery.models.inference.matrix_free import (
+    LANCZOS_PROBES,
+    leading_eigenvectors,
+    log_determinant,
+)
 
 D = torch.float64
 
@@ -71,7 +75,7 @@ def test_deviations_and_the_evidence_of_a_mean_field_are_those_of_a_diagonal():
         return LinearModel(b, u)
 
     diagonal = 1 + (b.square() / data.variance[:, None]).sum(0)
-    std = mgvi.deviations(model, data, zero, probes)
+    std = mgvi.standard_deviations(model, data, zero, probes)
     torch.testing.assert_close(std[0], diagonal.rsqrt(), rtol=0.02, atol=0)
     # with independent latents the bound is the evidence itself
     q, _ = torch.linalg.qr(b / data.variance.sqrt()[:, None])
@@ -123,11 +127,11 @@ def test_leading_eigenvectors_are_found_by_products_alone():
     basis = torch.linalg.qr(torch.randn(80, 80, generator=generator, dtype=D)).Q
     exact = 1000 * 0.7 ** torch.arange(80, dtype=D)
     matrix = basis @ torch.diag(exact) @ basis.T
-    values, vectors = leading(lambda v: v @ matrix, 80, 10, matrix)
+    values, vectors = leading_eigenvectors(lambda v: v @ matrix, 80, 10, matrix)
     torch.testing.assert_close(values, exact[:10], rtol=1e-4, atol=0)
     torch.testing.assert_close(matrix @ vectors, vectors * values, rtol=0, atol=0.5)
     # no more than there are
-    assert leading(lambda v: v @ matrix, 80, 100, matrix)[1].shape == (80, 80)
+    assert leading_eigenvectors(lambda v: v @ matrix, 80, 100, matrix)[1].shape == (80, 80)
 
 
 def test_a_determinant_is_found_by_products_alone():
@@ -135,7 +139,7 @@ def test_a_determinant_is_found_by_products_alone():
     b = torch.randn(1000, 200, generator=generator, dtype=D)
     matrix = torch.eye(1000, dtype=D) + b @ torch.diag(torch.logspace(-2, 2, 200, dtype=D)) @ b.T
     logs = torch.linalg.eigvalsh(matrix).log()
-    error = math.sqrt(2 / PROBES) * float(logs.norm())
+    error = math.sqrt(2 / LANCZOS_PROBES) * float(logs.norm())
     found = log_determinant(lambda v: v @ matrix, 1000, matrix)
     assert found == pytest.approx(float(logs.sum()), abs=3 * error)
     assert 3 * error < 0.1 * float(logs.sum())
@@ -174,7 +178,7 @@ class Sum:
         return lambda v: self.vjp(weight * self.jvp(v))
 
 
-def test_bent_samples_follow_a_curved_model_and_straight_ones_leave_it():
+def test_nonlinear_samples_follow_a_curved_model_and_linear_ones_leave_it():
     generator = torch.Generator().manual_seed(0)
     data = mgvi.Data(torch.tensor([2.0], dtype=D), torch.tensor([0.1**2], dtype=D))
     u = torch.linspace(-6, 2, 801, dtype=D)
@@ -186,40 +190,44 @@ def test_bent_samples_follow_a_curved_model_and_straight_ones_leave_it():
     e1 = torch.randn(4000, 1, generator=generator, dtype=D)
     e2 = torch.randn(4000, 2, generator=generator, dtype=D)
     solve = mgvi.Solver(1e-8, 10)
-    straight = mgvi.residuals(Sum, data, mean, e1, e2, solve)
-    bent = mgvi.bend(Sum, data, mean, e1, e2, straight, torch.ones_like(mean), 20, solve)
-    far, near = ((Sum(r).value - 2).square().mean().sqrt() for r in (straight, bent))
+    linear = mgvi.residuals(Sum, data, mean, e1, e2, solve)
+    nonlinear = mgvi.nonlinear_update(
+        Sum, data, mean, e1, e2, linear, torch.ones_like(mean), 20, solve
+    )
+    far, near = ((Sum(r).value - 2).square().mean().sqrt() for r in (linear, nonlinear))
     assert float(near) == pytest.approx(0.1, rel=0.2) and float(far) > 0.5
-    found = [float((r[:, 0] < -1).double().mean()) for r in (straight, bent)]
+    found = [float((r[:, 0] < -1).double().mean()) for r in (linear, nonlinear)]
     assert abs(found[1] - lowest) < 0.5 * abs(found[0] - lowest)
 
 
-def test_bending_leaves_the_samples_of_a_linear_model():
+def test_the_nonlinear_update_leaves_the_samples_of_a_linear_model():
     b, data, generator = problem()
     e1, e2 = (torch.randn(5, n, generator=generator, dtype=D) for n in (30, 12))
     about = lambda u: LinearModel(b, u), data, torch.ones(1, 12, dtype=D)
     solve = mgvi.Solver(1e-8, 100)
-    straight, free = mgvi.residuals(*about, e1, e2, solve), torch.ones(1, 12, dtype=D)
-    torch.testing.assert_close(mgvi.bend(*about, e1, e2, straight, free, 2, solve), straight)
+    linear, free = mgvi.residuals(*about, e1, e2, solve), torch.ones(1, 12, dtype=D)
+    torch.testing.assert_close(
+        mgvi.nonlinear_update(*about, e1, e2, linear, free, 2, solve), linear
+    )
     # also where the start is not yet solved
-    torch.testing.assert_close(mgvi.bend(*about, e1, e2, e2, free, 2, solve), straight)
+    torch.testing.assert_close(mgvi.nonlinear_update(*about, e1, e2, e2, free, 2, solve), linear)
 
 
-def test_latents_that_are_held_do_not_bend():
+def test_latents_that_are_not_free_keep_their_linear_residuals():
     b, data, generator = problem()
     e1, e2 = (torch.randn(5, n, generator=generator, dtype=D) for n in (30, 12))
     free = torch.ones(1, 12, dtype=D)
     free[:, -2:] = 0
     about = lambda u: LinearModel(b, u), data, torch.ones(1, 12, dtype=D)
-    solve = mgvi.Solver(1e-8, 100, mgvi.inverse(*about, torch.arange(12), 4))
-    bent = mgvi.bend(*about, e1, e2, e2, free, 2, solve)
-    torch.testing.assert_close(bent[:, -2:], e2[:, -2:])
+    solve = mgvi.Solver(1e-8, 100, mgvi.preconditioner(*about, torch.arange(12), 4))
+    nonlinear = mgvi.nonlinear_update(*about, e1, e2, e2, free, 2, solve)
+    torch.testing.assert_close(nonlinear[:, -2:], e2[:, -2:])
     wanted = e1 - e2[:, -2:] @ b[:, -2:].T / data.variance.sqrt()  # of the others
     root = b[:, :-2] / data.variance[:, None].sqrt()
     exact = torch.linalg.solve(
         torch.eye(10, dtype=D) + root.T @ root, (wanted @ root + e2[:, :-2]).T
     )
-    torch.testing.assert_close(bent[:, :-2], exact.T)
+    torch.testing.assert_close(nonlinear[:, :-2], exact.T)
 
 
 def test_conjugate_gradients_are_relieved_of_stiff_directions():
@@ -234,7 +242,7 @@ def test_conjugate_gradients_are_relieved_of_stiff_directions():
         return LinearModel(root, u)
 
     about = linear, mgvi.Data(one, one), torch.zeros(1, 200, dtype=D)
-    some = mgvi.inverse(*about, torch.arange(200), 20)
+    some = mgvi.preconditioner(*about, torch.arange(200), 20)
     b = torch.randn(3, 200, generator=generator, dtype=D)
     steps = []
 

@@ -1,0 +1,20 @@
+"""Checkpoints of older versions of `dust` as those of today."""
+
+from typing import Any
+
+from torch import Tensor
+
+BUFFERS = {"even": "constant_density", "log_density": "log_mean_density", "chains": "diagnostics"}
+
+
+def inference_setting(
+    config: dict[str, Any], state: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """To version 2: ``guide=curved`` is ``inference=geovi``, and three buffers have clearer names.
+
+    Checkpoints without ``clumps`` were fitted with a plain Matern kernel.
+    """
+    model = {"clumps": 0.0, **config["model"]}
+    inference = model.pop("guide", "curved")
+    model["inference"] = "geovi" if inference == "curved" else inference
+    return {**config, "model": model}, {BUFFERS.get(k, k): v for k, v in state.items()}

@@ -54,8 +54,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
             f"checkpoint of a trained model"
         )
     data.setup("fit")
-    plain["model"] |= data.schema()
-    plain["data"] |= data.found_out()
+    plain["model"] |= data.model_arguments()
+    plain["data"] |= data.inferred_settings()
     model = build(plain["model"])
     model.refuse_incomplete()
     command_line.set_precision(model, plain["trainer"]["precision"])
@@ -63,7 +63,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         plain["trainer"]["max_epochs"] = model.fit.epochs
     described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
     model.record = new_record(
-        described, data.provenance(), data.found_out(), schema_version(type(model))
+        described, data.provenance(), data.inferred_settings(), schema_version(type(model))
     )
     if plain["checkpoint"]:
         runs.refuse_other_data(model.record, plain["checkpoint"])

@@ -31,7 +31,7 @@ __all__ = ["CatalogueData", "Rows"]
 # Rows that choose the best epoch. Their loss is compared with itself, so that few are enough;
 # `calibrate` takes all of them.
 VALIDATED_ROWS = 2048
-MOST_SKIPPED = 10_000  # rows that `skip_bad` leaves out: of more it is the column that is bad
+MAX_SKIPPED_ROWS = 10_000  # rows that `skip_bad` leaves out: of more it is the column that is bad
 
 
 class Dataset(L.LightningDataModule):
@@ -50,7 +50,7 @@ class Dataset(L.LightningDataModule):
     def __init__(self, path: str | None = None, seed: int = 0, origin: str = "") -> None:
         super().__init__()
         self.path, self.seed, self.origin = path, seed, origin
-        self._said: set[str] = set()
+        self._messages: set[str] = set()
 
     @property
     def label(self) -> str:
@@ -72,19 +72,19 @@ class Dataset(L.LightningDataModule):
             return {"simulation": type(self).__name__, "seed": self.seed}
         return {"path": str(self.path), "sha256": sha256(self.path)}
 
-    def say(self, text: str) -> None:
+    def warn_once(self, text: str) -> None:
         """Warn of something that the user should know of these data: once, by one process."""
         if self._is_new(text):
             warnings.warn(text, stacklevel=2)
 
-    def tell(self, text: str) -> None:
+    def print_once(self, text: str) -> None:
         """Print something that is as the user wants it: once, by one process."""
         if self._is_new(text):
             print(text)
 
     def _is_new(self, text: str) -> bool:
-        new = text not in self._said and self._ranks()[1] == 0
-        self._said.add(text)
+        new = text not in self._messages and self._ranks()[1] == 0
+        self._messages.add(text)
         return new
 
     def _ranks(self) -> tuple[int, int]:
@@ -194,17 +194,17 @@ class CatalogueData(Dataset):
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         """The embedded simulation as a table; ``split`` is ``"fit"`` or ``"test"``."""
-        raise self._unsaid("simulate")
+        raise self._not_defined("simulate")
 
     def augment(self, batch: Rows, generator: torch.Generator) -> Rows:
         """A training batch with the random changes of this step."""
         return batch
 
-    def schema(self) -> dict[str, Any]:
+    def model_arguments(self) -> dict[str, Any]:
         """Constructor arguments of the model that the data decide."""
         return {}
 
-    def found_out(self) -> dict[str, Any]:
+    def inferred_settings(self) -> dict[str, Any]:
         """Constructor arguments of this module as found in the training data, for predictions."""
         return {}
 
@@ -258,7 +258,7 @@ class CatalogueData(Dataset):
     def predict_dataloader(self) -> DataLoader[Any]:
         world, rank = self._ranks()
         stream = PredictionStream(self, rank, world)
-        return DataLoader(stream, batch_size=None, collate_fn=_identity)
+        return DataLoader(stream, batch_size=None, collate_fn=identity_collate)
 
     def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[PredictionBatch]:
         """This rank's contiguous share of the rows, in order.
@@ -296,7 +296,7 @@ class CatalogueData(Dataset):
         try:
             yield row, columns, self._batch(row, columns, roles, training=False)
         except ValueError as error:
-            if not self.skip_bad or len(skipped) >= MOST_SKIPPED:
+            if not self.skip_bad or len(skipped) >= MAX_SKIPPED_ROWS:
                 raise
             if len(row) == 1:
                 skipped.append(str(error))
@@ -321,7 +321,7 @@ class CatalogueData(Dataset):
 
     # --- what they share ----------------------------------------------------------------------
 
-    def _unsaid(self, hook: str) -> NotImplementedError:
+    def _not_defined(self, hook: str) -> NotImplementedError:
         return NotImplementedError(f"{type(self).__name__} does not define {hook}")
 
     def open(self, which: str) -> AbstractContextManager[Catalogue]:
@@ -434,7 +434,7 @@ class CatalogueData(Dataset):
         wanted = {role: column.name for role, column in roles.items()}
         known = self._known_roles()
         for text in unused(catalogue.names, wanted, self.columns, known, self.keep):
-            self.say(f"{self.label}: {text}")
+            self.warn_once(f"{self.label}: {text}")
         wanted |= {f"keep:{name}": name for name in self.keep}
         if self.group_by:
             wanted["group_by"] = self.group_by
@@ -461,7 +461,7 @@ class CatalogueData(Dataset):
             before = int(mask.sum())
             mask &= where(catalogue, expression, f"data.{setting}")
             self.removed[name] = before - int(mask.sum())
-            self.tell(
+            self.print_once(
                 f"{self.label}: data.{setting}, '{expression}', removes {self.removed[name]:,} of "
                 f"{before:,} rows"
             )
@@ -473,7 +473,9 @@ class CatalogueData(Dataset):
         """Mask of the test split of a training file; None where all rows are predicted."""
         if self.split == "all" or self.path is None:
             if self.cuts and self.path is not None:
-                self.say(f"{self.label}: all rows are predicted; the cuts choose rows to train on")
+                self.warn_once(
+                    f"{self.label}: all rows are predicted; the cuts choose rows to train on"
+                )
             return None
         chosen = self._chosen_rows(catalogue)
         rows = np.arange(len(catalogue)) if chosen is None else np.flatnonzero(chosen)
@@ -492,6 +494,6 @@ class CatalogueData(Dataset):
         return {"test": order[:n_test], "val": val, "train": train}
 
 
-def _identity(batch: Any) -> Any:
+def identity_collate(batch: Any) -> Any:
     """Pass-through columns stay numpy arrays, text among them."""
     return batch

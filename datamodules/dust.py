@@ -148,7 +148,7 @@ class DustData(CatalogueData):
             return {role: column(role) for role in roles} | measured
         named = [name for name in missing if name in self.columns.values()]
         if named or len(missing) == 1:
-            self.say(
+            self.warn_once(
                 f"{self.label} has no column {' and '.join(named or missing)}: nothing is scored"
             )
         return {role: column(role) for role in roles}
@@ -163,7 +163,7 @@ class DustData(CatalogueData):
         if unit is None or unit == u.dimensionless_unscaled:
             return None
         if self.per_unit == 1:
-            self.say(
+            self.warn_once(
                 f"{self.label}: column '{column}' is in {unit}, and is taken as E of Zhang, Green "
                 f"& Rix (2023); of A_V, which is {A_V_PER_E} E, say data.extinction_unit=A_V"
             )
@@ -212,7 +212,7 @@ class DustData(CatalogueData):
             sure = rows["parallax"] > self.min_snr * rows["parallax_error"]
             within = rows["parallax"] > 1e3 / farthest
             if not bool((sure & within).all()):
-                self.say(
+                self.warn_once(
                     f"{self.label}, {name}: {int((~sure).sum()):,} stars of a parallax below "
                     f"{self.min_snr:g} errors and {int((sure & ~within).sum()):,} beyond "
                     f"{farthest:g} pc are left out"

@@ -168,7 +168,7 @@ class GyroData(CatalogueData):
     def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[PredictionBatch]:
         self._ids.clear()  # who comes twice, comes twice in one pass
         if world > 1 and self.group_by:
-            self.say(
+            self.warn_once(
                 f"{self.label}: of stars that come twice those are found that one process meets; "
                 f"groups are safer with one process"
             )
@@ -177,7 +177,7 @@ class GyroData(CatalogueData):
     def _check_scale(self, prot: np.ndarray) -> None:
         good = prot[np.isfinite(prot) & (prot > 0)]
         if len(good) >= 20 and np.median(good) > 60:
-            self.say(
+            self.warn_once(
                 f"{self.label}: most of column '{self.columns.get('prot', 'prot_d')}' is above 60: "
                 f"are the periods in hours? They are taken as days; divide them by 24, or give the "
                 f"column its unit"
@@ -198,7 +198,7 @@ class GyroData(CatalogueData):
                     self._ids.add(key)
         if repeated.any():
             name = self.columns.get("id", self.declared["id"].name)
-            self.say(f"{self.label}: stars come twice, by column '{name}'; each counts once")
+            self.warn_once(f"{self.label}: stars come twice, by column '{name}'; each counts once")
         return repeated
 
     def _chosen_rows(self, catalogue: Catalogue) -> np.ndarray | None:
@@ -207,7 +207,7 @@ class GyroData(CatalogueData):
         mask = self._of_quality(catalogue)
         mask = mask if chosen is None else mask & chosen
         if (left := len(catalogue) - int(mask.sum())) and self.path is not None:
-            self.say(
+            self.warn_once(
                 f"{self.label}: {left:,} of {len(catalogue):,} stars are left out of training: no "
                 f"period or colour, good != 1, or a cut"
             )
@@ -269,10 +269,10 @@ class GyroData(CatalogueData):
         shift = torch.randn(len(self.clusters), generator=generator)[batch["cluster"]]
         return {**batch, "log_age": batch["log_age"] + shift * batch["log_age_error"]}
 
-    def schema(self) -> dict[str, Any]:
+    def model_arguments(self) -> dict[str, Any]:
         return {"clusters": self.clusters}
 
-    def found_out(self) -> dict[str, Any]:
+    def inferred_settings(self) -> dict[str, Any]:
         return {"clusters": self.clusters}
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:

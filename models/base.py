@@ -115,9 +115,6 @@ class Data(Protocol):
     def truth(self) -> Metrics:
         """True values of fitted parameters, by metric name; empty where they are not known."""
 
-    def mock(self) -> "Data | None":
-        """Data of known truth on which `InfersJointly.infer` is tried in every evaluation."""
-
 
 class Stack(Protocol):
     """What ``data.group_by`` adds up, a total per group; `models.layers.stack` has one."""

@@ -107,5 +107,5 @@ class GCEmulatorData(CatalogueData):
         truth = MOCK_TRUTH | ({"rh_ra": MOCK_RH_RA} if self.n_ra > 1 else {})
         return GCStars(n_stars=self.n_mock, truth=truth, seed=self.seed)
 
-    def schema(self) -> dict[str, Any]:
+    def model_arguments(self) -> dict[str, Any]:
         return {"n_W0": self.n_W0, "n_g": self.n_g, "n_ra": self.n_ra}

@@ -96,7 +96,7 @@ class GCProfile(Dataset):
             return distance, float(self.distance_error)
         error = RELATIVE_DISTANCE_ERROR * distance
         if self.path is not None:
-            self.say(
+            self.warn_once(
                 f"the error of the distance of {distance:g} kpc is not known: {error:.2g} kpc is "
                 f"assumed; data.distance_error=<kpc> sets it"
             )
@@ -137,7 +137,7 @@ class GCProfile(Dataset):
             if name not in (known := [dataset[0] for dataset in datasets]):
                 raise ValueError(f"data.exclude: no data set '{name}' in {path}; it has {known}")
         if unused:
-            self.say(f"not used of {path}: {', '.join(unused)}")
+            self.warn_once(f"not used of {path}: {', '.join(unused)}")
         for name, attributes, columns, kinds in datasets:
             if name not in self.exclude:
                 profiles += self._profiles_of(f"{path}, {name}", name, attributes, columns, kinds)
@@ -167,9 +167,9 @@ class GCProfile(Dataset):
             )
         ignored = [v for v in columns if v.lstrip("Δ").split(",")[0] not in ("r", *kinds)]
         if ignored:
-            self.say(f"not used of {label}: {', '.join(ignored)}")
+            self.warn_once(f"not used of {label}: {', '.join(ignored)}")
         if "m" in attributes:
-            self.say(f"{label} is of stars of one mass; all stars of the model have the same")
+            self.warn_once(f"{label} is of stars of one mass; all stars of the model have the same")
         hint = f"correct it, or leave it out by data.exclude=[{name}]"
         r = _checked(columns, "r", "arcmin", label, hint)
         refuse(r < 0, f"{label}/r", r, "is negative", "a radius", hint)

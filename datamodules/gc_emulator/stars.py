@@ -137,7 +137,9 @@ class GCStars(CatalogueData):
             if column.name in catalogue.names and column.name not in catalogue.units
         ]
         if unitless and (self.path is not None or self.table is not None):
-            self.say(f"{self.label}: columns without a unit are taken as {', '.join(unitless)}")
+            self.warn_once(
+                f"{self.label}: columns without a unit are taken as {', '.join(unitless)}"
+            )
         return roles
 
     def _star_columns(self, catalogue: Catalogue) -> dict[str, CatalogueColumn]:
@@ -162,7 +164,9 @@ class GCStars(CatalogueData):
             if not missing or named or (incomplete and quantity == "proper motions"):
                 roles |= {role: columns[role] for role in group}
             elif incomplete or quantity == "proper motions":
-                self.say(f"{self.label} has no column {', '.join(missing)}: no {quantity} are used")
+                self.warn_once(
+                    f"{self.label} has no column {', '.join(missing)}: no {quantity} are used"
+                )
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
@@ -218,7 +222,7 @@ class GCStars(CatalogueData):
                 f"{selection.radius[-1]:g} arcmin from data.centre={list(selection.centre)}"
             )
         if not bool(inside.all()):
-            self.say(
+            self.warn_once(
                 f"{int((~inside).sum()):,} of {len(ra):,} stars lie outside of "
                 f"{selection.radius[0]:g} to {selection.radius[-1]:g} arcmin and are dropped"
             )

@@ -97,14 +97,16 @@ class ScatterVaeData(CatalogueData):
                 )
             bands = [b for b in xp.BANDS if b == "rp" or self._column("bp_coefficients") in names]
             if len(bands) == 1 and not training and self._column("rp_coefficients") in names:
-                self.say(f"{self.label} has no column '{self._column('bp_coefficients')}': no BP")
+                self.warn_once(
+                    f"{self.label} has no column '{self._column('bp_coefficients')}': no BP"
+                )
             else:
                 bands = list(xp.BANDS)
             wanted = [f"{band}_{what}" for band in bands for what in ("coefficients", "errors")]
             packed = [f"{band}_correlations" for band in bands]
             there = [role for role in packed if self._column(role) in names]
             if len(there) < len(packed):
-                self.say(
+                self.warn_once(
                     f"{self.label} has no column '{self._column(packed[len(there) - 1])}': errors "
                     f"are taken as uncorrelated, and chi2 and p_value are wrong for it"
                 )
@@ -146,7 +148,7 @@ class ScatterVaeData(CatalogueData):
             )
             if training:
                 raise ValueError(text)
-            self.say(text)
+            self.warn_once(text)
         if training and "source_id" in columns:
             try:
                 ids = np.asarray(columns["source_id"], np.int64)
@@ -335,11 +337,11 @@ class ScatterVaeData(CatalogueData):
         observed[torch.rand(n, generator=generator) < self.drop_bp, 0] = 0
         return {**batch, "observed": observed, "noise": noise}
 
-    def schema(self) -> dict[str, Any]:
+    def model_arguments(self) -> dict[str, Any]:
         divided = "mean" if self.format == SAMPLED else self.columns.get("flux", "rp")
         return {"bands": self.bands, "normalised_by": divided}
 
-    def found_out(self) -> dict[str, Any]:
+    def inferred_settings(self) -> dict[str, Any]:
         return {"bands": self.bands}
 
     # --- the embedded simulation --------------------------------------------------------------

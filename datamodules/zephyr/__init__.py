@@ -155,14 +155,14 @@ class ZephyrData(CatalogueData):
         if training or redshift.name in names:
             roles["redshift"] = redshift
         elif redshift.name != "redshift":
-            self.say(f"{self.label} has no column '{redshift.name}': nothing is scored")
+            self.warn_once(f"{self.label} has no column '{redshift.name}': nothing is scored")
         for role in ("source", "label_error", "ebv"):
             column = located(self.declared, self.columns, catalogue, role)
             if role in self.columns and (training or role == "ebv" or column.name in names):
                 roles[role] = column
         if not training and "redshift" in roles and not self._has_truth(catalogue, roles):
             source = f" of the source {self.clean_source}" if "source" in roles else ""
-            self.say(
+            self.warn_once(
                 f"{self.label}: column '{redshift.name}' holds no redshift of 0 to 20{source}: "
                 f"nothing can be scored"
             )
@@ -202,7 +202,7 @@ class ZephyrData(CatalogueData):
                 f"{self.label} has no column '{column}' for the band {band}; is it '{near}'? Then "
                 f"set data.columns.{kind}_{band}={near} data.columns.{kind}_err_{band}=<its error>"
             )
-        self.say(
+        self.warn_once(
             f"{self.label} has no band {band} (column '{column}'): it is taken as not observed, "
             f"which widens the predictions"
         )
@@ -214,7 +214,7 @@ class ZephyrData(CatalogueData):
         unitless = [name for name in fluxes if name not in catalogue.units]
         if unitless and not self.is_simulation:
             more = f" and {len(unitless) - 1} more have" if len(unitless) > 1 else " has"
-            self.say(
+            self.warn_once(
                 f"{self.label}: column {unitless[0]}{more} no unit: taken as uJy. If they are not, "
                 f"write the unit into the table, or shift every band by data.zero_points (7.5: nJy)"
             )
@@ -348,7 +348,7 @@ class ZephyrData(CatalogueData):
                 f"data.clean_source={self.sources[0]}"
             )
 
-    def found_out(self) -> dict[str, Any]:
+    def inferred_settings(self) -> dict[str, Any]:
         return {
             "bands": self.bands,
             "sources": self.sources,
@@ -356,8 +356,8 @@ class ZephyrData(CatalogueData):
             "z_max": self.z_max,
         }
 
-    def schema(self) -> dict[str, Any]:
-        return {**self.found_out(), "label_errors": "label_error" in self.columns}
+    def model_arguments(self) -> dict[str, Any]:
+        return {**self.inferred_settings(), "label_errors": "label_error" in self.columns}
 
     def augment(self, batch: Rows, generator: torch.Generator) -> Rows:
         return augmented(batch, generator, self.noise, self.noise_share, self.drop_share)

@@ -67,7 +67,7 @@ def ready(name: str) -> tuple[CatalogueData, dict[bool, Table]]:
         data = MODULES[name]
         tables = {training: Table(dict(data.simulate("fit" if training else "test")))
                   for training in (False, True)}  # fmt: skip
-        if data.found_out():  # which is known after training data are read
+        if data.inferred_settings():  # which is known after training data are read
             data.val_fraction = data.val_fraction or 0.5
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -25,7 +25,7 @@ def parts(component, tmp_path):
     torch.manual_seed(0)
     data = build(plain["data"])
     data.setup("fit")
-    model = build(plain["model"] | data.schema())
+    model = build(plain["model"] | data.model_arguments())
     model.prepare(data)
     return model, data
 
@@ -102,7 +102,7 @@ def test_a_saved_model_predicts_the_same(component, parts, tmp_path):
             parameter += 0.01 * torch.randn_like(parameter)
     model.eval().calibrate(data)
     settings = OmegaConf.to_container(config(component, tmp_path), resolve=True)["model"]
-    record = {"config": {"model": settings | data.schema()}}
+    record = {"config": {"model": settings | data.model_arguments()}}
     write_checkpoint({"state_dict": model.state_dict(), RECORD: record}, tmp_path / "model.ckpt")
     batch = next(data.prediction_batches())
     with torch.inference_mode():

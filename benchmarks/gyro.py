@@ -163,7 +163,7 @@ def _judged() -> tuple[list[str], list[bool]]:
     return list(model.clusters), model.judged_of
 
 
-def print_once(method: str, rows: list[Row]) -> None:
+def tell(method: str, rows: list[Row]) -> None:
     clusters = [row for row in rows if row["set"] == "cluster" and row["judged"]]
     off = np.array([row["offset_dex"] for row in clusters])
     stars = [row for row in rows if row["set"] == "star" and row["name"] != SUN.name]

@@ -13,6 +13,7 @@ from conftest import COMPONENTS, ROOT, command
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {path.stem: path.read_text() for path in FILES}
+del PAGES["adding_a_component"]  # its test is test_adding_a_component.py
 COMMANDS = {  # each once; in `sh` blocks are those that are not run
     re.sub(r" +", " ", line.split("  #")[0].strip()): None
     for text in PAGES.values()

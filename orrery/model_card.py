@@ -1,4 +1,4 @@
-"""The model card: what a checkpoint is, for which objects it is valid, and how to make it again."""
+"""The model card: what a checkpoint is, for which objects it is valid, how to reproduce it."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def model_card(name: str, model: Any) -> str:
             "|---|---|",
             *held_out,
             "",
-            "## Make it again",
+            "## How to reproduce it",
             "",
             f"    python {record['command']}",
             "",

@@ -1,119 +1,117 @@
-"""The commands and the Python of the pages in docs/ run as they stand, on small data."""
+"""README, docs and CONTRIBUTING: their commands and Python run, on small data; the site builds."""
 
-import gzip
 import re
 import shlex
-from pathlib import Path
+import subprocess
+import sys
+from importlib.util import find_spec
 
-import h5py
+import example_files
 import numpy as np
 import pytest
-from astropy import units as u
-from astropy.coordinates import SkyCoord
-from conftest import ROOT, command
+from conftest import COMPONENTS, ROOT, command, train
 
+from orrery.datamodules.columns import columns_table
 from orrery.datamodules.dust import DustData
-from orrery.datamodules.scatter_vae.convert import convert
-from orrery.datamodules.scatter_vae.export import as_archived
-from orrery.physics.gaia_xp import xp_mock
-from orrery.physics.rotation import gyrochrones
-from orrery.tables import Writer
+from orrery.datamodules.gc_emulator.stars import GCStars
+from orrery.datamodules.gyro import GyroData
+from orrery.datamodules.scatter_vae import ScatterVaeData
+from orrery.datamodules.zephyr import ZephyrData
 
-PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-COMMANDS = [
-    (page, line.split("  #")[0].strip())
-    for page, text in PAGES.items()
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path.stem: path.read_text() for path in FILES}
+del PAGES["adding_a_component"]  # its test is test_adding_a_component.py
+COMMANDS = {  # each once; in `sh` blocks are those that are not run
+    re.sub(r" +", " ", line.split("  #")[0].strip()): None
+    for text in PAGES.values()
     for block in re.findall(r"```bash\n(.*?)```", text, re.S)
     for line in block.replace("\\\n", " ").splitlines()
-]
-SMALL = {  # what makes a training one of seconds
-    "scatter_vae": ["data.n_train=300", "data.n_test=50", "data.batch_size=32", "model.epochs=1"],
-    "dust": ["data.n_stars=400", "model.epochs=1", "model.draws=2"],
-    "gyro": ["model.epochs=1", "model.members=1", "model.n_grid=60", "model.width=8"],
+    if line.startswith("python ") and "pip install" not in line
 }
-JUDGED = "Pleiades NGC3532 M37 NGC2281 Praesepe NGC6811 NGC6819 Ruprecht147 M67 APer NGC2516 M34"
+DECLARED = {
+    "zephyr": ZephyrData,
+    "gyro": GyroData,
+    "scatter_vae": ScatterVaeData,
+    "gc_emulator": GCStars,
+    "dust": DustData,
+}
+NOT_HERE = "gpu|submitit|devices=8|logger=wandb|inference=hmc|experiment=gc_emulator_(anis|cal)"
+SMALL_FIT = {  # what makes a training one of seconds
+    "zephyr": "model.members=2 model.folds=2 model.n_grid=100 model.epochs=1",
+    "scatter_vae": "data.n_train=300 data.n_test=50 data.batch_size=32 model.epochs=1",
+    "dust": "model.nside=8 model.n_radial=12 data.n_stars=400 model.epochs=1 model.draws=2",
+    "gyro": "model.epochs=1 model.members=1 model.n_grid=60 model.width=8",
+    "gc_emulator": "model.n_q=24 model.steps=200 model.n_stars=200 model.chains=2 model.warmup=20 "
+    "model.draws=20 data.n_W0=24 data.n_g=20 data.n_val=16 data.n_test=12 data.n_mock=50 "
+    "data.batch_size=96",
+}
+CHAINS = "model.chains=2 model.warmup=20 model.draws=20"
+SMALL_EVALUATION = {  # of the first that the command names
+    "gc_profile": CHAINS,
+    "gc_stars": f"data.n_stars=60 {CHAINS}",
+    "gc_sky": f"data.n_stars=60 {CHAINS}",
+    "gc_emulator": f"data.n_test=12 data.n_mock=50 {CHAINS}",
+    "scatter_vae": "data.n_test=50",
+    "gyro": "data.n_test=100",
+    "zephyr": "data.n_test=100",
+    "dust": "",
+}
 
 
-def xp_files(folder: Path) -> None:
-    """What the archive gives of a few stars: a DataLink file, a bulk file, and its shards."""
-    table = xp_mock.simulate(120, np.random.default_rng(0))
-    table["source_id"] = np.sort(table["source_id"])
-    columns = {k: v.astype(float) if v.ndim > 1 else v for k, v in table.items()}
-    archived = as_archived(columns)
-    with Writer(folder / "XP_CONTINUOUS_RAW.csv") as writer:
-        writer.write({name: values[:5] for name, values in archived.items()})
-    with Writer(folder / "bulk.csv") as writer:
-        writer.write(archived)
-    bulk = folder / "XpContinuousMeanSpectrum_000000-003111.csv.gz"
-    bulk.write_bytes(gzip.compress((folder / "bulk.csv").read_bytes(), 1))
-    convert([bulk], folder / "xp_shards")
-
-
-def rotation_files(folder: Path) -> None:
-    """A training table, one of another's names, and one as the archive gives it."""
-    table = gyrochrones.simulate(np.random.default_rng(0), 12, 700)
-    names = np.array(JUDGED.split())
-    table["cluster"] = names[[int(name[3:]) - 1 for name in table["cluster"]]]
-    gaia = dict(zip(("source_id", "best_rotation_period", "best_rotation_period_error", "bp_rp"),
-                    (table[k] for k in ("star_id", "prot_d", "e_prot_d", "bp_rp0")),
-                    strict=True))  # fmt: skip
-    gaia |= {"e_bp_rp": table["e_bp_rp0"], "azero_gspphot": np.full(700, 0.1)}
-    gaia |= {"phot_g_mean_mag": table["g0"], "parallax": np.full(700, 2.0)}
-    gaia |= {"logg_gspphot": np.full(700, 4.5)}
-    mine = {"name" if k == "cluster" else k.replace("_myr", ""): v for k, v in table.items()}
-    tables = {"clusters": table, "members": table, "mine": mine, "gaia": gaia}
-    for name, columns in tables.items():
-        with Writer(folder / f"{name}.csv") as writer:
-            writer.write({k: v for k, v in columns.items() if not k.startswith("true")})
-
-
-def dust_files(folder: Path) -> None:
-    """Stars as Zhang, Green & Rix give them, as another gives them, and places."""
-    stars = DustData(8, 12, 69.0, 1250.0, n_stars=600).simulate("fit")
-    rest = np.full((len(stars["l"]), 3), 7.0)
-    with h5py.File(folder / "zgr23.h5", "w") as file:
-        for name, more in (("stellar_params_est", ""), ("stellar_params_err", "_error")):
-            file[name] = np.c_[rest, stars[f"extinction{more}"], stars[f"parallax{more}"]]
-        place = SkyCoord(stars["l"] * u.deg, stars["b"] * u.deg, frame="galactic").icrs
-        file["ra"], file["dec"] = place.ra.deg, place.dec.deg
-        file["quality_flags"] = np.arange(len(rest)) % 3 * 7
-    names = {"extinction": "av", "extinction_error": "e_av"}
-    places = {"l": [10.0, 200.0], "b": [0.0, -30.0], "distance": [300.0, 900.0]}
-    mine = {names.get(k, k): v for k, v in stars.items()}
-    for name, columns in (("mine_dust", mine), ("sightlines", places)):
-        with Writer(folder / f"{name}.csv") as writer:
-            writer.write({k: np.asarray(v) for k, v in columns.items()})
+def small(line: str) -> list[str]:
+    """The words of a command, with settings that make it one of seconds."""
+    words = shlex.split(line)[1:]
+    if re.search(NOT_HERE, line):  # composed: for other machines, or of many minutes
+        of_sweep = ("-m", "hydra", "seed=", "output=", "data.path=a.fits,")
+        return [*(word for word in words if not word.startswith(of_sweep)), "--cfg", "job"]
+    if words[0] == "-m" or {"--help", "--cfg"} & set(words):
+        return words
+    if words[0] == "evaluate.py":
+        return (
+            words
+            + next(SMALL_EVALUATION[name] for name in SMALL_EVALUATION if name in line).split()
+        )
+    if "init_from" in line:  # weights fit the settings that they were trained with
+        return [*words, "model.epochs=1", "data.batch_size=64"]
+    if "checkpoint=" in line:
+        return words
+    component = next(name for name in COMPONENTS if name in line)
+    words = [word for word in words if not word.startswith(("model.nside", "model.n_radial"))]
+    words += [] if "experiment=" in line else [f"experiment={component}_quick"]
+    words += ["data.leave_out=Pleiades,M67"] if "leave_one_cluster_out" in line else []
+    return words + SMALL_FIT[component].split()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
-    xp_files(folder)
-    rotation_files(folder)
-    dust_files(folder)
-    flux = 1 + 0.01 * np.random.default_rng(0).normal(size=(200, 30))
-    np.savez(folder / "sampled.npz", flux=flux, flux_error=np.full_like(flux, 0.01))
+    example_files.write_all(folder)
     return folder
 
 
-@pytest.mark.parametrize("page, line", COMMANDS, ids=[line[:60] for _, line in COMMANDS])
-def test_a_command_of_the_docs_runs(page, line, folder):
-    words = shlex.split(line)[1:]
+@pytest.mark.parametrize("line", COMMANDS, ids=[line[7:90] for line in COMMANDS])
+def test_a_command_of_the_docs_runs(line, folder):
+    words = small(line)
+    if "<run>" in line:
+        train("zephyr", folder / "run", evaluated=False)
+        words = [word.replace("outputs/zephyr/<run>", str(folder / "run")) for word in words]
     if "*" in line and "data.path" not in line:  # the shell's work
         words = [str(f) for w in words for f in (sorted(folder.glob(w)) if "*" in w else [w])]
-    if "devices=8" in line:
-        words += ["--cfg", "job"]
-    elif words[0] == "train.py":
-        words += [] if "experiment=" in line else [f"experiment={page}_quick"]
-        words += SMALL[page]
-        words += ["data.leave_out=Pleiades,M67"] if words[1] == "-m" else []
+    if "--summary" in line:
+        assert command(*words).returncode == 0
+        return
+    if words[:2] == ["-m", "benchmarks.gallery"]:
+        words += ["--out", "gallery"]
+    elif words[0] == "-m" and words[1].startswith("benchmarks") and "summarise" not in line:
+        words += ["--help"]  # the peers are not here; the arguments are parsed
     if words[0] == "-m":
         done = command(*words, cwd=folder, PYTHONPATH=str(ROOT))
     else:
         done = command(str(ROOT / words[0]), *words[1:], cwd=folder)
     assert done.returncode == 0, done.stderr
-    for output in re.findall(r"(?:output=|--out )(\S+\.\w+)", line):
-        assert (folder / output).stat().st_size > 0
+    if "--cfg" not in words:
+        for output in re.findall(r"(?:output=|--out )(\S+\.\w+)", line):
+            assert (folder / output).stat().st_size > 0
 
 
 def python_of(page: str) -> dict:
@@ -123,10 +121,22 @@ def python_of(page: str) -> dict:
     return names
 
 
+def test_the_python_of_catalogues_runs(in_tmp):
+    names = python_of("catalogues")
+    assert len(names["ages"]) == 2 and str(names["ages"]["age_q50"].unit) == "Gyr"
+
+
 def test_the_python_of_dust_runs(in_tmp):
     names = python_of("dust")
     assert 0 < names["std"] < names["mean"]
     assert names["samples"].shape == (64,)
+
+
+def test_the_python_of_gc_emulator_runs(in_tmp):
+    names = python_of("gc_emulator")
+    assert names["profile"].surface_density.shape == (1, 50)
+    assert bool((names["profile"].surface_density.diff() < 0).all())
+    assert names["W0"].grad.isfinite().all() and names["W0"].grad != 0
 
 
 def test_the_python_of_gyro_runs(in_tmp):
@@ -139,3 +149,39 @@ def test_the_python_of_scatter_vae_runs(in_tmp):
     blue = np.searchsorted([500.0], 336.0)
     ours = names["again"][82 + blue]  # at 500 nm
     assert ours == pytest.approx(1e-15, rel=0.01)
+
+
+def test_the_python_of_zephyr_runs(in_tmp):
+    pz = python_of("zephyr")["pz"]
+    assert pz["pz"].shape == (4, len(pz.meta["z_grid"]))
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_component_has_a_page_with_the_columns_that_it_declares(component):
+    page = PAGES[component]
+    assert f"<!-- columns: {component} -->\n\n{columns_table(DECLARED[component])}\n" in page
+    for part in ("The method", "Training", "How good it is", "Limits, and when to distrust it"):
+        assert f"## {part}" in page
+    assert "https://arxiv.org/abs/" in page and "`flags`" in page
+
+
+def test_the_table_of_zephyr_is_that_of_the_benchmark():
+    done = command("-m", "benchmarks.zephyr", "--summary")
+    assert done.returncode == 0 and done.stdout.strip() in PAGES["zephyr"]
+
+
+@pytest.mark.skipif(not find_spec("mkdocs"), reason="mkdocs is not installed: pip install .[docs]")
+def test_the_site_is_built_without_a_warning(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    site = {path.stem: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+    pages = {path.parent.name: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+    assert site and 'id="orrery.models.base.Component.loss"' in pages["api"]
+    assert 'id="orrery.tables.Writer.write"' in pages["api"]
+    assert "<math" in pages["zephyr"] and "arithmatex" not in pages["zephyr"]  # without a script
+    assert "fonts.googleapis" not in pages["zephyr"]

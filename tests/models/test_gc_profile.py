@@ -1,12 +1,11 @@
 """Binned profiles of a cluster: files as GCfit's, the likelihood, a mock with known truth."""
 
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, command
+from example_files import add, cluster_file
 
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
@@ -29,43 +28,6 @@ TUC = ROOT.parent / "shared/data/gc/NGC0104.hdf"
 @pytest.fixture(scope="module")
 def model():
     return restore(read_checkpoint(pretrained.find("gc_emulator"))).requires_grad_(False)
-
-
-def cluster_file(path: Path, distance: float | None = 5.0) -> Path:
-    """A small file in the layout of GCfit's."""
-    r = np.array([0.1, 0.5, 2.0, 8.0])
-    with h5py.File(path, "w") as file:
-        file.attrs["RA"] = 6.0
-        initials = file.create_group("initials")
-        if distance is not None:
-            initials.attrs["d"] = distance
-        counts = file.create_group("number_density")
-        add(counts, "r", 60 * r, "arcsec")
-        add(counts, "Σ", np.array([100.0, 80, 20, 1]) / 3600, "1 / arcsec2")
-        add(counts, "ΔΣ", np.array([5.0, 4, 1, 0]) / 3600, "1 / arcsec2")
-        counts.attrs["background"] = 0.5 / 3600
-        file.create_group("proper_motion")
-        motion = file.create_group("proper_motion/hubble")
-        add(motion, "r", r, "arcmin")
-        for name, value in (("PM_R", 0.4), ("PM_T", 0.38), ("PM_tot", 0.39)):
-            add(motion, name, np.full(4, 1e-3 * value), "arcsec/yr")
-            add(motion, f"Δ{name}", np.full(4, 0.02), "mas / yr")
-        speeds = file.create_group("velocity_dispersion/keck")
-        add(speeds, "r", r, "arcmin")
-        add(speeds, "σ", np.array([9.0, 9, 8, 6]), "km/s")
-        add(speeds, "Δσ,up", np.full(4, 0.5), "km / s")
-        add(speeds, "Δσ,down", np.full(4, 400.0), "m/s")
-        file.create_group("mass_function/hubble")
-        file.create_group("pulsar")
-    return path
-
-
-def add(group, name, values, unit):
-    if name in group:
-        del group[name]
-    group[name] = values
-    if unit:
-        group[name].attrs["unit"] = unit
 
 
 def test_a_file_is_read_in_its_units_and_after_its_background(tmp_path):

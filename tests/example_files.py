@@ -1,0 +1,151 @@
+"""The files that README and docs name, small."""
+
+import gzip
+from pathlib import Path
+
+import h5py
+import numpy as np
+from astropy import units as u
+from astropy.coordinates import SkyCoord
+
+from orrery.datamodules.dust import DustData
+from orrery.datamodules.gc_emulator.stars import GCStars
+from orrery.datamodules.scatter_vae.convert import convert
+from orrery.datamodules.scatter_vae.export import as_archived
+from orrery.physics.gaia_xp import xp_mock
+from orrery.physics.rotation import gyrochrones
+from orrery.tables import Writer
+
+CLUSTERS = "Pleiades NGC3532 M37 NGC2281 Praesepe NGC6811 NGC6819 Ruprecht147 M67 APer NGC2516 M34"
+TRUTH = {"W0": 5.0, "g": 1.8, "log10_mass": 5.0, "log10_rh": 0.5}
+PLACE = {"ra": 57.3, "dec": 28.6, "distance": 1.0, "pm_ra": 5.0, "pm_dec": -3.0, "rv": 20.0}
+
+
+def write(path: Path, columns: dict) -> None:
+    with Writer(path) as writer:
+        writer.write({name: np.asarray(values) for name, values in columns.items()})
+
+
+def write_all(folder: Path) -> None:
+    galaxy_files(folder)
+    star_files(folder)
+    cluster_file(folder / "cluster.hdf")
+    write(folder / "models.csv", {"W0": [5.0, 7.0, 20.0], "g": [1.0, 1.2, 0.5]})
+    xp_files(folder)
+    rotation_files(folder)
+    dust_files(folder)
+
+
+def galaxy_files(folder: Path) -> None:
+    """Photometry with redshifts, in columns of our names and of another's."""
+    random = np.random.default_rng(0)
+    table = {"id": np.arange(300), "ra": random.uniform(0, 360, 300), "dec": np.zeros(300)}
+    for i, band in enumerate("ugrizy"):
+        table[f"mag_{band}"] = 25 - 0.4 * i + random.normal(0, 1, 300)
+        table[f"mag_err_{band}"] = random.uniform(0.02, 0.1, 300)
+    table["redshift"] = random.uniform(0.1, 2, 300)
+    table["survey"] = random.choice(["spec", "grism"], 300)
+    table["secure"] = random.integers(0, 2, 300)
+    table["tomographic_bin"] = random.integers(0, 3, 300)
+    mine = {f"MAG_{band}": table[f"mag_{band}"] for band in "ugrizy"}
+    mine |= {f"ERR_{band}": table[f"mag_err_{band}"] for band in "ugrizy"}
+    mine |= {"ZSPEC": table["redshift"]}
+    write(folder / "table.ecsv", {k: v for k, v in table.items() if k.startswith(("id", "mag_"))})
+    for name in ("cat.fits", "cat_2.fits", "train.fits", "cat.parquet", "zcosmos_train.hdf5"):
+        write(folder / name, table | (mine if name in ("cat.fits", "train.fits") else {}))
+
+
+def star_files(folder: Path) -> None:
+    """Stars of a cluster: in phase space, and on the sky among those of a field."""
+    write(folder / "stars.fits", GCStars(n_stars=60, truth=TRUTH).simulate("test"))
+    sky = GCStars(n_stars=90, truth=TRUTH | PLACE, field=True, radius=[1.0, 20.0])
+    write(folder / "gaia.fits", sky.simulate("test"))
+
+
+def cluster_file(path: Path, distance: float | None = 5.0) -> Path:
+    """Profiles in the layout of GCfit's."""
+    r = np.array([0.1, 0.5, 2.0, 8.0])
+    with h5py.File(path, "w") as file:
+        file.attrs["RA"] = 6.0
+        initials = file.create_group("initials")
+        if distance is not None:
+            initials.attrs["d"] = distance
+        counts = file.create_group("number_density")
+        add(counts, "r", 60 * r, "arcsec")
+        add(counts, "Σ", np.array([100.0, 80, 20, 1]) / 3600, "1 / arcsec2")
+        add(counts, "ΔΣ", np.array([5.0, 4, 1, 0]) / 3600, "1 / arcsec2")
+        counts.attrs["background"] = 0.5 / 3600
+        file.create_group("proper_motion")
+        motion = file.create_group("proper_motion/hubble")
+        add(motion, "r", r, "arcmin")
+        for name, value in (("PM_R", 0.4), ("PM_T", 0.38), ("PM_tot", 0.39)):
+            add(motion, name, np.full(4, 1e-3 * value), "arcsec/yr")
+            add(motion, f"Δ{name}", np.full(4, 0.02), "mas / yr")
+        speeds = file.create_group("velocity_dispersion/keck")
+        add(speeds, "r", r, "arcmin")
+        add(speeds, "σ", np.array([9.0, 9, 8, 6]), "km/s")
+        add(speeds, "Δσ,up", np.full(4, 0.5), "km / s")
+        add(speeds, "Δσ,down", np.full(4, 400.0), "m/s")
+        file.create_group("mass_function/hubble")
+        file.create_group("pulsar")
+    return path
+
+
+def add(group, name, values, unit):
+    if name in group:
+        del group[name]
+    group[name] = values
+    if unit:
+        group[name].attrs["unit"] = unit
+
+
+def xp_files(folder: Path) -> None:
+    """BP/RP spectra: a DataLink file, a bulk file and its shards, and sampled ones."""
+    table = xp_mock.simulate(120, np.random.default_rng(0))
+    table["source_id"] = np.sort(table["source_id"])
+    columns = {k: v.astype(float) if v.ndim > 1 else v for k, v in table.items()}
+    archived = as_archived(columns)
+    with Writer(folder / "XP_CONTINUOUS_RAW.csv") as writer:
+        writer.write({name: values[:5] for name, values in archived.items()})
+    with Writer(folder / "bulk.csv") as writer:
+        writer.write(archived)
+    bulk = folder / "XpContinuousMeanSpectrum_000000-003111.csv.gz"
+    bulk.write_bytes(gzip.compress((folder / "bulk.csv").read_bytes(), 1))
+    convert([bulk], folder / "xp_shards")
+    flux = 1 + 0.01 * np.random.default_rng(0).normal(size=(200, 30))
+    np.savez(folder / "sampled.npz", flux=flux, flux_error=np.full_like(flux, 0.01))
+
+
+def rotation_files(folder: Path) -> None:
+    """Stars with periods, a training table, one of another's names, and one of the archive's."""
+    write(folder / "periods.csv", gyrochrones.simulate(np.random.default_rng(0), 3, 60))
+    table = gyrochrones.simulate(np.random.default_rng(0), 12, 700)
+    names = np.array(CLUSTERS.split())
+    table["cluster"] = names[[int(name[3:]) - 1 for name in table["cluster"]]]
+    gaia = dict(zip(("source_id", "best_rotation_period", "best_rotation_period_error", "bp_rp"),
+                    (table[k] for k in ("star_id", "prot_d", "e_prot_d", "bp_rp0")),
+                    strict=True))  # fmt: skip
+    gaia |= {"e_bp_rp": table["e_bp_rp0"], "azero_gspphot": np.full(700, 0.1)}
+    gaia |= {"phot_g_mean_mag": table["g0"], "parallax": np.full(700, 2.0)}
+    gaia |= {"logg_gspphot": np.full(700, 4.5)}
+    mine = {"name" if k == "cluster" else k.replace("_myr", ""): v for k, v in table.items()}
+    tables = {"clusters": table, "members": table, "mine": mine, "gaia": gaia}
+    for name, columns in tables.items():
+        write(folder / f"{name}.csv", {k: v for k, v in columns.items() if k[:4] != "true"})
+
+
+def dust_files(folder: Path) -> None:
+    """Stars as Zhang, Green & Rix give them, in our names and in another's, and places."""
+    stars = DustData(8, 12, 69.0, 1250.0, n_stars=600).simulate("fit")
+    rest = np.full((len(stars["l"]), 3), 7.0)
+    with h5py.File(folder / "zgr23.h5", "w") as file:
+        for name, more in (("stellar_params_est", ""), ("stellar_params_err", "_error")):
+            file[name] = np.c_[rest, stars[f"extinction{more}"], stars[f"parallax{more}"]]
+        place = SkyCoord(stars["l"] * u.deg, stars["b"] * u.deg, frame="galactic").icrs
+        file["ra"], file["dec"] = place.ra.deg, place.dec.deg
+        file["quality_flags"] = np.arange(len(rest)) % 3 * 7
+    names = {"extinction": "av", "extinction_error": "e_av"}
+    write(folder / "extinctions.fits", stars)
+    write(folder / "mine_dust.csv", {names.get(k, k): v for k, v in stars.items()})
+    places = {"l": [10.0, 200.0], "b": [0.0, -30.0], "distance": [300.0, 900.0]}
+    write(folder / "sightlines.csv", places)

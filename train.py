@@ -58,6 +58,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     plain["data"] |= data.inferred_settings()
     model = build(plain["model"])
     model.refuse_incomplete()
+    model.refuse_unknown_units()
     command_line.set_precision(model, plain["trainer"]["precision"])
     if plain["trainer"]["max_epochs"] is None:
         plain["trainer"]["max_epochs"] = model.fit.epochs

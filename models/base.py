@@ -249,6 +249,19 @@ class Component(L.LightningModule):
                 f"component defines {', '.join(needed)}"
             )
 
+    def refuse_unknown_units(self) -> None:
+        """Raise if an output has a unit that astropy does not know, before the fit."""
+        from astropy import units as u
+
+        for name, output in self.columns.items():
+            try:
+                u.Unit(output.unit)
+            except ValueError as error:
+                raise ValueError(
+                    f"{type(self).__name__}: output '{name}' has the unit '{output.unit}', which "
+                    f"astropy does not know: {error}"
+                ) from error
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
         self.log("train/loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True)

@@ -228,11 +228,16 @@ def table_writer(
     return Writer(
         path,
         units={**(carried_units or {}), **{name: o.unit for name, o in columns.items() if o.unit}},
-        descriptions={name: o.description for name, o in columns.items()},
+        descriptions={name: _described(o) for name, o in columns.items()},
         locations={**places, **{name: o.location for name, o in columns.items() if o.location}},
         constants={o.location: o.values for o in outputs.values() if isinstance(o, Constant)},
         meta=meta,
     )
+
+
+def _described(output: Output) -> str:
+    axes = f" ({', '.join(('row', *output.axes))})" if output.axes else ""
+    return output.description + axes
 
 
 def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Table:

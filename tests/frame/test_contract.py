@@ -57,6 +57,16 @@ def test_what_is_not_defined_is_said_before_the_fit(component, parts):
         lacking.refuse_incomplete()
 
 
+def test_a_unit_that_nobody_knows_is_refused_before_the_fit(component, parts):
+    model, _ = parts
+    model.refuse_unknown_units()
+    odd = {"mass": Output("Msunn", "a mass")}
+    wrong = type("Wrong", (type(model),), {"outputs": property(lambda self: odd)})
+    model.__class__ = wrong
+    with pytest.raises(ValueError, match="output 'mass' has the unit 'Msunn'"):
+        model.refuse_unknown_units()
+
+
 def test_a_unit_of_training_changes_the_loss(component, tmp_path, runs):
     rows = np.genfromtxt(
         next(runs(component).glob("logs/version_*/metrics.csv")), delimiter=",", names=True

@@ -12,7 +12,7 @@ from orrery import pretrained
 from orrery.checkpoint import RECORD, build, read_checkpoint, restore, write_checkpoint
 from orrery.datamodules.batches import BatchShares, GlobalBatches
 from orrery.evaluation.evaluate import generate, infer, refuse_lacking
-from orrery.models.base import Component, Data, Generates, InfersJointly
+from orrery.models.base import Component, Data, Generates, InfersJointly, Output
 from orrery.tables import open_catalogue
 
 pytestmark = pytest.mark.parametrize("component", COMPONENTS)

@@ -75,6 +75,14 @@ def refusal(done: Done) -> str:
     return done.stderr
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share its fixtures in one worker; commands of the docs need no company."""
+    for item in items:
+        if not item.name.startswith("test_a_command_of"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Any:
     """``runs(component)``: the folder of a quick run, made once for all workers; not to change."""

@@ -55,25 +55,39 @@ def evaluate(
     trainer.predict(model, datamodule=data, return_predictions=False)
     trainer.callbacks.remove(predictions)
     rows, stacked = predictions.rows(), predictions.stacked()
-    metrics: list[dict[str, float]] = [{}]
+    outcome: list[dict[str, float] | Exception] = [{}]
     if trainer.is_global_zero:
         if output:
             print(f"predictions of {predictions.written:,} objects: {output}")
         if stacked is not None:
             _write_stacked(stacked, run_dir / "stacked.ecsv", meta)
             print(f"by {data.group_by}: {run_dir / 'stacked.ecsv'}")
-        evaluation = model.evaluate(rows, data)
-        for warning in evaluation.warnings:
-            print(f"note: {warning}")
-        if evaluation.metrics:
-            metrics = [_score(model, data, run_dir, title, rows, evaluation)]
-        elif not output and stacked is None:
-            raise ValueError(
-                f"{data.label} has no truth to score against; ask for predictions: output=<file>"
-            )
+        try:
+            outcome = [_evaluate_rows(model, data, run_dir, title, rows)]
+            if not (outcome[0] or output or stacked is not None):
+                raise ValueError(
+                    f"{data.label} has no truth to score against; ask for predictions: "
+                    f"output=<file>"
+                )
+        except (ValueError, OSError) as error:  # which the other processes raise too
+            outcome = [error]
     if trainer.world_size > 1:
-        dist.broadcast_object_list(metrics)
-    return metrics[0]
+        dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _evaluate_rows(
+    model: Component, data: CatalogueData, run_dir: Path, title: str, rows: PredictedRows
+) -> dict[str, float]:
+    """Print the warnings; score and report where truth is known. Returns the metrics."""
+    evaluation = model.evaluate(rows, data)
+    for warning in evaluation.warnings:
+        print(f"note: {warning}")
+    if not evaluation.metrics:
+        return {}
+    return _score(model, data, run_dir, title, rows, evaluation)
 
 
 def _score(

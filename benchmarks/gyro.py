@@ -1,20 +1,20 @@
-"""Ages from rotation: this zoo beside gyrointerp on the same stars, and the sweep summarised.
+"""Ages from rotation: this zoo and gyrointerp on the same stars, and a summary of the sweep.
 
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.gyro compare --data ../shared/data/gyro              # 6 min of CPU
     python -m benchmarks.gyro summarise multirun/left_out
 
 `compare`: the shipped model and gyrointerp. Rows `cluster`: at most 40 stars of a cluster, drawn
-with seed 0 from those that pass quality cuts, 0.70 < (BP-RP)_0 < 1.84; `judged` or not, for the
-literature disputes two ages. Ours are of networks that did not see the cluster, the interval with
+with seed 0 from those that pass quality cuts, 0.70 < (BP-RP)_0 < 1.84; `judged` is 0 for two
+clusters whose ages are disputed. Ours are of networks that hold the cluster out, the interval with
 the discrepancy of the other nine; gyrointerp was fitted to eight of the ten. `log_density`: mean
 ln p(log10 P) per dex at the literature's age, with outliers (gyrointerp has none: it is given 5%).
 `pull`: of log age, against half the 68% interval. Rows `star`: the Sun and eleven stars of
 asteroseismic age; nine are older than the 4 Gyr to which gyrointerp is calibrated. `cpu_seconds`:
 per star, one thread; ours of a batch of 8,192, gyrointerp's of single calls at its defaults.
 
-`summarise`: of each run of experiment=gyro_leave_one_cluster_out, what it says of the cluster that
-it never saw, by all its stars in the same colours: printed, and written to left_out.csv there.
+`summarise`: of each run of experiment=gyro_leave_one_cluster_out, the age of the cluster that was
+left out, by all its stars in the same colours: printed, and written to left_out.csv there.
 benchmarks/gyro_left_out.csv is that of the real clusters, seed 0.
 """
 
@@ -34,14 +34,14 @@ from orrery import pretrained
 from orrery.datamodules.gyro import GyroData
 from orrery.evaluation.timing import best_of_five
 from orrery.models.gyro import groups
-from orrery.models.gyro.ages import joint
-from orrery.models.gyro.evaluation import AT_MOST, TOLD
+from orrery.models.gyro.ages import joint_cdf
+from orrery.models.gyro.left_out import AGE_SENSITIVE_COLOURS, MAX_WEIGHT, LeftOutScores
 from orrery.models.layers import grid
 from orrery.physics.rotation.seismic_stars import STARS, SUN
 from orrery.runs import data_for
 
-IN_DOUBT = ("NGC2516", "M34")
-TIMED = ("Pleiades", "Praesepe", "M67")  # gyrointerp: the first star of each, and the Sun
+DISPUTED_CLUSTERS = ("NGC2516", "M34")
+TIMED_CLUSTERS = ("Pleiades", "Praesepe", "M67")  # gyrointerp: the first star of each, and the Sun
 LEVELS = torch.tensor([[0.16, 0.5, 0.84]])
 COLUMNS = (
     *("set", "method", "name", "judged", "n", "age_gyr", "q16", "q50", "q84", "offset_dex"),
@@ -65,26 +65,26 @@ def read(path: Path) -> Table:
 
 
 def sample(table: Table, cluster: str) -> Table:
-    """At most 40 stars of a cluster that tell its age."""
-    colour = table["bp_rp0"]
-    told = (colour > TOLD[0]) & (colour < TOLD[1]) & (table["good"] == 1)
-    rows = np.flatnonzero(told & (table["cluster"] == cluster))
-    chosen = np.random.default_rng(0).choice(rows, min(AT_MOST, len(rows)), replace=False)
-    return {name: values[np.sort(chosen)] for name, values in table.items()}
+    """At most 40 stars of a cluster, of colours at which periods depend on age."""
+    colour, (bluest, reddest) = table["bp_rp0"], AGE_SENSITIVE_COLOURS
+    informative = (colour > bluest) & (colour < reddest) & (table["good"] == 1)
+    rows = np.flatnonzero(informative & (table["cluster"] == cluster))
+    drawn = np.random.default_rng(0).choice(rows, min(MAX_WEIGHT, len(rows)), replace=False)
+    return {name: values[np.sort(drawn)] for name, values in table.items()}
 
 
-def judged_row(name: str, age: float, low: float, mid: float, high: float) -> Row:
-    """Ages in Gyr."""
-    off = np.log10(mid / age)
-    pull = abs(off) / (0.5 * np.log10(high / low))
+def age_row(name: str, age: float, low: float, mid: float, high: float) -> Row:
+    """A true age and quantiles of its posterior, Gyr, with offset and pull."""
+    offset = np.log10(mid / age)
+    pull = abs(offset) / (0.5 * np.log10(high / low))
     return {"name": name, "age_gyr": age, "q16": low, "q50": mid, "q84": high,
-            "offset_dex": off, "pull": pull}  # fmt: skip
+            "offset_dex": offset, "pull": pull}  # fmt: skip
 
 
 # --- the two methods ------------------------------------------------------------------------------
 
 
-def ours(samples: dict[str, Table]) -> Iterator[Row]:
+def gyro_rows(samples: dict[str, Table]) -> Iterator[Row]:
     model = pretrained.load("gyro")
     names = list(model.clusters)
     for name, table in samples.items():
@@ -94,23 +94,23 @@ def ours(samples: dict[str, Table]) -> Iterator[Row]:
         i = names.index(name)
         with torch.no_grad():
             log_p = model.log_likelihood_left_out(batch, i)
-        discrepancy = model.left_out[i, 4]
-        cdf = joint(log_p.sum(0), model.log_prior(), discrepancy, model.edges)
+        discrepancy = LeftOutScores(*model.left_out_scores.T).discrepancy[i]
+        cdf = joint_cdf(log_p.sum(0), model.cluster_log_prior(), discrepancy, model.edges)
         ages = 10 ** (grid.quantile(cdf, model.edges, LEVELS)[0] - 3)
         cell = int(torch.bucketize(torch.tensor(model.clusters[name]), model.edges)) - 1
-        found = judged_row(name, 10 ** model.clusters[name] / 1e3, *ages.tolist())
-        yield found | {"set": "cluster", "log_density": float(log_p[:, cell].mean())}
+        row = age_row(name, 10 ** model.clusters[name] / 1e3, *ages.tolist())
+        yield row | {"set": "cluster", "log_density": float(log_p[:, cell].mean())}
     for star in (SUN, *STARS):
         age = model.age(star.period, star.colour, star.period_error, star.colour_error)
-        found = judged_row(star.name, star.age, age["age_q16"], age["age_q50"], age["age_q84"])
-        yield found | {"set": "star"}
+        row = age_row(star.name, star.age, age["age_q16"], age["age_q50"], age["age_q84"])
+        yield row | {"set": "star"}
     data = GyroData(n_test=8192, predict_batch_size=8192)
     batch = next(data.prediction_batches())
     seconds = best_of_five(lambda: model.predict_step(batch)) / 8192
     yield {"set": "speed", "name": "a star of 8,192", "cpu_seconds": seconds}
 
 
-def theirs(samples: dict[str, Table]) -> Iterator[Row]:
+def gyrointerp_rows(samples: dict[str, Table]) -> Iterator[Row]:
     from orrery.benchmarks import gyro_peer as peer
 
     stars = {
@@ -119,53 +119,58 @@ def theirs(samples: dict[str, Table]) -> Iterator[Row]:
     }
     seismic = np.array([[s.period, s.period_error, s.colour] for s in (SUN, *STARS)])
     stars[""] = peer.stars_of(*seismic.T)
-    together = peer.Stars(*(np.concatenate(part) for part in zip(*stars.values(), strict=True)))
-    parts = np.cumsum([len(found.prot) for found in stars.values()])[:-1]
-    likelihood = np.split(peer.likelihood(together, peer.AGES), parts)
+    all_stars = peer.Stars(*(np.concatenate(part) for part in zip(*stars.values(), strict=True)))
+    parts = np.cumsum([len(sample.prot) for sample in stars.values()])[:-1]
+    likelihood = np.split(peer.likelihood(all_stars, peer.AGES), parts)
     posteriors = [peer.age_posterior(p, peer.AGES) for p in likelihood]
     for (name, table), posterior in zip(samples.items(), posteriors, strict=False):
         age = float(np.median(table["age_myr"]))
         ages = peer.quantiles(peer.joint(posterior, peer.AGES), peer.AGES) / 1e3
         log_p = peer.with_outliers(peer.density(stars[name], age)).mean()
-        yield judged_row(name, age / 1e3, *ages) | {"set": "cluster", "log_density": log_p}
+        yield age_row(name, age / 1e3, *ages) | {"set": "cluster", "log_density": log_p}
     for star, posterior in zip((SUN, *STARS), posteriors[-1], strict=True):
         ages = peer.quantiles(posterior, peer.AGES) / 1e3
-        yield judged_row(star.name, star.age, *ages) | {"set": "star"}
-    for name in ("", *TIMED):
+        yield age_row(star.name, star.age, *ages) | {"set": "star"}
+    for name in ("", *TIMED_CLUSTERS):
         seconds = peer.cpu_seconds(stars[name], 0)
         yield {"set": "speed", "name": name or SUN.name, "cpu_seconds": seconds}
 
 
 def compare(folder: Path, out: Path) -> None:
     table = read(folder / "clusters.csv")
-    judged = [n for n, j in zip(*_judged(), strict=True) if j]
-    samples = {name: sample(table, name) for name in (*judged, *IN_DOUBT)}
+    samples = {name: sample(table, name) for name in (*benchmark_clusters(), *DISPUTED_CLUSTERS)}
     square = torch.ones(1024, 1024)
-    yard = 1e3 * best_of_five(lambda: square @ square)
+    matmul_ms = 1e3 * best_of_five(lambda: square @ square)
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
-        for method, run in (("gyro", ours), ("gyrointerp", theirs)):
+        for method, run in (("gyro", gyro_rows), ("gyrointerp", gyrointerp_rows)):
             rows = []
             for row in run(samples):
                 name = row["name"]
-                row |= {"method": method, "matmul_ms": yard, "judged": int(name not in IN_DOUBT)}
+                row |= {"method": method, "matmul_ms": matmul_ms}
+                row["judged"] = int(name not in DISPUTED_CLUSTERS)
                 row["n"] = len(samples[name]["prot_d"]) if row["set"] == "cluster" else 1
                 writer.writerow(
                     {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
                 )
                 rows.append(row)
-            tell(method, rows)
+            print_summary(method, rows)
 
 
-def _judged() -> tuple[list[str], list[bool]]:
+def benchmark_clusters() -> list[str]:
+    """Those of the shipped model, in its order."""
     model = pretrained.load("gyro")
-    return list(model.clusters), model.judged_of
+    return [
+        name
+        for name, is_benchmark in zip(model.clusters, model.is_benchmark, strict=True)
+        if is_benchmark
+    ]
 
 
-def tell(method: str, rows: list[Row]) -> None:
+def print_summary(method: str, rows: list[Row]) -> None:
     clusters = [row for row in rows if row["set"] == "cluster" and row["judged"]]
-    off = np.array([row["offset_dex"] for row in clusters])
+    offset = np.array([row["offset_dex"] for row in clusters])
     stars = [row for row in rows if row["set"] == "star" and row["name"] != SUN.name]
     seismic = np.array([row["offset_dex"] for row in stars])
     inside = np.mean([row["q16"] < row["age_gyr"] < row["q84"] for row in stars])
@@ -173,8 +178,8 @@ def tell(method: str, rows: list[Row]) -> None:
     density = np.average([r["log_density"] for r in clusters], weights=[r["n"] for r in clusters])
     seconds = [row["cpu_seconds"] for row in rows if row["set"] == "speed"]
     print(
-        f"{method}: {len(off)} clusters rms {np.sqrt(np.mean(off**2)):.3f}, median "
-        f"{np.median(np.abs(off)):.3f} dex, worst pull {max(r['pull'] for r in clusters):.1f}, "
+        f"{method}: {len(offset)} clusters rms {np.sqrt(np.mean(offset**2)):.3f}, median "
+        f"{np.median(np.abs(offset)):.3f} dex, worst pull {max(r['pull'] for r in clusters):.1f}, "
         f"ln p {density:.3f}; {len(seismic)} seismic stars rms {np.sqrt(np.mean(seismic**2)):.3f}, "
         f"{inside:.0%} inside; Sun {sun['q50']:.2f} [{sun['q16']:.2f}, {sun['q84']:.2f}] Gyr; "
         f"CPU per star {np.mean(seconds):.2g} s"
@@ -187,8 +192,8 @@ def tell(method: str, rows: list[Row]) -> None:
 def summarise(folder: Path) -> None:
     rows = []
     for path in sorted(folder.glob("*/best.ckpt")):
-        predictor = pretrained.load(path)
-        model, name = predictor, predictor.record["config"]["data"]["leave_out"]
+        model = pretrained.load(path)
+        name = model.record["config"]["data"]["leave_out"]
         if name is None or name in model.clusters:
             raise ValueError(f"{path} did not leave out a cluster: data.leave_out is {name}")
         data = data_for(model.record, {})
@@ -200,9 +205,9 @@ def summarise(folder: Path) -> None:
             cell = int(torch.bucketize(torch.tensor(age), model.edges)) - 1
             total, n = total + log_p.sum(0), n + len(log_p)
             density += float(log_p[:, min(max(cell, 0), log_p.shape[1] - 1)].sum())
-        cdf = joint(total, model.log_prior(), model.discrepancy, model.edges)
+        cdf = joint_cdf(total, model.cluster_log_prior(), model.discrepancy, model.edges)
         ages = 10 ** (grid.quantile(cdf, model.edges, LEVELS)[0] - 3)
-        row = judged_row(name, 10 ** (age - 3), *ages.tolist())
+        row = age_row(name, 10 ** (age - 3), *ages.tolist())
         rows.append({"cluster": row.pop("name"), "n": n, **row, "log_density": density / n})
     if not rows:
         raise ValueError(f"{folder} holds no */best.ckpt: is it the folder of a sweep?")
@@ -214,15 +219,14 @@ def summarise(folder: Path) -> None:
         )
     for row in rows:
         print(*(f"{v:>9.3f}" if isinstance(v, float) else f"{v!s:>12}" for v in row.values()))
-    kept = [row for row in rows if row["cluster"] not in IN_DOUBT]
-    off = np.array([row["offset_dex"] for row in kept])
-    density = np.average(
-        [row["log_density"] for row in kept], weights=[min(row["n"], AT_MOST) for row in kept]
-    )
+    undisputed = [row for row in rows if row["cluster"] not in DISPUTED_CLUSTERS]
+    offset = np.array([row["offset_dex"] for row in undisputed])
+    weights = [min(row["n"], MAX_WEIGHT) for row in undisputed]
+    density = np.average([row["log_density"] for row in undisputed], weights=weights)
     print(
-        f"{len(off)} clusters, without {' and '.join(IN_DOUBT)}: rms "
-        f"{np.sqrt(np.mean(off**2)):.3f}, median {np.median(np.abs(off)):.3f} dex, worst pull "
-        f"{max(row['pull'] for row in kept):.1f}, mean ln p {density:.3f}"
+        f"{len(offset)} clusters, without {' and '.join(DISPUTED_CLUSTERS)}: rms "
+        f"{np.sqrt(np.mean(offset**2)):.3f}, median {np.median(np.abs(offset)):.3f} dex, worst "
+        f"pull {max(row['pull'] for row in undisputed):.1f}, mean ln p {density:.3f}"
     )
 
 

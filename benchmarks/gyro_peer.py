@@ -1,12 +1,12 @@
 """gyrointerp (Bouma, Palumbo & Hillenbrand 2023), the peer of `gyro`, for `benchmarks.gyro`.
 
-Its `gyro_age_posterior` makes the model anew for every star, 10 to 40 s each. Grids of residual
-and temperature that all stars share let us make it once per age: the likelihood is otherwise its
-own, before it is divided by its integral over age (within 4e-6 of the posterior's peak).
-Colours become temperatures by its `teff` module; errors that a star lacks are its defaults.
+Its `gyro_age_posterior` computes the model anew for every star, 10 to 40 s each. With grids of
+residual and temperature that all stars share it is computed once per age here: the likelihood is
+otherwise its own, before it is divided by its integral over age (within 4e-6 of the posterior's
+peak). Colours become temperatures by its `teff` module; missing errors are its defaults.
 
-It knows no outliers, and a star that is one forbids every age: what it is given against them here
-is written out. Its slow sequences are fitted to eight of the ten clusters that are judged.
+It does not model outliers, and a single one excludes every age: `OUTLIERS` and `FLOOR` are added
+here. Its slow sequences are fitted to eight of the ten benchmark clusters.
 """
 
 import math
@@ -25,7 +25,7 @@ PERIOD_ERROR, LEAST_PERIOD_ERROR, TEFF_ERROR = 0.01, 0.03, 100.0  # its own: rel
 BEYOND_4_GYR = "4gyrextrap"  # the slow sequence grows on linearly
 AGES = np.concatenate([[0.0], np.geomspace(50.0, 5_000.0, 400)])  # Myr; flat below 80
 FLOOR = 0.01  # of each posterior is the prior, so that no star alone rules out an age
-OUTLIERS, OUTLIER_RANGE = 0.05, 3.6  # share; dex over which they are even in log P
+OUTLIERS, OUTLIER_RANGE = 0.05, 3.6  # fraction; dex over which they are uniform in log P
 LEVELS = (0.16, 0.5, 0.84)
 
 Array = np.ndarray
@@ -44,19 +44,19 @@ def likelihood(stars: Stars, ages: Array) -> Array:
     """
     step = RESIDUAL_GRID[1] - RESIDUAL_GRID[0]
     near = [np.abs(TEFF_GRID - teff) < 5 * TEFF_ERROR for teff in stars.teff]
-    found = np.empty((len(stars.prot), len(ages)))
+    likelihoods = np.empty((len(stars.prot), len(ages)))
     for j, age in enumerate(ages):
-        how = {"bounds_error": BEYOND_4_GYR, "verbose": False}
-        sequence = slow_sequence(TEFF_GRID, age, **how)
-        model = slow_sequence_residual(age, RESIDUAL_GRID, TEFF_GRID, **how)
-        for i, chosen in enumerate(near):
-            residual = stars.prot[i] - sequence[chosen]
-            of_teff = normal(TEFF_GRID[chosen] - stars.teff[i], TEFF_ERROR)
-            of_period = normal(RESIDUAL_GRID[:, None] - residual, stars.e_prot[i])
-            of_period[[0, -1]] *= 0.5  # the trapezoid rule
-            given_teff = np.einsum("yt,yt->t", of_period, model[:, chosen]) * step
-            found[i, j] = given_teff @ of_teff / of_teff.sum()
-    return found
+        options = {"bounds_error": BEYOND_4_GYR, "verbose": False}
+        sequence = slow_sequence(TEFF_GRID, age, **options)
+        model = slow_sequence_residual(age, RESIDUAL_GRID, TEFF_GRID, **options)
+        for i, mask in enumerate(near):
+            residual = stars.prot[i] - sequence[mask]
+            p_teff = normal(TEFF_GRID[mask] - stars.teff[i], TEFF_ERROR)
+            p_period = normal(RESIDUAL_GRID[:, None] - residual, stars.e_prot[i])
+            p_period[[0, -1]] *= 0.5  # the trapezoid rule
+            given_teff = np.einsum("yt,yt->t", p_period, model[:, mask]) * step
+            likelihoods[i, j] = given_teff @ p_teff / p_teff.sum()
+    return likelihoods
 
 
 def density(stars: Stars, age: float) -> Array:
@@ -66,15 +66,15 @@ def density(stars: Stars, age: float) -> Array:
 
 
 def with_outliers(log_p: Array) -> Array:
-    """ln p of a star that it describes, or of an outlier, even in log P: not gyrointerp's."""
+    """ln p of a star that it describes, or of an outlier, uniform in log P: not gyrointerp's."""
     return np.log((1 - OUTLIERS) * np.exp(log_p) + OUTLIERS / OUTLIER_RANGE)
 
 
-def age_posterior(of_stars: Array, ages: Array) -> Array:
+def age_posterior(likelihoods: Array, ages: Array) -> Array:
     """p(age) per Myr of each star, flat prior; the prior where its model has no such period."""
-    total = np.trapezoid(of_stars, ages)[:, None]
-    flat = np.full_like(of_stars, 1 / (ages[-1] - ages[0]))
-    return np.divide(of_stars, total, out=flat, where=total > 0)
+    total = np.trapezoid(likelihoods, ages)[:, None]
+    flat = np.full_like(likelihoods, 1 / (ages[-1] - ages[0]))
+    return np.divide(likelihoods, total, out=flat, where=total > 0)
 
 
 def joint(posteriors: Array, ages: Array) -> Array:

@@ -2,25 +2,42 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from orrery.models.base import Batch, Component, Constant, Evaluation, Fit, Output, PredictedRows
+from orrery.models.base import (
+    Batch,
+    Component,
+    Constant,
+    Data,
+    Evaluation,
+    Fit,
+    Migration,
+    Output,
+    PredictedRows,
+)
 from orrery.models.gyro import groups
 from orrery.models.gyro.ages import (
-    COLOURS,
-    LARGEST,
-    Table,
-    log_alive,
+    COLOUR_GRID,
+    MAX_ERRORS,
+    DensityTable,
+    log_dwarf_weight,
     log_prior,
-    stretched,
     summaries,
 )
-from orrery.models.gyro.evaluation import FEWEST, evaluate, left_out, seismic, star_batch
+from orrery.models.gyro.evaluation import evaluate, seismic_metrics
+from orrery.models.gyro.left_out import (
+    MIN_STARS,
+    LeftOutScores,
+    left_out_metrics,
+    left_out_scores,
+)
+from orrery.models.gyro.migrations import rename_settings_and_tensors
 from orrery.models.gyro.networks import FLOWS, Contamination, Rotation
+from orrery.models.gyro.outputs import BIT, QUANTILES, describe_flags, outputs
+from orrery.models.gyro.stars import star_batch
 from orrery.models.layers import grid
 from orrery.models.layers.stack import DensityStack
 from orrery.physics.rotation.gyrochrones import (
@@ -31,45 +48,62 @@ from orrery.physics.rotation.gyrochrones import (
 )
 from orrery.physics.rotation.seismic_stars import SUN, Star
 
-YOUNGEST, OLDEST = 1e-3, 13.8  # Gyr, of the grid
+GRID_START_GYR, GRID_END_GYR = 1e-3, 13.8
 PRIORS = ("log_age", "age")
-FLAGS = {
-    "no_age": "no period or colour",
-    "extrapolated_colour": "no such colour in the clusters of about that age",
-    "extrapolated_age": "median outside the clusters' ages",
-    "extrapolated_error": f"error above {LARGEST['colour']:g} mag or {LARGEST['log_period']:g} dex "
-    f"of the period, taken as that",
-    "fast_rotator": "period under half of the slow sequence's at this colour and age",
-    "evolved": "above the dwarfs by .9 mag, or log g below 4.1: evolved, or not yet a dwarf",
-    "misfit": "a period that no age explains",
-}
-BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
-NEAR_DEX = 0.3  # clusters of about a star's age
-FAST = 0.5  # of the slow sequence's period
-MISFIT = 0.1  # greatest density per dex at any age
-SLOWEST = 1.2  # of the slow sequence's period at the oldest age
-QUANTILES = {"age_q025": 0.025, "age_q16": 0.16, "age_q50": 0.5, "age_q84": 0.84, "age_q975": 0.975}
-DRAWS = 16  # periods that are drawn for a star
+SIMILAR_AGE_DEX = 0.3  # between a star and clusters of similar age
+FAST_ROTATOR_RATIO = 0.5  # period over that of the slow sequence
+MISFIT_DENSITY = 0.1  # per dex: a period less likely at any age is a misfit
+MISFIT_RATIO = 1.2  # period over that of the slow sequence at the oldest age
+N_PERIOD_DRAWS = 16  # per star
+
+
+@runtime_checkable
+class LeavesOutCluster(Protocol):
+    """Data of which a cluster may be kept for the test."""
+
+    leave_out: str | None
 
 
 class Gyro(Component):
-    """p(log10 P | log10 age, (BP-RP)_0) by conditional flows, and Bayes, after arXiv:2307.08753.
+    """Posterior of a star's age from p(log10 P | log10 age, (BP-RP)_0), learned from open clusters.
 
-    Flows learn the periods of open clusters of known age. A star is a dwarf of its cluster, which
-    the flow describes, or anything else, of any period: a logistic regression on the catalogue's
-    membership and on the height above the dwarfs' sequence tells how likely. Every network of the
-    ensemble leaves one cluster out: what the ensemble says of that cluster by those networks alone
-    is honest, and how far its ages are off is the model's discrepancy, which widens all ages of
-    clusters. Ages are posteriors on a grid of log10 age, whose prior is flat in it or in age
-    (``prior``), from ``youngest`` to ``oldest`` Gyr.
+    After arXiv:2307.08753. Conditional flows model the periods of open clusters of known age. A
+    star is a dwarf of its cluster, which the flow describes, or an outlier of any period: a
+    logistic regression on the catalogue's membership and on the height above the dwarfs' sequence
+    gives the probability. Every network of the ensemble holds one cluster out: the error of the
+    ages of clusters by the networks that hold them out is the model's discrepancy, which widens the
+    ages of groups of stars. Ages are posteriors on a grid of log10 age.
 
-    In: the batch of `datamodules.gyro`. Out: see `outputs`.
+    In: the batch of `datamodules.gyro`. Out: quantiles and mean of the age, Gyr, and flags, see
+    `outputs`.
+
+    Args:
+        clusters: name -> log10 age, Myr, of the training clusters; ``cluster`` in a batch is an
+            index into them.
+        benchmark_clusters: clusters whose held-out ages enter ``cluster_*`` metrics; empty: all.
+        flow: "mixture" (of normals), or with splines before it "zuko_nsf" or "nflows_rqs".
+        bins: bins of the splines.
+        components: normals of the mixture.
+        members: networks that hold out each cluster.
+        width: neurons of a hidden layer.
+        depth: hidden layers.
+        prior: flat in "log_age" or in "age", between ``youngest`` and ``oldest``.
+        youngest: Gyr, 0.001 at least.
+        oldest: Gyr, 13.8 at most.
+        field_scatter: mag, added in quadrature to the colour errors of field stars: they differ in
+            metallicity.
+        n_grid: cells of log10 age from 1 Myr to 13.8 Gyr.
+        lr: peak learning rate.
+        weight_decay: of the matrices.
+        epochs: passes over the training stars.
     """
+
+    migrations: ClassVar[Sequence[Migration]] = (rename_settings_and_tensors,)
 
     def __init__(
         self,
         clusters: Mapping[str, float],
-        judge: Sequence[str] = (),
+        benchmark_clusters: Sequence[str] = (),
         flow: str = "mixture",
         bins: int = 6,
         components: int = 5,
@@ -79,7 +113,7 @@ class Gyro(Component):
         prior: str = "log_age",
         youngest: float = 0.01,
         oldest: float = 12.0,
-        field: float = 0.04,
+        field_scatter: float = 0.04,
         n_grid: int = 180,
         lr: float = 5e-3,
         weight_decay: float = 0.1,
@@ -90,7 +124,9 @@ class Gyro(Component):
                 epochs=epochs,
                 lr=lr,
                 weight_decay=weight_decay,
-                high_lr=frozenset(("contamination.evidence", "contamination.others")),
+                high_lr=frozenset(
+                    ("contamination.logit_coefficients", "contamination.outlier_period")
+                ),
                 result="last",
             )
         )
@@ -98,179 +134,180 @@ class Gyro(Component):
             raise ValueError(f"model.flow is '{flow}'; it is one of {', '.join(FLOWS)}")
         if prior not in PRIORS:
             raise ValueError(f"model.prior is '{prior}'; it is one of {', '.join(PRIORS)}")
-        if not YOUNGEST <= youngest < oldest <= OLDEST:
+        if not GRID_START_GYR <= youngest < oldest <= GRID_END_GYR:
             raise ValueError(
                 f"model.youngest={youngest} and model.oldest={oldest} Gyr leave no ages: the grid "
-                f"lies between {YOUNGEST} and {OLDEST}"
+                f"lies between {GRID_START_GYR} and {GRID_END_GYR}"
             )
         self.clusters, self.prior = dict(clusters), prior
-        self.youngest, self.oldest, self.field = youngest, oldest, field
-        self.judge = list(judge)
-        self.judged_of = [not judge or name in judge for name in self.clusters]
-        networks = members * len(self.clusters)
+        self.youngest, self.oldest, self.field_scatter = youngest, oldest, field_scatter
+        self.benchmark_clusters = list(benchmark_clusters)
+        self.is_benchmark = [
+            not benchmark_clusters or name in benchmark_clusters for name in self.clusters
+        ]
+        networks, n_clusters = members * len(self.clusters), len(self.clusters)
         self.rotation = Rotation(networks, flow, bins, components, width, depth)
         self.contamination = Contamination(networks)
         self.edges: Tensor  # of cells of log10 age, Myr
         self.discrepancy: Tensor
-        self.left_out: Tensor
-        self.colours: Tensor
-        edges = torch.linspace(math.log10(1e3 * YOUNGEST), math.log10(1e3 * OLDEST), n_grid + 1)
+        self.left_out_scores: Tensor
+        self.colour_ranges: Tensor
+        grid_ends = math.log10(1e3 * GRID_START_GYR), math.log10(1e3 * GRID_END_GYR)
+        edges = torch.linspace(*grid_ends, n_grid + 1)
         self.register_buffer("edges", edges, persistent=False)
         self.register_buffer("discrepancy", torch.zeros(()))  # dex, of a cluster's age
-        self.register_buffer("left_out", torch.full((len(self.clusters), 6), torch.inf))
-        # mag: lowest and highest of each cluster
-        self.register_buffer("colours", torch.tensor([[0.5, 3.0]]).repeat(len(self.clusters), 1))
-        self.table = Table(grid.centres(edges))
+        scores = torch.full((n_clusters, len(LeftOutScores._fields)), torch.inf)
+        self.register_buffer("left_out_scores", scores)  # columns: `LeftOutScores`
+        # mag: bluest and reddest of each cluster
+        self.register_buffer("colour_ranges", torch.tensor([[0.5, 3.0]]).repeat(n_clusters, 1))
+        self.table = DensityTable(grid.centres(edges))
 
     # --- the fit ------------------------------------------------------------------------------
 
-    def prepare(self, data: Any) -> None:
-        """The colours of each cluster, but for one star in fifty at either end."""
-        known = set(self.clusters) | {getattr(data, "leave_out", None)}
-        if unknown := sorted(set(self.judge) - known):
+    def prepare(self, data: Data) -> None:
+        """The colour range of each cluster, without one star in fifty at either end."""
+        known = set(self.clusters)
+        if isinstance(data, LeavesOutCluster) and data.leave_out:
+            known.add(data.leave_out)
+        if unknown := sorted(set(self.benchmark_clusters) - known):
             raise ValueError(
-                f"model.judge names {', '.join(unknown)}, which are not among the clusters: "
-                f"{', '.join(self.clusters)}"
+                f"model.benchmark_clusters names {', '.join(unknown)}, which are not among the "
+                f"clusters: {', '.join(self.clusters)}"
             )
         batch, levels = data.training_batch(), torch.tensor([0.02, 0.98])
         for i in range(len(self.clusters)):
-            mine = batch["colour"][batch["cluster"] == i]
-            if len(mine) >= FEWEST:
-                self.colours[i] = torch.quantile(mine, levels).clamp(COLOURS[0], COLOURS[-1])
+            colours = batch["colour"][batch["cluster"] == i]
+            if len(colours) >= MIN_STARS:
+                ends = torch.quantile(colours, levels)
+                self.colour_ranges[i] = ends.clamp(COLOUR_GRID[0], COLOUR_GRID[-1])
             else:
-                self.colours[i] = torch.tensor([torch.inf, -torch.inf])  # tells nothing
-        if self.colours.isinf().all():
-            raise ValueError(f"no cluster of {data.label} has {FEWEST} stars")
+                self.colour_ranges[i] = torch.tensor([torch.inf, -torch.inf])  # an empty range
+        if self.colour_ranges.isinf().all():
+            raise ValueError(f"no cluster of {data.label} has {MIN_STARS} stars")
 
     def loss(self, batch: Batch) -> Tensor:
-        """-ln p of the periods, a weighted mean; of each network without its own cluster."""
+        """-ln p of the periods, a weighted mean; of each network without its held-out cluster."""
         log_p = self.rotation.log_prob(batch["log_period"], batch["log_age"], batch["colour"])
-        dwarf, other = self.contamination.parts(
-            batch["log_period"], batch["mem_prob"], batch["above"]
+        dwarf, outlier = self.contamination.log_parts(
+            batch["log_period"], batch["mem_prob"], batch["overluminosity"]
         )
-        log_p = torch.logaddexp(dwarf + log_p, other)
-        mine = torch.arange(len(log_p), device=log_p.device) % len(self.clusters)
-        learned = (mine[:, None] != batch["cluster"]) * batch["weight"]
-        return -(log_p * learned).sum(1).mean() / len(batch["weight"])
+        log_p = torch.logaddexp(dwarf + log_p, outlier)
+        held_out = torch.arange(len(log_p), device=log_p.device) % len(self.clusters)
+        weight = (held_out[:, None] != batch["cluster"]) * batch["weight"]
+        return -(log_p * weight).sum(1).mean() / len(batch["weight"])
 
     @torch.no_grad()
-    def calibrate(self, data: Any) -> None:
-        """The table of densities, and what clusters that were left out tell of the model."""
+    def calibrate(self, data: Data) -> None:
+        """Fill the table of densities; scores of held-out clusters, and the discrepancy."""
         self.table.fill(self.rotation)
-        found, self.discrepancy = left_out(self, data.training_batch())
-        self.left_out = found.to(self.left_out)
+        scores, self.discrepancy = left_out_scores(self, data.training_batch())
+        self.left_out_scores = scores.to(self.left_out_scores)
 
     def log_likelihood_left_out(self, batch: Batch, cluster: int) -> Tensor:
-        """ln p (batch, n_grid) of stars at each age, by networks that did not see ``cluster``."""
-        own = torch.arange(self.rotation.members) % len(self.clusters) == cluster
-        rotation, n = self.rotation.only(own), len(batch["colour"])
+        """ln p (batch, n_grid) of stars at each age, by networks that hold ``cluster`` out."""
+        mask = torch.arange(self.rotation.members) % len(self.clusters) == cluster
+        rotation, n = self.rotation.subset(mask), len(batch["colour"])
         columns = []
         for age in self.table.ages:
             log_p = rotation.log_prob(batch["log_period"], age.expand(n), batch["colour"])
             columns.append(log_p.logsumexp(0) - math.log(rotation.members))
-        return self.contaminated(torch.stack(columns, 1), batch, own)
+        return self.with_contamination(torch.stack(columns, 1), batch, mask)
 
-    def contaminated(
-        self, log_p: Tensor, batch: Batch, own: Tensor | slice = slice(None)
+    def with_contamination(
+        self, log_p: Tensor, batch: Batch, members: Tensor | slice = slice(None)
     ) -> Tensor:
         """ln p (batch, n_grid) of stars; ``log_p`` as if all were dwarfs of their cluster.
 
-        ``own``: the networks to ask.
+        ``members``: the networks whose mean it is, a mask or a slice.
         """
-        parts = self.contamination.parts(batch["log_period"], batch["mem_prob"], batch["above"])
-        dwarf, other = (part[own].logsumexp(0) - math.log(len(part[own])) for part in parts)
-        return torch.logaddexp(dwarf[:, None] + log_p, other[:, None])
+        parts = self.contamination.log_parts(
+            batch["log_period"], batch["mem_prob"], batch["overluminosity"]
+        )
+        dwarf, outlier = (
+            part[members].logsumexp(0) - math.log(len(part[members])) for part in parts
+        )
+        return torch.logaddexp(dwarf[:, None] + log_p, outlier[:, None])
 
     # --- prediction ---------------------------------------------------------------------------
 
     @property
     def outputs(self) -> dict[str, Output | Constant]:
-        return {
-            **{
-                name: Output("Gyr", f"{100 * q:g}% quantile of age")
-                for name, q in QUANTILES.items()
-            },
-            "age_mean": Output("Gyr", "mean of age"),
-            "log_evidence": Output("", "ln p(log10 P | colour), ages by their prior"),
-            "flags": Output("", _flags()),
-            "period_draws": Output("d", "periods expected at this colour, age by its posterior"),
-            "log_likelihood": Output("", "ln p(log10 P | age, colour) on the grid log10_age_myr"),
-            "age_true": Output("Gyr", "age of the catalogue"),
-            "pit": Output("", "cumulative posterior at it, NaN where the prior excludes it"),
-            "nll": Output("", "-ln p(log10 P) at it, per dex"),
-            "log10_age_myr": Constant(grid.centres(self.edges).cpu().numpy(), "log10_age_myr"),
-        }
+        return outputs(self.edges)
 
-    def log_prior(self) -> Tensor:
+    def cluster_log_prior(self) -> Tensor:
         """ln of the prior mass of each cell of log10 age, (n_grid,), of clusters."""
         return log_prior(self.edges, self.prior, self.youngest, self.oldest)
 
-    def log_prior_of(self, colour: Tensor) -> Tensor:
-        """The same of stars, (batch, n_grid): no dwarf is older than dwarfs of its colour live."""
-        return (self.log_prior() + log_alive(colour, self.table.ages)).log_softmax(1)
+    def star_log_prior(self, colour: Tensor) -> Tensor:
+        """The same of stars, (batch, n_grid): within the lifetime of dwarfs of their colour."""
+        weight = log_dwarf_weight(colour, self.table.ages)
+        return (self.cluster_log_prior() + weight).log_softmax(1)
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         valid, colour = batch["valid"], batch["colour"]
-        log_p = self.table.log_likelihood(batch, self.field)
-        member = self.contaminated(log_p, batch)
-        rows = summaries(member, self.log_prior_of(colour), self.edges, QUANTILES)
+        dwarf_log_p = self.table.log_likelihood(batch, self.field_scatter)
+        log_p = self.with_contamination(dwarf_log_p, batch)
+        rows = summaries(log_p, self.star_log_prior(colour), self.edges, QUANTILES)
         cdf = rows.pop("cdf")
-        rows["flags"] = self._flagged(batch, log_p, rows["age_q50"])
-        u = grid.counter_uniform(batch["row"], 2 * DRAWS, self.draw_seed)
-        ages = grid.quantile(cdf, self.edges, u[:, :DRAWS])
-        rows["period_draws"] = 10 ** self.table.draw(colour, ages, u[:, DRAWS:])
-        rows["log_likelihood"] = member
+        rows["flags"] = self._flags(batch, dwarf_log_p, rows["age_q50"])
+        u = grid.counter_uniform(batch["row"], 2 * N_PERIOD_DRAWS, self.draw_seed)
+        ages = grid.quantile(cdf, self.edges, u[:, :N_PERIOD_DRAWS])
+        rows["period_draws"] = 10 ** self.table.draw(colour, ages, u[:, N_PERIOD_DRAWS:])
+        rows["log_likelihood"] = log_p
         for name in (*QUANTILES, "age_mean", "log_evidence", "period_draws", "log_likelihood"):
-            known = valid.view(-1, *[1] * (rows[name].ndim - 1))
-            rows[name] = torch.where(known, rows[name], torch.nan)
+            mask = valid.view(-1, *[1] * (rows[name].ndim - 1))
+            rows[name] = torch.where(mask, rows[name], torch.nan)
         if "log_age" in batch:
             age = 10 ** (batch["log_age"] - 3)
-            inside = valid & (age >= self.youngest) & (age <= self.oldest)  # of the prior
-            at = torch.where(inside, batch["log_age"], torch.nan)
+            in_prior = valid & (age >= self.youngest) & (age <= self.oldest)
+            truth = torch.where(in_prior, batch["log_age"], torch.nan)
             rows["age_true"] = age
-            rows["pit"] = grid.scores(cdf, self.edges, at)["pit"]
-            cell = torch.bucketize(at.nan_to_num(2), self.edges).sub(1)
+            rows["pit"] = grid.scores(cdf, self.edges, truth)["pit"]
+            cell = torch.bucketize(truth.nan_to_num(2), self.edges).sub(1)
             cell = cell.clamp(0, len(self.edges) - 2)
-            rows["nll"] = torch.where(at.isnan(), at, -member.gather(1, cell[:, None])[:, 0])
+            nll = -log_p.gather(1, cell[:, None])[:, 0]
+            rows["nll"] = torch.where(truth.isnan(), truth, nll)
         return rows
 
-    def _flagged(self, batch: Batch, log_p: Tensor, age: Tensor) -> Tensor:
-        """The bits of `FLAGS`, (batch,)."""
+    def _flags(self, batch: Batch, dwarf_log_p: Tensor, age: Tensor) -> Tensor:
+        """The bits of `outputs.FLAGS`, (batch,), int16; ``age`` (batch,), Gyr."""
         colour, log_age = batch["colour"], age.log10() + 3
         slow = self.table.slow_sequence(colour, log_age)
         slowest = self.table.slow_sequence(colour, self.edges[-1].expand(len(colour)))
-        of_clusters = torch.tensor([*self.clusters.values()]).to(log_age)
-        raised = {
-            "extrapolated_colour": self._beyond_colours(colour, log_age, of_clusters),
-            "extrapolated_age": (log_age > of_clusters.max()) | (log_age < of_clusters.min()),
-            "extrapolated_error": (batch["colour_error"] > LARGEST["colour"])
-            | (batch["log_period_error"] > LARGEST["log_period"]),
-            "fast_rotator": batch["log_period"] < slow + math.log10(FAST),
-            "evolved": batch["evolved"],
-            "misfit": (log_p.amax(1) < math.log(MISFIT))
-            | (batch["log_period"] > slowest + math.log10(SLOWEST)),
+        cluster_ages = torch.tensor([*self.clusters.values()]).to(log_age)
+        masks = {
+            "extrapolated_colour": self._is_extrapolated_colour(colour, log_age, cluster_ages),
+            "extrapolated_age": (log_age > cluster_ages.max()) | (log_age < cluster_ages.min()),
+            "extrapolated_error": (batch["colour_error"] > MAX_ERRORS["colour"])
+            | (batch["log_period_error"] > MAX_ERRORS["log_period"]),
+            "fast_rotator": batch["log_period"] < slow + math.log10(FAST_ROTATOR_RATIO),
+            "evolved": batch["is_evolved"],
+            "misfit": (dwarf_log_p.amax(1) < math.log(MISFIT_DENSITY))
+            | (batch["log_period"] > slowest + math.log10(MISFIT_RATIO)),
         }
         flags = torch.zeros_like(colour).short()
-        for name, mask in raised.items():
+        for name, mask in masks.items():
             flags += BIT[name] * mask.short()
         return torch.where(batch["valid"], flags, BIT["no_age"]).short()
 
-    def _beyond_colours(self, colour: Tensor, log_age: Tensor, of_clusters: Tensor) -> Tensor:
-        """Whether there is no such colour in any cluster of about that age, or the nearest one."""
-        told = self.colours[:, 0].isfinite()
-        apart = (log_age[:, None] - of_clusters[told]).abs()
-        near = apart <= apart.amin(1, keepdim=True).clamp_min(NEAR_DEX)
-        low, high = self.colours[told].T
-        lowest = torch.where(near, low, torch.inf).amin(1)
-        highest = torch.where(near, high, -torch.inf).amax(1)
+    def _is_extrapolated_colour(
+        self, colour: Tensor, log_age: Tensor, cluster_ages: Tensor
+    ) -> Tensor:
+        """Mask of colours outside those of all clusters of similar age, or of the nearest one."""
+        has_range = self.colour_ranges[:, 0].isfinite()
+        difference = (log_age[:, None] - cluster_ages[has_range]).abs()
+        similar = difference <= difference.amin(1, keepdim=True).clamp_min(SIMILAR_AGE_DEX)
+        low, high = self.colour_ranges[has_range].T
+        lowest = torch.where(similar, low, torch.inf).amin(1)
+        highest = torch.where(similar, high, -torch.inf).amax(1)
         return (colour < lowest) | (colour > highest)
 
     def stack(self) -> DensityStack:
         """The age of each group, Gyr: the product over its stars, widened by the discrepancy."""
         return DensityStack(
             lambda batch, rows: groups.with_expectation(self, batch),
-            lambda stacked: groups.table(self, stacked, QUANTILES),
+            lambda stacked: groups.age_table(self, stacked, QUANTILES),
             units=dict.fromkeys(QUANTILES, "Gyr"),
         )
 
@@ -285,11 +322,11 @@ class Gyro(Component):
 
         ``posterior`` (n_grid,), probabilities of the cells about ``log10_age_myr``.
         """
-        (least, most), (bluest, reddest) = POSSIBLE_PERIODS, POSSIBLE_COLOURS
-        if not (least < prot < most and bluest < bp_rp0 < reddest):
+        (shortest, longest), (bluest, reddest) = POSSIBLE_PERIODS, POSSIBLE_COLOURS
+        if not (shortest < prot < longest and bluest < bp_rp0 < reddest):
             raise ValueError(
                 f"expected a period in days and a colour in mag, got {prot} and {bp_rp0}; for many "
-                f"stars there is predict(table)"
+                f"stars call predict(table)"
             )
         if e_prot is None or e_prot == 0:
             e_prot = MISSING_PERIOD_ERROR * prot
@@ -298,57 +335,34 @@ class Gyro(Component):
         star = Star("", prot, e_prot, bp_rp0, e_bp_rp0, math.nan, math.nan)
         batch = star_batch(star)
         rows = self.predict_step(batch)
-        posterior = (rows["log_likelihood"] + self.log_prior_of(batch["colour"])).softmax(1)[0]
-        found = {name: float(rows[name]) for name in (*QUANTILES, "age_mean", "flags")}
-        return found | {"posterior": posterior.numpy(), "log10_age_myr": self.table.ages.numpy()}
+        posterior = (rows["log_likelihood"] + self.star_log_prior(batch["colour"])).softmax(1)[0]
+        ages = {name: float(rows[name]) for name in (*QUANTILES, "age_mean", "flags")}
+        return ages | {"posterior": posterior.numpy(), "log10_age_myr": self.table.ages.numpy()}
 
-    # --- how good it is -----------------------------------------------------------------------
+    # --- evaluation ---------------------------------------------------------------------------
 
     def domain_of_validity(self) -> list[str]:
         ages = [10**age for age in self.clusters.values()]
-        told = self.colours[self.colours[:, 0].isfinite()]
+        ranges = self.colour_ranges[self.colour_ranges[:, 0].isfinite()]
         return [
             f"{len(ages)} clusters, {min(ages):.0f} to {max(ages):.0f} Myr: older ages are "
             f"extrapolated, and rest on the prior, flat in {self.prior}, to "
-            f"{self.oldest:g} Gyr or where dwarfs of the star's colour end",
-            f"(BP-RP)_0 {told[:, 0].min():.2f} to {told[:, 1].max():.2f} mag, less for old stars",
-            "settings and the prior were chosen with an eye on the clusters that are judged, the "
-            "Sun and the stars of asteroseismic age; the gyrochrone that networks start from "
-            "(Angus et al. 2019) was fitted to Praesepe and the Sun",
-            "stars that are held out are of clusters that were learned from: `nll` and "
-            "`star_coverage_68` are of new stars of known clusters, `cluster_*` of new clusters",
-            "main-sequence stars: subgiants turn slower than dwarfs of their colour",
-            f"`flags`, {_flags()}",
+            f"{self.oldest:g} Gyr or the lifetime of dwarfs of the star's colour",
+            f"(BP-RP)_0 {ranges[:, 0].min():.2f} to {ranges[:, 1].max():.2f} mag, less for old "
+            f"stars",
+            "settings and the prior were tuned on the benchmark clusters, the Sun and the stars of "
+            "asteroseismic age; the gyrochrone from which networks extrapolate (Angus et al. 2019) "
+            "was fitted to Praesepe and the Sun",
+            "held-out stars are of training clusters: `nll` and `star_coverage_68` are of new "
+            "stars of known clusters, `cluster_*` of new clusters",
+            "main-sequence stars: subgiants rotate more slowly than dwarfs of their colour",
+            f"`flags`, {describe_flags()}",
         ]
 
     def fitted_parameters(self) -> dict[str, float]:
-        """Of clusters left out, of the Sun, and of stars with asteroseismic ages."""
-        off, stated, log_p, n, others, inside = self.left_out.cpu().numpy().T
-        told = np.isfinite(off)
-        known = told & np.array(self.judged_of)
-        found = {}
-        if known.any():
-            stretch = stretched(torch.tensor([*self.clusters.values()])).numpy()
-            each = np.abs(off) / np.hypot(stated, others * stretch)
-            pull = each[known]
-            found = {
-                "cluster_age_rms_dex": float(np.sqrt(np.mean(off[known] ** 2))),
-                "cluster_age_median_dex": float(np.median(np.abs(off[known]))),
-                "cluster_coverage_68": float(np.mean(pull < 1)),
-                "cluster_coverage_68_all": float(np.mean(each[told] < 1)),
-                "cluster_worst_pull": float(np.max(pull)),
-                "cluster_discrepancy_dex": float(self.discrepancy),
-                "cluster_log_density": float(np.average(log_p[known], weights=n[known])),
-                "cluster_star_coverage_68": float(np.average(inside[known], weights=n[known])),
-                "cluster_age_median_dex_all": float(np.median(np.abs(off[told]))),
-            }
+        """Metrics of held-out clusters, the Sun's age, and metrics of seismic stars."""
         sun = self.age(SUN.period, SUN.colour, SUN.period_error, SUN.colour_error)
-        found["sun_age_gyr"] = sun["age_q50"]
-        return found | seismic(self)
+        return left_out_metrics(self) | {"sun_age_gyr": sun["age_q50"]} | seismic_metrics(self)
 
-    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+    def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
-
-
-def _flags() -> str:
-    return "bits: " + "; ".join(f"{BIT[name]} {name}, {text}" for name, text in FLAGS.items())

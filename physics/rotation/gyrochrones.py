@@ -15,8 +15,14 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtr, softmax
 
-# Inputs of log_density, in its order.
-NAMES = ("log10_period", "log10_age_myr", "bp_rp0", "e_log10_period", "e_bp_rp0", "mem_prob")
+INPUT_NAMES = (  # of log_density, in its order
+    "log10_period",
+    "log10_age_myr",
+    "bp_rp0",
+    "e_log10_period",
+    "e_bp_rp0",
+    "mem_prob",
+)
 
 # Angus et al. (2019, AJ 158, 173), Table 1, c_4 ... c_0 and c_A, with 12 digits of their package
 # stardate. Fitted for 0.56 < BP-RP < 2.7 to Praesepe, and to the Sun for the age.
@@ -44,7 +50,7 @@ FASTEST_DAYS, EDGE_DEX = 0.2, 0.05
 FIELD_LOG10_PERIOD, FIELD_DEX, FIELD_SHARE = 1.15, 0.4, 0.7
 MISSING_PERIOD_ERROR = 0.02  # relative; the truth where e_prot_d is NaN (measured median 0.01)
 MISSING_COLOUR_ERROR = 0.03  # mag
-# What a period, d, and a (BP-RP)_0, mag, may be: beyond, a column is something else.
+# Possible periods, d, and (BP-RP)_0, mag; a column with others holds something else.
 POSSIBLE_PERIODS, POSSIBLE_COLOURS = (0.02, 500.0), (-1.5, 6.0)
 
 # Dwarfs: BP-RP, M_G, mass in Msun; Pecaut & Mamajek (2013, ApJS 208, 9), table of 2024.05.15.
@@ -53,6 +59,9 @@ _M_G = (2.89, 3.26, 3.9, 4.635, 5.553, 6.22, 6.85, 8.1, 9.29, 10.05, 10.82, 12.0
 _MASS = (1.43, 1.32, 1.16, 1.0, 0.86, 0.76, 0.7, 0.585, 0.45, 0.36, 0.29, 0.18)
 dwarf_magnitude = PchipInterpolator(DWARF_COLOUR, _M_G)
 dwarf_mass = PchipInterpolator(DWARF_COLOUR, _MASS)
+# Heights above the sequence of dwarfs, mag: those of binaries begin at the first, and none reaches
+# the second; log g of dwarfs is above the third.
+BINARY_MAG, EVOLVED_MAG, EVOLVED_LOGG = 0.3, 0.9, 4.1
 # The survey is ours: periods to G = 18.5, over distance moduli that give the colours of the real
 # table; its colour errors (0.017 when bright, 0.05 at G = 17.5, 0.10 at 18.5).
 G_LIMIT, DISTANCE_MODULI = 18.5, (5.0, 11.0)
@@ -98,9 +107,11 @@ def log_density(
     analytically, that of the colour by the trapezoid rule on ``nodes`` over 4.5 sigma either side.
     An error of zero gives the intrinsic density, mem_prob = 1 that of members.
     """
-    given = (log10_period, log10_age_myr, bp_rp0, e_log10_period, e_bp_rp0, mem_prob)
-    x, age, colour, e_x, e_colour, member = (np.asarray(value, float)[..., None] for value in given)
-    for name, value in zip(NAMES, given, strict=True):
+    inputs = (log10_period, log10_age_myr, bp_rp0, e_log10_period, e_bp_rp0, mem_prob)
+    x, age, colour, e_x, e_colour, member = (
+        np.asarray(value, float)[..., None] for value in inputs
+    )
+    for name, value in zip(INPUT_NAMES, inputs, strict=True):
         if not np.isfinite(value).all():
             raise ValueError(f"log_density: {name} is not finite; for errors see period_error")
     if (e_x < 0).any() or (e_colour < 0).any() or (member < 0).any() or (member > 1).any():
@@ -111,16 +122,16 @@ def log_density(
     colour = colour + e_colour * node
     mean, share = slow_sequence(age, colour), fast_share(age, colour)
 
-    def of_member(y: np.ndarray) -> np.ndarray:
+    def member_density(y: np.ndarray) -> np.ndarray:
         slow = _normal(y - mean, np.hypot(slow_width(mean), e_x))
         low, edge = np.log10(FASTEST_DAYS), np.hypot(EDGE_DEX, e_x)
         fast = (ndtr((y - low) / edge) - ndtr((y - mean) / edge)) / (mean - low)
         return ((1 - share) * slow + share * fast) @ weight
 
-    density = member[..., 0] * of_member(x)
+    density = member[..., 0] * member_density(x)
     if (member < 1).any():
         field = _normal(x - FIELD_LOG10_PERIOD, np.hypot(FIELD_DEX, e_x))[..., 0]
-        alias = 0.5 * (of_member(x + np.log10(2)) + of_member(x - np.log10(2)))
+        alias = 0.5 * (member_density(x + np.log10(2)) + member_density(x - np.log10(2)))
         density += (1 - member[..., 0]) * (FIELD_SHARE * field + (1 - FIELD_SHARE) * alias)
     return np.log(np.maximum(density, np.finfo(float).tiny))
 
@@ -128,7 +139,7 @@ def log_density(
 def simulate(
     random: np.random.Generator, n_clusters: int = 24, stars: int = 6000, e_age_dex: float = 0.05
 ) -> dict[str, np.ndarray]:
-    """Columns of ``stars`` rows as the real table has them, and the truth.
+    """A table of ``stars`` rows with the columns of the real one, and the truth.
 
     star_id, cluster, age_myr (the literature's: true with an error of e_age_dex), e_age_dex,
     prot_d, e_prot_d (NaN for half), bp_rp0, e_bp_rp0, g0, mem_prob, good; true_age_myr, is_outlier,
@@ -144,8 +155,8 @@ def simulate(
     count = 5 + random.multinomial(stars - 5 * n_clusters, richness / richness.sum())
     row = np.repeat(np.arange(n_clusters), count)
     modulus = random.uniform(*DISTANCE_MODULI, n_clusters)
-    drawn = [_draw_colours(n, m, random) for n, m in zip(count, modulus, strict=True)]
-    colour = np.concatenate(drawn)
+    colours = [_draw_colours(n, m, random) for n, m in zip(count, modulus, strict=True)]
+    colour = np.concatenate(colours)
     magnitude = dwarf_magnitude(colour) + modulus[row]
     magnitude += 0.15 * random.standard_normal(stars)
     e_colour = np.hypot(0.016, 0.1 * 10 ** (0.3 * (magnitude - 18.5)))
@@ -193,9 +204,9 @@ def _draw_colours(n: int, modulus: float, random: np.random.Generator) -> np.nda
     colour = np.linspace(0.5, 3.0, 1001)
     mass = dwarf_mass(colour)
     number = np.where(mass > 0.5, 0.5 * mass**-2.3, mass**-1.3) * -dwarf_mass.derivative()(colour)
-    seen = ndtr((G_LIMIT - modulus - dwarf_magnitude(colour)) / 0.3)
-    reached = np.cumsum(number * seen)
-    return np.interp(random.random(n) * reached[-1], reached, colour)
+    observed_fraction = ndtr((G_LIMIT - modulus - dwarf_magnitude(colour)) / 0.3)
+    cumulative = np.cumsum(number * observed_fraction)
+    return np.interp(random.random(n) * cumulative[-1], cumulative, colour)
 
 
 def _normal(deviation: np.ndarray, width: np.ndarray) -> np.ndarray:

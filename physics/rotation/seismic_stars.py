@@ -1,4 +1,4 @@
-"""The Sun and eleven Kepler stars of asteroseismic age: what gyrochronology is held to.
+"""The Sun and eleven Kepler stars of asteroseismic age: benchmarks of gyrochronology.
 
 Periods, colours and ages as listed by van Saders et al. (2016, Nature 529, 181) and the stardate
 package of R. Angus; colours are (BP - RP)_0 of Gaia DR2, dereddened where A_V is known.

@@ -1,4 +1,4 @@
-"""What is special to gyro: ages, what they do at the edges, and what is refused."""
+"""Claims about gyro: its densities, its ages and their limits, and what is refused."""
 
 import math
 
@@ -10,7 +10,13 @@ from conftest import command
 from orrery import pretrained
 from orrery.datamodules.gyro import GyroData
 from orrery.models.gyro import BIT
-from orrery.models.gyro.ages import COLOURS, PERIODS, TYPICAL, cumulative, joint
+from orrery.models.gyro.ages import (
+    COLOUR_GRID,
+    LOG_PERIOD_GRID,
+    TYPICAL_ERRORS,
+    cumulative,
+    joint_cdf,
+)
 from orrery.models.gyro.networks import Contamination, Rotation
 from orrery.models.layers import grid
 from orrery.physics.rotation import gyrochrones
@@ -40,25 +46,26 @@ def stars():
 
 
 def test_the_density_of_a_period_integrates_to_one(model):
-    rotation = model.model.rotation
+    rotation = model.rotation
     y = torch.linspace(-4, 5, 4000)
     with torch.no_grad():
         p = rotation.log_prob(y[:, None], torch.tensor([2.0]), torch.tensor([1.2])).exp()[..., 0]
     np.testing.assert_allclose(np.trapezoid(p.numpy(), y.numpy(), axis=1), 1, rtol=2e-3)
 
 
-def test_who_is_no_dwarf_of_the_cluster_may_have_any_period():
+def test_outliers_may_have_any_period():
     contamination = Contamination(2)
     y = torch.linspace(-6, 7, 4000)
     with torch.no_grad():
-        contamination.evidence[:, 2:] = torch.tensor([1.0, 2.0, 3.0])
+        contamination.logit_coefficients[:, 2:] = torch.tensor([1.0, 2.0, 3.0])
         half = torch.full_like(y, 0.5)
-        dwarf, other = contamination.parts(y, half, torch.zeros_like(y))
+        dwarf, outlier = contamination.log_parts(y, half, torch.zeros_like(y))
         np.testing.assert_allclose(dwarf.exp().numpy(), 0.5, rtol=1e-5)
-        share = np.trapezoid(other.exp().numpy(), y.numpy(), axis=1)
+        share = np.trapezoid(outlier.exp().numpy(), y.numpy(), axis=1)
         np.testing.assert_allclose(share, 0.5, rtol=1e-3)
-        above = torch.tensor([0.0, 0.3, 0.8, 2.0, -1.0])
-        dwarf, _ = contamination.parts(above, torch.full((5,), 0.5), above)
+        overluminosity = torch.tensor([0.0, 0.3, 0.8, 2.0, -1.0])
+        half = torch.full((5,), 0.5)
+        dwarf, _ = contamination.log_parts(overluminosity, half, overluminosity)
     logit = torch.logit(dwarf.exp())[0]
     expected = [0, 0, -0.5, -(2 - 0.3) - 2 * (2 - 0.9), -3 * (1 - 0.3)]
     np.testing.assert_allclose(logit.numpy(), expected, atol=1e-5)
@@ -80,9 +87,9 @@ def exact_ages(gyro, batch, nodes=1):
     points = torch.linspace(-3.5, 3.5, nodes) if nodes > 1 else torch.zeros(1)
     weight = (-0.5 * points.square()).softmax(0).log()
     moved = {}
-    for name, typical in TYPICAL.items():
+    for name, typical in TYPICAL_ERRORS.items():
         variance = (batch[f"{name}_error"].square() - typical**2).clamp_min(0)
-        variance = variance + (gyro.field**2 if name == "colour" else 0)
+        variance = variance + (gyro.field_scatter**2 if name == "colour" else 0)
         moved[name] = batch[name] + points[:, None] * variance.sqrt()
     columns = []
     with torch.no_grad():
@@ -93,8 +100,8 @@ def exact_ages(gyro, batch, nodes=1):
                 log_p = log_p.logsumexp(0) - math.log(len(log_p))
                 parts.append((log_p.view(nodes, -1) + weight[:, None]).logsumexp(0) + w)
             columns.append(torch.stack(parts).logsumexp(0))
-        member = gyro.contaminated(torch.stack(columns, 1), batch, slice(None))
-        mass = (member + gyro.log_prior_of(batch["colour"])).softmax(1)
+        member = gyro.with_contamination(torch.stack(columns, 1), batch, slice(None))
+        mass = (member + gyro.star_log_prior(batch["colour"])).softmax(1)
     return grid.quantile(cumulative(mass), gyro.edges, torch.tensor([[0.5]]))[:, 0] - 3
 
 
@@ -106,7 +113,7 @@ def test_the_table_gives_the_ages_of_the_exact_density(
 ):
     """Of the shipped model, whose densities are the sharpest."""
     gyro = shipped
-    monkeypatch.setattr(gyro, "field", field)
+    monkeypatch.setattr(gyro, "field_scatter", field)
     data = GyroData(split="all")
     data.table = {name: values[:16] for name, values in stars.items()}
     batch = next(data.prediction_batches())
@@ -184,16 +191,16 @@ def test_drawn_periods_are_those_of_the_density(shipped):
     table = shipped.table
     i, k, n = 21, 120, 4000
     u = torch.rand(1, n, generator=torch.Generator().manual_seed(0))
-    drawn = table.draw(COLOURS[i : i + 1], table.ages[k].expand(1, n), u)[0]
+    drawn = table.draw(COLOUR_GRID[i : i + 1], table.ages[k].expand(1, n), u)[0]
     p = table.values[i, :, k].float().exp()
     cdf = (p.cumsum(0) / p.sum()).numpy()
     for level in (0.2, 0.5, 0.8):
-        expected = PERIODS[np.searchsorted(cdf, level)]
+        expected = LOG_PERIOD_GRID[np.searchsorted(cdf, level)]
         assert float(drawn.quantile(level)) == pytest.approx(float(expected), abs=0.02)
 
 
 def test_no_dwarf_is_older_than_dwarfs_of_its_colour_live(shipped):
-    prior = shipped.log_prior_of(torch.tensor([0.55, 0.82, 2.0]))
+    prior = shipped.star_log_prior(torch.tensor([0.55, 0.82, 2.0]))
     np.testing.assert_allclose(prior.exp().sum(1).numpy(), 1, rtol=1e-5)
     high = prior > prior.amax(1, keepdim=True) - 1  # where it has not fallen by a factor of e
     end = torch.stack([10 ** (shipped.edges[1:][row].amax() - 3) for row in high])
@@ -211,7 +218,7 @@ def test_the_discrepancy_widens_and_does_not_move(age):
     likelihood = -0.5 * ((ages - log_age) / 0.02).square()
     levels = torch.tensor([[0.16, 0.5, 0.84]])
     for sigma in (0.0, 0.05):
-        cdf = joint(likelihood, torch.zeros(600), torch.tensor(sigma), edges)
+        cdf = joint_cdf(likelihood, torch.zeros(600), torch.tensor(sigma), edges)
         low, mid, high = grid.quantile(cdf, edges, levels)[0]
         width = math.hypot(0.02, sigma * math.hypot(1, gyrochrones.PLATEAU_MYR / max(age, 40)))
         assert float(mid) == pytest.approx(log_age, abs=0.01)
@@ -220,7 +227,7 @@ def test_the_discrepancy_widens_and_does_not_move(age):
 
 def test_no_cluster_is_older_than_the_prior(shipped):
     likelihood = -0.5 * ((shipped.table.ages - 4.1) / 0.02).square()
-    cdf = joint(likelihood, shipped.log_prior(), torch.tensor(0.1), shipped.edges)
+    cdf = joint_cdf(likelihood, shipped.cluster_log_prior(), torch.tensor(0.1), shipped.edges)
     end = grid.quantile(cdf, shipped.edges, torch.tensor([[0.999]]))[0, 0]
     assert 10 ** (float(end) - 3) <= shipped.oldest * 1.06  # a cell
 
@@ -265,9 +272,13 @@ def test_what_is_shipped_is_what_the_card_says(shipped):
     assert found["benchmark_rms_dex"] < 0.162 and found["cluster_log_density"] > 0.63
     assert found["cluster_age_rms_dex"] < 0.08 and found["cluster_age_median_dex"] < 0.05
     assert found["cluster_worst_pull"] < 3 and 0.5 < found["cluster_coverage_68"] < 0.95
-    assert shipped.contamination.evidence[:, 1:4].mean(0).min() > 0, "brighter: less of a dwarf"
+    assert shipped.contamination.logit_coefficients[:, 1:4].mean(0).min() > 0, (
+        "brighter: less of a dwarf"
+    )
 
 
-def test_clusters_to_judge_are_among_those_learned(in_tmp):
-    done = command("train.py", "model=gyro", "experiment=gyro_quick", "model.judge=[Nowhere]")
+def test_benchmark_clusters_are_among_the_training_clusters(in_tmp):
+    done = command(
+        "train.py", "model=gyro", "experiment=gyro_quick", "model.benchmark_clusters=[Nowhere]"
+    )
     assert done.returncode == 2 and "Nowhere, which are not among the clusters" in done.stderr

@@ -117,7 +117,7 @@ def test_a_catalogue_does_not_give_way_to_its_predictions(runs, galaxies, tmp_pa
     galaxies.write(path, overwrite=True)
     words = [f"data.path={path}", f"output={tmp_path}/pz.hdf5", "data.keep=z_median"]
     done = door(runs, tmp_path, *words)
-    assert "'z_median' would stand beside the prediction of that name" in refusal(done)
+    assert "'z_median' has the name of a prediction" in refusal(done)
 
 
 def test_rows_that_are_left_out_are_not_counted(runs, galaxies, tmp_path):

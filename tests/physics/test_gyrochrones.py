@@ -22,7 +22,7 @@ def as_inputs(stars, rows):
         stars["e_bp_rp0"],
         stars["mem_prob"],
     )
-    return dict(zip(gy.NAMES, (x[rows] for x in inputs), strict=True))
+    return dict(zip(gy.INPUT_NAMES, (x[rows] for x in inputs), strict=True))
 
 
 def cumulative(inputs):

@@ -342,12 +342,19 @@ class MakesSkyMap(Protocol):
         """The arrays of `orrery.evaluation.sky_map.write_sky_map`; empty if not asked for."""
 
 
+class ObjectRequest(Protocol):
+    """How many objects to draw, and the seed; `datamodules.base.GenerationRequest` is one."""
+
+    n: int
+    seed: int
+
+
 @runtime_checkable
 class Generates(Protocol):
     """Draws objects, written by ``evaluate.py checkpoint=... data=<request> output=mock.fits``."""
 
-    def generated(self, request: Any) -> Iterable[dict[str, np.ndarray]]:
-        """Rows, chunk by chunk; ``request``: the data module that says how many, and of what."""
+    def generated(self, request: ObjectRequest) -> Iterable[dict[str, np.ndarray]]:
+        """``request.n`` rows, chunk by chunk: the columns of `generated_columns`."""
 
-    def generated_columns(self, request: Any) -> Mapping[str, Output | Constant]:
-        """Name, unit and meaning of each."""
+    def generated_columns(self, request: ObjectRequest) -> Mapping[str, Output | Constant]:
+        """Name, unit and meaning of each column, and constant arrays."""

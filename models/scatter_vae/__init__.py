@@ -1,6 +1,6 @@
 """scatter_vae: a generative model of Gaia BP/RP spectra that knows their intrinsic scatter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +10,22 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from orrery.models.base import Batch, Component, Constant, Evaluation, Fit, Output, PredictedRows
+from orrery.models.base import (
+    Batch,
+    Component,
+    Constant,
+    Evaluation,
+    Fit,
+    ObjectRequest,
+    Output,
+    PredictedRows,
+)
 from orrery.models.scatter_vae.em import polish
 from orrery.models.scatter_vae.evaluation import evaluate
 from orrery.models.scatter_vae.inference import Posterior, Whitening, posterior
 from orrery.models.scatter_vae.likelihood import covariant_nll, lowrank_nll
 from orrery.models.scatter_vae.networks import Published, Recipe
-from orrery.models.scatter_vae.outputs import outputs, rows_of
+from orrery.models.scatter_vae.outputs import generated_outputs, outputs, rows_of
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp
 
@@ -24,6 +33,7 @@ PRESETS = ("default", "paper")
 COVARIANCES = ("full", "lowrank", "diagonal")
 PATIENCE = 4  # times as many steps for stars without a band
 POPULATION = 4096  # latent means that are kept, to generate stars like those of the training set
+GENERATED_PER_CHUNK = 4096  # stars
 SLICE = 256  # stars predicted at once: their matrices fit the cache
 AMPLITUDE = 0.1  # what is known beforehand of a star's amplitude, relative to its flux
 BRIGHT = 0.9  # quantile of a star's weight beyond which more does not count, in PCA
@@ -325,6 +335,21 @@ class ScatterVAE(Component):
             found["spectrum"] = self.spectra.flux(coefficients).cpu().numpy()
             found["wavelength"] = self.wavelengths
         return found
+
+    def generated(self, request: ObjectRequest) -> Iterator[dict[str, np.ndarray]]:
+        """``request.n`` stars like the training set's, in chunks of `generate`."""
+        for i, start in enumerate(range(0, request.n, GENERATED_PER_CHUNK)):
+            size = min(GENERATED_PER_CHUNK, request.n - start)
+            # chunks of other seeds have other random numbers
+            stars = self.generate(size, seed=1_000_003 * request.seed + i)
+            yield {name: stars[name] for name in generated_outputs(self.spectra is not None)}
+
+    def generated_columns(self, request: ObjectRequest) -> dict[str, Output | Constant]:
+        """The columns of `generated`, and the wavelengths of the spectra."""
+        columns: dict[str, Output | Constant] = {**generated_outputs(self.spectra is not None)}
+        if self.spectra is not None:
+            columns["wavelength"] = Constant(self.wavelengths, "wavelength")
+        return columns
 
     def observed_spectra(self, batch: Batch) -> dict[str, Tensor]:
         """Spectra with their errors, and what scatter adds to a spectrum, for the figures."""

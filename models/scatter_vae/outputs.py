@@ -62,6 +62,21 @@ def outputs(bands: Mapping[str, int], sampled: bool) -> dict[str, Output]:
     return LATENT | vectors | (spectrum if sampled else {}) | ODD
 
 
+def generated_outputs(sampled: bool) -> dict[str, Output]:
+    """The columns of `ScatterVAE.generated`, of stars of flux 1."""
+    columns = {
+        "latent": Output("", "z of the star, which it was drawn with"),
+        "coefficients": Output("", "coefficients over the flux, without noise"),
+        "scatter": Output("", "intrinsic scatter of each coefficient, over the flux"),
+    }
+    if sampled:
+        meaning = (
+            "flux density at the wavelengths of the model for coefficients of flux 1 electron/s"
+        )
+        columns["spectrum"] = Output("W m-2 nm-1", meaning)
+    return columns
+
+
 def rows_of(
     found: Posterior,
     batch: Batch,

@@ -169,7 +169,8 @@ def generate(
     declared = model.generated_columns(request)
     names = [name for name, column in declared.items() if isinstance(column, Output)]
     if unknown := [name for name in columns or () if name not in names]:
-        raise ValueError(f"columns: there is no output {unknown}; there are {names}")
+        wrong = ", ".join(map(repr, unknown))
+        raise ValueError(f"columns: there is no output {wrong}; there are {names}")
     with table_writer(output, declared, _metadata(model, title)) as writer:
         for rows in model.generated(request):
             chosen = {name: rows[name] for name in columns or names}

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from astropy.table import Table
 from conftest import command, train
 from scipy.stats import chi2
 from torch.distributions import MultivariateNormal
 
 from orrery import pretrained
+from orrery.datamodules.base import GenerationRequest
+from orrery.evaluation.evaluate import generate
 from orrery.models.scatter_vae import evaluation as scores
 from orrery.models.scatter_vae.inference import Whitening, log_tail, posterior
 from orrery.models.scatter_vae.networks import Published
@@ -176,6 +179,40 @@ def test_generated_stars_are_like_those_of_the_training_set(runs):
     around = model.generate(20, near=near, spread=0.1)["latent"]
     assert np.abs(around - near).max() < np.abs(made["latent"] - near).max()
     assert model.generate(7, near="prior")["latent"].shape == (7, 6)
+
+
+def test_generated_stars_are_written_in_chunks_with_their_units(tmp_path, monkeypatch):
+    monkeypatch.setattr("orrery.models.scatter_vae.GENERATED_PER_CHUNK", 4)
+    model = pretrained.load("scatter_vae")
+    output = tmp_path / "mock.fits"
+    generate(model, GenerationRequest(n=10), "", str(output), ["latent", "spectrum"])
+    table = Table.read(output)
+    assert table.colnames == ["latent", "spectrum"] and table["spectrum"].unit == "W nm-1 m-2"
+    assert table["spectrum"].shape == (10, 343)
+    assert len(np.unique(np.array(table["latent"])[:, 0])) > 5, "chunks differ"
+    again = np.concatenate([rows["latent"] for rows in model.generated(GenerationRequest(n=10))])
+    np.testing.assert_array_equal(table["latent"], again)
+    other = next(model.generated(GenerationRequest(n=10, seed=1)))["latent"]
+    assert not np.array_equal(other, again[:4])
+
+
+def test_generated_stars_are_a_command(tmp_path):
+    words = ["evaluate.py", "checkpoint=scatter_vae", "data=xp_generated", "data.n=30"]
+    run = f"hydra.run.dir={tmp_path}/run"
+    done = command(*words, f"output={tmp_path}/mock.hdf5", run)
+    assert done.returncode == 0 and "30 generated objects: " in done.stdout, done.stderr
+    with open_catalogue(tmp_path / "mock.hdf5") as catalogue:
+        assert {"latent", "coefficients", "scatter", "spectrum"} <= set(catalogue.names)
+        assert len(catalogue) == 30
+    for changed, message in (
+        ([], "generated objects need a file: output=<file>"),
+        (["columns=[spectra]", f"output={tmp_path}/a.fits"], "no output 'spectra'; there are"),
+        ([f"output={tmp_path}/a.csv"], "a vector per object, which CSV cannot hold"),
+        (["data.n=0", f"output={tmp_path}/a.fits"], "expected how many objects to draw"),
+        (["checkpoint=zephyr", f"output={tmp_path}/a.fits"], "zephyr draws no objects"),
+    ):
+        done = command(*words, *changed, run)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
 
 
 def test_wavelengths_are_the_users(runs, tmp_path):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from orrery.models.base import (
     Batch,
     Component,
+    Data,
     Evaluation,
     Fit,
     Output,
@@ -97,7 +97,7 @@ class GCEmulator(Component):
 
     # --- the fit ------------------------------------------------------------------------------
 
-    def prepare(self, data: Any) -> None:
+    def prepare(self, data: Data) -> None:
         """Principal components of the tables, from an evenly spaced subset of the nodes."""
         if self.modes:
             nodes = data.training_batch()
@@ -217,7 +217,7 @@ class GCEmulator(Component):
             "flags": flags,
         }
 
-    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+    def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         """Errors of the emulator over all rows, and the posterior of a mock cluster."""
         inside = rows["flags"] < 2
         errors = [name for name in self.columns if name.endswith("max_rel_error")]

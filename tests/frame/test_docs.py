@@ -47,6 +47,7 @@ SMALL_FIT = {  # what makes a training one of seconds
 }
 CHAINS = "model.chains=2 model.warmup=20 model.draws=20"
 SMALL_EVALUATION = {  # of the first that the command names
+    "xp_generated": "data.n=50",
     "gc_profile": CHAINS,
     "gc_stars": f"data.n_stars=60 {CHAINS}",
     "gc_sky": f"data.n_stars=60 {CHAINS}",

@@ -22,7 +22,7 @@ from orrery.tables import Catalogue
 
 GALACTIC, EQUATORIAL = ("l", "b"), ("ra", "dec")
 ECLIPTIC = ("ecl_lon", "ecl_lat", "elon", "elat", "lambda", "beta")
-FEWEST = 100  # stars to make a map of
+MIN_STARS = 100  # of a training set
 EXTINCTIONS = ("E", "A_V")  # units of extinction: of Zhang, Green & Rix (2023), and magnitudes
 A_V_PER_E = 2.8  # Zhang, Green & Rix (2023), sec. 3
 # their catalogue, doi:10.5281/zenodo.7811871: stellar parameters (stars, 5) and their errors, of
@@ -31,14 +31,14 @@ ZGR23 = {"estimates": "stellar_params_est", "errors": "stellar_params_err"}
 MEASURED = ("extinction", "extinction_error")
 
 
-def _place(name: str, unit: str, meaning: str, low: float, high: float) -> Column:
+def _position(name: str, unit: str, meaning: str, low: float, high: float) -> Column:
     return Column(name, unit, meaning, low, high, training="chosen")
 
 
-def _of_zgr23(name: str, what: str) -> Column:
+def _zgr23_column(name: str, quantity: str) -> Column:
     return Column(
         name,
-        meaning=f"{what} of Zhang, Green & Rix (2023), in place of parallax and extinction",
+        meaning=f"{quantity} of Zhang, Green & Rix (2023), in place of parallax and extinction",
         kind="vector",
         training="chosen",
         special="the last two are E and the parallax, mas, with their ranges",
@@ -46,31 +46,39 @@ def _of_zgr23(name: str, what: str) -> Column:
 
 
 class DustData(CatalogueData):
-    """Directions, distances and extinctions of stars.
+    """Directions, distances and extinctions of stars: a catalogue, or a synthetic sky.
 
     Columns by role: ``l b`` or ``ra dec``, deg; ``parallax parallax_error``, mas, or ``distance``,
-    pc, with or without ``distance_error``; ``extinction extinction_error``, in ``extinction_unit``:
-    E of Zhang, Green & Rix (2023), or A_V, which is 2.8 E. Their catalogue is read as it is, of
-    which those of ``train_where="quality_flags<8"`` are reliable. For predictions only place and
-    distance are needed. Stars of a parallax below ``min_parallax_snr`` errors, and those beyond the
-    grid, are left out of a training set.
+    pc, with or without ``distance_error``; ``extinction extinction_error``. The catalogue of Zhang,
+    Green & Rix (2023) is read as it is; ``train_where="quality_flags<8"`` keeps its reliable stars.
+    Predictions need only position and distance. A batch: ``direction`` (batch, 3), Galactic unit
+    vectors; ``parallax`` and ``parallax_error`` (batch,), mas; ``extinction`` and
+    ``extinction_error`` (batch,), E, NaN where unknown.
 
-    Without ``path``: `physics.dust.dust_sky` on the voxels of ``nside`` x ``n_radial`` from
-    ``nearest`` to ``farthest``, pc, with ``n_stars`` before the cut.
+    Args:
+        nside, n_radial, nearest, farthest, base_nside: the grid, as of `models.dust.Dust`.
+        n_stars: of the synthetic sky (`physics.dust.dust_sky`), before the cut in parallax.
+        min_parallax_snr: stars whose parallax is less than so many errors are left out of a
+            training set, as are those beyond the grid.
+        extinction_unit: "E", of Zhang, Green & Rix (2023), or "A_V", which is 2.8 E.
+        mean, amplitude, scale: of the synthetic sky's ln density, 1/pc, and its scale, pc.
+        clouds: compact clouds in the synthetic sky.
+        sigma: error of its extinctions, E.
+        catalogue: settings of `CatalogueData`.
     """
 
     declared: ClassVar = {
-        "l": _place("l", "deg", "Galactic longitude, with b", -360, 360),
-        "b": _place("b", "deg", "Galactic latitude", -90, 90),
-        "ra": _place("ra", "deg", "right ascension, ICRS, with dec in place of l and b", -360, 360),
-        "dec": _place("dec", "deg", "declination", -90, 90),
-        "parallax": _place("parallax", "mas", "parallax", -900, 2000),
-        "parallax_error": _place("parallax_error", "mas", "error of the parallax", 0, LARGEST),
+        "l": _position("l", "deg", "Galactic longitude, with b", -360, 360),
+        "b": _position("b", "deg", "Galactic latitude", -90, 90),
+        "ra": _position("ra", "deg", "ICRS right ascension, with dec, or l and b", -360, 360),
+        "dec": _position("dec", "deg", "declination", -90, 90),
+        "parallax": _position("parallax", "mas", "parallax", -900, 2000),
+        "parallax_error": _position("parallax_error", "mas", "error of the parallax", 0, LARGEST),
         "distance": replace(
-            _place("distance", "pc", "distance, in place of the parallax", 0, LARGEST), ends="(]"
+            _position("distance", "pc", "distance, in place of the parallax", 0, LARGEST), ends="(]"
         ),
         "distance_error": replace(
-            _place("distance_error", "pc", "error of the distance; 0 without", 0, LARGEST),
+            _position("distance_error", "pc", "error of the distance; 0 without", 0, LARGEST),
             unit_of="distance",
         ),
         "extinction": Column(
@@ -81,8 +89,8 @@ class DustData(CatalogueData):
             "extinction_error", None, "error of the extinction", 0, ends="()", truth=True,
             prediction="chosen", required_with="extinction",
         ),
-        "estimates": _of_zgr23(ZGR23["estimates"], "parameters"),
-        "errors": _of_zgr23(ZGR23["errors"], "errors of them"),
+        "estimates": _zgr23_column(ZGR23["estimates"], "parameters"),
+        "errors": _zgr23_column(ZGR23["errors"], "errors of parameters"),
     }  # fmt: skip
 
     def __init__(
@@ -103,17 +111,17 @@ class DustData(CatalogueData):
         **catalogue: Any,
     ) -> None:
         super().__init__(**catalogue)
-        self.sky = (nside, n_radial, nearest, farthest, base_nside)
-        self.n_stars, self.min_snr = n_stars, min_parallax_snr
+        self.grid = (nside, n_radial, nearest, farthest, base_nside)
+        self.n_stars, self.min_parallax_snr = n_stars, min_parallax_snr
         if extinction_unit not in EXTINCTIONS:
             raise ValueError(
                 f"data.extinction_unit is '{extinction_unit}'; it is E, of Zhang, Green & Rix "
                 f"(2023), or A_V = {A_V_PER_E} E"
             )
-        self.per_unit = 1.0 if extinction_unit == "E" else 1 / A_V_PER_E
-        self.process, self.clouds = (mean, amplitude, scale), clouds
+        self.e_per_unit = 1.0 if extinction_unit == "E" else 1 / A_V_PER_E
+        self.log_density, self.clouds = (mean, amplitude, scale), clouds
         self.sigma = sigma
-        self._true: tuple[Tensor, dust_sky.Stars] | None = None
+        self._sky: tuple[Tensor, dust_sky.Stars] | None = None
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -128,10 +136,10 @@ class DustData(CatalogueData):
 
         pair = next((p for p in (GALACTIC, EQUATORIAL) if column(p[0]).name in names), None)
         if pair is None:
-            found = [name for name in ECLIPTIC if name in names]
-            if found:
+            ecliptic = [name for name in ECLIPTIC if name in names]
+            if ecliptic:
                 raise ValueError(
-                    f"{self.label} has ecliptic coordinates, {' and '.join(found)}; expected "
+                    f"{self.label} has ecliptic coordinates, {' and '.join(ecliptic)}; expected "
                     f"Galactic l and b, or ra and dec: convert them"
                 )
             pair = GALACTIC
@@ -142,7 +150,7 @@ class DustData(CatalogueData):
             roles += ["distance", *(["distance_error"] if wanted("distance_error") else [])]
         else:
             roles += ["parallax", "parallax_error"]
-        measured = {role: self._measured(catalogue, column(role)) for role in MEASURED}
+        measured = {role: self._in_magnitudes(catalogue, column(role)) for role in MEASURED}
         missing = [c.name for c in measured.values() if c.name not in names]
         if training or not missing:
             return {role: column(role) for role in roles} | measured
@@ -153,31 +161,31 @@ class DustData(CatalogueData):
             )
         return {role: column(role) for role in roles}
 
-    def _measured(self, catalogue: Catalogue, found: CatalogueColumn) -> CatalogueColumn:
-        unit = self._unit(catalogue, found.name)
-        return replace(found, column=replace(found.column, unit=unit))
+    def _in_magnitudes(self, catalogue: Catalogue, column: CatalogueColumn) -> CatalogueColumn:
+        unit = self._unit(catalogue, column.name)
+        return replace(column, column=replace(column.column, unit=unit))
 
     def _unit(self, catalogue: Catalogue, column: str) -> str | None:
-        """What a column of extinctions is converted to, if it says what it is in."""
+        """The unit that a column of extinctions is converted to, None if it has no unit."""
         unit = catalogue.units.get(column)
         if unit is None or unit == u.dimensionless_unscaled:
             return None
-        if self.per_unit == 1:
+        if self.e_per_unit == 1:
             self.warn_once(
                 f"{self.label}: column '{column}' is in {unit}, and is taken as E of Zhang, Green "
-                f"& Rix (2023); of A_V, which is {A_V_PER_E} E, say data.extinction_unit=A_V"
+                f"& Rix (2023); if it is A_V = {A_V_PER_E} E, set data.extinction_unit=A_V"
             )
         return "mag"
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         values = dict(columns)
         if "estimates" in values:
-            for role, more in (("estimates", ""), ("errors", "_error")):
-                both = values.pop(role)[:, -2:].T
-                for name, cells in zip((f"extinction{more}", f"parallax{more}"), both, strict=True):
+            for role, suffix in (("estimates", ""), ("errors", "_error")):
+                names = f"extinction{suffix}", f"parallax{suffix}"
+                for name, cells in zip(names, values.pop(role)[:, -2:].T, strict=True):
                     column = CatalogueColumn(self.declared[name], ZGR23[role])
                     values[name] = column.checked(cells, training)
-        if "extinction" in values:  # one without the other is unknown
+        if "extinction" in values:  # NaN where its error is unknown
             values["extinction"] = values["extinction"] + 0 * values["extinction_error"]
         batch = {"direction": self._direction(values)}
         if "distance" in values:
@@ -187,12 +195,12 @@ class DustData(CatalogueData):
             parallax, error = values["parallax"], values["parallax_error"]
             name = str(self.columns.get("parallax", "parallax"))
             refuse((parallax <= 0) & (error == 0), name, parallax,
-                   "is not positive and exact: no distance", "mas, above 0",
+                   "without an error gives no distance", "mas, above 0",
                    "drop those stars")  # fmt: skip
         batch |= {"parallax": torch.from_numpy(parallax), "parallax_error": torch.from_numpy(error)}
         for name in ("extinction", "extinction_error"):
             if name in values:
-                batch[name] = torch.from_numpy(values[name] * self.per_unit).float()
+                batch[name] = torch.from_numpy(values[name] * self.e_per_unit).float()
         return batch
 
     def _direction(self, values: Mapping[str, np.ndarray]) -> Tensor:
@@ -207,46 +215,47 @@ class DustData(CatalogueData):
         if stage != "fit" or self.rows:
             return
         super().setup(stage)
-        farthest = self.sky[3]
+        farthest = self.grid[3]
         for name, rows in self.rows.items():
-            sure = rows["parallax"] > self.min_snr * rows["parallax_error"]
+            precise = rows["parallax"] > self.min_parallax_snr * rows["parallax_error"]
             within = rows["parallax"] > 1e3 / farthest
-            if not bool((sure & within).all()):
+            kept = precise & within
+            if not bool(kept.all()):
                 self.warn_once(
-                    f"{self.label}, {name}: {int((~sure).sum()):,} stars of a parallax below "
-                    f"{self.min_snr:g} errors and {int((sure & ~within).sum()):,} beyond "
-                    f"{farthest:g} pc are left out"
+                    f"{self.label}, {name}: {int((~precise).sum()):,} stars of a parallax below "
+                    f"{self.min_parallax_snr:g} errors and {int((precise & ~within).sum()):,} "
+                    f"beyond {farthest:g} pc are left out"
                 )
-            self.rows[name] = {key: value[sure & within] for key, value in rows.items()}
-            self.rows[name]["row"] = torch.arange(int((sure & within).sum()))
-        if len(self.rows["train"]["row"]) < FEWEST:
+            self.rows[name] = {key: value[kept] for key, value in rows.items()}
+            self.rows[name]["row"] = torch.arange(int(kept.sum()))
+        if len(self.rows["train"]["row"]) < MIN_STARS:
             raise ValueError(
                 f"{len(self.rows['train']['row'])} stars are left to make a map of; expected "
-                f"{FEWEST} at the least"
+                f"{MIN_STARS} or more"
             )
 
     def train_dataloader(self) -> DataLoader:
-        """All stars at once, in every process: processes share out samples, not stars."""
+        """All stars as one batch, in every process: processes share out samples, not stars."""
         return DataLoader([self.rows["train"]], batch_size=None)  # type: ignore[arg-type]
 
     # --- the synthetic sky --------------------------------------------------------------------
 
     def true_density(self) -> Tensor | None:
-        """Extinction per pc in the voxels, (pixels, shells); None where it is not known."""
+        """Extinction per pc of the voxels, (pixels, shells); None for a catalogue."""
         return None if self.path is not None or self.table is not None else self._simulation()[0]
 
     def _simulation(self) -> tuple[Tensor, dust_sky.Stars]:
-        if self._true is None:
+        if self._sky is None:
             generator = torch.Generator().manual_seed(self.seed)
-            grid: Grid = grids(*self.sky)[-1]
+            grid: Grid = grids(*self.grid)[-1]
             refuse_too_large(
                 200 * math.prod(grid.shape), f"a synthetic sky of {math.prod(grid.shape):,} voxels",
                 "model.nside=<less> model.n_radial=<less>",
             )  # fmt: skip
-            rho = dust_sky.density(grid, *self.process, self.clouds, generator)
-            n, snr, sigma = self.n_stars, self.min_snr, self.sigma
-            self._true = rho, dust_sky.stars(grid, rho, n, snr, sigma, generator)
-        return self._true
+            rho = dust_sky.density(grid, *self.log_density, self.clouds, generator)
+            n, snr, sigma = self.n_stars, self.min_parallax_snr, self.sigma
+            self._sky = rho, dust_sky.stars(grid, rho, n, snr, sigma, generator)
+        return self._sky
 
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         """The stars of ``split``: the last ``test_fraction`` of them are held out."""

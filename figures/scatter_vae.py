@@ -1,4 +1,4 @@
-"""Figures of `scatter_vae`: spectra and their residuals, latent space, scatter, honesty."""
+"""Figures of `scatter_vae`: spectra and residuals, latent space, scatter, calibration."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -13,7 +13,7 @@ from matplotlib.patches import Circle
 from orrery.figures import style
 from orrery.figures.statistics import chi2_density, chi2_quantile, equal_groups
 
-# From hot to cool stars; all eyes tell its blue from its orange.
+# From hot to cool stars; its blue and orange are distinct also to the colour-blind.
 STARS = LinearSegmentedColormap.from_list(
     "stars", [*(style.PALETTE[k] for k in (0, 4)), "#e3c43c", style.PALETTE[5], "#7a1f0a"]
 )
@@ -25,47 +25,46 @@ INSIDE = {"within_68": (0.683, r"$\pm 1 \sigma$"), "within_95": (0.95, r"$\pm 1.
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
 ) -> dict[str, Figure]:
-    """Every figure that the rows allow, by name, in the order to show them.
+    """Every figure that the rows allow, by name, in their order on the page.
 
     rows: of all stars, (n,): `chi2`, `dof`, `p_value`, `within_68`, `within_95`, `flags` and, if
         the instrument is known, `g_mag`, `bp_rp`. Of the first m `spectrum` (else
         `reconstruction`), (m, k), at `wavelength` (else samples).
     metrics: `scatter_ratio_median`, of the learned scatter to the true one.
-    data: `spectra`: `observed`, `observed_error`, `observed_scatter`, of the first m. `population`:
-        of some stars `stars_latent_mean` (N, d), `stars_bp_rp`, `stars_g_mag`; per coefficient
-        `scatter_learned`, `error_median`, `scatter_true` (0: none was seeded); of generated stars
-        `generated_spectrum` (else `generated_coefficients`).
+    data: by figure. `spectra`: `observed`, `error`, `scatter`, (m, k). `latent`: `latent_mean`
+        (N, d), `bp_rp`, `g_mag` (N,). `scatter`: by coefficient `learned`, `error`, `true` (0 where
+        there is none). `generated`: `spectrum`, else `coefficients`, (stars, k).
     """
-    rows = {**rows, **data.get("spectra", {})}
-    population = data.get("population", {})
-    drawn, whole = {}, len(_whole(rows))
-    if whole:
-        drawn["spectra"] = spectra(rows)
-    if "stars_latent_mean" in population and population["stars_latent_mean"].shape[1] > 1:
-        drawn["latent"] = latent(population)
-    if "scatter_learned" in population:
-        drawn["scatter"] = scatter(population, metrics)
+    drawn = {}
+    complete = "spectra" in data and len(_complete(rows, data["spectra"]))
+    if complete:
+        drawn["spectra"] = spectra(rows, data["spectra"])
+    if "latent" in data and data["latent"]["latent_mean"].shape[1] > 1:
+        drawn["latent"] = latent(data["latent"])
+    if "scatter" in data:
+        drawn["scatter"] = scatter(data["scatter"], metrics, "wavelength" in rows)
     drawn["chi2"] = chi2(rows)
-    if whole and _names(rows)[1] in population:
-        drawn["generated"] = generated({**rows, **population})
+    if complete and _names(rows)[1] in data.get("generated", {}):
+        drawn["generated"] = generated(rows, data["spectra"], data["generated"])
     return drawn
 
 
 @style.figure
-def spectra(rows: style.Rows) -> Figure:
+def spectra(rows: style.Rows, data: style.Rows) -> Figure:
     """Stars from blue to red, one of them faint; neighbouring wavelengths share their errors."""
-    chosen, (x, x_label) = _choose(rows), _axis(rows)
+    chosen, (x, x_label) = _choose(rows, data), _axis(rows, data)
     columns = min(3, len(chosen))
     lines = len(chosen) // columns
     size, heights = (13.33, 0.9 + 3.7 * lines), (2, 1) * lines
     shared: dict[str, Any] = {"sharex": True, "sharey": "row", "height_ratios": heights}
     fig, axes = style.new(columns, 2 * lines, size=size, **shared)
-    names = (_names(rows)[0], "observed", "observed_error", "observed_scatter")
-    peaks = np.abs(rows[names[0]][chosen]).max(1)
-    lowest = min(-0.1, 1.1 * np.min(rows[names[0]][chosen] / peaks[:, None]))
+    models = rows[_names(rows)[0]]
+    arrays = models, data["observed"], data["error"], data["scatter"]
+    peaks = np.abs(models[chosen]).max(1)
+    lowest = min(-0.1, 1.1 * np.min(models[chosen] / peaks[:, None]))
     for k, (i, unit) in enumerate(zip(chosen, peaks, strict=True)):
         above, below = axes[2 * (k // columns) :, k % columns][:2]
-        model, y, error, spread = (rows[name][i] / unit for name in names)
+        model, y, error, spread = (array[i] / unit for array in arrays)
         above.fill_between(x, y - error, y + error, color=style.BAND, lw=0)
         (thick,) = above.plot(x, model, c=STARS(k / max(1, len(chosen) - 1)), lw=4.5, alpha=0.8)
         (thin,) = above.plot(x, y, color=style.INK, lw=1)
@@ -88,21 +87,21 @@ def spectra(rows: style.Rows) -> Figure:
 
 
 @style.figure
-def latent(rows: style.Rows) -> Figure:
+def latent(data: style.Rows) -> Figure:
     """Where stars lie in latent space; the rings hold 68 and 95% of the prior."""
-    z = rows["stars_latent_mean"]
+    z = data["latent_mean"]
     pairs = list(combinations(sorted(np.argsort(-z.var(0))[:3]), 2))
     maps: dict[str, tuple[str, Any]] = {"bp_rp": (BP_RP, STARS), "g_mag": (G, style.DENSITY)}
-    names = [name for name in maps if f"stars_{name}" in rows] or [""]
+    names = [name for name in maps if name in data] or [""]
     size = (4.3 * len(pairs) + 1, 0.2 + 4 * len(names))
     fig, axes = style.new(len(pairs), len(names), size=size, sharex="col")
-    order = np.random.default_rng(0).permutation(len(z))  # else the last stars hide the first
+    order = np.random.default_rng(0).permutation(len(z))  # else the last stars would hide the first
     low, high = np.quantile(z, (0.001, 0.999), axis=0)
     ends = np.transpose([np.minimum(low - 0.3, -2.7), np.maximum(high + 0.3, 2.7)])
     for row, name in zip(axes, names, strict=True):
         look: dict[str, Any] = {"color": style.PALETTE[0]}
         if name:
-            values = rows[f"stars_{name}"][order]
+            values = data[name][order]
             look = {"c": values, "cmap": maps[name][1], "norm": style.inner(values)}
         look |= {"s": np.clip(2e4 / len(z), 5, 80), "lw": 0, "rasterized": True}
         for axis, (i, j) in zip(row, pairs, strict=True):
@@ -118,21 +117,21 @@ def latent(rows: style.Rows) -> Figure:
 
 
 @style.figure
-def scatter(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
-    """Intrinsic scatter of each coefficient, median of the stars; diamonds: what was seeded."""
-    learned, error = rows["scatter_learned"], rows["error_median"]
-    n, truth = len(learned), rows.get("scatter_true", np.zeros(len(learned)))
+def scatter(data: style.Rows, metrics: Mapping[str, float], known_instrument: bool) -> Figure:
+    """Intrinsic scatter of each coefficient, median of the stars; diamonds: the true one."""
+    learned, error = data["learned"], data["error"]
+    n, truth = len(learned), data.get("true", np.zeros(len(learned)))
     halves = {"BP coefficient": slice(n // 2), "RP coefficient": slice(n // 2, n)}
-    parts = halves if "wavelength" in rows else {"sample": slice(n)}
+    parts = halves if known_instrument else {"sample": slice(n)}
     fig, axes = style.new(len(parts), sharey=True)
     for axis, (label, part) in zip(axes[0], parts.items(), strict=True):
-        x, seeded = np.arange(len(learned[part])), truth[part] > 0
-        for at in x[seeded]:
+        x, scattered = np.arange(len(learned[part])), truth[part] > 0
+        for at in x[scattered]:
             axis.axvspan(at - 0.6, at + 0.6, color=style.TRUTH, alpha=0.15, lw=0)
         (line,) = axis.plot(x, error[part], color="#8a919c", drawstyle="steps-mid", lw=2.5)
         (dots,) = axis.plot(x, learned[part], "o-", color=style.PALETTE[0], lw=1, mew=0)
         look = {"color": style.TRUTH, "mfc": "none", "ms": 14, "mew": 2.5}
-        (rhombs,) = axis.plot(x[seeded], truth[part][seeded], "D", **look)
+        (rhombs,) = axis.plot(x[scattered], truth[part][scattered], "D", **look)
         axis.set(yscale="log", xlabel=label)
     low, high = min(*learned, *error), max(*learned, *error, *truth)
     axes[0, 0].set(ylabel="relative to the star's flux", ylim=(low / 2, high * 2))
@@ -146,18 +145,18 @@ def scatter(rows: style.Rows, metrics: Mapping[str, float]) -> Figure:
 
 @style.figure
 def chi2(rows: style.Rows) -> Figure:
-    """Is the model honest? Whitened residuals of all stars against what chance would give."""
-    found, dof, n = rows["chi2"], rows["dof"], len(rows["chi2"])
+    """Calibration: whitened residuals of all stars against their expected distribution."""
+    values, dof, n = rows["chi2"], rows["dof"], len(rows["chi2"])
     fig, axes = style.new(2, 2 if "g_mag" in rows else 1)
     histogram, ranks = axes[0]
-    low = min(np.quantile(found, 0.002), max(chi2_quantile(dof, -3), 0.01))
-    high = max(np.quantile(found, 0.998), chi2_quantile(dof, 3))
-    counts, edges = np.histogram(found, int(np.clip(n**0.5, 5, 40)), (low, high))
+    low = min(np.quantile(values, 0.002), max(chi2_quantile(dof, -3), 0.01))
+    high = max(np.quantile(values, 0.998), chi2_quantile(dof, 3))
+    counts, edges = np.histogram(values, int(np.clip(n**0.5, 5, 40)), (low, high))
     x = np.linspace(low, high, 300)
     histogram.stairs(counts / n / np.diff(edges), edges, fill=True, color=style.PALETTE[0])
     histogram.plot(x, chi2_density(x, dof), color=style.TRUTH, label="expected")
     histogram.set(xlabel=CHI2, ylabel="density", xlim=(low, high))
-    title = f"n = {n:,}; median {np.median(found):.3f}; {n - counts.sum():,} off the plot"
+    title = f"n = {n:,}; median {np.median(values):.3f}; {n - counts.sum():,} off the plot"
     histogram.set_title(title, loc="left", fontsize=14)
     histogram.legend()
     style.uniform(ranks, rows["p_value"], "95% of chance")
@@ -168,8 +167,8 @@ def chi2(rows: style.Rows) -> Figure:
     g, (left, right) = rows["g_mag"], axes[1]
     groups = equal_groups(g, most=20)
     middle = np.array([np.median(g[group]) for group in groups])
-    low, median, high = np.transpose([np.quantile(found[k], (0.16, 0.5, 0.84)) for k in groups])
-    left.plot(g, found, ".", color=style.BAND, ms=3, rasterized=True)
+    low, median, high = np.transpose([np.quantile(values[k], (0.16, 0.5, 0.84)) for k in groups])
+    left.plot(g, values, ".", color=style.BAND, ms=3, rasterized=True)
     left.fill_between(middle, low, high, color=style.PALETTE[4], alpha=0.45, lw=0)
     left.plot(middle, median, "o-", color=style.PALETTE[0], label="median, 68%")
     for sigma, line in ((-1, "--"), (0, "-"), (1, "--")):
@@ -190,12 +189,15 @@ def chi2(rows: style.Rows) -> Figure:
 
 
 @style.figure
-def generated(rows: style.Rows) -> Figure:
-    """Spectra drawn from the model, without noise, beside observed ones, the less noisy half."""
-    (x, x_label), whole, s_n = _axis(rows), _whole(rows), _signal_to_noise(rows)
-    alike = whole[np.argsort(_colour(rows["observed"][whole]))]  # the half is not to favour blue
+def generated(rows: style.Rows, data: style.Rows, stars: style.Rows) -> Figure:
+    """Spectra drawn from the model, without noise, and observed ones, the less noisy half."""
+    (x, x_label), s_n = _axis(rows, data), _signal_to_noise(data)
+    complete = _complete(rows, data)
+    alike = complete[
+        np.argsort(_colour(data["observed"][complete]))
+    ]  # the half is not to favour blue
     best = [k[np.argmax(s_n[k])] for k in np.array_split(alike, -(-len(alike) // 2))]
-    sets = {"generated": rows[_names(rows)[1]], "observed": rows["observed"][best]}
+    sets = {"generated": stars[_names(rows)[1]], "observed": data["observed"][best]}
     norm = style.inner(np.concatenate([_colour(flux) for flux in sets.values()]))
     fig, axes = style.new(2, sharex=True, sharey=True)
     for axis, (name, flux) in zip(axes[0], sets.items(), strict=True):
@@ -211,43 +213,43 @@ def generated(rows: style.Rows) -> Figure:
 
 
 def _names(rows: style.Rows) -> tuple[str, str]:
-    """Columns of the model's and of generated spectra, beside those observed."""
+    """Arrays of the model's spectra and of generated ones, comparable to observed ones."""
     if "spectrum" in rows:
-        return "spectrum", "generated_spectrum"
-    return "reconstruction", "generated_coefficients"
+        return "spectrum", "spectrum"
+    return "reconstruction", "coefficients"
 
 
-def _axis(rows: style.Rows) -> tuple[np.ndarray, str]:
+def _axis(rows: style.Rows, data: style.Rows) -> tuple[np.ndarray, str]:
     if "wavelength" in rows:
         return rows["wavelength"], "wavelength [nm]"
-    return np.arange(rows["observed"].shape[1]), "sample"
+    return np.arange(data["observed"].shape[1]), "sample"
 
 
-def _whole(rows: style.Rows) -> np.ndarray:
-    """Which of the first m stars have all of their observed spectrum: bit 1 of flags is not set."""
-    return np.flatnonzero(rows["flags"][: len(rows.get("observed", ()))] & 1 == 0)
+def _complete(rows: style.Rows, data: style.Rows) -> np.ndarray:
+    """Which of the first m stars have all bands: bit 1 of flags is not set."""
+    return np.flatnonzero(rows["flags"][: len(data["observed"])] & 1 == 0)
 
 
-def _signal_to_noise(rows: style.Rows) -> np.ndarray:
-    return np.median(np.abs(rows["observed"]) / rows["observed_error"], axis=1)
+def _signal_to_noise(data: style.Rows) -> np.ndarray:
+    return np.median(np.abs(data["observed"]) / data["error"], axis=1)
 
 
 def _colour(flux: np.ndarray) -> np.ndarray:
     """2.5 log10 of the flux in the red half of the samples over that in the blue half."""
     blue, red = (half.sum(1) for half in np.array_split(flux, 2, axis=1))
-    least = 1e-3 * np.abs(flux).sum(1)  # noise may exceed what there is
+    least = 1e-3 * np.abs(flux).sum(1)  # noise may exceed the signal
     return 2.5 * np.log10(np.maximum(red, least) / np.maximum(blue, least))
 
 
-def _choose(rows: style.Rows) -> list[int]:
-    """Six stars, or up to three of few, evenly spread in colour: well measured, but one faint."""
-    whole, s_n = _whole(rows), _signal_to_noise(rows)
+def _choose(rows: style.Rows, data: style.Rows) -> list[int]:
+    """Six stars, of fewer up to three, evenly spread in colour, of high S/N but for one."""
+    complete, s_n = _complete(rows, data), _signal_to_noise(data)
     colour = rows["bp_rp"] if "bp_rp" in rows else _colour(rows[_names(rows)[0]])
-    n = 6 if len(whole) >= 6 else min(3, len(whole))
+    n = 6 if len(complete) >= 6 else min(3, len(complete))
     chosen: list[int] = []
-    low, high = np.quantile(colour[whole], (0.01, 0.99))
+    low, high = np.quantile(colour[complete], (0.01, 0.99))
     for k, wish in enumerate(np.linspace(low, high, n)):
-        left = np.setdiff1d(whole, chosen)
-        near = left[np.argsort(np.abs(colour[left] - wish))][: max(1, len(whole) // (8 * n))]
+        left = np.setdiff1d(complete, chosen)
+        near = left[np.argsort(np.abs(colour[left] - wish))][: max(1, len(complete) // (8 * n))]
         chosen.append(int(near[(np.argmin if k == n // 2 else np.argmax)(s_n[near])]))
     return sorted(chosen, key=lambda i: float(colour[i]))

@@ -112,6 +112,9 @@ class Data(Protocol):
     def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Rows to predict, in order: the share of process ``rank`` of ``world``."""
 
+    def n_predicted(self) -> int:
+        """Number of rows of `prediction_batches`."""
+
     def truth(self) -> Metrics:
         """True values of fitted parameters, by metric name; empty where they are not known."""
 

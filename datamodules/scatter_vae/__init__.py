@@ -32,21 +32,32 @@ from orrery.tables.vectors import vectors
 
 FORMATS = ("coefficients", "sampled")
 CORRELATIONS = ("full", "lowrank", "diagonal")
-HELD = 20_000  # rows of shards that are held, for units, components and validation
+ROWS_IN_MEMORY = 20_000  # of shards: for units, components and validation
 
 
 class ScatterVaeData(CatalogueData):
     """Coefficients of BP and RP with errors and correlations, or sampled spectra with errors.
 
-    Columns have the names of the archive's ``xp_continuous_mean_spectrum``, and are arrays however
-    a format spells them; a blank row of BP is a star without BP. With ``format=sampled``: ``flux``
-    and ``flux_error``, on any wavelengths, the same for all stars. Coefficients are divided by the
-    column ``columns.flux``, or, where none is named, by the photons of RP; sampled spectra by their
-    mean. Correlations are optional; for training ``correlations=lowrank`` keeps ``rank`` factors
-    of them, ``diagonal`` none.
+    Columns have the names of the archive's ``xp_continuous_mean_spectrum``, and are arrays in any
+    spelling; a blank row of BP is a star without BP. Without ``path`` stars are simulated
+    (`physics.gaia_xp.xp_mock`). A batch: ``coefficients`` and ``errors`` (batch, n) of all bands,
+    electrons per second, 0 and 1 where a band is missing; ``observed`` (batch, bands), 1 or 0;
+    ``flux`` (batch,), by which the model divides; ``correlations_{band}``, packed, (batch,
+    k (k - 1) / 2); in training also ``noise`` (batch, latent) and ``factor_{band}``, see ``rank``.
 
-    Without ``path``: `physics.gaia_xp.xp_mock`, ``n_train`` and ``n_test`` stars of G
-    ``magnitudes``.
+    Args:
+        format: "coefficients", or "sampled": spectra ``flux`` and ``flux_error`` at any
+            wavelengths, the same for all stars.
+        bands: coefficients of each band; None: those of the training set.
+        correlations: of errors in training: "full", "lowrank" or "diagonal".
+        rank: of "lowrank".
+        latent: latent numbers of the model, for the noise of a training batch.
+        drop_bp: fraction of training stars whose BP is hidden.
+        n_train, n_test, magnitudes: simulated stars, and their range of G.
+        scatter: of simulated stars, relative to the first coefficient of a band.
+        correlations_of: a file of real spectra, whose correlations simulated stars get.
+        catalogue: settings of `CatalogueData`; ``columns.flux`` names a flux to divide by, in place
+            of the photons of RP, or of the mean of a sampled spectrum.
     """
 
     def __init__(
@@ -88,12 +99,12 @@ class ScatterVaeData(CatalogueData):
     def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         names = set(catalogue.names)
         if self.format == SAMPLED:
-            wanted = ["spectrum", "spectrum_error"]
+            roles = ["spectrum", "spectrum_error"]
         else:
             if {"flux", "flux_error"} <= names and self._column("rp_coefficients") not in names:
                 raise ValueError(
                     f"{self.label} holds sampled spectra (flux, flux_error), and coefficients are "
-                    f"wanted: train on such by experiment=scatter_vae_sampled"
+                    f"expected: train on sampled spectra by experiment=scatter_vae_sampled"
                 )
             bands = [b for b in xp.BANDS if b == "rp" or self._column("bp_coefficients") in names]
             if len(bands) == 1 and not training and self._column("rp_coefficients") in names:
@@ -102,21 +113,22 @@ class ScatterVaeData(CatalogueData):
                 )
             else:
                 bands = list(xp.BANDS)
-            wanted = [f"{band}_{what}" for band in bands for what in ("coefficients", "errors")]
+            roles = [f"{band}_{kind}" for band in bands for kind in ("coefficients", "errors")]
             packed = [f"{band}_correlations" for band in bands]
-            there = [role for role in packed if self._column(role) in names]
-            if len(there) < len(packed):
+            present = [role for role in packed if self._column(role) in names]
+            if len(present) < len(packed):
+                missing = self._column(packed[len(present) - 1])
                 self.warn_once(
-                    f"{self.label} has no column '{self._column(packed[len(there) - 1])}': errors "
-                    f"are taken as uncorrelated, and chi2 and p_value are wrong for it"
+                    f"{self.label} has no column '{missing}': errors are taken as uncorrelated, "
+                    f"and chi2 and p_value are biased"
                 )
             if not (training and self.correlations == "diagonal"):
-                wanted += there
+                roles += present
         if self._column("source_id") in names:
-            wanted.append("source_id")
+            roles.append("source_id")
         if "flux" in self.columns:
-            wanted.append("flux")
-        return {role: spectra_column(self.columns, catalogue, role) for role in wanted}
+            roles.append("flux")
+        return {role: spectra_column(self.columns, catalogue, role) for role in roles}
 
     # --- values -------------------------------------------------------------------------------
 
@@ -127,7 +139,7 @@ class ScatterVaeData(CatalogueData):
         else:
             bands = {}
             for band in xp.BANDS:
-                roles = [f"{band}_{what}" for what in ("coefficients", "errors")]
+                roles = [f"{band}_{kind}" for kind in ("coefficients", "errors")]
                 none = np.zeros((len(columns["rp_coefficients"]), 0))
                 x, e = (columns.get(role, none) for role in roles)
                 bands[band] = self._checked(band, x, e, *roles)
@@ -143,8 +155,8 @@ class ScatterVaeData(CatalogueData):
                 batch[f"correlations_{band}"] = packed
         if "source_id" in columns and columns["source_id"].dtype.kind == "f":
             text = (
-                f"column '{self._column('source_id')}' is of floats, which do not hold the 19 "
-                f"digits of a source_id; write it as integers or text"
+                f"column '{self._column('source_id')}' is of floats, which have fewer than the "
+                f"19 digits of a source_id; write it as integers or text"
             )
             if training:
                 raise ValueError(text)
@@ -154,7 +166,7 @@ class ScatterVaeData(CatalogueData):
                 ids = np.asarray(columns["source_id"], np.int64)
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"column '{self._column('source_id')}' is to hold integers: {error}"
+                    f"column '{self._column('source_id')}' must hold integers: {error}"
                 ) from error
             batch["source_id"] = torch.from_numpy(ids)
         return batch
@@ -162,7 +174,7 @@ class ScatterVaeData(CatalogueData):
     def _checked(
         self, band: str, x: np.ndarray, e: np.ndarray, role: str, error_role: str
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Coefficients and errors (batch, n), and which stars have this band, (batch,)."""
+        """Coefficients and errors (batch, n), and a mask of the stars that have this band."""
         n = self.bands.get(band) or x.shape[1]
         for values, name in ((x, self._column(role)), (e, self._column(error_role))):
             if values.shape[1] not in (n, 0):
@@ -178,35 +190,35 @@ class ScatterVaeData(CatalogueData):
             x = e = np.full((len(x), n), np.nan)
         missing = np.isnan(x).all(1)
         column, error_column = self._column(role), self._column(error_role)
-        mend = "drop those stars"
+        hint = "drop those stars"
         bad = ~np.isfinite(x).all(1) & ~missing
         first = np.where(bad, x[np.arange(len(x)), (~np.isfinite(x)).argmax(1)], 0.0)
-        refuse(bad, column, first, "is a NaN or inf among a star's numbers", "finite ones", mend)
-        spoilt = ~(np.isfinite(e) & (e > 0))
-        worst = e[np.arange(len(e)), spoilt.argmax(1)]
+        refuse(bad, column, first, "is a NaN or inf among a star's numbers", "finite ones", hint)
+        invalid = ~(np.isfinite(e) & (e > 0))
+        first = e[np.arange(len(e)), invalid.argmax(1)]
         refuse(
-            spoilt.any(1) & ~missing,
+            invalid.any(1) & ~missing,
             error_column,
-            worst,
-            "is an error of a star",
+            first,
+            "is not a valid error",
             "positive, finite errors",
-            mend,
+            hint,
         )
         if band != "bp":
             refuse(
                 missing,
                 column,
                 x[:, 0],
-                f"begins a star without {band.upper()}",
+                f"is the first value of a star without {band.upper()}",
                 f"{band.upper()} of every star (only BP may be missing)",
-                mend,
+                hint,
             )
         return x, e, ~missing
 
     def _flux(
         self, columns: Mapping[str, np.ndarray], bands: Mapping[str, tuple[np.ndarray, ...]]
     ) -> np.ndarray:
-        """What coefficients are divided by, (batch,)."""
+        """The flux that coefficients are divided by, (batch,)."""
         if "flux" in columns:
             flux, name = columns["flux"], str(self.columns["flux"])
         elif self.format == SAMPLED:
@@ -216,7 +228,7 @@ class ScatterVaeData(CatalogueData):
             if len(weight) != bands["rp"][0].shape[1]:
                 raise ValueError(
                     f"column '{name}' has {bands['rp'][0].shape[1]} coefficients, whose functions "
-                    f"are not known ({len(weight)} are those of DR3): name a column to divide by, "
+                    f"are not known (those of DR3 are {len(weight)}): name a column to divide by, "
                     f"data.columns.flux=phot_g_mean_flux"
                 )
             flux = bands["rp"][0] @ weight
@@ -224,7 +236,7 @@ class ScatterVaeData(CatalogueData):
             ~(flux > 0) | ~np.isfinite(flux),
             name,
             flux,
-            "is the flux of a star",
+            "is not a valid flux of a star",
             "a positive flux to divide by",
             "drop those stars, or name another column by data.columns.flux",
         )
@@ -243,7 +255,7 @@ class ScatterVaeData(CatalogueData):
             )
         packed = np.where(observed[:, None], packed, 0.0)
         worst = np.abs(np.nan_to_num(packed, nan=9.0)).max(1, initial=0)
-        refuse(worst > 1, name, worst, "is a correlation", "-1 to 1", "drop those stars")
+        refuse(worst > 1, name, worst, "is not a valid correlation", "-1 to 1", "drop those stars")
         tensor = torch.from_numpy(packed.astype(np.float16))
         try:
             check_positive_definite(tensor, n)
@@ -255,19 +267,19 @@ class ScatterVaeData(CatalogueData):
 
     @property
     def sharded(self) -> bool:
-        """Whether ``path`` names shards, which are streamed: a folder of them, or a pattern."""
+        """Whether ``path`` is a folder of shards, or a pattern of them, which are streamed."""
         path = self.path
         return path is not None and (Path(path).is_dir() or (has_magic(path) and bool(find(path))))
 
-    def _part(self, which: str) -> tuple[float, float]:
-        """Where the train, val and test rows of each shard begin and end, a share of it."""
+    def _part(self, split: str) -> tuple[float, float]:
+        """First and last row of the train, val or test split of each shard, as fractions of it."""
         val, test = 1 - self.val_fraction - self.test_fraction, 1 - self.test_fraction
-        return {"train": (0.0, val), "val": (val, test), "test": (test, 1.0)}[which]
+        return {"train": (0.0, val), "val": (val, test), "test": (test, 1.0)}[split]
 
-    def _held(self, which: str, n: int) -> Rows:
-        """A sample of a part of the shards, (n, ...) tensors."""
+    def _sample_of_shards(self, split: str, n: int) -> Rows:
+        """``n`` rows of a split of the shards, (n, ...) tensors."""
         assert self.path is not None
-        table = read_table(read_rows(self.path, n, self.seed, part=self._part(which)))
+        table = read_table(read_rows(self.path, n, self.seed, part=self._part(split)))
         roles = self.columns_of(table, training=True)
         parts = [self._batch(r, c, roles, True) for r, c in self._read(table, roles, 0, n, None)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -287,7 +299,7 @@ class ScatterVaeData(CatalogueData):
             values = {r: c.values(columns[c.name], training=True) for r, c in roles.items()}
             batch = self.to_batch(values, training=True)
             batch.pop("source_id", None)
-            return self._factored(batch)
+            return self._with_factors(batch)
 
         return EpochLoader(StreamedBatches(stream, convert, self.augment), self.num_workers)
 
@@ -295,21 +307,23 @@ class ScatterVaeData(CatalogueData):
         if stage != "fit" or self.rows:
             return
         if self.sharded:
-            self.rows = {which: self._held(which, HELD) for which in ("train", "val")}
+            self.rows = {
+                split: self._sample_of_shards(split, ROWS_IN_MEMORY) for split in ("train", "val")
+            }
         else:
             super().setup(stage)
-        ids = {which: rows.pop("source_id", None) for which, rows in self.rows.items()}
+        ids = {split: rows.pop("source_id", None) for split, rows in self.rows.items()}
         if not self.val_fraction:
             ids.pop("val", None)  # the training rows again
         if known := [values for values in ids.values() if values is not None]:
-            _refuse_twice(torch.cat(known).numpy(), self.label)
+            _refuse_repeated(torch.cat(known).numpy(), self.label)
         if not self.bands:
             with self.open("fit") as catalogue:
                 self.bands = self._sizes(catalogue)
-        self.rows = {name: self._factored(rows) for name, rows in self.rows.items()}
+        self.rows = {name: self._with_factors(rows) for name, rows in self.rows.items()}
 
-    def _factored(self, batch: Rows) -> Rows:
-        """With low-rank factors of the correlations, where those are asked for."""
+    def _with_factors(self, batch: Rows) -> Rows:
+        """``batch``, with low-rank factors of the correlations if ``correlations`` is "lowrank"."""
         factors = {}
         if self.correlations == "lowrank":
             for band, n in self.bands.items():
@@ -338,8 +352,8 @@ class ScatterVaeData(CatalogueData):
         return {**batch, "observed": observed, "noise": noise}
 
     def model_arguments(self) -> dict[str, Any]:
-        divided = "mean" if self.format == SAMPLED else self.columns.get("flux", "rp")
-        return {"bands": self.bands, "normalised_by": divided}
+        divisor = "mean" if self.format == SAMPLED else self.columns.get("flux", "rp")
+        return {"bands": self.bands, "normalised_by": divisor}
 
     def inferred_settings(self) -> dict[str, Any]:
         return {"bands": self.bands}
@@ -384,7 +398,7 @@ class ScatterVaeData(CatalogueData):
     def provenance(self) -> dict[str, Any]:
         if self.path is not None and self.sharded:
             shards, _ = find(self.path)
-            sums = "".join(shard.about["crc32"] for shard in shards)
+            sums = "".join(shard.metadata["crc32"] for shard in shards)
             rows = sum(shard.rows for shard in shards)
             digest = hashlib.sha256(sums.encode()).hexdigest()
             return {"path": self.path, "sha256": digest, "rows": rows, "shards": len(shards)}
@@ -395,16 +409,16 @@ class ScatterVaeData(CatalogueData):
 
 
 def _joined(parts: Sequence[np.ndarray], blank: float) -> Tensor:
-    """Bands side by side, float32; ``blank`` where a band is missing."""
-    whole = np.concatenate(parts, 1)
-    return torch.from_numpy(np.where(np.isnan(whole), blank, whole)).float()
+    """Bands joined, (batch, n), float32; ``blank`` where a band is missing."""
+    values = np.concatenate(parts, 1)
+    return torch.from_numpy(np.where(np.isnan(values), blank, values)).float()
 
 
-def _refuse_twice(ids: np.ndarray, label: str) -> None:
+def _refuse_repeated(ids: np.ndarray, label: str) -> None:
     unique, counts = np.unique(ids, return_counts=True)
-    twice = unique[counts > 1]
-    if len(twice):
+    repeated = unique[counts > 1]
+    if len(repeated):
         raise ValueError(
-            f"{label}: {len(twice):,} source ids occur more than once, the first is {twice[0]}; a "
-            f"star in training and test makes a model look better than it is: keep one row of each"
+            f"{label}: {len(repeated):,} source ids occur more than once, the first is "
+            f"{repeated[0]}; a star in both training and test biases scores: keep one row of each"
         )

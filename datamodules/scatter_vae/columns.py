@@ -1,4 +1,4 @@
-"""What the columns of BP/RP spectra are called, and what they are counted in."""
+"""The columns of BP/RP spectra: names, units and values."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,9 +16,9 @@ VALUES = "finite numbers; BP may be blank"
 CORRELATIONS = "-1 to 1, positive definite"
 COLUMNS = {  # the archive's names
     **{
-        f"{band}_{what}": f"{band}_{name}"
+        f"{band}_{kind}": f"{band}_{name}"
         for band in xp.BANDS
-        for what, name in (
+        for kind, name in (
             ("coefficients", "coefficients"),
             ("errors", "coefficient_errors"),
             ("correlations", "coefficient_correlations"),
@@ -31,12 +31,12 @@ COLUMNS = {  # the archive's names
 
 
 def _vector(role: str) -> Column:
-    band, _, what = role.rpartition("_")
+    band, _, quantity = role.rpartition("_")
     special = {"errors": "above 0", "error": "above 0", "correlations": CORRELATIONS}
     units = {"coefficients": "electron / s", "errors": "electron / s"}
-    unit = "W m-2 nm-1" if role.startswith("spectrum") else units.get(what)
-    meaning = f"{what} of {band.upper()}" if band in xp.BANDS else role.replace("_", " ")
-    values = special.get(what, VALUES)
+    unit = "W m-2 nm-1" if role.startswith("spectrum") else units.get(quantity)
+    meaning = f"{quantity} of {band.upper()}" if band in xp.BANDS else role.replace("_", " ")
+    values = special.get(quantity, VALUES)
     return Column(COLUMNS[role], unit, meaning, kind="vector", training="chosen", special=values)
 
 
@@ -54,21 +54,21 @@ DECLARED: dict[str, Column] = {
 
 
 def correlations_of_file(path: str) -> dict[str, np.ndarray]:
-    """The correlations of real stars, by band, packed, (stars, n (n - 1) / 2); blanks left out."""
-    found = {}
+    """Correlations of real stars, by band, packed, (stars, n (n - 1) / 2), without blank rows."""
+    correlations = {}
     with open_catalogue(path) as catalogue:
         names = [COLUMNS[f"{band}_correlations"] for band in xp.BANDS]
         (chunk,) = catalogue.chunks(names, max(len(catalogue), 1))
     for band, name in zip(xp.BANDS, names, strict=True):
         packed = vectors(chunk[name], name)
-        found[band] = packed[np.isfinite(packed).all(1)]
-    return found
+        correlations[band] = packed[np.isfinite(packed).all(1)]
+    return correlations
 
 
 def spectra_column(user: Mapping[str, str], catalogue: Catalogue, role: str) -> CatalogueColumn:
-    """The column of ``role``; its unit is not checked where no reader knows it.
+    """The column of ``role``; a unit that astropy cannot read is ignored.
 
     Such is the archive's own spelling, 'electron'.s**-1.
     """
-    found = located(DECLARED, user, catalogue, role)
-    return replace(found, unit=None) if isinstance(found.unit, u.UnrecognizedUnit) else found
+    column = located(DECLARED, user, catalogue, role)
+    return replace(column, unit=None) if isinstance(column.unit, u.UnrecognizedUnit) else column

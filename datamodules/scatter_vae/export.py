@@ -1,4 +1,4 @@
-"""XP coefficients as the archive lists them, for GaiaXPy and other tools that read those files."""
+"""XP coefficients in the archive's layout, for GaiaXPy and other tools that read it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from orrery.physics.gaia_xp.xp_noise import pack
 from orrery.tables import Writer, open_catalogue
 
 BASIS = {"bp": 56, "rp": 57}  # identifiers of the functions of DR3
-AT_ONCE = 1000  # stars, of 40 kB of text each
+STARS_AT_ONCE = 1000  # 40 kB of text each
 
 
 def export(predictions: str | Path, out: str | Path) -> int:
@@ -20,7 +20,7 @@ def export(predictions: str | Path, out: str | Path) -> int:
     ``ValueError`` where the file lacks a column; rows without a ``source_id`` are numbered.
     """
     if Path(out).suffix != ".csv":
-        raise ValueError(f"--out {out}: what GaiaXPy reads back is written as .csv")
+        raise ValueError(f"--out {out}: expected a .csv, which GaiaXPy reads")
     needed = ["reconstruction", "reconstruction_factor", "scatter"]
     with open_catalogue(predictions) as catalogue, Writer(out) as writer:
         if missing := [name for name in needed if name not in catalogue.names]:
@@ -31,7 +31,7 @@ def export(predictions: str | Path, out: str | Path) -> int:
             )
         known = ["source_id"] if "source_id" in catalogue.names else []
         first = 0
-        for chunk in catalogue.chunks(needed + known, AT_ONCE):
+        for chunk in catalogue.chunks(needed + known, STARS_AT_ONCE):
             n = len(chunk["scatter"])
             ids = chunk.get("source_id", np.arange(first, first + n))
             first += n
@@ -56,7 +56,7 @@ def as_archived(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     ``table``: ``source_id`` (n,) and for each band ``_coefficients`` and ``_coefficient_errors``
     (n, k), and ``_coefficient_correlations`` (n, k (k - 1) / 2). What only a real
-    fit knows, such as its number of measurements, is left at what changes nothing.
+    fit has, such as its number of measurements, gets a value without effect.
     """
     n = len(table["source_id"])
     columns: dict[str, np.ndarray] = {
@@ -74,8 +74,8 @@ def as_archived(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             f"{band}_standard_deviation": np.ones(n, np.float32),
             f"{band}_chi_squared": np.zeros(n, np.float32),
         }
-        for what in ("coefficients", "coefficient_errors", "coefficient_correlations"):
-            columns[f"{band}_{what}"] = _texts(table[f"{band}_{what}"])
+        for kind in ("coefficients", "coefficient_errors", "coefficient_correlations"):
+            columns[f"{band}_{kind}"] = _texts(table[f"{band}_{kind}"])
         columns |= {
             f"{band}_n_relevant_bases": np.full(n, k, np.int16),
             f"{band}_relative_shrinking": np.ones(n, np.float32),

@@ -1,4 +1,4 @@
-"""Training on shards: batches that stream from disk, and the few rows that must be held."""
+"""Training on shards: batches that stream from disk."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,7 +14,7 @@ Augment = Callable[[Rows, torch.Generator], Rows]
 
 
 class StreamedBatches(IterableDataset):
-    """The batches of a `ShardStream` as the model takes them, augmented by seed and epoch."""
+    """The batches of a `ShardStream` as model input, augmented by seed and epoch."""
 
     def __init__(self, stream: ShardStream, convert: Convert, augment: Augment) -> None:
         self.stream, self.convert, self.augment = stream, convert, augment
@@ -24,8 +24,8 @@ class StreamedBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[Rows]:
         info = torch.utils.data.get_worker_info()
-        place = (self.stream.seed, self.stream.epoch, self.stream.rank, info.id if info else 0)
-        seed = np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        entropy = (self.stream.seed, self.stream.epoch, self.stream.rank, info.id if info else 0)
+        seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)
         generator = torch.Generator().manual_seed(int(seed))
         for batch in self.stream:
             columns = {name: values.numpy() for name, values in batch.items()}
@@ -33,15 +33,15 @@ class StreamedBatches(IterableDataset):
 
 
 class EpochLoader:
-    """A loader that Lightning tells the epoch, as it tells samplers.
+    """A loader whose epoch Lightning sets, as it does for samplers.
 
-    Not a DataLoader itself: the workers of one begin to read when its iterator is made, which, for
-    a run that is taken up again, is before the epoch is known.
+    Not a DataLoader itself: its workers begin to read when its iterator is made, which, in a
+    resumed run, is before the epoch is set.
     """
 
     def __init__(self, batches: StreamedBatches, num_workers: int) -> None:
         self.loader = DataLoader(batches, batch_size=None, num_workers=num_workers)
-        self.sampler = batches.stream  # of which Lightning calls set_epoch
+        self.sampler = batches.stream  # Lightning calls its set_epoch
 
     def __len__(self) -> int:
         return len(self.loader)

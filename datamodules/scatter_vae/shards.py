@@ -23,26 +23,25 @@ BANDS = ("bp", "rp")
 LAYOUT = "1"  # of the shards, to be raised when it changes
 Paths = str | Path | Sequence[str | Path]
 Part = tuple[float, float]
-WHOLE: Part = (0.0, 1.0)
-# Rows that are read together where some are drawn at random, of which neighbours on the sky
-# are the price.
-_PIECE = 64
+ALL_ROWS: Part = (0.0, 1.0)
+# Rows that are read together where rows are drawn at random: a sample has neighbours on the sky.
+PIECE = 64
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: `columns` are name -> (type, shape of a row), `about` what was written of it."""
+    """One shard: `columns` are name -> (type, shape of a row)."""
 
     path: str
     rows: int
     columns: dict[str, tuple[np.dtype, tuple[int, ...]]]
-    about: dict[str, str]
+    metadata: dict[str, str]
 
     def open(self) -> h5py.File:
         return _open(self.path)
 
     def span(self, part: Part) -> tuple[int, int]:
-        """First and last row of a part of this shard, which is ordered by place on the sky."""
+        """First and last row of a part of this shard, whose rows are in order of sky position."""
         return round(part[0] * self.rows), round(part[1] * self.rows)
 
     def read(
@@ -54,7 +53,7 @@ class Shard:
         except (OSError, KeyError) as error:
             raise OSError(
                 f"{self.path}: cannot read rows {first} to {last}; the shard looks truncated or "
-                f"damaged ({error}): convert its source, {self.about['source']}, again"
+                f"damaged ({error}): convert its source, {self.metadata['source']}, again"
             ) from error
 
 
@@ -62,69 +61,69 @@ def find(paths: Paths, columns: Sequence[str] | None = None) -> tuple[list[Shard
     """The shards that a path, folder, glob or list of these names, and the columns to read.
 
     Raises FileNotFoundError where there are none, OSError or ValueError naming a shard that is
-    truncated or was never finished, and ValueError where shards differ in the columns to read.
+    truncated or unfinished, and ValueError where shards differ in the columns to read.
     """
     wanted = [paths] if isinstance(paths, str | Path) else list(paths)
     names: set[str] = set()
     for pattern in map(str, wanted):
         pattern = str(Path(pattern) / "*.h5") if Path(pattern).is_dir() else pattern
-        if not (found := [pattern] if Path(pattern).is_file() else glob.glob(pattern)):
+        files = [pattern] if Path(pattern).is_file() else glob.glob(pattern)
+        if not files:
             raise FileNotFoundError(
-                f"{pattern}: there are no such shards; `{CONVERT}` "
-                "makes them from Gaia's bulk files"
+                f"{pattern}: no shards here; `{CONVERT}` makes them from Gaia's bulk files"
             )
-        names.update(found)
+        names.update(files)
     shards = [read_shard(name) for name in sorted(names)]
     chosen = list(shards[0].columns if columns is None else columns)
     for shard in shards:
         if missing := [name for name in chosen if name not in shard.columns]:
             raise ValueError(
-                f"{shard.path}: the shard has no {', '.join(missing)}, as {shards[0].path} has or "
-                "was asked for; convert all with the same --correlations"
+                f"{shard.path}: no {', '.join(missing)} in this shard, which {shards[0].path} "
+                "has or which was requested; convert all with the same --correlations"
             )
         for name in chosen:
             if shard.columns[name] != (first := shards[0].columns[name]):
-                here = _described(*shard.columns[name])
+                shape = _described(*shard.columns[name])
                 raise ValueError(
-                    f"{shard.path}: {name} is {here} a star, where in {shards[0].path} it is "
+                    f"{shard.path}: {name} is {shape} a star, where in {shards[0].path} it is "
                     f"{_described(*first)}; shards of one kind are read together"
                 )
     return shards, chosen
 
 
 def read_shard(path: str) -> Shard:
-    """What a shard says of itself."""
+    """Open a shard and check that it is complete."""
     with _open(path) as file:
-        about = {key: str(value) for key, value in file.attrs.items()}
-        if about.get("complete") != "true":
-            raise ValueError(f"{path}: not a shard of `{CONVERT}`, or one that was never finished")
-        if about["layout"] != LAYOUT:
+        metadata = {key: str(value) for key, value in file.attrs.items()}
+        if metadata.get("complete") != "true":
+            raise ValueError(f"{path}: not a shard of `{CONVERT}`, or an unfinished one")
+        if metadata["layout"] != LAYOUT:
             raise ValueError(
-                f"{path}: a shard of layout {about['layout']}, where this version reads {LAYOUT}; "
-                "convert its source again"
+                f"{path}: a shard of layout {metadata['layout']}, where this version reads "
+                f"{LAYOUT}; convert its source again"
             )
         columns = {name: (item.dtype, item.shape[1:]) for name, item in file.items()}
-        return Shard(path, int(about["rows"]), columns, about)
+        return Shard(path, int(metadata["rows"]), columns, metadata)
 
 
-def count(paths: Paths, part: Part = WHOLE) -> int:
+def count(paths: Paths, part: Part = ALL_ROWS) -> int:
     """How many stars there are in (a part of each of) the shards."""
     shards, _ = find(paths, ())
     return sum(last - first for first, last in (shard.span(part) for shard in shards))
 
 
 def read_rows(
-    paths: Paths, n: int, seed: int, columns: Sequence[str] | None = None, part: Part = WHOLE
+    paths: Paths, n: int, seed: int, columns: Sequence[str] | None = None, part: Part = ALL_ROWS
 ) -> dict[str, np.ndarray]:
     """`n` stars, or all where there are fewer, spread over (a part of each of) the shards.
 
-    They are drawn in pieces of up to 64 neighbours, and come in random order.
+    They are drawn in pieces of up to 64 neighbours, and are in random order.
     """
     shards, names = find(paths, columns)
     pieces = [
-        (shard, first, min(first + _PIECE, shard.span(part)[1]))
+        (shard, first, min(first + PIECE, shard.span(part)[1]))
         for shard in shards
-        for first in range(*shard.span(part), _PIECE)
+        for first in range(*shard.span(part), PIECE)
     ]
     random = np.random.default_rng(seed)
     order = random.permutation(len(pieces))
@@ -153,29 +152,29 @@ def _read_pieces(
 
 
 def check(paths: Paths) -> int:
-    """Compare every column with its checksum; returns how many shards there are, all of them whole.
+    """Compare every column with its checksum; returns the number of shards.
 
     Raises OSError naming the first shard and column that differ.
     """
     shards, _ = find(paths, ())
     for shard in shards:
-        sums = json.loads(shard.about["crc32"])
+        sums = json.loads(shard.metadata["crc32"])
         with shard.open() as file:
             for name in shard.columns:
-                found = 0
+                checksum = 0
                 for first in range(0, shard.rows, 4096):
                     block = shard.read(file, first, min(first + 4096, shard.rows), [name])
-                    found = zlib.crc32(block[name].tobytes(), found)
-                if found != sums.get(name):
+                    checksum = zlib.crc32(block[name].tobytes(), checksum)
+                if checksum != sums.get(name):
                     raise OSError(
                         f"{shard.path}: {name} differs from its checksum; the shard is damaged: "
-                        f"delete it and convert its source, {shard.about['source']}, again"
+                        f"delete it and convert its source, {shard.metadata['source']}, again"
                     )
     return len(shards)
 
 
 def _open(path: str) -> h5py.File:
-    """For reading. A shard never changes once it has its name, so that no lock is needed."""
+    """For reading, without a lock: a shard never changes once it has its name."""
     try:
         return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
     except OSError as error:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from orrery.datamodules.scatter_vae.shards import WHOLE, Part, Paths, Shard, find
+from orrery.datamodules.scatter_vae.shards import ALL_ROWS, Part, Paths, Shard, find
 
 Columns = dict[str, np.ndarray]
 Block = tuple[Shard, int, int]  # shard, its first row, and the row after its last
-_OPEN = 64  # files that are kept open, far fewer than a process may have
+MAX_OPEN_FILES = 64  # far fewer than a process may have
 
 
 class ShardStream(IterableDataset):
@@ -39,7 +39,7 @@ class ShardStream(IterableDataset):
         rank: int = 0,
         world: int = 1,
         columns: Sequence[str] | None = None,
-        part: Part = WHOLE,
+        part: Part = ALL_ROWS,
         block: int = 4096,
         buffer: int = 8,
     ) -> None:
@@ -64,11 +64,11 @@ class ShardStream(IterableDataset):
                 f"{len(self.shards)} shards with {stars} stars in all are too few for one batch of "
                 f"data.batch_size={batch_size}"
             )
-        # In shared memory, that workers which outlive an epoch see it change.
+        # in shared memory, so that persistent workers have the current one
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order; to be called before each epoch, on every rank."""
+        """Set the order of rows; called before each epoch, on every rank."""
         self._epoch.fill_(epoch)
 
     @property
@@ -86,8 +86,8 @@ class ShardStream(IterableDataset):
         first = start + self._batches * worker // workers
         last = start + self._batches * (worker + 1) // workers
         blocks = self._stretch(first * self.rows, last * self.rows)
-        place = [self.seed, self.epoch, self.rank, workers, worker]
-        mixed = self._mix(blocks, np.random.default_rng(place))
+        entropy = [self.seed, self.epoch, self.rank, workers, worker]
+        mixed = self._mix(blocks, np.random.default_rng(entropy))
         for batch in _cut(mixed, self.rows):
             yield {name: torch.from_numpy(values) for name, values in batch.items()}
 
@@ -108,32 +108,32 @@ class ShardStream(IterableDataset):
     def _mix(self, blocks: Sequence[Block], random: np.random.Generator) -> Iterator[Columns]:
         """The rows of `blocks` in random order, as they leave a buffer which others replace."""
         size = min(self.buffer * self.block, sum(last - first for _, first, last in blocks))
-        held: Columns = {}
+        buffer: Columns = {}
         filled = 0
         for read in self._read(blocks):
-            if not held:
-                held = {n: np.empty((size, *v.shape[1:]), v.dtype) for n, v in read.items()}
+            if not buffer:
+                buffer = {n: np.empty((size, *v.shape[1:]), v.dtype) for n, v in read.items()}
             n = len(next(iter(read.values())))
             room = min(size - filled, n)
             for name, values in read.items():
-                held[name][filled : filled + room] = values[:room]
+                buffer[name][filled : filled + room] = values[:room]
             filled += room
             if n > room:
                 slots = random.choice(size, n - room, replace=False)
-                yield {name: values[slots] for name, values in held.items()}
+                yield {name: values[slots] for name, values in buffer.items()}
                 for name, values in read.items():
-                    held[name][slots] = values[room:]
+                    buffer[name][slots] = values[room:]
         order = random.permutation(filled)
         for first in range(0, filled, self.block):
             slots = order[first : first + self.block]
-            yield {name: values[slots] for name, values in held.items()}
+            yield {name: values[slots] for name, values in buffer.items()}
 
     def _read(self, blocks: Sequence[Block]) -> Iterator[Columns]:
         files: OrderedDict[str, h5py.File] = OrderedDict()
         try:
             for shard, first, last in blocks:
                 if shard.path not in files:
-                    if len(files) >= _OPEN:
+                    if len(files) >= MAX_OPEN_FILES:
                         files.popitem(last=False)[1].close()
                     files[shard.path] = shard.open()
                 yield shard.read(files[shard.path], first, last, self.columns)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orrery.models.base import Batch, Component, Evaluation, Fit, Output, PredictedRows
+from orrery.models.base import Batch, Component, Data, Evaluation, Fit, Output, PredictedRows
 from orrery.models.dust.evaluation import evaluate
 from orrery.models.dust.field import Density, Extinction, Stars
 from orrery.models.dust.hmc import Draws, draw, likelihood
@@ -174,7 +174,7 @@ class Dust(Component):
 
     # --- the fit ------------------------------------------------------------------------------
 
-    def prepare(self, data: Any) -> None:
+    def prepare(self, data: Data) -> None:
         """A first guess of the density, constant in space, and the stars behind each pixel."""
         batch = data.training_batch()
         paths, extinction = self.stars(batch).paths.lengths.sum(1), batch["extinction"]
@@ -198,7 +198,7 @@ class Dust(Component):
         return Stars(pixel, Paths(*(x.to(self.mean.dtype) for x in paths)))
 
     @torch.no_grad()
-    def calibrate(self, data: Any) -> None:
+    def calibrate(self, data: Data) -> None:
         """The samples of the finished map: of further iterations, or those of HMC."""
         batch = {name: values.to(self.device) for name, values in data.training_batch().items()}
         stars, mean, samples = self.stars(batch), self.mean.detach(), self.mean + self.residuals
@@ -362,7 +362,7 @@ class Dust(Component):
             predicted["log_density"] = self._log_density(batch, stars)
         return predicted
 
-    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+    def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
 
     def query(self, coords: Any, mode: str = "mean", integrated: bool = True) -> np.ndarray:

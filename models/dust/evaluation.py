@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
-from orrery.models.base import Batch, Evaluation, PredictedRows
+from orrery.models.base import Batch, Data, Evaluation, PredictedRows
 from orrery.models.dust.field import Stars
 from orrery.models.dust.figure_data import figure_data
 from orrery.models.dust.variational import NONLINEAR_INFERENCE
@@ -31,6 +31,9 @@ SMALLER_IS_BETTER = frozenset(("chi2", "icr_covariance_error"))
 
 @runtime_checkable
 class HasTrueDensity(Protocol):
+    def setup(self, stage: str | None = None) -> None:
+        """Read the training stars, for ``stage`` "fit"."""
+
     def true_density(self) -> Tensor | None:
         """Extinction per pc of the voxels, (pixels, shells); None where it is unknown."""
 
@@ -47,7 +50,7 @@ class MapPosterior(NamedTuple):
     constant_density: Tensor  # (2,): 1/pc, and the scatter of extinctions about it
 
 
-def evaluate(model: "Dust", rows: PredictedRows, data: Any) -> Evaluation:
+def evaluate(model: "Dust", rows: PredictedRows, data: Data) -> Evaluation:
     """`Evaluation` of held-out stars, and of the map where the true one is known."""
     evaluation = Evaluation(metrics(rows))
     if not evaluation.metrics:
@@ -91,12 +94,12 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def true_density(data: Any) -> Tensor | None:
+def true_density(data: Data) -> Tensor | None:
     """Of a simulation, (pixels, shells), extinction per pc."""
     return data.true_density() if isinstance(data, HasTrueDensity) else None
 
 
-def stars_with_extinction(data: Any) -> Iterator[dict[str, Tensor]]:
+def stars_with_extinction(data: Data) -> Iterator[dict[str, Tensor]]:
     """The stars to predict whose extinction is known, batch by batch."""
     for batch in data.prediction_batches():
         known = batch["extinction"].isfinite() if "extinction" in batch else torch.zeros(0)
@@ -104,7 +107,7 @@ def stars_with_extinction(data: Any) -> Iterator[dict[str, Tensor]]:
             yield {name: values[known] for name, values in batch.items()}
 
 
-def sampled_stars(data: Any, n: int) -> dict[str, Tensor]:
+def sampled_stars(data: Data, n: int) -> dict[str, Tensor]:
     """At most ``n`` of `stars_with_extinction`, evenly spread over them."""
     stride = -(-data.n_predicted() // n)
     parts: list[dict[str, Tensor]] = []
@@ -116,14 +119,14 @@ def sampled_stars(data: Any, n: int) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def map_metrics(posterior: MapPosterior, data: Any) -> dict[str, float]:
+def map_metrics(posterior: MapPosterior, data: Data) -> dict[str, float]:
     """Metrics of the map; those that need the truth only where ``data`` is a simulation."""
     truth = true_density(data)
     metrics = {
         "icr_covariance_error": covariance_error(posterior.gp, posterior.grid, posterior.kernel)
     }
     metrics |= reference_densities(posterior, truth, stars_with_extinction(data))
-    if truth is None:
+    if truth is None or not isinstance(data, HasTrueDensity):
         return metrics
     data.setup("fit")
     training_stars = posterior.stars(data.training_batch())

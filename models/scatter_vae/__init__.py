@@ -1,8 +1,8 @@
-"""scatter_vae: a generative model of Gaia BP/RP spectra that knows their intrinsic scatter."""
+"""scatter_vae: a generative model of Gaia BP/RP spectra with intrinsic scatter."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,29 +14,31 @@ from orrery.models.base import (
     Batch,
     Component,
     Constant,
+    Data,
     Evaluation,
     Fit,
     ObjectRequest,
     Output,
     PredictedRows,
 )
-from orrery.models.scatter_vae.em import polish
+from orrery.models.scatter_vae.em import expectation_maximisation
 from orrery.models.scatter_vae.evaluation import evaluate
-from orrery.models.scatter_vae.inference import Posterior, Whitening, posterior
+from orrery.models.scatter_vae.inference import LatentPosterior, Whitening, posterior
 from orrery.models.scatter_vae.likelihood import covariant_nll, lowrank_nll
-from orrery.models.scatter_vae.networks import Published, Recipe
-from orrery.models.scatter_vae.outputs import generated_outputs, outputs, rows_of
+from orrery.models.scatter_vae.migrations import em_rounds_setting
+from orrery.models.scatter_vae.networks import Components, PaperVAE, ResidualVAE
+from orrery.models.scatter_vae.outputs import generated_outputs, outputs, predicted_rows
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp
 
 PRESETS = ("default", "paper")
 COVARIANCES = ("full", "lowrank", "diagonal")
-PATIENCE = 4  # times as many steps for stars without a band
+MISSING_BAND_STEPS = 4  # times as many Gauss-Newton steps for stars without a band
 POPULATION = 4096  # latent means that are kept, to generate stars like those of the training set
 GENERATED_PER_CHUNK = 4096  # stars
-SLICE = 256  # stars predicted at once: their matrices fit the cache
-AMPLITUDE = 0.1  # what is known beforehand of a star's amplitude, relative to its flux
-BRIGHT = 0.9  # quantile of a star's weight beyond which more does not count, in PCA
+STARS_AT_ONCE = 256  # predicted together: their matrices fit the cache
+AMPLITUDE_ERROR = 0.1  # prior standard deviation of a star's amplitude, relative to its flux
+MAX_WEIGHT_QUANTILE = 0.9  # of stars' weights in PCA, at which they are cut
 
 
 class ScatterVAE(Component):
@@ -44,15 +46,29 @@ class ScatterVAE(Component):
 
     A star's coefficients x, divided by a flux, are normal about the decoder's mean x(z), with the
     covariance of their errors, e_i R_ij e_j, and an intrinsic scatter s_i(z) of each coefficient:
-    K = D (R + diag(s^2 / e^2)) D. Six latent numbers z, normal a priori, say what kind of star it
-    is; no stellar label is used. The default network is a linear map that begins as PCA, plus what
-    an MLP adds to it, in units of the median error; ``preset=paper`` is the published one.
-    Training begins with errors taken as uncorrelated (``warm_up``, a share of the epochs), and
-    ends with ``covariance``. In prediction the encoder's z is mended by ``refine`` Gauss-Newton
-    steps, which is what lets a star without BP be answered.
+    K = D (R + diag(s^2 / e^2)) D. The latent numbers z, normal a priori, describe the star; no
+    stellar label is used.
 
     In: the batch of `datamodules.scatter_vae`. Out: see `models.scatter_vae.outputs`.
+
+    Args:
+        bands: coefficients of each band, such as {"bp": 55, "rp": 55}; from the data.
+        normalised_by: the flux that coefficients are divided by, for the model card; from the data.
+        preset: "default", a linear map that begins as PCA plus an MLP (`ResidualVAE`), or "paper",
+            the published network (`PaperVAE`), trained with diagonal errors.
+        latent: how many latent numbers.
+        covariance: of errors in training: "full", "lowrank" or "diagonal"; scores are always full.
+        warm_up: fraction of the epochs, the first ones, with diagonal errors.
+        beta: weight of the KL divergence.
+        width, depth: neurons of a hidden layer, and hidden layers.
+        refine: Gauss-Newton steps from the encoder's z, in prediction; they also make up for a
+            missing BP.
+        em_rounds: rounds after the fit in which decoder and scatter learn from exact posteriors.
+        wavelengths: first, last and step of the predicted spectra, nm.
+        lr, weight_decay, epochs: of the fit; ``lr`` is the peak.
     """
+
+    migrations: ClassVar = (em_rounds_setting,)
 
     def __init__(
         self,
@@ -66,7 +82,7 @@ class ScatterVAE(Component):
         width: int = 128,
         depth: int = 2,
         refine: int = 3,
-        polish: int = 3,
+        em_rounds: int = 3,
         wavelengths: Sequence[float] = (336.0, 1020.0, 2.0),
         lr: float = 3e-3,
         weight_decay: float = 1e-4,
@@ -89,26 +105,25 @@ class ScatterVAE(Component):
             if value not in known:
                 raise ValueError(f"model.{setting} is '{value}'; it is one of {', '.join(known)}")
         self.bands, self.normalised_by = dict(bands), normalised_by
-        self.latent, self.beta, self.warm_up, self.refine = latent, beta, warm_up, refine
-        self.rounds = polish
-        self.paper = preset == "paper"
-        self.covariance = "diagonal" if self.paper else covariance
+        self.latent, self.beta, self.warm_up = latent, beta, warm_up
         n = sum(self.bands.values())
-        if self.paper:
-            self.refine = 0
-            self.network: Recipe | Published = Published(n, latent)
+        self.network: ResidualVAE | PaperVAE
+        if preset == "paper":
+            self.covariance, self.refine, self.em_rounds = "diagonal", 0, 0
+            self.network = PaperVAE(n, latent)
         else:
-            self.network = Recipe(n, latent, 2 * len(self.bands), width, depth)
+            self.covariance, self.refine, self.em_rounds = covariance, refine, em_rounds
+            self.network = ResidualVAE([*self.bands.values()], latent, width, depth)
 
         self.center: Tensor
         self.scale: Tensor
         self.components: Tensor
-        self.spread: Tensor
+        self.component_std: Tensor
         self.population: Tensor
         self.register_buffer("center", torch.zeros(n))  # of coefficients / flux
-        self.register_buffer("scale", torch.ones(n))  # the unit of all that the network sees
+        self.register_buffer("scale", torch.ones(n))  # the network's unit of coefficients / flux
         self.register_buffer("components", torch.eye(n))  # principal ones, in columns
-        self.register_buffer("spread", torch.ones(n))  # of stars along them
+        self.register_buffer("component_std", torch.ones(n))  # of stars along them
         self.register_buffer("population", torch.zeros(POPULATION, latent))
         self.spectra: Spectra | None = None
         if len(wavelengths) != 3 or not (wavelengths[2] > 0 and wavelengths[0] < wavelengths[1]):
@@ -124,38 +139,35 @@ class ScatterVAE(Component):
     # --- before and after the fit -------------------------------------------------------------
 
     @torch.no_grad()
-    def prepare(self, data: Any) -> None:
+    def prepare(self, data: Data) -> None:
         """Units and principal components, of the training stars that have all bands.
 
-        Bright stars weigh more in the components, as their errors say, up to a limit.
+        Stars of small errors weigh more in the components, up to a limit.
         """
         batch = data.training_batch()
-        whole = batch["observed"].bool().all(1)
-        flux = batch["flux"][whole, None].double()
-        x, e = (batch[name][whole].double() / flux for name in ("coefficients", "errors"))
-        self.center = x.mean(0).float()
-        self.scale = (x.std(0) if self.paper else e.median(0).values).float()
+        complete = batch["observed"].bool().all(1)
+        flux = batch["flux"][complete, None].double()
+        x, e = (batch[name][complete].double() / flux for name in ("coefficients", "errors"))
+        self.scale = self.network.unit(x, e).float()
         weight = 1 / (e / self.scale).square().mean(1)
-        weight = weight.clamp(max=float(weight.quantile(BRIGHT)))
+        weight = weight.clamp(max=float(weight.quantile(MAX_WEIGHT_QUANTILE)))
         weight = weight / weight.sum()
-        if not self.paper:
-            self.center = (weight @ x).float()
+        self.center = self.network.center(x, weight).float()
         y = (x - self.center) / self.scale
         values, vectors = torch.linalg.eigh((y.T * weight) @ y)
         self.components = vectors.flip(1).float()
-        self.spread = values.flip(0).clamp_min(1.0).sqrt().float()  # errors are 1
+        self.component_std = values.flip(0).clamp_min(1.0).sqrt().float()  # errors are 1
 
     @torch.no_grad()
-    def calibrate(self, data: Any) -> None:
-        """Polish decoder and scatter, and keep where training stars lie, for `generate`."""
+    def calibrate(self, data: Data) -> None:
+        """Refine decoder and scatter, and keep latent means of training stars, for `generate`."""
         batch = data.training_batch()
-        if self.rounds and not self.paper:
-            polish(self, batch, self.rounds)
+        if self.em_rounds:
+            expectation_maximisation(self, batch, self.em_rounds)
         n = len(batch["flux"])
-        few = torch.arange(POPULATION) * n // POPULATION if n > POPULATION else torch.arange(n)
-        y, error = self._standard({k: v[few].to(self.device) for k, v in batch.items()})
-        observed = batch["observed"][few].to(self.device)
-        mean, _ = self._encode(y, error, observed)
+        kept = torch.arange(POPULATION) * n // POPULATION if n > POPULATION else torch.arange(n)
+        y, error = self._standardised({k: v[kept].to(self.device) for k, v in batch.items()})
+        mean, _ = self._encode(y, error, batch["observed"][kept].to(self.device))
         self.population[: len(mean)] = mean
         self.population[len(mean) :] = mean[torch.arange(POPULATION - len(mean)) % len(mean)]
 
@@ -163,75 +175,76 @@ class ScatterVAE(Component):
 
     def loss(self, batch: Batch) -> Tensor:
         """-ELBO per star, up to a constant: nats of its coefficients and ``beta`` times the KL."""
-        y, error = self._standard(batch)
+        y, error = self._standardised(batch)
         mean, log_variance = self._encode(y, error, batch["observed"])
         z = mean
         if "noise" in batch:  # of training: one draw of the posterior
             z = mean + (0.5 * log_variance).exp() * batch["noise"]
         decoded = self._decode(z)
         r = (y - decoded) / error
-        t = (self.network.spread(z) / error).square()
-        if not self.paper:
+        t = (self.network.intrinsic_scatter(z) / error).square()
+        if self.network.fits_amplitude:
             r = self._free_amplitude(r, t, decoded, error, batch["observed"])
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
         return (self._nll(r, t, batch) + self.beta * kl).mean()
 
     def nll_at(self, z: Tensor, batch: Batch) -> Tensor:
         """-ln p of stars of known latent numbers and amplitude, up to a constant, (batch,)."""
-        y, error = self._standard(batch)
-        t = (self.network.spread(z[:, : self.latent]) / error).square()
+        y, error = self._standardised(batch)
+        t = (self.network.intrinsic_scatter(z[:, : self.latent]) / error).square()
         return self._nll((y - self._scaled(z)) / error, t, batch)
 
     def _free_amplitude(
         self, r: Tensor, t: Tensor, decoded: Tensor, error: Tensor, observed: Tensor
     ) -> Tensor:
-        """Residuals after the best amplitude, without which the noise of the flux that coefficients
-        are divided by would be learned as scatter."""
+        """Residuals for each star's best amplitude.
+
+        Otherwise the noise of the flux that coefficients are divided by is learned as scatter.
+        """
         shape = (decoded + self.center / self.scale) / error
-        weight = self._seen(observed) / (1 + t)
+        weight = self._coefficient_mask(observed) / (1 + t)
         best = (weight * shape * r).sum(1) / (weight * shape.square()).sum(1)
         return r - best[:, None] * shape
 
     def _nll(self, r: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """Of residuals in units of the errors, (batch,); missing bands say nothing."""
+        """-ln p of residuals ``r`` in units of the errors, (batch,), without missing bands.
+
+        ``t`` (batch, n): variance of the scatter, in those units.
+        """
         warming = self.training and self.current_epoch < self.warm_up * self.fit.epochs
         total = torch.zeros_like(r[:, 0])
         sizes = list(self.bands.values())
         parts = zip(self.bands, r.split(sizes, 1), t.split(sizes, 1), strict=True)
-        for i, (band, of_band, ratio) in enumerate(parts):
+        for i, (band, residuals, ratio) in enumerate(parts):
             if self.covariance == "lowrank" and not warming and f"factor_{band}" in batch:
-                nll = lowrank_nll(of_band, ratio, batch[f"factor_{band}"])
+                nll = lowrank_nll(residuals, ratio, batch[f"factor_{band}"])
             elif self.covariance == "full" and not warming and f"correlations_{band}" in batch:
-                nll = covariant_nll(of_band, ratio, batch[f"correlations_{band}"])
+                nll = covariant_nll(residuals, ratio, batch[f"correlations_{band}"])
             else:
-                nll = -Normal(0, (1 + ratio).sqrt(), validate_args=False).log_prob(of_band).sum(1)
+                nll = -Normal(0, (1 + ratio).sqrt(), validate_args=False).log_prob(residuals).sum(1)
             total = total + nll * batch["observed"][:, i]
         return total
 
-    def _standard(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _standardised(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Coefficients and errors in the network's units; 0 and 1 where a band is missing."""
         flux = batch["flux"][:, None]
         y = (batch["coefficients"] / flux - self.center) / self.scale
         error = batch["errors"] / flux / self.scale
-        seen = self._seen(batch["observed"])
-        return torch.where(seen, y, 0.0), torch.where(seen, error, 1.0)
+        mask = self._coefficient_mask(batch["observed"])
+        return torch.where(mask, y, 0.0), torch.where(mask, error, 1.0)
 
-    def _seen(self, observed: Tensor) -> Tensor:
+    def _coefficient_mask(self, observed: Tensor) -> Tensor:
+        """(batch, n) of ``observed`` (batch, bands)."""
         sizes = torch.tensor(list(self.bands.values()), device=observed.device)
         return observed.bool().repeat_interleave(sizes, 1)
 
     def _encode(self, y: Tensor, error: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        if self.paper:
-            return self.network.encode(y, observed)
-        sizes = list(self.bands.values())
-        levels = torch.stack([part.log().mean(1) for part in error.split(sizes, 1)], 1)
-        context = torch.cat([levels, observed], 1)
-        return self.network.encode((y @ self.components) / self.spread, context)
+        components = Components(self.components, self.component_std)
+        return self.network.encode(y, error, observed, components)
 
     def _decode(self, z: Tensor) -> Tensor:
         """Coefficients without noise, (batch, n), in the network's units."""
-        decoded = self.network.decode(z)
-        return decoded if self.paper else (decoded * self.spread) @ self.components.T
+        return self.network.decode(z, Components(self.components, self.component_std))
 
     # --- prediction ---------------------------------------------------------------------------
 
@@ -244,52 +257,54 @@ class ScatterVAE(Component):
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         n = len(batch["flux"])
-        # stars without a band apart, for they need more steps, and none should depend on another
-        order = batch["observed"].min(1).values.argsort(descending=True, stable=True)
-        n_whole = int(batch["observed"].min(1).values.sum())
-        ends = [*range(0, n_whole, SLICE), *range(n_whole, n, SLICE), n]
-        chosen = [order[i:j] for i, j in pairwise(ends)]
+        # stars without a band apart: they take more steps, and no star is to depend on another
+        complete = batch["observed"].min(1).values
+        order = complete.argsort(descending=True, stable=True)
+        n_complete = int(complete.sum())
+        ends = [*range(0, n_complete, STARS_AT_ONCE), *range(n_complete, n, STARS_AT_ONCE), n]
+        slices = [order[i:j] for i, j in pairwise(ends)]
         with torch.autocast(self.device.type, enabled=False):
-            parts = [self._predict({k: v[i] for k, v in batch.items()}) for i in chosen]
-        back = order.argsort()
-        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+            parts = [self._predict({k: v[i] for k, v in batch.items()}) for i in slices]
+        inverse = order.argsort()
+        return {name: torch.cat([part[name] for part in parts])[inverse] for name in parts[0]}
 
     def _predict(self, batch: Batch) -> dict[str, Tensor]:
-        found = self.posterior(batch)
-        return rows_of(
-            found,
+        posterior = self.posterior(batch)
+        z = posterior.mean[:, : self.latent]
+        return predicted_rows(
+            posterior,
             batch,
-            reconstruction=self._scaled(found.mean) * self.scale + self.center,
-            factor=found.jacobian * self.scale[:, None],
-            scatter=self.network.spread(found.mean[:, : self.latent]) * self.scale,
-            seen=self._seen(batch["observed"]),
+            reconstruction=self._scaled(posterior.mean) * self.scale + self.center,
+            factor=posterior.jacobian * self.scale[:, None],
+            scatter=self.network.intrinsic_scatter(z) * self.scale,
+            observed=self._coefficient_mask(batch["observed"]),
             bands=self.bands,
             latent=self.latent,
             spectra=self.spectra,
         )
 
     def _scaled(self, z: Tensor) -> Tensor:
-        """`_decode` of the latent numbers times an amplitude, 1 + AMPLITUDE of the last number."""
+        """`_decode` of z times an amplitude, 1 + AMPLITUDE_ERROR times the last number."""
         decoded, zero = self._decode(z[:, : self.latent]), self.center / self.scale
-        return decoded + AMPLITUDE * z[:, self.latent :] * (decoded + zero)
+        return decoded + AMPLITUDE_ERROR * z[:, self.latent :] * (decoded + zero)
 
-    def posterior(self, batch: Batch) -> Posterior:
-        """Of z and the amplitude, by star; of the encoder and of 1 where there are no steps."""
-        y, error = self._standard(batch)
+    def posterior(self, batch: Batch) -> LatentPosterior:
+        """Of z and the amplitude, by star; of the published network the encoder's, amplitude 1."""
+        y, error = self._standardised(batch)
         mean, log_variance = self._encode(y, error, batch["observed"])
 
         def whitening(z: Tensor) -> Whitening:
-            t = (self.network.spread(z[:, : self.latent]) / error).square()
+            t = (self.network.intrinsic_scatter(z[:, : self.latent]) / error).square()
             return Whitening(t, batch, self.bands)
 
         start = F.pad(mean, (0, 1))
-        patient = not bool(batch["observed"].all())  # the encoder starts such stars far off
-        steps = self.refine * (PATIENCE if patient else 1)
-        found = posterior(start, self._scaled, y, error, whitening, steps)
-        if self.paper:
-            variance = F.pad(log_variance.exp(), (0, 1), value=1e-12)
-            found = found._replace(covariance=variance.diag_embed())
-        return found
+        # the encoder starts stars without a band far off
+        factor = 1 if bool(batch["observed"].all()) else MISSING_BAND_STEPS
+        refined = posterior(start, self._scaled, y, error, whitening, self.refine * factor)
+        if self.network.fits_amplitude:
+            return refined
+        variance = F.pad(log_variance.exp(), (0, 1), value=1e-12)
+        return refined._replace(covariance=variance.diag_embed())
 
     @torch.no_grad()
     def generate(
@@ -298,9 +313,10 @@ class ScatterVAE(Component):
         """n stars of flux 1: ``latent`` (n, latent), ``coefficients`` (n, coefficients) without
         noise, ``scatter`` of them, and a ``spectrum`` at ``wavelengths`` where those are known.
 
-        ``near``: a place in latent space, (latent,), such as a star's ``latent_mean``; stars are
-        drawn about it with a standard deviation of ``spread`` times the nearest neighbours' of the
-        training set. ``near="prior"``: from the standard normal prior. None: as the training set.
+        ``near``: a point in latent space, (latent,), such as a star's ``latent_mean``; stars are
+        drawn about it with ``spread`` times the standard deviation of its nearest neighbours in
+        the training set. ``near="prior"``: from the standard normal prior. None: like the training
+        set. Raises ``ValueError`` for any other ``near``.
         """
         if near is not None and not isinstance(near, str):
             near = np.asarray(near, np.float32)
@@ -314,27 +330,26 @@ class ScatterVAE(Component):
         population = self.population.cpu()
         drawn = torch.randn(n, self.latent, generator=generator)
         if near is None:
-            chosen = torch.randint(len(population), (n,), generator=generator)
-            z = population[chosen]
+            z = population[torch.randint(len(population), (n,), generator=generator)]
         elif isinstance(near, str) and near == "prior":
             z = spread * drawn
         else:
-            place = torch.as_tensor(near)[None]
-            distance = (population - place).square().sum(1)
-            around = population[distance.topk(min(64, len(population)), largest=False).indices]
-            z = place + spread * drawn * around.std(0)
+            center = torch.as_tensor(near)[None]
+            distance = (population - center).square().sum(1)
+            nearest = population[distance.topk(min(64, len(population)), largest=False).indices]
+            z = center + spread * drawn * nearest.std(0)
         z = z.to(self.device)
         coefficients = self._decode(z) * self.scale + self.center
-        made = {
+        tensors = {
             "latent": z,
             "coefficients": coefficients,
-            "scatter": self.network.spread(z) * self.scale,
+            "scatter": self.network.intrinsic_scatter(z) * self.scale,
         }
-        found = {name: values.cpu().numpy() for name, values in made.items()}
+        stars = {name: values.cpu().numpy() for name, values in tensors.items()}
         if self.spectra is not None:
-            found["spectrum"] = self.spectra.flux(coefficients).cpu().numpy()
-            found["wavelength"] = self.wavelengths
-        return found
+            stars["spectrum"] = self.spectra.flux(coefficients).cpu().numpy()
+            stars["wavelength"] = self.wavelengths
+        return stars
 
     def generated(self, request: ObjectRequest) -> Iterator[dict[str, np.ndarray]]:
         """``request.n`` stars like the training set's, in chunks of `generate`."""
@@ -352,25 +367,28 @@ class ScatterVAE(Component):
         return columns
 
     def observed_spectra(self, batch: Batch) -> dict[str, Tensor]:
-        """Spectra with their errors, and what scatter adds to a spectrum, for the figures."""
+        """Observed spectra (batch, k), their ``error`` and the model's ``scatter``, for figures."""
         scatter = self.predict_step(batch)["scatter"]
         if self.spectra is None:
-            observed = {"observed": batch["coefficients"], "observed_error": batch["errors"]}
-            return observed | {"observed_scatter": scatter}
+            return {
+                "observed": batch["coefficients"],
+                "error": batch["errors"],
+                "scatter": scatter,
+            }
         packed = {b: batch[f"correlations_{b}"] for b in self.bands if f"correlations_{b}" in batch}
-        whole = packed if len(packed) == len(self.bands) else None
+        correlations = packed if len(packed) == len(self.bands) else None
         return {
             "observed": self.spectra.flux(batch["coefficients"]),
-            "observed_error": self.spectra.error(batch["errors"], whole),
-            "observed_scatter": self.spectra.error(scatter),
+            "error": self.spectra.error(batch["errors"], correlations),
+            "scatter": self.spectra.error(scatter),
         }
 
     def domain_of_validity(self) -> list[str]:
         counts = " + ".join(f"{n} of {band}" for band, n in self.bands.items())
         lines = [
             f"{counts} numbers per star, divided by {self.normalised_by}",
-            "stars like the training set's; `p_value`, `outlier_score` and `flags` tell others",
-            "`chi2` is per degree of freedom; `nll` counts half a nat for each number fitted",
+            "stars like the training set's; `p_value`, `outlier_score` and `flags` mark others",
+            "`chi2` is per degree of freedom; `nll` has half a nat for each fitted parameter",
         ]
         if "simulation" in self.record.get("data", {}):
             lines.append(
@@ -379,7 +397,7 @@ class ScatterVAE(Component):
             )
         return lines
 
-    # --- how good it is -----------------------------------------------------------------------
+    # --- evaluation ---------------------------------------------------------------------------
 
-    def evaluate(self, rows: PredictedRows, data: Any) -> Evaluation:
+    def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)

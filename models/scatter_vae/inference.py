@@ -1,4 +1,4 @@
-"""Where a star lies in latent space: the encoder's guess, and Gauss-Newton steps that mend it."""
+"""The posterior of a star's latent numbers: the encoder's guess, refined by Gauss-Newton steps."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,13 +10,13 @@ from torch.func import jvp
 
 from orrery.models.scatter_vae.likelihood import whitener
 
-ASTRAY = 0.1  # nats: a last step may cost as much, which is rounding
-TRUST = 3.0  # longest step of a latent number
-WORST = 1e-300
+MAX_COST_INCREASE = 0.1  # nats: of the last step, as much as rounding
+MAX_STEP = 3.0  # of a latent number
+MIN_P = 1e-300
 
 
 class Whitening:
-    """L^-1 of each star's covariance K = L L^T, in units of its errors; nothing of missing bands.
+    """L^-1 of each star's covariance K = L L^T, in units of its errors; 0 for missing bands.
 
     ``t`` (batch, n): intrinsic over error variance. ``batch`` has ``observed`` (batch, bands) and,
     where errors are correlated, ``correlations_{band}``, packed.
@@ -37,23 +37,23 @@ class Whitening:
             self.log_det = self.log_det + log_det * self.observed[:, i]
 
     def __call__(self, v: Tensor) -> Tensor:
-        """(batch, n, k) to the same."""
-        found = []
+        """L^-1 v of ``v`` (batch, n, k)."""
+        parts = []
         for i, (inverse, part) in enumerate(zip(self.parts, v.split(self.sizes, 1), strict=True)):
             white = inverse @ part if inverse.ndim == 3 else inverse[..., None] * part
-            found.append(white * self.observed[:, i, None, None])
-        return torch.cat(found, 1)
+            parts.append(white * self.observed[:, i, None, None])
+        return torch.cat(parts, 1)
 
 
-class Posterior(NamedTuple):
-    """A normal distribution of z for each star, and what its mean leaves of the data."""
+class LatentPosterior(NamedTuple):
+    """A normal distribution of z for each star, and the residuals of the data at its mean."""
 
     mean: Tensor  # (batch, latent)
     covariance: Tensor  # (batch, latent, latent)
     residual: Tensor  # whitened, (batch, n)
     log_det: Tensor  # of K, (batch,)
     jacobian: Tensor  # of the decoder at the mean, (batch, n, latent)
-    leverage: Tensor  # of each whitened residual, (batch, n): the share of its noise that z fits
+    leverage: Tensor  # of each whitened residual, (batch, n): the fraction of its noise that z fits
 
     def divergence(self, k: int) -> Tensor:
         """KL of the first k numbers from their standard normal prior, nats, (batch,)."""
@@ -62,12 +62,12 @@ class Posterior(NamedTuple):
         log_det = torch.logdet(covariance.double()).float()
         return 0.5 * (trace + mean.square().sum(1) - k - log_det)
 
-    def fitted(self) -> Tensor:
-        """How many numbers the data decide, rather than the prior: (batch,)."""
+    def n_fitted(self) -> Tensor:
+        """Effective number of fitted parameters, (batch,)."""
         return self.leverage.sum(1)
 
     def studentised(self) -> Tensor:
-        """Residuals whose variance is 1 although z was fitted to them, (batch, n)."""
+        """Residuals over their standard deviation after the fit of z, (batch, n)."""
         return self.residual / (1 - self.leverage).clamp_min(1e-3).sqrt()
 
 
@@ -78,59 +78,61 @@ def posterior(
     error: Tensor,
     whitening: Callable[[Tensor], Whitening],
     steps: int,
-) -> Posterior:
+) -> LatentPosterior:
     """From the guess ``z`` (batch, latent), by ``steps`` Gauss-Newton steps towards the maximum.
 
     Data ``y`` and their ``error`` (batch, n), 0 and 1 where nothing was observed; the covariance is
-    renewed once, half-way, for the scatter varies slowly with z. Levenberg's
-    damping: a step that does not gain is taken back and the next is shorter. The posterior's
+    updated once, half-way, since the scatter varies slowly with z. Levenberg's damping: a step that
+    raises the cost is undone and the next is shorter. The posterior's
     covariance is that of the last linearisation, (1 + J^T K^-1 J)^-1.
     """
     white = whitening(z)
     one = torch.eye(z.shape[1], dtype=torch.float64, device=z.device)
 
     def hessian_of(j: Tensor) -> Tensor:
-        """1 + J^T K^-1 J, float64: stars of a high S/N make it ill-conditioned."""
+        """1 + J^T K^-1 J, float64: it is ill-conditioned for stars of a high S/N."""
         return one + j.double().mT @ j.double()
 
     damping = torch.full_like(z[:, :1, None], 1e-2)
-    best = torch.full_like(z[:, 0], torch.inf)
-    kept = z
+    least = torch.full_like(z[:, 0], torch.inf)
+    best_z = z
     for step in range(steps + 1):
         if step == (steps + 1) // 2 and step:
-            white, z, best = whitening(kept), kept, torch.full_like(best, torch.inf)
+            white, z, least = whitening(best_z), best_z, torch.full_like(least, torch.inf)
         w = white(((y - decode(z)) / error)[..., None])[..., 0]
         cost = w.square().sum(1) + z.square().sum(1)
-        gained = cost < best
-        kept = torch.where(gained[:, None], z, kept)
-        best = torch.where(gained, cost, best)
-        damping = torch.where(gained[:, None, None], damping / 10, damping * 30)
+        improved = cost < least
+        best_z = torch.where(improved[:, None], z, best_z)
+        least = torch.where(improved, cost, least)
+        damping = torch.where(improved[:, None, None], damping / 10, damping * 30)
         if step == steps:
             break
-        j, gradient, _ = _linearised(kept, decode, y, error, white)
+        j, gradient, _ = _linearised(best_z, decode, y, error, white)
         hessian = hessian_of(j)
         diagonal = hessian.diagonal(dim1=1, dim2=2).diag_embed()
         damped = hessian + damping * diagonal
-        move = torch.linalg.solve(damped, gradient[..., None].double())[..., 0]
-        z = kept + move.clamp(-TRUST, TRUST).float()
-    white = whitening(kept)
+        step_z = torch.linalg.solve(damped, gradient[..., None].double())[..., 0]
+        z = best_z + step_z.clamp(-MAX_STEP, MAX_STEP).float()
+    white = whitening(best_z)
     if steps:
-        # a last whole step, unless it goes astray: where a cost's rounding let the others end
-        # would depend on which stars are computed together
-        j, gradient, _ = _linearised(kept, decode, y, error, white)
-        move = torch.linalg.solve(hessian_of(j), gradient[..., None].double())[..., 0]
-        last = kept + move.clamp(-TRUST, TRUST).float()
+        # a last full step, unless it diverges: where rounding of the cost ended the others would
+        # depend on which stars are computed together
+        j, gradient, _ = _linearised(best_z, decode, y, error, white)
+        step_z = torch.linalg.solve(hessian_of(j), gradient[..., None].double())[..., 0]
+        last = best_z + step_z.clamp(-MAX_STEP, MAX_STEP).float()
         costs = []
-        for z in (kept, last):
+        for z in (best_z, last):
             w = white(((y - decode(z)) / error)[..., None])[..., 0]
             costs.append(w.square().sum(1) + z.square().sum(1))
-        kept = torch.where((costs[1] < 1.001 * costs[0] + ASTRAY)[:, None], last, kept)
-        white = whitening(kept)
-    j, _, jacobian = _linearised(kept, decode, y, error, white)
+        best_z = torch.where(
+            (costs[1] < 1.001 * costs[0] + MAX_COST_INCREASE)[:, None], last, best_z
+        )
+        white = whitening(best_z)
+    j, _, jacobian = _linearised(best_z, decode, y, error, white)
     covariance = torch.linalg.inv(hessian_of(j)).float()
-    w = white(((y - decode(kept)) / error)[..., None])[..., 0]
+    w = white(((y - decode(best_z)) / error)[..., None])[..., 0]
     leverage = ((j @ covariance) * j).sum(2).clamp(0, 1)
-    return Posterior(kept, covariance, w, white.log_det, jacobian, leverage)
+    return LatentPosterior(best_z, covariance, w, white.log_det, jacobian, leverage)
 
 
 def _linearised(
@@ -164,7 +166,7 @@ def log_tail(chi2: Tensor, dof: Tensor) -> Tensor:
     a, x = dof.double() / 2, chi2.double() / 2
     p = torch.special.gammaincc(a, x)
     far = (a - 1) * x.log() - x - torch.lgamma(a) - torch.log1p(-((a - 1) / x).clamp(max=0.9))
-    return torch.where(p > 1e-30, p.clamp_min(WORST).log(), far).float()
+    return torch.where(p > 1e-30, p.clamp_min(MIN_P).log(), far).float()
 
 
 def gaussian_nll(squares: Tensor, log_det: Tensor, log_errors: Tensor, n: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from orrery.physics.gaia_xp.correlations import in_tiles, precise, refuse, unpac
 def covariant_nll(r: Tensor, t: Tensor, packed: Tensor) -> Tensor:
     """nll, (batch,), differentiable in r and t, (batch, n); NaN where K is not positive definite.
 
-    NaN rather than an error, for which a GPU would have to be waited for at every step.
+    NaN rather than an error, which would make a GPU synchronise at every step.
     """
     return _Nll.apply(precise(r), precise(t), packed)
 
@@ -55,7 +55,7 @@ def lowrank_nll(r: Tensor, t: Tensor, factor: Tensor) -> Tensor:
 
 
 class _Nll(torch.autograd.Function):
-    """The gradient is found along with the value, for both need K^-1, and kept instead of it."""
+    """Gradients are computed with the value, since both need K^-1, and saved in place of it."""
 
     @staticmethod
     def forward(ctx: Any, r: Tensor, t: Tensor, packed: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def _inverse_root(t: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
     """L^-T, (batch, n, n), and ln det K, (batch,); NaN where K is not positive definite."""
     K = unpack(packed, t.shape[1]).to(t.dtype)
     K.diagonal(dim1=1, dim2=2).add_(t)
-    # L^T, and solved from the right: a third faster than L from the left, for LAPACK's layout
+    # L^T solved from the right is a third faster than L from the left, by LAPACK's layout
     upper, info = torch.linalg.cholesky_ex(K, upper=True)
     upper.diagonal(dim1=1, dim2=2).masked_fill_((info > 0)[:, None], torch.nan)
     one = torch.eye(t.shape[1], dtype=t.dtype, device=t.device).expand_as(K)

@@ -1,54 +1,91 @@
-"""From a star's coefficients to latent numbers and back: our recipe, and the published one."""
+"""Encoders and decoders of `scatter_vae`: one that adds to PCA, and the published one.
+
+Both take standardised coefficients ``y`` (batch, n), ``error`` of the same shape and units, and
+``observed`` (batch, bands), 1 or 0, and have the same methods.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEATURES = 32  # principal components that the encoder looks at beyond the linear map
-SURE = -5.0  # ln variance of z, before anything is learned
-WEAK = -4.0  # softplus of it is the scatter then, in units of the median error
-FAINT = 0.01  # of their usual size: the last weights of an MLP that adds to a linear map
+FEATURES = 32  # principal components that the encoder takes beyond those of the linear map
+INITIAL_LOG_VARIANCE = -5.0  # of z
+INITIAL_SCATTER = -4.0  # softplus of it, in units of the median error
+INITIAL_WEIGHTS = 0.01  # of their usual size: the last ones of an MLP that adds to a linear map
 
 
-class Recipe(nn.Module):
-    """z = W_e x + MLP(x) and x = W_d z + MLP(z), in principal components of the training set.
+class Components(NamedTuple):
+    """Principal components of the training set."""
 
-    ``u`` (batch, n): the components, standardised; the linear maps begin as those of PCA and are
-    the identity on the first ``latent`` components. Errors and missing bands are told to the
-    encoder as ``context`` (batch, n_context), for the less is known of a star, the less z moves.
+    vectors: Tensor  # (n, n), in columns
+    std: Tensor  # of stars along them, (n,)
+
+
+class ResidualVAE(nn.Module):
+    """z = W_e y + MLP(y) and y = W_d z + MLP(z), in principal components of the training set.
+
+    The linear maps begin as those of PCA, the identity on the first ``latent`` standardised
+    components. The encoder also takes the mean log error of each band and which bands are observed:
+    the less is known of a star, the less z moves.
+
+    Args:
+        sizes: coefficients of each band.
+        latent: latent numbers.
+        width, depth: neurons of a hidden layer, and hidden layers.
     """
 
-    def __init__(self, n: int, latent: int, n_context: int, width: int, depth: int) -> None:
+    fits_amplitude: ClassVar = True  # of each star, in training and prediction
+
+    def __init__(self, sizes: Sequence[int], latent: int, width: int, depth: int) -> None:
         super().__init__()
-        self.n, self.latent = n, latent
-        self.seen = min(n, FEATURES)
-        self.encoder = _mlp(self.seen + n_context, width, depth, 2 * latent)
-        self.decoder = _mlp(latent, width, depth, n)
-        self.scatter = _mlp(latent, width // 2, 1, n)
+        self.sizes, self.n, self.latent = list(sizes), sum(sizes), latent
+        self.features = min(self.n, FEATURES)
+        self.encoder = _mlp(self.features + 2 * len(self.sizes), width, depth, 2 * latent)
+        self.decoder = _mlp(latent, width, depth, self.n)
+        self.scatter = _mlp(latent, width // 2, 1, self.n)
 
-    def encode(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def unit(self, x: Tensor, errors: Tensor) -> Tensor:
+        """The unit of each coefficient, (n,): the median error."""
+        return errors.median(0).values
+
+    def center(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Mean of the coefficients ``x`` (stars, n), by ``weight`` (stars,)."""
+        return weight @ x
+
+    def encode(
+        self, y: Tensor, error: Tensor, observed: Tensor, components: Components
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log variance of z, (batch, latent) each."""
-        h = self.encoder(torch.cat([u[:, : self.seen].clamp(-20, 20), context], 1))
-        shift, log_variance = h.float().chunk(2, 1)
-        return u[:, : self.latent] + shift, (log_variance + SURE).clamp(-16, 2)
+        log_error = torch.stack([part.log().mean(1) for part in error.split(self.sizes, 1)], 1)
+        u = (y @ components.vectors) / components.std
+        features = [u[:, : self.features].clamp(-20, 20), log_error, observed]
+        shift, log_variance = self.encoder(torch.cat(features, 1)).float().chunk(2, 1)
+        return u[:, : self.latent] + shift, (log_variance + INITIAL_LOG_VARIANCE).clamp(-16, 2)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The standardised components (batch, n) of a star without noise."""
-        return F.pad(z, (0, self.n - self.latent)) + self.decoder(z).float()
+    def decode(self, z: Tensor, components: Components) -> Tensor:
+        """Standardised coefficients (batch, n) without noise."""
+        u = F.pad(z, (0, self.n - self.latent)) + self.decoder(z).float()
+        return (u * components.std) @ components.vectors.T
 
-    def spread(self, z: Tensor) -> Tensor:
-        """Intrinsic scatter (batch, n), in units of the median error of each coefficient."""
-        return F.softplus(self.scatter(z).float() + WEAK)
+    def intrinsic_scatter(self, z: Tensor) -> Tensor:
+        """Standard deviation of each coefficient, (batch, n), in its unit."""
+        return F.softplus(self.scatter(z).float() + INITIAL_SCATTER)
 
 
-class Published(nn.Module):
+class PaperVAE(nn.Module):
     """The network of arXiv:2307.06378: 110-90-70-50-30-10, batch norm, GELU, sigmoid scatter.
 
-    ``x`` (batch, n): coefficients minus their mean, over their standard deviation.
+    Args:
+        n: coefficients of a star.
+        latent: latent numbers.
+        widths: neurons of the encoder's hidden layers; the decoder's are in reverse order.
     """
+
+    fits_amplitude: ClassVar = False
 
     def __init__(self, n: int, latent: int, widths: Sequence[int] = (90, 70, 50, 30, 10)) -> None:
         super().__init__()
@@ -62,15 +99,27 @@ class Published(nn.Module):
             nn.Linear(latent, up[0]), *_normed(up), nn.Linear(up[-1], n), nn.Sigmoid()
         )
 
-    def encode(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.encoder(x)
+    def unit(self, x: Tensor, errors: Tensor) -> Tensor:
+        """The unit of each coefficient, (n,): its standard deviation over stars."""
+        return x.std(0)
+
+    def center(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Mean of the coefficients ``x`` (stars, n)."""
+        return x.mean(0)
+
+    def encode(
+        self, y: Tensor, error: Tensor, observed: Tensor, components: Components
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of z, (batch, latent) each; of ``y`` alone."""
+        h = self.encoder(y)
         return self.mean(h).float(), self.log_variance(h).float()
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, components: Components) -> Tensor:
+        """Standardised coefficients (batch, n) without noise."""
         return self.decoder(z).float()
 
-    def spread(self, z: Tensor) -> Tensor:
-        """Intrinsic scatter (batch, n), in units of each coefficient's standard deviation."""
+    def intrinsic_scatter(self, z: Tensor) -> Tensor:
+        """Standard deviation of each coefficient, (batch, n), in its unit."""
         return self.scatter(z).float()
 
 
@@ -81,7 +130,7 @@ def _mlp(n_in: int, width: int, depth: int, n_out: int) -> nn.Sequential:
         layers += [nn.Linear(a, b), nn.GELU()]
     last = nn.Linear(sizes[-1], n_out)
     with torch.no_grad():
-        last.weight *= FAINT
+        last.weight *= INITIAL_WEIGHTS
         last.bias.zero_()
     return nn.Sequential(*layers, last)
 

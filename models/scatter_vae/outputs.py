@@ -1,4 +1,4 @@
-"""What a predicted row holds: a star's place in latent space, its spectrum, and how odd it is."""
+"""Predicted columns: latent numbers of a star, its spectrum, and how well the model fits it."""
 
 from collections.abc import Mapping
 
@@ -6,44 +6,46 @@ import torch
 from torch import Tensor
 
 from orrery.models.base import Batch, Output
-from orrery.models.scatter_vae.inference import Posterior, gaussian_nll, log_tail
+from orrery.models.scatter_vae.inference import LatentPosterior, gaussian_nll, log_tail
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp
 from orrery.physics.gaia_xp.xp_mock import G_OF_BP_RP, G_ZERO_POINT
 
 LATENT = {
-    "latent_mean": Output("", "z of the star: mean of its posterior"),
-    "latent_log_variance": Output("", "ln of the variance of each z"),
+    "latent_mean": Output("", "posterior mean of the latent numbers z"),
+    "latent_log_variance": Output("", "ln variance of each latent number"),
 }
-ODD = {
+MISFIT = {
     "chi2": Output("", "chi^2, of errors, correlations and scatter, per degree of freedom"),
-    "dof": Output("", "coefficients less the latent numbers that they decide"),
-    "p_value": Output("", "P(chi^2 > this one) of a star of this model"),
+    "dof": Output(
+        "", "degrees of freedom: coefficients less the effective number of fitted parameters"
+    ),
+    "p_value": Output("", "probability of a larger chi^2 for a star of this model"),
     "kl": Output("", "KL divergence of the posterior of z from the prior, nats"),
     "outlier_score": Output(
         "",
-        "-ln p_value - ln P(|z|^2 > this one), misfit and rarity: 2 +- 1.4 of a star of the prior",
+        "misfit and rarity, -ln p_value - ln P(larger |z|^2): 2 +- 1.4 for a star of the prior",
     ),
     "nll": Output(
         "",
-        "-ln p(coefficients / flux | z), plus half a nat for each number fitted: without it z's "
-        "fit to the noise would be better than the truth",
+        "-ln p(coefficients / flux | z), plus half a nat for each fitted parameter: without it the "
+        "fit of z to the noise would be better than the truth",
     ),
     "within_68": Output(
-        "", "share of studentised whitened residuals within 1 sigma: of an honest model 0.683"
+        "", "fraction of studentised whitened residuals within 1 sigma: 0.683 if calibrated"
     ),
-    "within_95": Output("", "the same within 1.96 sigma: 0.95"),
+    "within_95": Output("", "the same within 1.96 sigma: 0.95 if calibrated"),
     "flags": Output(
         "",
         "bits: 1 BP is missing and imputed; 2 p_value below 1e-4; 4 |z| beyond 99.99% of the prior",
     ),
 }
-LEAST = -9.21  # ln 1e-4
+LOG_P_FLAGGED = -9.21  # ln 1e-4
 
 
-def outputs(bands: Mapping[str, int], sampled: bool) -> dict[str, Output]:
-    """The columns in their order; those of wavelengths where the instrument is known."""
-    unit = "electron / s" if sampled else ""
+def outputs(bands: Mapping[str, int], known_instrument: bool) -> dict[str, Output]:
+    """The columns in their order; spectra at wavelengths only where the instrument is known."""
+    unit = "electron / s" if known_instrument else ""
     vectors = {
         "reconstruction": Output(unit, f"coefficients without noise, of {' and '.join(bands)}"),
         "reconstruction_factor": Output(
@@ -54,22 +56,22 @@ def outputs(bands: Mapping[str, int], sampled: bool) -> dict[str, Output]:
     spectrum = {
         "spectrum": Output("W m-2 nm-1", "the reconstruction at the wavelengths of the model"),
         "spectrum_error": Output(
-            "W m-2 nm-1", "of the star's spectrum about it: what z leaves open, and the scatter"
+            "W m-2 nm-1", "its standard deviation, from the uncertainty of z and the scatter"
         ),
-        "g_mag": Output("mag", "G of the reconstruction, approximate: for figures, not photometry"),
-        "bp_rp": Output("mag", "its colour, approximate too"),
+        "g_mag": Output("mag", "approximate G of the reconstruction: for figures, not photometry"),
+        "bp_rp": Output("mag", "its approximate BP - RP"),
     }
-    return LATENT | vectors | (spectrum if sampled else {}) | ODD
+    return LATENT | vectors | (spectrum if known_instrument else {}) | MISFIT
 
 
-def generated_outputs(sampled: bool) -> dict[str, Output]:
+def generated_outputs(known_instrument: bool) -> dict[str, Output]:
     """The columns of `ScatterVAE.generated`, of stars of flux 1."""
     columns = {
-        "latent": Output("", "z of the star, which it was drawn with"),
+        "latent": Output("", "latent numbers z of the star"),
         "coefficients": Output("", "coefficients over the flux, without noise"),
         "scatter": Output("", "intrinsic scatter of each coefficient, over the flux"),
     }
-    if sampled:
+    if known_instrument:
         meaning = (
             "flux density at the wavelengths of the model for coefficients of flux 1 electron/s"
         )
@@ -77,55 +79,57 @@ def generated_outputs(sampled: bool) -> dict[str, Output]:
     return columns
 
 
-def rows_of(
-    found: Posterior,
+def predicted_rows(
+    posterior: LatentPosterior,
     batch: Batch,
     reconstruction: Tensor,
     factor: Tensor,
     scatter: Tensor,
-    seen: Tensor,
+    observed: Tensor,
     bands: Mapping[str, int],
     latent: int,
     spectra: Spectra | None,
 ) -> dict[str, Tensor]:
     """`outputs` of a batch.
 
-    ``found``: of z, (latent,), and an amplitude. ``reconstruction`` and ``scatter`` (batch, n),
-    ``factor`` (batch, n, latent + 1), its derivatives; all in units of ``batch["flux"]``. ``seen``
-    (batch, n): which coefficients were observed.
+    ``posterior``: of z, (latent,), and an amplitude. ``reconstruction`` and ``scatter`` (batch, n),
+    ``factor`` (batch, n, latent + 1), its derivatives; all in units of ``batch["flux"]``.
+    ``observed`` (batch, n): mask of the coefficients.
     """
     flux = batch["flux"][:, None]
-    root = torch.linalg.cholesky(found.covariance)
-    z = found.mean[:, :latent]
+    root = torch.linalg.cholesky(posterior.covariance)
+    z = posterior.mean[:, :latent]
     rows = {
         "latent_mean": z,
-        "latent_log_variance": found.covariance.diagonal(dim1=1, dim2=2)[:, :latent].log(),
+        "latent_log_variance": posterior.covariance.diagonal(dim1=1, dim2=2)[:, :latent].log(),
         "reconstruction": reconstruction * flux,
         "reconstruction_factor": factor @ root * flux[..., None],
         "scatter": scatter * flux,
     }
     if spectra is not None:
         rows["spectrum"] = spectra.flux(rows["reconstruction"])
-        rows["spectrum_error"] = spectra.error_of(rows["reconstruction_factor"], rows["scatter"])
+        rows["spectrum_error"] = spectra.model_error(rows["reconstruction_factor"], rows["scatter"])
         rows["g_mag"], rows["bp_rp"] = _photometry(rows["reconstruction"], bands)
-    n = seen.sum(1)
-    squares = found.residual.square().sum(1)
-    dof = n - found.fitted()
+    n = observed.sum(1)
+    squares = posterior.residual.square().sum(1)
+    dof = n - posterior.n_fitted()
     log_p = log_tail(squares, dof)
-    log_rare = log_tail(z.square().sum(1), torch.full_like(dof, float(latent)))
-    log_errors = torch.where(seen, (batch["errors"] / flux).log(), 0.0).sum(1)
+    log_p_z = log_tail(z.square().sum(1), torch.full_like(dof, float(latent)))
+    log_errors = torch.where(observed, (batch["errors"] / flux).log(), 0.0).sum(1)
     missing = (batch["observed"] == 0).any(1)
-    white = found.studentised().abs()
+    white = posterior.studentised().abs()
     return rows | {
         "chi2": squares / dof,
         "dof": dof,
         "p_value": log_p.exp(),
-        "kl": found.divergence(latent),
-        "outlier_score": -log_p - log_rare,
-        "nll": gaussian_nll(squares, found.log_det, log_errors, n) + 0.5 * found.fitted(),
-        "within_68": ((white < 1) & seen).sum(1) / n,
-        "within_95": ((white < 1.959964) & seen).sum(1) / n,
-        "flags": missing.short() + 2 * (log_p < LEAST).short() + 4 * (log_rare < LEAST).short(),
+        "kl": posterior.divergence(latent),
+        "outlier_score": -log_p - log_p_z,
+        "nll": gaussian_nll(squares, posterior.log_det, log_errors, n) + 0.5 * posterior.n_fitted(),
+        "within_68": ((white < 1) & observed).sum(1) / n,
+        "within_95": ((white < 1.959964) & observed).sum(1) / n,
+        "flags": missing.short()
+        + 2 * (log_p < LOG_P_FLAGGED).short()
+        + 4 * (log_p_z < LOG_P_FLAGGED).short(),
     }
 
 
@@ -134,6 +138,6 @@ def _photometry(coefficients: Tensor, bands: Mapping[str, int]) -> tuple[Tensor,
     parts = dict(zip(bands, coefficients.split(list(bands.values()), 1), strict=True))
     weight = {b: torch.as_tensor(xp.photons(b), dtype=torch.float32) for b in xp.BANDS}
     bp, rp = (parts[b] @ weight[b].to(parts[b]) for b in xp.BANDS)
-    bp, rp = (torch.where(x > 0, x, torch.nan) for x in (bp, rp))  # an imputed band may be anything
+    bp, rp = (torch.where(x > 0, x, torch.nan) for x in (bp, rp))  # an imputed band may be negative
     g = G_ZERO_POINT - 2.5 * (G_OF_BP_RP * (bp + rp)).log10()
     return g, -2.5 * (bp / rp).log10() + xp.COLOUR_ZERO_POINT

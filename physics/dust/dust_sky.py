@@ -1,8 +1,8 @@
-"""A synthetic sky of dust about the Sun, and stars behind it: what a map can be judged against.
+"""A synthetic sky of dust about the Sun, and stars behind it, to test maps on.
 
 ln of the density is a Gaussian process of Matern covariance, here by random Fourier features
-(Rahimi & Recht 2007), so that it knows nothing of how a map is made; on top are compact clouds. The
-sky is constant within the voxels of a grid. Not in it: the Galactic disc, the Local Bubble, stars
+(Rahimi & Recht 2007), independent of the methods that make maps; compact clouds are added. The sky
+is constant within the voxels of a grid. Not in it: the Galactic disc, the Local Bubble, stars
 that extinction hides, errors of extinction that depend on colour.
 """
 
@@ -18,15 +18,15 @@ FEATURES = 2000
 PARALLAX_ERRORS = (0.05, 0.15)  # mas, of bright and faint stars, half each: Gaia DR3 at G 15 and 18
 CLOUD_RADII = (25.0, 50.0)  # pc
 CLOUD_DISTANCES = (120.0, 700.0)  # pc
-CLOUD_PEAKS = (1.5, 2.5)  # of ln density over what is around: 4 to 12 times as dense
+CLOUD_PEAKS = (1.5, 2.5)  # of ln density above the surroundings: 4 to 12 times as dense
 CLOUD_HEIGHT = 60.0  # pc, above or below the plane
 
 
 class Stars(NamedTuple):
-    """What a catalogue has of each star, (n,) or (n, 3), float64."""
+    """A catalogue of stars and their truth, (n,) or (n, 3), float64."""
 
     direction: Tensor  # unit vectors, Galactic
-    parallax: Tensor  # mas: what is known of it, not what was measured
+    parallax: Tensor  # mas, the mean of its posterior rather than a measurement
     parallax_error: Tensor
     extinction: Tensor  # with noise
     extinction_error: Tensor
@@ -55,28 +55,28 @@ def density(
 
     # the spectrum of a Matern process of nu = 3/2 is Student's t of 3 degrees of freedom
     chi2 = normal(FEATURES, 3).square().sum(1, keepdim=True)
-    waves = normal(FEATURES, 3) / scale * (3 / chi2).sqrt()
+    wavenumbers = normal(FEATURES, 3) / scale * (3 / chi2).sqrt()
     phase = 2 * math.pi * torch.rand(FEATURES, generator=generator, dtype=torch.float64)
-    place = grid.positions.flatten(0, 1)
-    s = torch.cat([(part @ waves.T + phase).cos().sum(1) for part in place.split(20_000)])
+    position = grid.positions.flatten(0, 1)
+    s = torch.cat([(part @ wavenumbers.T + phase).cos().sum(1) for part in position.split(20_000)])
     s = s * math.sqrt(2 / FEATURES)
 
     angle, height = uniform(0, 2 * math.pi), uniform(-CLOUD_HEIGHT, CLOUD_HEIGHT)
     distance, radius = uniform(*CLOUD_DISTANCES), uniform(*CLOUD_RADII)
     peak = uniform(*CLOUD_PEAKS)
     centre = torch.stack([distance * angle.cos(), distance * angle.sin(), height], 1)
-    near = (torch.cdist(place, centre) / radius).square()
-    compact = (peak * torch.exp(-0.5 * near)).sum(1)
+    radii = torch.cdist(position, centre) / radius
+    compact = (peak * torch.exp(-0.5 * radii.square())).sum(1)
     return torch.exp(mean + amplitude * s + compact).view(grid.shape)
 
 
 def stars(
     grid: Grid, rho: Tensor, n: int, min_snr: float, sigma: float, generator: torch.Generator
 ) -> Stars:
-    """``n`` stars, uniform in the volume of the grid as their parallaxes say, cut at ``min_snr``.
+    """``n`` stars, of parallaxes uniform in the volume of the grid, cut at ``min_snr``.
 
-    The true inverse distance is normal about the parallax: a catalogue's parallax stands for what
-    is known, with all that its maker knew. ``sigma``: error of the extinctions.
+    The true inverse distance is normal about the parallax: a catalogue's parallax is the mean of a
+    posterior. ``sigma``: error of the extinctions, E.
     """
 
     def normal(*shape: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The extinction of stars whose distances are uncertain, through shells of dust.
 
-A star's parallax and its error, mas, stand for what is known of its distance: the inverse distance
-is normal and positive. What lies behind a distance is the dust that the star does not see.
+A star's parallax and its error, mas, are the posterior of its inverse distance, normal and
+positive. Dust behind a distance does not count for a star at that distance.
 """
 
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from orrery.physics.densities import log_student
 
-NODES = 6  # of the quadrature over a shell, or over the part of it that a star may be in
-REACH = 4.0  # errors of the parallax within which a star is
-WIDER = 1.6  # than what is known of a distance: 32 quantiles reach to 3.4 errors
+NODES = 6  # of the quadrature over the part of a shell that a star may be in
+PARALLAX_RANGE = 4.0  # errors of the parallax within which a star is
+WIDENING = 1.6  # of the distribution of distances for quantiles: 32 of them reach 3.4 errors
 
 
 class Paths(NamedTuple):
-    """Of the light of stars through shells, (stars, shells)."""
+    """Paths of the light of stars through shells, (stars, shells)."""
 
     lengths: Tensor  # mean path, pc: the integral over the shell of P(star is beyond r)
     squares: Tensor  # half the mean squared path, pc^2: that of (r - lower boundary) P
@@ -32,24 +32,26 @@ def paths(boundaries: Tensor, parallax: Tensor, error: Tensor) -> Paths:
     nodes, weights = (torch.from_numpy(x).to(boundaries) for x in _legendre())
     centre, sigma = parallax[:, None].to(boundaries), error[:, None].to(boundaries)
     near, far = boundaries[:-1], boundaries[1:]
-    # of a shell the part that a star is surely beyond, and that where it may be, (stars, shells)
-    low, high = (1e3 / (centre + x * sigma).clamp_min(1e-6) for x in (REACH, -REACH))
+    # the boundary of the part of a shell that a star is certainly beyond, and of where it may be
+    low, high = (
+        1e3 / (centre + x * sigma).clamp_min(1e-6) for x in (PARALLAX_RANGE, -PARALLAX_RANGE)
+    )
     low = torch.minimum(torch.maximum(low, near), far)
     high = torch.minimum(torch.maximum(high, near), far)
     r = low[..., None] + (high - low)[..., None] * nodes  # (stars, shells, NODES)
     centre, sigma = centre[..., None], sigma[..., None].clamp_min(1e-9)
-    # P(d > r) = P(0 < 1/d < 1/r), as tails so that no digits are lost
+    # P(d > r) = P(0 < 1/d < 1/r), from tails to keep the digits
     behind = _ndtr((centre - 1e3 / r) / sigma)  # P(1/d > 1/r)
     positive = _ndtr(centre / sigma)
     beyond = (1 - behind / positive).clamp(0, 1)
     element = beyond * weights * (high - low)[..., None]
-    sure = low - near
-    lengths = sure + element.sum(-1)
-    squares = 0.5 * sure.square() + (element * (r - near[:, None])).sum(-1)
+    certain = low - near
+    lengths = certain + element.sum(-1)
+    squares = 0.5 * certain.square() + (element * (r - near[:, None])).sum(-1)
     return Paths(lengths, squares)
 
 
-def mean_and_variance(rho: Tensor, through: Paths, widths: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_variance(rho: Tensor, paths: Paths, widths: Tensor) -> tuple[Tensor, Tensor]:
     """Extinction of stars, and its variance over their distances, (..., stars).
 
     ``rho`` (..., stars, shells): density along each sightline, 1/pc; ``widths`` (shells,), pc.
@@ -57,26 +59,26 @@ def mean_and_variance(rho: Tensor, through: Paths, widths: Tensor) -> tuple[Tens
     """
     column = rho * widths
     below = column.cumsum(-1) - column
-    part = rho * through.lengths
-    mean = part.sum(-1)
-    second = 2 * (below * part + rho.square() * through.squares).sum(-1)
+    through = rho * paths.lengths
+    mean = through.sum(-1)
+    second = 2 * (below * through + rho.square() * paths.squares).sum(-1)
     return mean, (second - mean.square()).clamp_min(0)
 
 
 class Distances(NamedTuple):
-    """Of stars, those that stand for all that are possible, (stars, n)."""
+    """Quadrature over the possible distances of stars, (stars, n)."""
 
-    shell: Tensor  # that each is in; beyond the map the last one
+    shell: Tensor  # of each distance; beyond the map the last one
     part: Tensor  # of the path through it, pc
     log_weight: Tensor  # of their probabilities, which sum to 1
 
 
 def distances(boundaries: Tensor, parallax: Tensor, error: Tensor, n: int = 32) -> Distances:
-    """As for `paths`: quantiles of a wider distribution, so that tails are among the ``n``."""
+    """``n`` quantiles of a wider distribution, so that tails are among them; see `paths`."""
     share = (torch.arange(n).to(boundaries) + 0.5) / n
-    x = WIDER * torch.special.ndtri(share)
+    x = WIDENING * torch.special.ndtri(share)
     inverse = parallax[:, None] + error[:, None] * x
-    log_weight = -0.5 * x.square() * (1 - WIDER**-2)
+    log_weight = -0.5 * x.square() * (1 - WIDENING**-2)
     log_weight = torch.where(inverse > 0, log_weight, -torch.inf).log_softmax(1)
     r = 1e3 / inverse.clamp_min(1e-3)
     shell = (torch.searchsorted(boundaries, r) - 1).clamp(0, len(boundaries) - 2)
@@ -100,8 +102,8 @@ def log_marginal(
     column = rho * widths
     below = column.cumsum(-1) - column
     shell = at.shell.expand(*rho.shape[:-1], -1)
-    there = below.gather(-1, shell) + rho.gather(-1, shell) * at.part
-    log_p = log_student(extinction[:, None], there, variance[:, None], dof)
+    to_distance = below.gather(-1, shell) + rho.gather(-1, shell) * at.part
+    log_p = log_student(extinction[:, None], to_distance, variance[:, None], dof)
     return (log_p + at.log_weight).logsumexp(-1)
 
 

@@ -1,4 +1,4 @@
-"""Correlations of a spectrum's errors as the Gaia archive packs them, and work star by star.
+"""Correlations of a spectrum's errors as the Gaia archive packs them.
 
 The matrix R of a band, (n, n), is its strict upper triangle column by column: (0, 1), (0, 2),
 (1, 2), (0, 3), ...; (batch, n (n - 1) / 2), float16 or float32. Rounding R to float16 moves a
@@ -14,8 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-TILE = 64  # stars whose matrices fit the cache of a core: 12 kB each at n = 55
-REMAINDER = 1e-3  # the least variance, of 1, that a low-rank factor leaves to the diagonal
+STARS_AT_ONCE = 64  # their matrices fit the cache of a core: 12 kB each at n = 55
+MIN_UNIQUENESS = 1e-3  # least variance, of 1, that a low-rank factor leaves to the diagonal
 
 
 def check_positive_definite(packed: Tensor, n: int) -> None:
@@ -37,7 +37,7 @@ def unpack(packed: Tensor, n: int) -> Tensor:
             f"correlations of {n} coefficients should be (batch, {n * (n - 1) // 2}), the strict "
             f"upper triangle column by column; got {tuple(packed.shape)}"
         )
-    R = precise(packed).index_select(1, _places(n, packed.device)).view(-1, n, n)
+    R = precise(packed).index_select(1, _packed_index(n, packed.device)).view(-1, n, n)
     R.diagonal(dim1=1, dim2=2).fill_(1)
     return R
 
@@ -54,7 +54,7 @@ def low_rank(packed: Tensor, n: int, k: int) -> Tensor:
             values, vectors = torch.linalg.eigh(R)
             U = vectors[:, :, n - k :] * values[:, None, n - k :].clamp_min(0).sqrt()
             common = U.square().sum(2, keepdim=True)
-            U = U * ((1 - REMAINDER) / common.clamp_min(1 - REMAINDER)).sqrt()
+            U = U * ((1 - MIN_UNIQUENESS) / common.clamp_min(1 - MIN_UNIQUENESS)).sqrt()
             R.diagonal(dim1=1, dim2=2).copy_(U.square().sum(2))
         return (U,)
 
@@ -62,9 +62,9 @@ def low_rank(packed: Tensor, n: int, k: int) -> Tensor:
 
 
 def in_tiles(f: Callable[..., tuple[Tensor, ...]], *batch: Tensor) -> tuple[Tensor, ...]:
-    """f(*batch), of rows that are independent; on a CPU in tiles, which threads share out.
+    """f(*batch) for a function of independent rows; on a CPU in tiles, shared by threads.
 
-    Tiles are the same for any number of threads, and so are the results, to the last bit.
+    Tiles do not depend on the number of threads, so results are the same to the last bit.
     """
 
     @torch.no_grad()
@@ -75,17 +75,17 @@ def in_tiles(f: Callable[..., tuple[Tensor, ...]], *batch: Tensor) -> tuple[Tens
 
     if batch[0].device.type != "cpu":
         return run(batch)
-    tiles = zip(*(array.split(TILE) for array in batch), strict=True)
-    with _undivided() as threads, ThreadPoolExecutor(threads) as pool:
+    tiles = zip(*(array.split(STARS_AT_ONCE) for array in batch), strict=True)
+    with _single_threaded() as threads, ThreadPoolExecutor(threads) as pool:
         return tuple(torch.cat(parts) for parts in zip(*pool.map(run, tiles), strict=True))
 
 
 @contextmanager
-def _undivided() -> Iterator[int]:
-    """Within, each operation is done by one thread; gives how many there were.
+def _single_threaded() -> Iterator[int]:
+    """Within, each operation takes one thread; yields the number before.
 
-    LAPACK is serial over a batch, but MKL divides each small matrix among threads, which wait for
-    each other far longer than they work.
+    LAPACK is serial over a batch, but MKL divides each small matrix among threads, most of whose
+    time is spent waiting for each other.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -96,22 +96,24 @@ def _undivided() -> Iterator[int]:
 
 
 @cache
-def _places(n: int, device: torch.device) -> Tensor:
-    """Where each element of the matrix is in the packed triangle, (n n,); 0 for the diagonal."""
+def _packed_index(n: int, device: torch.device) -> Tensor:
+    """Index in the packed triangle of each element of the matrix, (n n,); 0 for the diagonal."""
     i = torch.arange(n, device=device)
     low, high = torch.minimum(i, i[:, None]), torch.maximum(i, i[:, None])
     return (high * (high - 1) // 2 + low).fill_diagonal_(0).flatten()
 
 
 def precise(x: Tensor) -> Tensor:
+    """In float32, or float64 if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def refuse(bad: Tensor, what: str) -> None:
+def refuse(bad: Tensor, matrix: str) -> None:
+    """A ``ValueError`` with the rows where the mask ``bad`` is true, if there are any."""
     rows = bad.nonzero()[:, 0].tolist()
     if rows:
-        named = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        numbers = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         raise ValueError(
-            f"{what} of {len(rows)} stars is not positive definite: rows {named}; leave them out, "
-            "or shrink their correlations"
+            f"{matrix} of {len(rows)} stars is not positive definite: rows {numbers}; leave them "
+            "out, or shrink their correlations"
         )

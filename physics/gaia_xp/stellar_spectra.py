@@ -1,10 +1,10 @@
-"""An analytic family of stellar spectra: what a simulation of BP/RP spectra needs of a star.
+"""An analytic family of stellar spectra, for simulations of BP/RP spectra.
 
-Planck's law under an opacity that mimics, at the resolution of XP spectra (2 to 10 nm), what
-shapes them: the Balmer series and jump, the Paschen jump, blanketing by metals towards the blue,
-the strongest metal lines and molecular bands, and interstellar extinction. It is not a model
-atmosphere: strengths were set by eye to look like median XP spectra of real stars, and no stellar
-parameter should be read off with it. What it offers is a smooth manifold of five known dimensions.
+Planck's law under an opacity that mimics, at the resolution of XP spectra (2 to 10 nm), the Balmer
+series and jump, the Paschen jump, blanketing by metals towards the blue, the strongest metal lines
+and molecular bands, and interstellar extinction. It is not a model atmosphere: strengths were set
+by eye to resemble median XP spectra of real stars, and it is not fit for measuring stellar
+parameters. It is a smooth manifold of five known dimensions.
 """
 
 from typing import NamedTuple
@@ -20,9 +20,9 @@ class Line(NamedTuple):
 
     centre: float  # nm
     width: float  # nm, standard deviation
-    strength: float  # at solar metallicity, log g 4 and its favourite temperature
+    strength: float  # at solar metallicity, log g 4 and ``teff``
     teff: float  # K, where it is strongest
-    spread: float  # standard deviation of ln Teff within which it is seen
+    spread: float  # standard deviation of ln Teff within which it is present
     mh: float = 0.0  # d log10(depth) / d [M/H]
     alpha: float = 0.0  # d log10(depth) / d [alpha/M]
     logg: float = 0.0  # d log10(depth) / d log g

@@ -8,7 +8,7 @@ g = f P R lambda / (h c) the photons that the mean instrument would count,
 
 (Montegriffo et al. 2023, A&A 674, A3; De Angeli et al. 2023, A&A 674, A2). M, the response R and
 the dispersion theta(lambda) are those of DR3, derived by `benchmarks.xp_instrument` from the
-GaiaXPy package; their licence stands in ``gaia_xp.LICENSE``. Everything is float64.
+GaiaXPy package; their licence is ``gaia_xp.LICENSE``. Everything is float64.
 """
 
 import functools
@@ -25,8 +25,8 @@ COLOUR_ZERO_POINT = 25.3385 - 24.7479  # BP - RP, Vega mag (Riello et al. 2021, 
 # where each band contributes, nm: in the overlap BP's share falls from 1 to 0
 BP_RANGE, RP_RANGE = (330.0, 643.0), (635.0, 1020.0)
 SAMPLED = np.arange(336.0, 1021.0, 2.0)  # nm, of the archive's sampled spectra
-FINE = 0.5  # nm, step of the integral over a star's spectrum
-SEEN = 1e-3  # of a band's greatest response: where there is less, coefficients hold noise alone
+STEP = 0.5  # nm, of the integral over a star's spectrum
+MIN_RESPONSE = 1e-3  # of a band's greatest: below it coefficients are noise alone
 
 
 class Band(NamedTuple):
@@ -41,7 +41,7 @@ class Band(NamedTuple):
         return CubicSpline(self.wavelength, self.theta)(wavelength, derivative)
 
     def photons(self, wavelength: np.ndarray) -> np.ndarray:
-        """g / f, electrons s^-1 per W m^-2 nm^-1; 0 where the instrument sees nothing."""
+        """g / f, electrons s^-1 per W m^-2 nm^-1; 0 outside its range."""
         spline = CubicSpline(self.wavelength, self.response, extrapolate=False)
         response = np.nan_to_num(spline(wavelength)).clip(min=0)
         return PUPIL * response * wavelength / HC
@@ -80,11 +80,11 @@ def projection(band: str, wavelength: np.ndarray) -> np.ndarray:
     a_m = integral of g phi_m dtheta, then M^T c = a: well posed, where least squares of the
     sampled functions is singular.
     """
-    found = instrument()[band]
-    fine = np.arange(wavelength[0], wavelength[-1] + 0.5 * FINE, FINE)
-    weight = found.photons(fine) * np.abs(found.theta_at(fine, 1)) * FINE
-    functions = found.functions
-    a = hermite(functions.shape[1], found.theta_at(fine)) * weight
+    mean_instrument = instrument()[band]
+    fine = np.arange(wavelength[0], wavelength[-1] + 0.5 * STEP, STEP)
+    weight = mean_instrument.photons(fine) * np.abs(mean_instrument.theta_at(fine, 1)) * STEP
+    functions = mean_instrument.functions
+    a = hermite(functions.shape[1], mean_instrument.theta_at(fine)) * weight
     return np.linalg.solve(functions.T, a @ CubicSpline(wavelength, np.eye(len(wavelength)))(fine))
 
 
@@ -106,21 +106,29 @@ def sampling(band: str, wavelength: np.ndarray) -> np.ndarray:
             f"XP spectra reach from {BP_RANGE[0]:g} to {RP_RANGE[1]:g} nm; wavelengths from "
             f"{wavelength.min():g} to {wavelength.max():g} were asked for"
         )
-    found = instrument()[band]
-    photons = found.photons(wavelength)
+    mean_instrument = instrument()[band]
+    photons = mean_instrument.photons(wavelength)
     with np.errstate(divide="ignore"):
         norm = np.where(photons > 0, 1 / photons, 0)
-    return found.functions @ hermite(found.functions.shape[1], found.theta_at(wavelength)) * norm
+    return (
+        mean_instrument.functions
+        @ hermite(mean_instrument.functions.shape[1], mean_instrument.theta_at(wavelength))
+        * norm
+    )
 
 
 def photons(band: str) -> np.ndarray:
     """The weights (n,) by which coefficients give the band's flux, electrons per second.
 
-    The integral of g over the wavelengths that the band sees: within 0.3% of the electrons of a
+    The integral of g over the range of the band: within 0.3% of the electrons of a
     star, and, of sampled spectra of 2,000 real stars, 1% (BP) and 2% (RP) above the published flux.
     """
-    found = instrument()[band]
-    fine = np.arange(found.wavelength[0], found.wavelength[-1], FINE)
-    rate = found.photons(fine) / fine
-    fine = fine[rate > SEEN * rate.max()]
-    return found.functions @ hermite(found.functions.shape[1], found.theta_at(fine)).sum(1) * FINE
+    mean_instrument = instrument()[band]
+    fine = np.arange(mean_instrument.wavelength[0], mean_instrument.wavelength[-1], STEP)
+    rate = mean_instrument.photons(fine) / fine
+    fine = fine[rate > MIN_RESPONSE * rate.max()]
+    return (
+        mean_instrument.functions
+        @ hermite(mean_instrument.functions.shape[1], mean_instrument.theta_at(fine)).sum(1)
+        * STEP
+    )

@@ -1,4 +1,4 @@
-"""Simulated stars as Gaia's BP/RP spectrometers would list them, with their truth."""
+"""Simulated stars in the archive's layout of BP/RP spectra, with their truth."""
 
 from collections.abc import Mapping
 
@@ -7,10 +7,10 @@ import numpy as np
 from orrery.physics.gaia_xp import stellar_spectra, xp, xp_noise
 
 WAVELENGTH = np.arange(320.0, 1101.0, 2.0)  # nm
-# coefficients that scatter from star to star, from the 0th: what stellar parameters do not say
+# numbers of the coefficients with intrinsic scatter, from 0
 SCATTERED = {"bp": (2, 6, 14), "rp": (3, 9)}
 G_OF_BP_RP = 0.84  # flux in G / (BP + RP), of a star like the Sun
-AT_ONCE = 2000  # stars, whose matrices take 25 kB each
+STARS_AT_ONCE = 2000  # their matrices take 25 kB each
 G_ZERO_POINT = 25.6874  # Vega magnitudes (Riello et al. 2021, A&A 649, A3)
 
 
@@ -29,10 +29,10 @@ def simulate(
     (n, 55), the standard deviation of the scatter: ``scatter`` times the first coefficient for
     `SCATTERED` ones, else 0; and the stellar parameters of `stellar_spectra.draw`.
 
-    ``packed``: by band, correlations (k, 1485) of real stars, of which each simulated one gets
-    those of one; None: `xp_noise.correlations`.
+    ``packed``: by band, correlations (k, 1485) of real stars, which simulated stars get
+    at random; None: `xp_noise.correlations`.
     """
-    sizes = [min(AT_ONCE, n - i) for i in range(0, n, AT_ONCE)]
+    sizes = [min(STARS_AT_ONCE, n - i) for i in range(0, n, STARS_AT_ONCE)]
     blocks = [_simulate(size, random, magnitudes, scatter, packed or {}) for size in sizes]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
@@ -59,15 +59,15 @@ def _simulate(
         sigma = np.zeros_like(coefficients)
         sigma[:, SCATTERED[band]] = scatter * np.abs(coefficients[:, :1])
         error = xp_noise.errors(band, coefficients[:, 0], coefficients.shape[1], magnitude, random)
-        if band in given:  # those of real stars, at random
+        if band in given:  # of real stars, drawn at random
             packed = given[band][random.integers(len(given[band]), size=n)].astype("f2")
         else:
             packed = xp_noise.pack(xp_noise.correlations(band, coefficients, random)).astype("f2")
         root = np.linalg.cholesky(xp_noise.unpack(packed.astype(float), error.shape[1]))
         noise = np.einsum("bnm,bm->bn", root, random.normal(size=error.shape))
-        seen = coefficients + sigma * random.normal(size=sigma.shape) + error * noise
+        observed = coefficients + sigma * random.normal(size=sigma.shape) + error * noise
         table |= {
-            f"{band}_coefficients": seen,
+            f"{band}_coefficients": observed,
             f"{band}_coefficient_errors": error,
             f"{band}_coefficient_correlations": packed,
             f"true_{band}": coefficients,

@@ -1,9 +1,9 @@
-"""Errors of BP/RP coefficients and their correlations, as a simulation needs them.
+"""Simulated errors of BP/RP coefficients and their correlations.
 
 The coefficients of a star are a least-squares fit to its transits, so that their covariance follows
-from the flux of each sample: that makes the pattern of the correlations, another one for every
-star. Their size, and the errors themselves, follow what eleven real spectra of DR3 show
-(GaiaXPy's examples, G 7.6 to 18.3): the fit alone would make them twice as correlated.
+from the flux of each sample: hence the pattern of the correlations, which differs from star to
+star. Their size, and the errors themselves, follow eleven real spectra of DR3 (GaiaXPy's examples,
+G 7.6 to 18.3): the fit alone would make them twice as correlated.
 """
 
 import numpy as np
@@ -11,33 +11,33 @@ import numpy as np
 from orrery.physics.gaia_xp import xp
 
 # error of the first coefficient / coefficient, at G
-FIRST = {
+FIRST_ERROR = {
     "bp": ((11.4, 13.1, 15.3, 17.8), (1.0e-3, 4.5e-4, 1.4e-3, 4.6e-3)),
     "rp": ((7.6, 13.4, 14.3, 18.3), (4.0e-4, 4.4e-4, 7.0e-4, 1.1e-2)),
 }
-FLAT = 10  # coefficients whose errors are like the first one's; beyond them errors fall
-FALL = {"bp": 22.0, "rp": 34.0}  # coefficients in which they fall by e; +- 40% from star to star
-LAST, LAST_FALLS = 4, 0.25  # the error of the last ones is smaller still
-UNEVEN = 0.18  # scatter of ln error from coefficient to coefficient
-KEPT = {"bp": (0.25, 0.75), "rp": (0.2, 0.7)}  # share of the fit's correlations that are seen
-DEGREES = (90, 900)  # of freedom of the rest, which has no pattern: rms 1 / sqrt(degrees)
+N_FLAT = 10  # coefficients whose errors equal the first one's; beyond them errors fall
+E_FOLD = {"bp": 22.0, "rp": 34.0}  # coefficients in which they fall by e; +- 40% between stars
+N_LAST, LAST_FACTOR = 4, 0.25  # of the last coefficients errors are smaller by this factor
+ERROR_SCATTER = 0.18  # of ln error from coefficient to coefficient
+SHRINKAGE = {"bp": (0.25, 0.75), "rp": (0.2, 0.7)}  # range of the factor of the fit's correlations
+DEGREES = (90, 900)  # of freedom of a patternless part: rms 1 / sqrt(degrees)
 PIXELS = np.linspace(-9.8, 9.4, 118)  # of theta, half a sample each
 FLOOR = 0.02  # of the largest flux: background and readout
-ROUGH = 1.0  # scatter of ln variance along the spectrum: transits that miss or are rejected
+VARIANCE_SCATTER = 1.0  # of ln variance along the spectrum, from missing transits
 
 
 def errors(
     band: str, first: np.ndarray, n: int, magnitude: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
     """Errors (batch, n) of coefficients whose first is ``first`` (batch,); G ``magnitude``."""
-    at, ratio = FIRST[band]
+    at, ratio = FIRST_ERROR[band]
     base = np.exp(np.interp(magnitude, at, np.log(ratio))) * np.abs(first)
     order = np.arange(n)
-    fall = FALL[band] * np.exp(0.4 * random.normal(size=(len(first), 1)))
-    profile = np.exp(-(order - FLAT).clip(0) / fall)
-    profile[:, -LAST:] *= LAST_FALLS
-    uneven = np.exp(UNEVEN * random.normal(size=profile.shape))
-    return base[:, None] * profile * uneven
+    fall = E_FOLD[band] * np.exp(0.4 * random.normal(size=(len(first), 1)))
+    profile = np.exp(-(order - N_FLAT).clip(0) / fall)
+    profile[:, -N_LAST:] *= LAST_FACTOR
+    scatter = np.exp(ERROR_SCATTER * random.normal(size=profile.shape))
+    return base[:, None] * profile * scatter
 
 
 def correlations(band: str, coefficients: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -46,11 +46,11 @@ def correlations(band: str, coefficients: np.ndarray, random: np.random.Generato
     design = functions @ xp.hermite(functions.shape[1], PIXELS)  # (n, pixels)
     photons = (coefficients @ design).clip(min=0)
     variance = photons / photons.max(1, keepdims=True) + FLOOR
-    weight = np.exp(ROUGH * _smooth(len(coefficients), random)) / variance
+    weight = np.exp(VARIANCE_SCATTER * _smooth(len(coefficients), random)) / variance
     fit = np.linalg.inv(np.einsum("np,bp,mp->bnm", design, weight, design, optimize=True))
     sigma = np.sqrt(np.einsum("bnn->bn", fit))
-    kept = random.uniform(*KEPT[band], (len(coefficients), 1, 1))
-    matrix = kept * fit / (sigma[:, :, None] * sigma[:, None, :])
+    shrinkage = random.uniform(*SHRINKAGE[band], (len(coefficients), 1, 1))
+    matrix = shrinkage * fit / (sigma[:, :, None] * sigma[:, None, :])
     n = matrix.shape[1]
     matrix[:, range(n), range(n)] = 1
     low, high = (np.log(d) for d in DEGREES)
@@ -70,11 +70,11 @@ def _wishart_root(
 
 
 def _smooth(batch: int, random: np.random.Generator, knots: int = 15) -> np.ndarray:
-    """Normal numbers (batch, pixels) that vary along the spectrum on a scale of its 15th part."""
+    """Normal numbers (batch, pixels) that vary along the spectrum on a scale of a 15th of it."""
     drawn = random.normal(size=(batch, knots))
-    place = np.linspace(0, knots - 1, len(PIXELS))
-    left = place.astype(int).clip(max=knots - 2)
-    share = place - left
+    position = np.linspace(0, knots - 1, len(PIXELS))
+    left = position.astype(int).clip(max=knots - 2)
+    share = position - left
     mixed = drawn[:, left] * (1 - share) + drawn[:, left + 1] * share
     return mixed / np.hypot(share, 1 - share)
 

@@ -20,8 +20,8 @@ from orrery.tables import Writer, open_catalogue
 
 
 @pytest.fixture
-def some(stars):
-    """Twenty of them, to be spoilt."""
+def few_stars(stars):
+    """Twenty stars, to be changed."""
     return {name: np.array(values[:20]) for name, values in stars.items()}
 
 
@@ -81,46 +81,48 @@ def test_sampled_spectra_train_the_same_model(tmp_path):
     assert 0.8 < metrics["chi2_median"] < 1.3 and metrics["pca6_chi2_median"] < 1.3
 
 
-def test_a_flux_column_changes_the_units_and_not_the_reading(some):
-    theirs = read(some)
-    ours = read(some, columns={"flux": "phot_g_mean_flux"})
+def test_a_flux_column_changes_the_units_and_not_the_reading(few_stars):
+    theirs = read(few_stars)
+    ours = read(few_stars, columns={"flux": "phot_g_mean_flux"})
     assert torch.equal(theirs["coefficients"], ours["coefficients"])
-    np.testing.assert_allclose(ours["flux"], some["phot_g_mean_flux"], rtol=1e-6)
-    rp = some["rp_coefficients"] @ xp.photons("rp")
+    np.testing.assert_allclose(ours["flux"], few_stars["phot_g_mean_flux"], rtol=1e-6)
+    rp = few_stars["rp_coefficients"] @ xp.photons("rp")
     np.testing.assert_allclose(theirs["flux"], rp, rtol=1e-6)
 
 
-def test_arrays_as_text_are_read(some):
-    texts = dict(as_archived({k: v.astype(float) if v.ndim > 1 else v for k, v in some.items()}))
-    ours, theirs = read(texts), read(some)
+def test_arrays_as_text_are_read(few_stars):
+    texts = dict(
+        as_archived({k: v.astype(float) if v.ndim > 1 else v for k, v in few_stars.items()})
+    )
+    ours, theirs = read(texts), read(few_stars)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
 
 
-def test_simulated_stars_can_have_the_correlations_of_real_ones(some, tmp_path):
-    np.savez(tmp_path / "real.npz", **{k: v for k, v in some.items() if "correlations" in k})
+def test_simulated_stars_can_have_the_correlations_of_real_ones(few_stars, tmp_path):
+    np.savez(tmp_path / "real.npz", **{k: v for k, v in few_stars.items() if "correlations" in k})
     data = ScatterVaeData(n_train=30, n_test=30, correlations_of=str(tmp_path / "real.npz"))
     table = data.simulate("test")
     for band in xp.BANDS:
         name = f"{band}_coefficient_correlations"
-        known = {row.tobytes() for row in some[name]}
+        known = {row.tobytes() for row in few_stars[name]}
         assert {row.tobytes() for row in table[name]} <= known
 
 
-def test_units_are_read_and_others_refused(some):
-    table = Table(some)
+def test_units_are_read_and_others_refused(few_stars):
+    table = Table(few_stars)
     for name in table.colnames:
         if name.endswith(("coefficients", "errors")):
             table[name] = (table[name] / 1000).astype(float)
             table[name].unit = "1000 electron / s"
-    torch.testing.assert_close(read(table)["coefficients"], read(some)["coefficients"])
+    torch.testing.assert_close(read(table)["coefficients"], read(few_stars)["coefficients"])
     table["bp_coefficients"].unit = "mJy"
     with pytest.raises(ValueError, match="mJy"):
         read(table)
 
 
-def test_a_file_of_rp_alone_is_of_stars_without_bp(some):
-    table = {name: values for name, values in some.items() if not name.startswith("bp")}
+def test_a_file_of_rp_alone_is_of_stars_without_bp(few_stars):
+    table = {name: values for name, values in few_stars.items() if not name.startswith("bp")}
     with pytest.warns(UserWarning, match="no BP"):
         batch = read(table, bands={"bp": 55, "rp": 55})
     assert batch["observed"].tolist() == [[0.0, 1.0]] * 20
@@ -145,8 +147,8 @@ def test_a_star_does_not_depend_on_its_neighbours(runs, stars):
         np.testing.assert_allclose(alone["chi2"][0], together["chi2"][i], rtol=1e-3)
 
 
-def test_without_correlations_a_user_is_told(some):
-    table = {name: v for name, v in some.items() if not name.endswith("correlations")}
+def test_without_correlations_there_is_a_warning(few_stars):
+    table = {name: v for name, v in few_stars.items() if not name.endswith("correlations")}
     with pytest.warns(UserWarning, match="taken as uncorrelated"):
         batch = read(table)
     assert "correlations_bp" not in batch
@@ -155,7 +157,7 @@ def test_without_correlations_a_user_is_told(some):
 # --- bad input ----------------------------------------------------------------------------------
 
 
-def spoil(name, rows, value):
+def set_value(name, rows, value):
     def change(table):
         table[name] = table[name].astype(float)
         table[name][rows] = value
@@ -191,43 +193,43 @@ def row_major(table):
     [
         (cut("bp_coefficient_correlations", 1400), "1400 numbers per star, expected 1485"),
         (not_positive_definite, r"rp_coefficient_correlations.*not positive definite: rows 3"),
-        (spoil("rp_coefficient_correlations", (2, 7), 1.5), "1.5 is a correlation"),
-        (spoil("rp_coefficients", 4, np.nan), "a star without RP"),
-        (spoil("bp_coefficients", (4, 6), np.nan), "NaN or inf"),
-        (spoil("rp_coefficients", (4, 6), np.inf), "NaN or inf"),
-        (spoil("bp_coefficient_errors", (4, 6), 0.0), "0.0 is an error of a star"),
-        (spoil("bp_coefficient_errors", (4, 6), np.nan), "is an error of a star"),
+        (set_value("rp_coefficient_correlations", (2, 7), 1.5), "1.5 is not a valid correlation"),
+        (set_value("rp_coefficients", 4, np.nan), "a star without RP"),
+        (set_value("bp_coefficients", (4, 6), np.nan), "NaN or inf"),
+        (set_value("rp_coefficients", (4, 6), np.inf), "NaN or inf"),
+        (set_value("bp_coefficient_errors", (4, 6), 0.0), "0.0 is not a valid error"),
+        (set_value("bp_coefficient_errors", (4, 6), np.nan), "is not a valid error"),
         (cut("bp_coefficient_errors", 51), "51 numbers per star, expected 55"),
-        (spoil("rp_coefficients", (5, slice(None)), -1e6), "is the flux of a star"),
+        (set_value("rp_coefficients", (5, slice(None)), -1e6), "is not a valid flux of a star"),
         (row_major, "ordered by rows"),
     ],
 )
-def test_bad_rows_are_refused(some, change, message):
+def test_bad_rows_are_refused(few_stars, change, message):
     with pytest.raises(ValueError, match=message):
-        read(change(some))
+        read(change(few_stars))
 
 
 @pytest.mark.parametrize("flux", [0.0, -3.0, np.nan])
-def test_a_flux_that_divides_nothing_is_refused(some, flux):
-    some["phot_g_mean_flux"][2] = flux
+def test_a_flux_that_divides_nothing_is_refused(few_stars, flux):
+    few_stars["phot_g_mean_flux"][2] = flux
     with pytest.raises(ValueError, match="is not a valid flux to divide by"):
-        read(some, columns={"flux": "phot_g_mean_flux"})
+        read(few_stars, columns={"flux": "phot_g_mean_flux"})
 
 
-def test_a_star_twice_in_the_training_set_is_refused(some, tmp_path):
-    some["source_id"][7] = some["source_id"][3]
+def test_a_star_twice_in_the_training_set_is_refused(few_stars, tmp_path):
+    few_stars["source_id"][7] = few_stars["source_id"][3]
     with Writer(tmp_path / "twice.hdf5") as writer:
-        writer.write(some)
+        writer.write(few_stars)
     data = ScatterVaeData(path=str(tmp_path / "twice.hdf5"))
     with pytest.raises(ValueError, match="source ids occur more than once"):
         data.setup("fit")
 
 
-def test_a_truncated_bulk_file_is_a_message_at_the_door(runs, some, tmp_path):
-    texts = as_archived({k: v.astype(float) if v.ndim > 1 else v for k, v in some.items()})
+def test_a_truncated_bulk_file_is_refused_with_a_message(runs, few_stars, tmp_path):
+    texts = as_archived({k: v.astype(float) if v.ndim > 1 else v for k, v in few_stars.items()})
     Table(texts).write(tmp_path / "xp.csv")
-    whole = gzip.compress((tmp_path / "xp.csv").read_bytes())
-    (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
+    compressed = gzip.compress((tmp_path / "xp.csv").read_bytes())
+    (tmp_path / "cut.csv.gz").write_bytes(compressed[: len(compressed) // 2])
     done = command(
         "evaluate.py",
         f"checkpoint={runs('scatter_vae')}/best.ckpt",

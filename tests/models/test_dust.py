@@ -16,10 +16,17 @@ from conftest import command
 from dustmaps.edenhofer2023 import Edenhofer2023Query
 
 from orrery import pretrained
+from orrery.checkpoint import RECORD, read_checkpoint
 from orrery.datamodules.dust import DustData
-from orrery.models.dust.evaluation import student_coverage
+from orrery.models.dust.evaluation import (
+    MapPosterior,
+    map_metrics,
+    sampled_stars,
+    student_coverage,
+)
 from orrery.models.dust.field import Density, Extinction, Stars
 from orrery.models.dust.hmc import draw
+from orrery.models.dust.migrations import inference_setting
 from orrery.models.dust.prior import Prior, Processes
 from orrery.physics.dust.extinction import Paths, paths
 from orrery.physics.gaussian_process.icr import ICR, grids, matern
@@ -262,7 +269,7 @@ def table():
                 t.__setitem__("parallax_error", 0 * t["parallax"])
                 or t["parallax"].__setitem__(3, -0.2)
             ),
-            "-0.2 is not positive and exact",
+            "-0.2 without an error gives no distance",
         ),
         (
             lambda t: t["extinction"].__setitem__(3, np.nan),
@@ -396,3 +403,30 @@ def test_other_fits_serve_as_well_and_can_be_loaded(words, tmp_path):
     assert again.returncode == 0, again.stderr
     theirs = json.loads((tmp_path / "again" / "metrics.json").read_text())
     assert theirs["heldout_lpd"] == pytest.approx(ours["heldout_lpd"], abs=1e-4)
+
+
+def test_a_checkpoint_of_the_first_version_has_todays_settings():
+    checkpoint = read_checkpoint(pretrained.find("dust"))
+    model = checkpoint[RECORD]["config"]["model"]
+    assert model["inference"] == "hmc" and "guide" not in model
+    old = {"even": torch.tensor([1e-4, 0.1]), "mean": torch.zeros(1, 3)}
+    config, state = inference_setting({"model": {"nside": 8}, "data": {}}, old)
+    assert config["model"] == {"nside": 8, "clumps": 0.0, "inference": "geovi"}
+    assert set(state) == {"constant_density", "mean"}
+
+
+def test_stars_are_scored_batch_by_batch_as_all_together(dust):
+    """In batches of 100 and of all: the same metrics, and no more stars for figures than asked."""
+    stars = table()
+    stars["extinction"][::7] = np.nan
+    scores, n_known = [], int(np.isfinite(stars["extinction"]).sum())
+    for size in (100, 10_000):
+        data = DustData(**SMALL, predict_batch_size=size)
+        data.table, data.split = stars, "all"
+        posterior = MapPosterior(dust.grid, dust.gp, dust.kernel(150.0), dust.rho().log(),
+                                 dust.stars, False, dust.constant_density)  # fmt: skip
+        scores.append(map_metrics(posterior, data))
+        assert len(sampled_stars(data, 10_000)["row"]) == n_known
+        few = sampled_stars(data, 40)["row"]
+        assert 30 <= len(few) <= 40 and int(few[-1]) > 0.8 * len(stars)
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)

@@ -11,9 +11,9 @@ from torch.distributions import MultivariateNormal
 from orrery import pretrained
 from orrery.datamodules.base import GenerationRequest
 from orrery.evaluation.evaluate import generate
-from orrery.models.scatter_vae import evaluation as scores
+from orrery.models.scatter_vae import evaluation
 from orrery.models.scatter_vae.inference import Whitening, log_tail, posterior
-from orrery.models.scatter_vae.networks import Published
+from orrery.models.scatter_vae.networks import PaperVAE
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp
 from orrery.physics.gaia_xp.xp_noise import unpack
@@ -40,7 +40,7 @@ def test_a_linear_model_has_the_posterior_of_linear_regression():
     mean = torch.linalg.solve(precision, matrix.T @ y.T / variance).T
     torch.testing.assert_close(found.mean, mean, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.covariance[0], torch.linalg.inv(precision))
-    assert found.fitted()[0] == pytest.approx(
+    assert found.n_fitted()[0] == pytest.approx(
         float(
             torch.trace(
                 torch.eye(12)
@@ -93,7 +93,7 @@ def test_a_tail_is_right_where_it_underflows():
 # --- spectra ------------------------------------------------------------------------------------
 
 
-def test_errors_of_spectra_are_those_of_the_whole_covariance(stars):
+def test_errors_of_spectra_are_those_of_the_full_covariance(stars):
     spectra = Spectra(xp.SAMPLED)
     errors = np.concatenate([stars[f"{b}_coefficient_errors"][:6] for b in xp.BANDS], 1)
     packed = {b: torch.from_numpy(stars[f"{b}_coefficient_correlations"][:6]) for b in xp.BANDS}
@@ -115,7 +115,7 @@ def test_wavelengths_outside_the_instrument_are_refused():
 
 
 def test_the_published_network_has_its_published_size():
-    network = Published(110, 6)
+    network = PaperVAE(110, 6)
     sizes = [
         (m.in_features, m.out_features) for m in network.encoder if isinstance(m, torch.nn.Linear)
     ]
@@ -125,7 +125,7 @@ def test_the_published_network_has_its_published_size():
         (m.in_features, m.out_features) for m in network.decoder if isinstance(m, torch.nn.Linear)
     ]
     assert up == [(6, 10), (10, 30), (30, 50), (50, 70), (70, 90), (90, 110)]
-    assert 0 < float(network.eval().spread(torch.zeros(1, 6)).min()) < 1
+    assert 0 < float(network.eval().intrinsic_scatter(torch.zeros(1, 6)).min()) < 1
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_star_without_bp_gets_one(runs, stars, tmp_path):
     assert (found["dof"] < 55).all() and (seen["dof"] > 100).all()
 
 
-def test_an_odd_star_is_told_from_the_others(runs, stars):
+def test_an_odd_star_has_a_high_outlier_score(runs, stars):
     model = pretrained.load(runs("scatter_vae") / "best.ckpt")
     odd = {name: np.array(values) for name, values in stars.items()}
     odd["bp_coefficients"][:5] = odd["bp_coefficients"][:5, ::-1]  # no star's
@@ -167,8 +167,8 @@ def test_a_latent_number_that_says_nothing_is_reported():
         "p_value": np.full(50, 0.5),
         "flags": np.zeros(50, int),
     }
-    (said,) = scores.warnings(rows, 6)
-    assert "2 of 6 latent numbers" in said and "model.latent=4" in said
+    (sentence,) = evaluation.warnings(rows, 6)
+    assert "2 of 6 latent numbers" in sentence and "model.latent=4" in sentence
 
 
 def test_generated_stars_are_like_those_of_the_training_set(runs):

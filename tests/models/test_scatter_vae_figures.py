@@ -1,6 +1,7 @@
 """Figures of scatter_vae are labelled, not blank and free of NaN, for one star or thousands."""
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from orrery.figures.statistics import chi2_density, chi2_quantile
 
 WAVELENGTH = np.linspace(336.0, 1020.0, 343)
 EXAMPLES = 256  # stars whose arrays are kept
-SEEDED = [2, 6, 14, 58]
+SCATTERED = [2, 6, 14, 58]
 
 
 def spectra_of(bp_rp, x):
@@ -23,8 +24,15 @@ def spectra_of(bp_rp, x):
     return planck / planck.mean(1, keepdims=True) * (1 - 0.2 * np.exp(-(((x - 656) / 9) ** 2)))
 
 
-def make_rows(n: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Stars of which an honest model knows everything but the noise."""
+class Case(NamedTuple):
+    """Arguments of `scatter_vae.draw`."""
+
+    rows: dict[str, np.ndarray]
+    data: dict[str, dict[str, np.ndarray]]
+
+
+def make_case(n: int, seed: int = 0) -> Case:
+    """Stars of a calibrated model, which knows everything but the noise."""
     random = np.random.default_rng(seed)
     bp_rp, g = random.uniform(0.1, 3.5, n), random.uniform(11.5, 17.5, n)
     dof = random.uniform(103, 107, n)
@@ -37,40 +45,46 @@ def make_rows(n: int, seed: int = 0) -> dict[str, np.ndarray]:
     m = min(n, EXAMPLES)
     flux = 1e-15 * 10 ** (-0.4 * (g[:m, None] - 15))
     rows["spectrum"] = flux * spectra_of(bp_rp[:m], WAVELENGTH)
-    rows["observed_error"] = flux * 10 ** (0.2 * (g[:m, None] - 21)) * np.ones_like(WAVELENGTH)
-    rows["observed_scatter"] = 1e-3 * rows["spectrum"]
-    noise = random.standard_normal(rows["spectrum"].shape)
-    rows["observed"] = rows["spectrum"] + noise * rows["observed_error"]
+    error = flux * 10 ** (0.2 * (g[:m, None] - 21)) * np.ones_like(WAVELENGTH)
+    observed = rows["spectrum"] + random.standard_normal(rows["spectrum"].shape) * error
+    spectra = {"observed": observed, "error": error, "scatter": 1e-3 * rows["spectrum"]}
     rows["reconstruction"] = random.standard_normal((m, 110))
     rows["wavelength"] = WAVELENGTH
 
-    rows["stars_latent_mean"] = random.standard_normal((n, 6)) * [0.1, 1, 0.3, 0.8, 0.2, 0.9]
-    rows |= {"stars_bp_rp": bp_rp, "stars_g_mag": g}
-    rows["scatter_learned"] = 10 ** random.uniform(-6, -4, 110)
-    rows["error_median"] = np.geomspace(1e-3, 1e-4, 110)
-    rows["scatter_true"] = np.zeros(110)
-    rows["scatter_true"][SEEDED] = rows["scatter_learned"][SEEDED] = 4e-4
-    rows["generated_spectrum"] = 1e-20 * spectra_of(random.uniform(0.1, 3.5, 200), WAVELENGTH)
-    rows["generated_coefficients"] = random.standard_normal((200, 110))
-    return {name: values.astype(np.float32) if values.dtype == float else values
-            for name, values in rows.items()}  # fmt: skip
+    z = random.standard_normal((n, 6)) * [0.1, 1, 0.3, 0.8, 0.2, 0.9]
+    scatter = {"learned": 10 ** random.uniform(-6, -4, 110), "error": np.geomspace(1e-3, 1e-4, 110)}
+    scatter["true"] = np.zeros(110)
+    scatter["true"][SCATTERED] = scatter["learned"][SCATTERED] = 4e-4
+    generated = {"spectrum": 1e-20 * spectra_of(random.uniform(0.1, 3.5, 200), WAVELENGTH)}
+    generated["coefficients"] = random.standard_normal((200, 110))
+    latent = {"latent_mean": z, "bp_rp": bp_rp, "g_mag": g}
+    data = {"spectra": spectra, "latent": latent, "scatter": scatter, "generated": generated}
+    return Case(float32(rows), {name: float32(arrays) for name, arrays in data.items()})
 
 
-def make_sampled(n: int) -> dict[str, np.ndarray]:
+def float32(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {k: v.astype(np.float32) if v.dtype == float else v for k, v in arrays.items()}
+
+
+def make_sampled(n: int) -> Case:
     """The same where the instrument is not known: samples in place of wavelengths."""
-    rows = make_rows(n)
-    rows["reconstruction"], rows["generated_coefficients"] = (
-        rows.pop("spectrum"), rows.pop("generated_spectrum")
-    )  # fmt: skip
-    for name in ("wavelength", "g_mag", "bp_rp", "stars_g_mag", "stars_bp_rp", "scatter_true"):
-        del rows[name]
-    for name in ("scatter_learned", "error_median"):
-        rows[name] = np.resize(rows[name], len(WAVELENGTH))
-    return rows
+    rows, data = case = make_case(n)
+    rows["reconstruction"] = rows.pop("spectrum")
+    data["generated"]["coefficients"] = data["generated"].pop("spectrum")
+    for arrays, names in (
+        (rows, ("wavelength", "g_mag", "bp_rp")),
+        (data["latent"], ("g_mag", "bp_rp")),
+        (data["scatter"], ("true",)),
+    ):
+        for name in names:
+            del arrays[name]
+    for name in ("learned", "error"):
+        data["scatter"][name] = np.resize(data["scatter"][name], len(WAVELENGTH))
+    return case
 
 
-def draw(rows: dict[str, np.ndarray], metrics: dict[str, float]) -> dict[str, Figure]:
-    return scatter_vae.draw(rows, metrics, {"spectra": rows, "population": rows})
+def draw(case: Case, metrics: dict[str, float]) -> dict[str, Figure]:
+    return scatter_vae.draw(case.rows, metrics, case.data)
 
 
 def texts(fig: Figure) -> str:
@@ -87,7 +101,7 @@ def numbers(fig: Figure) -> np.ndarray:
     return np.concatenate([np.asarray(v, float).reshape(-1) for v in lines + paths + spots])
 
 
-@pytest.mark.parametrize("make", [make_rows, make_sampled])
+@pytest.mark.parametrize("make", [make_case, make_sampled])
 @pytest.mark.parametrize("n", [1, 3, 5, 5000])
 def test_figures_are_labelled_not_blank_and_without_nan(n, make, tmp_path):
     with warnings.catch_warnings():
@@ -104,8 +118,8 @@ def test_figures_are_labelled_not_blank_and_without_nan(n, make, tmp_path):
 
 
 def test_spectra_run_from_blue_to_red_and_one_of_them_is_faint():
-    rows = make_rows(2000)
-    chosen = scatter_vae._choose(rows)
+    rows, data = make_case(2000)
+    chosen = scatter_vae._choose(rows, data["spectra"])
     assert len(set(chosen)) == 6
     bp_rp, g = rows["bp_rp"][chosen], rows["g_mag"][chosen]
     assert np.all(np.diff(bp_rp) > 0) and np.ptp(bp_rp) > 2.5
@@ -119,35 +133,36 @@ def test_without_a_known_instrument_the_axis_is_the_number_of_the_sample():
 
 
 def test_stars_without_bp_are_not_drawn_as_spectra():
-    rows = make_rows(30)
+    rows, data = case = make_case(30)
     rows["flags"][:20] = 1
-    assert min(scatter_vae._choose(rows)) >= 20
-    assert "\n5 observed" in texts(scatter_vae.generated(rows))
+    assert min(scatter_vae._choose(rows, data["spectra"])) >= 20
+    drawn = scatter_vae.generated(rows, data["spectra"], data["generated"])
+    assert "\n5 observed" in texts(drawn)
     rows["flags"][:] = 1
-    assert list(draw(rows, {})) == ["latent", "scatter", "chi2"]
+    assert list(draw(case, {})) == ["latent", "scatter", "chi2"]
 
 
-def test_latent_numbers_that_vary_most_are_shown():
-    fig = scatter_vae.latent(make_rows(3000))
-    shown = {axis.get_xlabel() for axis in fig.axes} | {axis.get_ylabel() for axis in fig.axes}
-    assert {name for name in shown if "latent" in name} == {
+def test_the_latent_numbers_that_vary_most_are_drawn():
+    fig = scatter_vae.latent(make_case(3000).data["latent"])
+    labels = {axis.get_xlabel() for axis in fig.axes} | {axis.get_ylabel() for axis in fig.axes}
+    assert {name for name in labels if "latent" in name} == {
         f"latent $z_{{{k}}}$" for k in (2, 4, 6)
     }
 
 
-def test_seeded_scatter_is_marked_only_where_it_is_known():
-    rows = make_rows(30)
-    fig = scatter_vae.scatter(rows, {"scatter_ratio_median": 1.0267})
+def test_true_scatter_is_marked_only_where_it_is_known():
+    data = make_case(30).data["scatter"]
+    fig = scatter_vae.scatter(data, {"scatter_ratio_median": 1.0267}, True)
     assert "1.03" in texts(fig) and "true scatter" in texts(fig)
     marked = [line.get_xdata() for axis in fig.axes for line in axis.lines
               if line.get_marker() == "D"]  # fmt: skip
     assert [list(x) for x in marked] == [[2, 6, 14], [3]]
-    del rows["scatter_true"]
-    assert "true" not in texts(scatter_vae.scatter(rows, {}))
+    del data["true"]
+    assert "true" not in texts(scatter_vae.scatter(data, {}, True))
 
 
 def test_wild_stars_do_not_stretch_the_histogram_and_are_counted():
-    rows = make_rows(5000)
+    rows = make_case(5000).rows
     rows["chi2"][:4] = 300.0
     histogram = scatter_vae.chi2(rows).axes[0]
     assert histogram.get_xlim()[1] < 2

@@ -19,7 +19,7 @@ D = torch.float64
 BOUNDARIES = torch.logspace(math.log10(69), math.log10(1250), 37, dtype=D)
 
 
-def test_a_star_of_known_distance_sees_all_that_is_nearer():
+def test_a_star_of_known_distance_counts_all_dust_that_is_nearer():
     distance = torch.tensor([50.0, 100.0, 640.0, 2000.0], dtype=D)
     lengths = paths(BOUNDARIES, 1e3 / distance, 0 * distance).lengths
     exact = (distance.clamp(69, 1250) - 69).clamp_min(0)
@@ -47,7 +47,7 @@ def test_moments_of_an_extinction_are_those_of_its_distances(parallax, error):
     assert float(variance.sqrt()) == pytest.approx(std, rel=0.05)
 
 
-def test_a_synthetic_sky_has_the_covariance_it_is_said_to_have():
+def test_a_synthetic_sky_has_its_nominal_covariance():
     """Pairs of voxels about 150 pc apart, over many skies."""
     grid = grids(4, 8, 200.0, 600.0)[-1]
     place = grid.positions.flatten(0, 1)
@@ -64,7 +64,7 @@ def test_a_synthetic_sky_has_the_covariance_it_is_said_to_have():
     assert float(torch.stack(products).mean()) == pytest.approx((1 + x) * math.exp(-x), abs=0.08)
 
 
-def test_stars_scatter_about_the_true_extinction_as_much_as_they_say():
+def test_stars_scatter_about_the_true_extinction_by_their_errors():
     generator = torch.Generator().manual_seed(1)
     grid = grids(4, 8, 100.0, 1000.0)[-1]
     rho = dust_sky.density(grid, -8.0, 1.0, 150.0, 4, generator)

@@ -114,7 +114,7 @@ def sampled_stars(data: Data, n: int) -> dict[str, Tensor]:
     first = 0  # number of the batch's first star
     for batch in stars_with_extinction(data):
         chosen = slice(-first % stride, None, stride)
-        parts.append({name: values[chosen] for name, values in batch.items()})
+        parts.append({name: values[chosen].clone() for name, values in batch.items()})
         first += len(batch["row"])
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -282,3 +282,10 @@ def test_benchmark_clusters_are_among_the_training_clusters(in_tmp):
         "train.py", "model=gyro", "experiment=gyro_quick", "model.benchmark_clusters=[Nowhere]"
     )
     assert done.returncode == 2 and "Nowhere, which are not among the clusters" in done.stderr
+
+
+def test_a_checkpoint_of_the_first_schema_is_read_by_todays_names(shipped):
+    settings = shipped.record["config"]["model"]
+    assert shipped.record["schema_version"] == 2 and not {"judge", "field"} & settings.keys()
+    assert len(settings["benchmark_clusters"]) == sum(shipped.is_benchmark) == 10
+    assert settings["field_scatter"] == shipped.field_scatter == 0.04

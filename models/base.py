@@ -231,7 +231,7 @@ class Component(L.LightningModule):
         """The constant arrays among `outputs`."""
         return {name: o for name, o in self.outputs.items() if isinstance(o, Constant)}
 
-    def predict(self, table: Any, **data: Data) -> "Table":
+    def predict(self, table: Any, **data: Any) -> "Table":
         """Predictions as an astropy Table, a row per row of ``table``, in its order.
 
         ``table``: an astropy Table, a DataFrame or a dict of arrays, with the columns that the

@@ -39,12 +39,12 @@ def informative(stars):
 def test_a_star_without_a_period_has_no_age(model, stars):
     stars["prot_d"][3], stars["prot_d"][4], stars["bp_rp0"][5] = np.nan, -2.0, np.nan
     stars["prot_d"][6] = 0.0
-    found = model.predict(stars)
-    flagged = np.asarray(found["flags"]) == 1
+    ages = model.predict(stars)
+    flagged = np.asarray(ages["flags"]) == 1
     assert flagged.tolist() == [3 <= i <= 6 for i in range(60)]
     for name in (*QUANTILES, "pit", "nll"):
-        np.testing.assert_array_equal(np.isnan(found[name]), flagged)
-    ordered = np.stack([np.asarray(found[name])[~flagged] for name in QUANTILES])
+        np.testing.assert_array_equal(np.isnan(ages[name]), flagged)
+    ordered = np.stack([np.asarray(ages[name])[~flagged] for name in QUANTILES])
     assert (np.diff(ordered, axis=0) > 0).all()
 
 
@@ -88,8 +88,8 @@ def test_a_period_without_an_error_has_one_of_two_per_cent(model, stars):
     given = model.predict(stars | {"e_prot_d": 0.02 * stars["prot_d"]})
     lacking = {k: v for k, v in stars.items() if k != "e_prot_d"}
     for errors in ({}, {"e_prot_d": np.full(60, np.nan)}, {"e_prot_d": np.zeros(60)}):
-        found = model.predict(lacking | errors)
-        np.testing.assert_allclose(found["age_q50"], given["age_q50"], rtol=1e-5)
+        ages = model.predict(lacking | errors)
+        np.testing.assert_allclose(ages["age_q50"], given["age_q50"], rtol=1e-5)
     wide = model.predict(lacking | {"e_prot_d": 0.3 * stars["prot_d"]})
     width = [np.log10(t["age_q84"] / t["age_q16"]).mean() for t in (wide, given)]
     assert width[0] > width[1]
@@ -100,10 +100,10 @@ def test_stars_that_are_not_dwarfs_are_flagged(model):
     dwarf = float(gyrochrones.dwarf_magnitude(0.85))
     star |= {"g0": dwarf + 5 - np.array([0, 0.5, 1.5, 0, np.nan]), "parallax_mas": np.full(5, 10.0)}
     star |= {"logg": np.array([4.4, 4.4, 4.4, 3.9, np.nan])}
-    found = model.predict(star)
-    raised = (np.asarray(found["flags"]) & BIT["evolved"]) > 0
+    ages = model.predict(star)
+    raised = (np.asarray(ages["flags"]) & BIT["evolved"]) > 0
     assert raised.tolist() == [False, False, True, True, False]
-    assert np.isfinite(found["age_q50"]).all()
+    assert np.isfinite(ages["age_q50"]).all()
 
 
 def stacked(model, stars, group="cluster"):
@@ -116,30 +116,30 @@ def stacked(model, stars, group="cluster"):
     return {row[0]: row[1:] for row in zip(*stack.table().values(), strict=True)}
 
 
-def about(found):
+def about(groups):
     """Whatever is equal but for rounding."""
-    return {name: pytest.approx(row, rel=1e-4, nan_ok=True) for name, row in found.items()}
+    return {name: pytest.approx(row, rel=1e-4, nan_ok=True) for name, row in groups.items()}
 
 
 def test_only_stars_of_an_age_sensitive_colour_count_in_a_group(model, stars):
     inside = informative(stars)
     names = np.unique(stars["cluster"])
-    found = stacked(model, stars)
+    groups = stacked(model, stars)
     for name in names:
-        assert found[name][0] == (inside & (stars["cluster"] == name)).sum() > 0
+        assert groups[name][0] == (inside & (stars["cluster"] == name)).sum() > 0
     stars["prot_d"][stars["cluster"] == names[0]] = np.nan  # an empty group
     stars["cluster"][stars["cluster"] == names[1]] = ""  # and stars of none
-    found = stacked(model, stars)
-    assert set(found) == {names[0], *names[2:]}
-    assert found[names[0]][0] == 0 and np.isnan(found[names[0]][1:]).all()
+    groups = stacked(model, stars)
+    assert set(groups) == {names[0], *names[2:]}
+    assert groups[names[0]][0] == 0 and np.isnan(groups[names[0]][1:]).all()
 
 
 def test_a_star_that_comes_twice_counts_once(model, stars):
     twice = {name: np.concatenate([values, values]) for name, values in stars.items()}
     with pytest.warns(UserWarning, match="duplicate stars, by column 'star_id'"):
-        found = stacked(model, twice)
+        groups = stacked(model, twice)
     once = stacked(model, stars)
-    assert found == about(once)
+    assert groups == about(once)
     data = GyroData(split="all", group_by="cluster")
     data.table = stars
     assert not any(next(data.prediction_batches())["is_duplicate"].any() for _ in range(2))
@@ -167,15 +167,15 @@ def test_stars_of_two_ages_fall_short_of_the_likelihood_of_those_of_one():
     gyro = pretrained.load("gyro")
     draw = torch.Generator().manual_seed(0)
     colour, u = 0.8 + 0.9 * torch.rand(600, generator=draw), torch.rand(600, 1, generator=draw)
-    found = {}
+    shortfall = {}
     for share in (0.0, 0.33):
         age = torch.where(torch.arange(600) < share * 600, math.log10(3000), math.log10(700))
         period = 10 ** gyro.table.draw(colour, age[:, None], u)[:, 0]
         stars = {"prot_d": period.numpy(), "bp_rp0": colour.numpy(), "cluster": np.full(600, "a")}
         with pytest.warns(UserWarning, match="dwarfs of one age") if share else nullcontext():
-            found[share] = stacked(gyro, stars)["a"][-1]
-    assert -0.2 < found[0.0] < 0.1  # where all are dwarfs, and the model expects others as well
-    assert found[0.33] > 0.8
+            shortfall[share] = stacked(gyro, stars)["a"][-1]
+    assert -0.2 < shortfall[0.0] < 0.1  # where all are dwarfs, and the model expects others as well
+    assert shortfall[0.33] > 0.8
 
 
 @pytest.mark.parametrize("columns, message", [
@@ -194,9 +194,9 @@ def test_values_that_cannot_be_right_are_unknown(model, stars):
     )
     for name, sentinel in (("logg", -9999), ("g0", 99), ("g0", -999), ("parallax_mas", -1)):
         table = stars | dict.fromkeys(n, np.full(60, np.nan)) | {name: np.full(60, sentinel)}
-        found = model.predict(table)
-        np.testing.assert_allclose(found["age_q50"], plain["age_q50"])
-        np.testing.assert_array_equal(found["flags"], plain["flags"])
+        ages = model.predict(table)
+        np.testing.assert_allclose(ages["age_q50"], plain["age_q50"])
+        np.testing.assert_array_equal(ages["flags"], plain["flags"])
     with pytest.raises(ValueError, match="are they per cent"):
         model.predict(stars | {"mem_prob": np.full(60, 95.0)})
     with pytest.raises(ValueError, match=r"column 'prot_d' holds what is no number"):
@@ -261,13 +261,13 @@ def test_a_cluster_is_left_out_of_training(stars, tmp_path):
     Table(stars).write(path)
     data = GyroData(path=path, leave_out="SIM02", test_fraction=0.1, val_fraction=0.0)
     data.setup("fit")
-    mine = stars["cluster"] == "SIM02"
+    left_out = stars["cluster"] == "SIM02"
     good = stars["good"] == 1
     assert (
         sum(len(rows["colour"]) for rows in (data.rows["train"], data.rows["test"]))
-        == (good & ~mine).sum()
+        == (good & ~left_out).sum()
     )
     assert list(data.clusters) == ["SIM01", "SIM03", "SIM04"]
-    assert data.n_predicted() == (mine & good).sum()
+    assert data.n_predicted() == (left_out & good).sum()
     with pytest.raises(ValueError, match=r"no cluster 'Nowhere'.*SIM01"):
         GyroData(path=path, leave_out="Nowhere").setup("fit")

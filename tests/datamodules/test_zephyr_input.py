@@ -1,4 +1,4 @@
-"""Bad catalogues and good ones in other clothes, from Python: what is read, and what refused."""
+"""Bad catalogues and valid ones in other forms, from Python: what is read, and what is refused."""
 
 import warnings
 
@@ -45,7 +45,7 @@ def test_other_column_names_are_mapped(model, galaxies):
     ours = model.predict(galaxies)
     np.testing.assert_array_equal(ours["z_median"], theirs["z_median"])
     np.testing.assert_array_equal(theirs["id"], galaxies["id"])
-    assert "crps" in theirs.colnames, "the truth is found under its own name"
+    assert "crps" in theirs.colnames, "the truth is located under its own name"
 
 
 def test_a_misnamed_band_is_an_error_and_an_absent_one_a_warning(model, galaxies):
@@ -96,7 +96,7 @@ def test_an_error_says_how_to_mend_it_from_python(model, galaxies):
         model.predict(galaxies)
 
 
-def test_objects_unlike_the_training_set_are_remarked_on(model, galaxies):
+def test_objects_unlike_the_training_set_raise_a_warning(model, galaxies):
     data = build(model.record["config"]["data"])
     usual = model.predict(data.simulate("test"))
     assert evaluation.warnings({"flags": np.asarray(usual["flags"])}) == []
@@ -141,7 +141,7 @@ def test_a_foreign_sentinel_is_refused(model, galaxies, bad):
 def test_not_observed_and_not_detected_are_different(model, galaxies):
     answers = {}
     for name, mag, error in (
-        ("seen", None, None),
+        ("observed", None, None),
         ("not observed", np.nan, 0.1),
         ("not observed, -99", -99.0, -99.0),
         ("not observed, 99 without limit", 99.0, 99.0),
@@ -159,7 +159,7 @@ def test_not_observed_and_not_detected_are_different(model, galaxies):
     np.testing.assert_array_equal(none["pz"], answers["not observed, 99 without limit"]["pz"])
     np.testing.assert_array_equal(answers["not detected"]["pz"], answers["not detected, inf"]["pz"])
     assert np.abs(none["pz"] - answers["not detected"]["pz"]).max() > 1e-3
-    assert np.abs(none["pz"] - answers["seen"]["pz"]).max() > 1e-3
+    assert np.abs(none["pz"] - answers["observed"]["pz"]).max() > 1e-3
 
 
 def test_a_limit_from_the_config_serves_non_detections(model, galaxies):
@@ -215,16 +215,16 @@ def test_a_truth_column_without_a_truth_is_said_and_left_out(model, galaxies):
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "said"),
+    ("column", "value", "message"),
     [
         ("EBV", -99.0, r"'EBV': -99.0 is not a valid E\(B - V\)"),
         ("EBV", np.nan, r"'EBV': nan is not a valid E\(B - V\)"),
     ],
 )
-def test_impossible_values_of_other_columns_are_refused(model, galaxies, column, value, said):
+def test_impossible_values_of_other_columns_are_refused(model, galaxies, column, value, message):
     galaxies[column] = 0.1
     galaxies[column][3] = value
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         model.predict(galaxies, columns={"ebv": column})
 
 
@@ -256,7 +256,7 @@ def test_one_row_and_no_row(model, galaxies):
         model.predict(galaxies[:0])
 
 
-def test_rows_that_would_be_refused_can_be_left_out_aloud(galaxies):
+def test_rows_that_would_be_refused_can_be_left_out_with_a_warning(galaxies):
     galaxies["mag_err_u"][[3, 17, 18]] = -1.0
     galaxies["id"] = np.arange(len(galaxies))
     data = ZephyrData(bands=BANDS, keep=["id"])

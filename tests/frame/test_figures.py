@@ -40,7 +40,7 @@ def make_rows(n: int, sources: tuple[str, ...] = SOURCES, seed: int = 0) -> dict
     share /= share.sum(0)
 
     def parts(i):
-        # Sources differ a little in width, so that their contributions can be told apart.
+        # Sources differ a little in width, so that their contributions are distinct.
         for k in range(len(sources)):
             wide = (0.7 + 0.3 * k) * width[i]
             one = normal(grid, near[i], wide * (1 + near[i]))
@@ -105,16 +105,16 @@ def make_metrics(sources: tuple[str, ...] = SOURCES) -> dict[str, float]:
 
 def unlabelled(fig: Figure) -> list[str]:
     """What lacks a label: each axis has its own, that of one it is shared with, or the page's."""
-    found = []
+    lacking = []
     plots = [axis for axis in fig.axes if axis.get_label() != "<colorbar>"]
     for axis in plots:
         same_x = [a for a in plots if a is axis or axis.get_shared_x_axes().joined(a, axis)]
         same_y = [a for a in plots if a is axis or axis.get_shared_y_axes().joined(a, axis)]
         if not (fig.get_supxlabel() or any(a.get_xlabel() for a in same_x)):
-            found.append(f"x of {axis}")
+            lacking.append(f"x of {axis}")
         if not (fig.get_supylabel() or any(a.get_ylabel() for a in same_y)):
-            found.append(f"y of {axis}")
-    return found
+            lacking.append(f"y of {axis}")
+    return lacking
 
 
 @pytest.mark.parametrize("n", [1, 30, 5000])

@@ -78,8 +78,8 @@ def test_golden_densities(flow):
     rotation = Rotation(2, flow, 6, 3, 8, 1)
     with torch.no_grad():
         at = torch.tensor([0.7, 1.3]), torch.tensor([2.0, 3.0]), torch.tensor([0.8, 2.0])
-        found = rotation.log_prob(*at).flatten()
-    np.testing.assert_allclose(found, GOLDEN[flow], rtol=1e-4)
+        log_p = rotation.log_prob(*at).flatten()
+    np.testing.assert_allclose(log_p, GOLDEN[flow], rtol=1e-4)
 
 
 def exact_ages(gyro, batch, nodes=1):
@@ -146,12 +146,12 @@ def test_one_star_without_a_period_or_colour_is_refused(model, prot, colour):
 
 
 def test_the_posterior_of_a_star_is_what_its_quantiles_are_of(shipped):
-    found = shipped.age(25.4, 0.82)
-    cdf = found["posterior"].cumsum()
+    age = shipped.age(25.4, 0.82)
+    cdf = age["posterior"].cumsum()
     assert cdf[-1] == pytest.approx(1, abs=1e-5)
     for name, level in (("age_q16", 0.16), ("age_q50", 0.5), ("age_q84", 0.84)):
         cell = np.searchsorted(cdf, level)
-        assert 10 ** (found["log10_age_myr"][cell] - 3) == pytest.approx(found[name], rel=0.03)
+        assert 10 ** (age["log10_age_myr"][cell] - 3) == pytest.approx(age[name], rel=0.03)
 
 
 @pytest.mark.parametrize("errors", [(np.nan, 0.01), (-1.0, 0.01), (0.1, np.nan), (0.1, -0.1)])
@@ -181,8 +181,8 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def test_a_fast_rotator_is_flagged(shipped):
     slow = 10 ** float(gyrochrones.slow_sequence(3.0, 1.0))
-    found = {p: int(shipped.age(p, 1.0)["flags"]) for p in (slow, 0.4)}
-    assert not found[slow] and found[0.4] & BIT["fast_rotator"]
+    flags = {p: int(shipped.age(p, 1.0)["flags"]) for p in (slow, 0.4)}
+    assert not flags[slow] and flags[0.4] & BIT["fast_rotator"]
     sequence = shipped.table.slow_sequence(torch.tensor([1.0]), torch.tensor([3.0]))
     assert 10 ** float(sequence) == pytest.approx(slow, rel=0.15)
 
@@ -265,13 +265,13 @@ def test_periods_that_no_dwarf_of_any_age_has_are_misfits(shipped):
 
 def test_what_is_shipped_is_what_the_card_says(shipped):
     """The Sun and stars of asteroseismic age, by the shipped model."""
-    found = shipped.fitted_parameters()
-    assert 4.0 < found["sun_age_gyr"] < 5.1
+    metrics = shipped.fitted_parameters()
+    assert 4.0 < metrics["sun_age_gyr"] < 5.1
     sun = shipped.age(25.4, 0.82, 1.0, 0.01)
     assert sun["age_q16"] < 4.57 < sun["age_q84"]
-    assert found["benchmark_rms_dex"] < 0.162 and found["cluster_log_density"] > 0.63
-    assert found["cluster_age_rms_dex"] < 0.08 and found["cluster_age_median_dex"] < 0.05
-    assert found["cluster_worst_pull"] < 3 and 0.5 < found["cluster_coverage_68"] < 0.95
+    assert metrics["benchmark_rms_dex"] < 0.162 and metrics["cluster_log_density"] > 0.63
+    assert metrics["cluster_age_rms_dex"] < 0.08 and metrics["cluster_age_median_dex"] < 0.05
+    assert metrics["cluster_worst_pull"] < 3 and 0.5 < metrics["cluster_coverage_68"] < 0.95
     assert shipped.contamination.logit_coefficients[:, 1:4].mean(0).min() > 0, (
         "brighter: less of a dwarf"
     )
@@ -282,3 +282,10 @@ def test_benchmark_clusters_are_among_the_training_clusters(in_tmp):
         "train.py", "model=gyro", "experiment=gyro_quick", "model.benchmark_clusters=[Nowhere]"
     )
     assert done.returncode == 2 and "Nowhere, which are not among the clusters" in done.stderr
+
+
+def test_a_checkpoint_of_the_first_schema_is_read_by_todays_names(shipped):
+    settings = shipped.record["config"]["model"]
+    assert shipped.record["schema_version"] == 2 and not {"judge", "field"} & settings.keys()
+    assert len(settings["benchmark_clusters"]) == sum(shipped.is_benchmark) == 10
+    assert settings["field_scatter"] == shipped.field_scatter == 0.04

@@ -25,7 +25,7 @@ from orrery.models.zephyr.support import Support
 BACKENDS = sorted(SPLINES)
 
 
-def some_parameters(flow, n=7, spread=1.0):
+def random_parameters(flow, n=7, spread=1.0):
     return spread * torch.randn(n, flow.n_parameters, generator=torch.Generator().manual_seed(1))
 
 
@@ -37,11 +37,11 @@ def some_parameters(flow, n=7, spread=1.0):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_density_integrates_to_one_and_to_its_cdf(backend, bins, components):
     flow = SplineFlow(bins, components, backend=backend)
-    p = some_parameters(flow).double()
+    p = random_parameters(flow).double()
     y = torch.linspace(-12, 12, 40_001, dtype=torch.float64)
     density = flow.log_prob(p, y[:, None]).exp()
-    whole = torch.trapezoid(density, y, dim=0)
-    torch.testing.assert_close(whole, torch.ones_like(whole), rtol=0, atol=2e-4)
+    total = torch.trapezoid(density, y, dim=0)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=2e-4)
     until = torch.trapezoid(density[:22_000], y[:22_000], dim=0)
     torch.testing.assert_close(until, flow.cdf(p, y[21_999]), rtol=0, atol=2e-4)
 
@@ -52,14 +52,14 @@ def test_density_integrates_to_one_and_to_its_cdf(backend, bins, components):
 def test_a_mixture_on_a_grid_is_that_of_the_cdfs(backend, bins, components):
     """Narrow flows and broad ones, some of them outside the grid: but 1e-6 of each is there."""
     flow, z = SplineFlow(bins, components, backend=backend), torch.linspace(0, 3, 301).double()
-    p = torch.stack([some_parameters(flow, 200, spread) for spread in (0.5, 2.0, 6.0)]).double()
+    p = torch.stack([random_parameters(flow, 200, spread) for spread in (0.5, 2.0, 6.0)]).double()
     weight = torch.rand(3, 200, generator=torch.Generator().manual_seed(0)).double()
     y = 4 * torch.log1p(z) - 3
-    found = flow.mixture_on_grid(p, weight, y, lambda y: 100 * torch.expm1((y + 3) / 4))
+    mixture = flow.mixture_on_grid(p, weight, y, lambda y: 100 * torch.expm1((y + 3) / 4))
     cdf = flow.cdf(p, y[:, None, None])
     inside = (cdf[-1] - cdf[0]).clamp_min(LEAST_MASS)
     assert float(inside.min()) < 1e-3 and float(inside.max()) > 0.999
-    error = (found.T - ((cdf - cdf[0]) / inside * weight).sum(1)).abs()
+    error = (mixture.T - ((cdf - cdf[0]) / inside * weight).sum(1)).abs()
     assert torch.all(error <= 1.1 * (weight * 2e-6 / inside).sum(0))
     assert flow.mixture_on_grid(p[:, :0], weight[:, :0], y, torch.expm1).shape == (0, 301)
 
@@ -68,7 +68,7 @@ def test_a_mixture_on_a_grid_is_that_of_the_cdfs(backend, bins, components):
 def test_cdf_at_nodes_is_the_cdf(backend):
     for components in (1, 2):
         flow = SplineFlow(8, components, backend=backend)
-        p = some_parameters(flow)
+        p = random_parameters(flow)
         nodes = torch.randn(len(p), 9, generator=torch.Generator().manual_seed(0)) * 4
         slow = torch.stack([flow.cdf(p, column) for column in nodes.T], -1)
         torch.testing.assert_close(flow.cdf_at_nodes(p, nodes), slow, rtol=0, atol=2e-6)
@@ -82,8 +82,8 @@ def test_golden_log_probabilities(backend, expected):
     """A library that changes the meaning of stored weights changes these numbers."""
     flow = SplineFlow(4, 2, backend=backend)
     p = torch.sin(torch.arange(2 * flow.n_parameters)).view(2, -1)
-    found = flow.log_prob(p, torch.tensor([0.3, -1.2]))
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)
+    log_p = flow.log_prob(p, torch.tensor([0.3, -1.2]))
+    torch.testing.assert_close(log_p, torch.tensor(expected), rtol=0, atol=1e-5)
 
 
 def test_an_unknown_backend_lists_the_known():
@@ -129,34 +129,34 @@ def test_scores_of_normals(normals):
     cdf, edges, mean, std = normals
     z = mean + std * torch.tensor([0.5, -1.0, 2.0])
     z = ((z / 0.005).floor() + 0.5) * 0.005  # at the centre of a cell, where its density is p(z)
-    found = grid.scores(cdf, edges, z)
+    scores = grid.scores(cdf, edges, z)
     x = ((z - mean) / std).numpy()
     phi, big_phi = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), 0.5 * (1 + _erf(x / math.sqrt(2)))
     crps = std.numpy() * (x * (2 * big_phi - 1) + 2 * phi - 1 / math.sqrt(math.pi))
-    np.testing.assert_allclose(found["crps"], crps, rtol=2e-3)
-    np.testing.assert_allclose(found["pit"], big_phi, atol=1e-4)
+    np.testing.assert_allclose(scores["crps"], crps, rtol=2e-3)
+    np.testing.assert_allclose(scores["pit"], big_phi, atol=1e-4)
     density = 0.999 * phi / std.numpy() + 0.001 / 4
-    np.testing.assert_allclose(found["nll"], -np.log(density), atol=2e-3)
+    np.testing.assert_allclose(scores["nll"], -np.log(density), atol=2e-3)
     square = 1 / (2 * math.sqrt(math.pi) * std.numpy())
-    np.testing.assert_allclose(found["cde_loss"], square - 2 * phi / std.numpy(), rtol=5e-3)
+    np.testing.assert_allclose(scores["cde_loss"], square - 2 * phi / std.numpy(), rtol=5e-3)
 
 
 def test_crps_is_the_integral_that_defines_it():
     cdf, edges = torch.tensor([[0.0, 0.2, 0.9, 1.0]]).double(), torch.linspace(0, 3, 4).double()
-    found = grid.scores(cdf, edges, torch.tensor([1.3]).double())["crps"]
+    crps = grid.scores(cdf, edges, torch.tensor([1.3]).double())["crps"]
 
     def integrand(x):
         return (np.interp(x, edges, cdf[0]) - (x > 1.3)) ** 2
 
     expected, _ = integrate.quad(integrand, 0, 3, points=[1, 1.3, 2])
-    assert float(found) == pytest.approx(expected, rel=1e-6)
+    assert float(crps) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_truth_beyond_the_grid_is_finite_and_bad(normals):
     cdf, edges, *_ = normals
-    found = grid.scores(cdf, edges, torch.full((3,), 9.0).double())
-    assert all(torch.isfinite(values).all() for values in found.values())
-    assert torch.all(found["crps"] > 5) and torch.all(found["pit"] == 1)
+    scores = grid.scores(cdf, edges, torch.full((3,), 9.0).double())
+    assert all(torch.isfinite(values).all() for values in scores.values())
+    assert torch.all(scores["crps"] > 5) and torch.all(scores["pit"] == 1)
 
 
 def test_samples_follow_the_density_and_the_row(normals):
@@ -202,9 +202,9 @@ def test_recalibration_of_an_ensemble_is_that_of_all_its_members(of_rows):
     learned = torch.arange(folds)[:, None] != fold
     new = torch.special.ndtr(truth - offset)
     pits = torch.special.ndtr(truth * torch.where(learned, 0.7, 1.0) - offset * (1 - 0.4 * learned))
-    whole, of_fold = pit_moments(new.mean((0, 1))), pit_moments(new[:, 0].mean(0))
-    assert float((of_fold - whole).norm()) > 0.015
-    assert float((ensemble_pit_moments(pits, fold) - whole).norm()) < 0.005
+    ensemble, one_fold = pit_moments(new.mean((0, 1))), pit_moments(new[:, 0].mean(0))
+    assert float((one_fold - ensemble).norm()) > 0.015
+    assert float((ensemble_pit_moments(pits, fold) - ensemble).norm()) < 0.005
     single = ensemble_pit_moments(pits[:1], fold)
     torch.testing.assert_close(single, pit_moments(new[0, fold, torch.arange(n)]))
 
@@ -237,8 +237,8 @@ def test_p_of_z_integrates_to_one_and_is_never_zero(runs):
         model, batch = trained(runs, target_source=target)
         rows = model.predict_step(batch)
         width = float(model.edges[1])
-        whole = rows["pz"].sum(1) * width
-        torch.testing.assert_close(whole, torch.ones_like(whole), rtol=0, atol=1e-5)
+        total = rows["pz"].sum(1) * width
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
         assert float(rows["pz"].detach().min()) > 0
         shares = sum(rows[f"responsibility_{s}"] for s in model.sources)
         torch.testing.assert_close(shares, torch.ones_like(shares))
@@ -257,9 +257,9 @@ def test_p_of_z_is_that_of_the_cdfs_on_the_whole_grid(runs):
 def test_parts_of_the_sources_sum_to_p_of_z(runs):
     model, batch = trained(runs)
     with torch.inference_mode():
-        parts, rows = model.source_densities(batch), model.predict_step(batch)
-    whole = sum(parts[source] for source in model.sources)
-    torch.testing.assert_close(whole, rows["pz"], rtol=1e-3, atol=1e-3)
+        densities, rows = model.source_densities(batch), model.predict_step(batch)
+    total = sum(densities[source] for source in model.sources)
+    torch.testing.assert_close(total, rows["pz"], rtol=1e-3, atol=1e-3)
 
 
 def test_the_label_likelihood_is_the_convolution(runs):
@@ -269,7 +269,7 @@ def test_the_label_likelihood_is_the_convolution(runs):
     label, source = torch.tensor([0.2, 0.7, 1.1, 1.9, 2.5]), torch.full((5,), 1)
     with torch.inference_mode():
         labels = {"redshift": label, "source": source, "label_error": torch.zeros(5)}
-        found = model._label_log_likelihood(common, labels)
+        log_likelihood = model._label_log_likelihood(common, labels)
         sigma, share = (values[:, 1] for values in model.noise.sigma_and_fraction())
         z = torch.linspace(1e-4, 5, 50_001)
         mean, std = model.y_scale
@@ -284,7 +284,7 @@ def test_the_label_likelihood_is_the_convolution(runs):
         cell = (label / model.z_max * 64).long()
         p_cat = uniform / model.z_max + (1 - uniform) * model.noise.n_z[cell]
         expected = ((1 - share[:, None]) * inside + share[:, None] * p_cat).log()
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(log_likelihood, expected, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -314,8 +314,8 @@ def test_a_density_outside_the_grid_becomes_uniform(runs):
     with torch.no_grad():
         model.head.bias[..., -2] = 60.0  # the mean of the base, far beyond the grid
         rows = model.predict_step(batch)
-    whole = rows["pz"].sum(1) * model.edges[1]
-    torch.testing.assert_close(whole, torch.ones_like(whole), rtol=0, atol=1e-4)
+    total = rows["pz"].sum(1) * model.edges[1]
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-4)
 
 
 def test_flags_say_what_is_wrong(runs):

@@ -81,8 +81,8 @@ def test_a_truncated_file_is_said_to_be(runs, galaxies, tmp_path, ending):
         with h5py.File(path, "w") as file:
             for name in galaxies.colnames:
                 file[f"photometry/{name}"] = galaxies[name]
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) * 2 // 3])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
     message = refusal(door(runs, tmp_path, f"data.path={path}", f"output={tmp_path}/pz.csv"))
     assert "truncated" in message and path.name in message
 
@@ -134,15 +134,15 @@ def test_rows_that_are_left_out_are_not_counted(runs, galaxies, tmp_path):
 def test_parts_of_other_processes_that_are_not_to_be_seen_are_missed(tmp_path):
     """Where each node writes to a folder of its own; what is there stays there."""
     model = pretrained.load("zephyr")
-    found = Predictions(4, tmp_path / "pz.parquet", ["z_median"], [], {}, {})
-    found.job, found.world = "job", 2
-    with Writer(found._part(0)) as writer:
+    predictions = Predictions(4, tmp_path / "pz.parquet", ["z_median"], [], {}, {})
+    predictions.job, predictions.world = "job", 2
+    with Writer(predictions._part(0)) as writer:
         writer.write({"z_median": np.zeros(2, np.float32)})
-    failed = found._join(model, [2, 2])
+    failed = predictions._join(model, [2, 2])
     assert isinstance(failed, OSError) and "all nodes share" in str(failed)
-    assert "holds 2 of 3 rows" in str(found._join(model, [3, 0]))
-    assert [path.name for path in tmp_path.iterdir()] == [found._part(0).name]
-    assert found._join(model, [2, 0]) is None
+    assert "holds 2 of 3 rows" in str(predictions._join(model, [3, 0]))
+    assert [path.name for path in tmp_path.iterdir()] == [predictions._part(0).name]
+    assert predictions._join(model, [2, 0]) is None
     assert [path.name for path in tmp_path.iterdir()] == ["pz.parquet"]
 
 
@@ -170,9 +170,9 @@ def test_n_of_z_is_stacked_by_group_with_its_error(runs, galaxies, tmp_path):
     with h5py.File(tmp_path / "pz.hdf5") as file:
         pz = file["data/yvals"][:]
     for name, rows in (("near", slice(0, 20)), ("far", slice(20, 60))):
-        mine = stacked[stacked["group"] == name]
-        assert np.all(mine["n_objects"] == len(pz[rows]))
-        np.testing.assert_allclose(mine["n_z"], pz[rows].mean(0), rtol=1e-3)
+        group = stacked[stacked["group"] == name]
+        assert np.all(group["n_objects"] == len(pz[rows]))
+        np.testing.assert_allclose(group["n_z"], pz[rows].mean(0), rtol=1e-3)
         error = pz[rows].std(0) / np.sqrt(len(pz[rows]))
         wide = error > 0.3 * error.max()
-        np.testing.assert_allclose(mine["n_z_std"][wide], error[wide], rtol=0.4)
+        np.testing.assert_allclose(group["n_z_std"][wide], error[wide], rtol=0.4)

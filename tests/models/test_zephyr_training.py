@@ -44,13 +44,13 @@ def test_training_takes_the_rows_that_meet_a_condition(galaxies):
     mask = where(read_table(galaxies), "survey == a and redshift < 1.0")
     expected = (galaxies["survey"] == "a") & (galaxies["redshift"] < 1)
     np.testing.assert_array_equal(mask, expected)
-    for wrong, said in (
+    for expression, message in (
         ("redshift", "not '<column>"),
         ("zz > 1", "zz"),
         ("redshift > 9", "no row"),
     ):
-        with pytest.raises(ValueError, match=said), warnings.catch_warnings():
-            where(read_table(galaxies), wrong)
+        with pytest.raises(ValueError, match=message), warnings.catch_warnings():
+            where(read_table(galaxies), expression)
 
 
 def test_training_objects_change_brightness_but_not_colour():
@@ -87,19 +87,19 @@ def test_metrics_of_the_training_file_say_so(runs, galaxies, tmp_path):
     path = f"data.path={tmp_path}/cat.ecsv"
     done = door(runs, tmp_path, path, "model.epochs=1", "data.batch_size=16", door="train.py")
     assert done.returncode == 0, done.stderr
-    ours = f"checkpoint={tmp_path}/run/best.ckpt"
-    done = command("evaluate.py", ours, path, f"hydra.run.dir={tmp_path}/again")
+    checkpoint = f"checkpoint={tmp_path}/run/best.ckpt"
+    done = command("evaluate.py", checkpoint, path, f"hydra.run.dir={tmp_path}/again")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "again/metrics.json").read_text())
     assert metrics["n_insample"] == 60 and "crps" not in metrics
     for change in ("data.seed=1", "data.test_fraction=0.5"):
-        assert "held out of training" in refusal(command("evaluate.py", ours, change))
+        assert "held out of training" in refusal(command("evaluate.py", checkpoint, change))
     galaxies[:50].write(tmp_path / "cat.ecsv", overwrite=True)
-    assert "has changed since" in refusal(command("evaluate.py", ours))
+    assert "has changed since" in refusal(command("evaluate.py", checkpoint))
     last = f"checkpoint={tmp_path}/run/last.ckpt"
     assert "was trained on" in refusal(command("train.py", last, "model.epochs=2"))
     (tmp_path / "cat.ecsv").unlink()
-    assert "may not be shipped" in refusal(command("evaluate.py", ours))
+    assert "may not be shipped" in refusal(command("evaluate.py", checkpoint))
 
 
 def test_fine_tuning_wants_the_same_bands_in_the_same_order(runs, galaxies, tmp_path):

@@ -169,7 +169,8 @@ class Clock(L.Callback):
             self.first = clock()
 
     def on_train_batch_end(self, trainer: Any, model: Any, _: Any, batch: Any, i: int) -> None:
-        full = "correlations_rp" in batch and trainer.current_epoch >= model.warm_up * model.fit.epochs
+        warm = model.warm_up * model.fit.epochs
+        full = "correlations_rp" in batch and trainer.current_epoch >= warm
         if full and trainer.is_last_batch:
             speed = len(batch["flux"]) * (i + 1) / (clock() - self.first)[1]
             self.quickest = max(self.quickest, speed)

@@ -39,7 +39,8 @@ NOT_HERE = "gpu|submitit|devices=8|logger=wandb|inference=hmc|experiment=gc_emul
 SMALL_FIT = {  # what makes a training one of seconds
     "zephyr": "model.members=2 model.folds=2 model.n_grid=100 model.epochs=1",
     "scatter_vae": "data.n_train=300 data.n_test=50 data.batch_size=32 model.epochs=1",
-    "dust": "model.nside=8 model.n_radial=12 data.n_stars=400 model.epochs=1 model.draws=2",
+    "dust": "data.n_stars=400 model.epochs=1 model.draws=2 model.tolerance=0.1 "
+    "trainer.precision=32-true",
     "gyro": "model.epochs=1 model.members=1 model.n_grid=60 model.width=8",
     "gc_emulator": "model.n_q=24 model.steps=200 model.n_stars=200 model.chains=2 model.warmup=20 "
     "model.draws=20 data.n_W0=24 data.n_g=20 data.n_val=16 data.n_test=12 data.n_mock=50 "

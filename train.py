@@ -1,6 +1,5 @@
 """Train a component of the zoo, then score and plot it: ``python train.py model=zephyr``."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     import lightning as L
     from hydra.utils import instantiate
 
+    from orrery import checkpoint as checkpoints
     from orrery import tracking
-    from orrery.checkpoint import (
-        RECORD,
-        AtomicCheckpointIO,
-        build,
-        component_name,
-        load_weights,
-        new_record,
-        read_checkpoint,
-        schema_version,
-        write_checkpoint,
-    )
-    from orrery.datamodules.base import CatalogueData, JointData
     from orrery.evaluation.evaluate import evaluate
     from orrery.model_card import model_card
 
@@ -47,33 +35,28 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     run_dir = Path(plain.pop("run_dir"))
     L.seed_everything(plain["seed"], workers=True, verbose=False)
 
-    data = build(plain["data"])
-    if isinstance(data, JointData) or not isinstance(data, CatalogueData):
-        raise ValueError(
-            f"data={type(data).__name__} has no rows to train on: it is for evaluate.py, with the "
-            f"checkpoint of a trained model"
-        )
+    data = checkpoints.build(plain["data"])
+    runs.refuse_without_rows(data)
     data.setup("fit")
     plain["model"] |= data.model_arguments()
-    plain["data"] |= data.inferred_settings()
-    model = build(plain["model"])
+    plain["data"] |= (decided := data.inferred_settings())
+    model = checkpoints.build(plain["model"])
     model.refuse_incomplete()
     model.refuse_unknown_units()
     command_line.set_precision(model, plain["trainer"]["precision"])
     if plain["trainer"]["max_epochs"] is None:
         plain["trainer"]["max_epochs"] = model.fit.epochs
     described = {key: plain[key] for key in ("model", "data", "trainer", "seed", "init_from")}
-    model.record = new_record(
-        described, data.provenance(), data.inferred_settings(), schema_version(type(model))
-    )
+    model.record = checkpoints.new_record(described, data.provenance(), decided, type(model))
     if plain["checkpoint"]:
         runs.refuse_other_data(model.record, plain["checkpoint"])
     else:
         model.prepare(data)
     if plain["init_from"]:
-        begun = pretrained.find(plain["init_from"])
-        runs.refuse_leak(model.record, read_checkpoint(begun)[RECORD], begun)
-        load_weights(model, begun)
+        path = pretrained.find(plain["init_from"])
+        record = checkpoints.read_checkpoint(path)[checkpoints.RECORD]
+        runs.refuse_leak(model.record, record, path)
+        checkpoints.load_weights(model, path)
 
     tracking.offline_unless_asked()
     if model.fit.result == "last":
@@ -82,7 +65,7 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         plain["trainer"],
         callbacks=[instantiate(node) for node in plain["callbacks"].values()],
         logger=instantiate(plain["logger"]),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[checkpoints.AtomicCheckpointIO()],
         default_root_dir=run_dir,
     )
     if trainer.is_global_zero and not plain["checkpoint"]:
@@ -91,23 +74,21 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         trainer.logger.log_hyperparams(plain)
     trainer.fit(model, datamodule=data, ckpt_path=plain["checkpoint"])
     validated = tracking.val_loss(trainer, model)
-    if not all(map(math.isfinite, validated.values())):
-        raise ValueError("no epoch has a finite val/loss: the fit diverged; try a lower model.lr")
     # the best epoch's weights, calibrated, are the result: without training state or local paths
-    best = read_checkpoint(trainer.checkpoint_callback.best_model_path)
+    best = checkpoints.read_checkpoint(trainer.checkpoint_callback.best_model_path)
     model.load_state_dict(best["state_dict"])
     model.eval().calibrate(data)
     final = {key: best[key] for key in ("epoch", "global_step", "pytorch-lightning_version")}
-    final |= {"state_dict": model.state_dict(), RECORD: model.record}
+    final |= {"state_dict": model.state_dict(), checkpoints.RECORD: model.record}
     if trainer.is_global_zero:  # before it is scored: what goes wrong there costs no model
-        write_checkpoint(final, run_dir / "best.ckpt")
-    component = component_name(plain["model"]["_target_"])
+        checkpoints.write_checkpoint(final, run_dir / "best.ckpt")
+    component = checkpoints.component_name(plain["model"]["_target_"])
     metrics: dict[str, float] = {}
     if data.n_predicted():  # data.test_fraction=0 leaves no test rows
         metrics = evaluate(model, data, trainer, run_dir, f"{component} on {data.label}")
     model.record["metrics"] = metrics = metrics | validated
     if trainer.is_global_zero:
-        write_checkpoint(final, run_dir / "best.ckpt")
+        checkpoints.write_checkpoint(final, run_dir / "best.ckpt")
         (run_dir / "model_card.md").write_text(model_card(component, model))
         tracking.track(trainer, run_dir, component, model.record)
     return metrics

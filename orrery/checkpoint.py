@@ -33,14 +33,14 @@ def new_record(
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
     inferred_settings: Mapping[str, Any],
-    schema_version: int,
+    made: type,
 ) -> dict[str, Any]:
     """The metadata of a checkpoint.
 
     ``config`` is the run's plain config (dicts, lists, scalars); ``provenance`` says which data
     were learned from (path, hash and row count, or the simulation's parameters and seed);
     ``inferred_settings``: those of the data module that the training data decided;
-    ``schema_version``: the model's, see `migrated`.
+    ``made``: the model's class, whose schema version is recorded.
     """
     return {
         "config": dict(config),
@@ -51,7 +51,7 @@ def new_record(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *_words_that_matter(sys.argv[1:])]),
         "metrics": {},
-        "schema_version": schema_version,
+        "schema_version": schema_version(made),
     }
 
 

@@ -1,9 +1,9 @@
 """The model card: what a checkpoint is, for which objects it is valid, how to reproduce it."""
 
-from typing import Any
+from orrery.models.base import Component
 
 
-def model_card(name: str, model: Any) -> str:
+def model_card(name: str, model: Component) -> str:
     """Markdown from the model's docstring, its `domain_of_validity` and its record."""
     record = model.record
     summary, _, rest = (model.__doc__ or "").strip().partition("\n\n")

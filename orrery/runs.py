@@ -70,6 +70,17 @@ def claim_run_folder(run_dir: Path) -> None:
         ) from error
 
 
+def refuse_without_rows(data: Any) -> None:
+    """Raise for data that are no catalogue: nothing can be trained on them."""
+    from orrery.datamodules.base import CatalogueData, JointData
+
+    if isinstance(data, JointData) or not isinstance(data, CatalogueData):
+        raise ValueError(
+            f"data={type(data).__name__} has no rows to train on: it is for evaluate.py, with the "
+            f"checkpoint of a trained model"
+        )
+
+
 def refuse_other_data(record: Mapping[str, Any], checkpoint: str) -> None:
     """A run is resumed only with its own data: others would hold out rows it was trained on."""
     from orrery.checkpoint import RECORD, read_checkpoint

@@ -1,5 +1,6 @@
 """Lines for a log file, and the results for an experiment tracker."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -29,10 +30,17 @@ def offline_unless_asked() -> None:
 
 
 def val_loss(trainer: Any, model: Any) -> dict[str, float]:
-    """The validation loss of the resulting epoch; nothing where a finished run was resumed."""
+    """The validation loss of the resulting epoch; nothing where a finished run was resumed.
+
+    Raises ``ValueError`` if the fit diverged.
+    """
     least = trainer.checkpoint_callback.best_model_score
     loss = trainer.callback_metrics.get("val/loss") if model.fit.result == "last" else least
-    return {} if loss is None else {"val_loss": float(loss)}
+    if loss is None:
+        return {}
+    if not math.isfinite(float(loss)):
+        raise ValueError("no epoch has a finite val/loss: the fit diverged; try a lower model.lr")
+    return {"val_loss": float(loss)}
 
 
 def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> None:

@@ -185,7 +185,7 @@ class Predictions(L.Callback):
         assert self.path is not None
         return self.path.with_name(f".{self.path.name}.{self.job}.rank{rank}.parquet")
 
-    def _join(self, model: Any, written: Sequence[int]) -> Exception | None:
+    def _join(self, model: Component, written: Sequence[int]) -> Exception | None:
         """All parts become one; what went wrong, after which they are still there."""
         assert self.path is not None
         parts = {self._part(rank): n for rank, n in enumerate(written) if n}

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
+from orrery.models.base import Component
 
-def timings(model: Any, cases: Mapping[str, tuple[Callable[[], object], int]]) -> dict[str, float]:
+
+def timings(
+    model: Component, cases: Mapping[str, tuple[Callable[[], object], int]]
+) -> dict[str, float]:
     """Process CPU time of each case on one thread, best of five, by the name of its metric.
 
     A case is a function and how many objects it serves.

@@ -145,7 +145,7 @@ def test_what_cannot_become_a_shard_is_refused(tmp_path):
         convert([save(tmp_path / "v.h5", rounded)], tmp_path / "out")
     zeros = stars()
     zeros["rp_coefficient_errors"][:] = 0
-    with pytest.raises(ValueError, match="none of its rows is good"):
+    with pytest.raises(ValueError, match="none of its rows is valid"):
         convert([save(tmp_path / "z.h5", zeros)], tmp_path / "out", skip_bad=True)
     with pytest.raises(ValueError, match="half, full, none"):
         convert([save(tmp_path / "w.h5", stars())], tmp_path / "out", correlations="quarter")

@@ -156,19 +156,21 @@ def test_a_finished_model_does_not_resume_but_fine_tunes(runs, tmp_path):
 def test_a_run_that_has_not_ended_is_no_model_and_goes_on_with_its_own_data(runs, tmp_path):
     last = runs("zephyr") / "last.ckpt"
     done = command("evaluate.py", f"checkpoint={last}", f"hydra.run.dir={tmp_path}")
-    assert "of a run that has not ended" in refusal(done)
+    assert "of an unfinished run" in refusal(done)
     done = command("train.py", "model=zephyr", f"hydra.run.dir={last.parent}")
     assert f"resume that run: checkpoint={last}" in refusal(done)
     done = command("train.py", "model=zephyr", f"checkpoint={last}", "data.noise=1.0")
     assert "was trained with data.noise=2.0, and it is now 1.0" in refusal(done)
 
 
-def test_a_checkpoint_of_a_newer_schema_is_refused(checkpoint):
+def test_a_checkpoint_of_a_newer_schema_is_refused(checkpoint, tmp_path):
     other = {**checkpoint, RECORD: {**checkpoint[RECORD], "schema_version": 99}}
-    with pytest.raises(
-        ValueError, match="of schema version 99 of Zephyr, and this version of the zoo"
-    ):
-        restore(other)
+    write_checkpoint(other, tmp_path / "newer.ckpt")
+    message = (
+        r"newer\.ckpt is refused: .* of schema version 99 of Zephyr, and this version of the zoo"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / "newer.ckpt")
     assert restore(checkpoint).record["schema_version"] == 1
 
 

@@ -189,7 +189,7 @@ def test_the_map_is_a_file_in_the_layout_of_dustmaps(runs, dust, tmp_path):
         ]  # fmt: skip
         mean, bounds = hdus["MEAN"].data, hdus[-1].data["radial pixel boundaries"]
         assert hdus["MEAN"].header["ORDERING"] == "NEST"
-        assert mean.shape == (12, 768) and (mean > 0).all()
+        assert mean.shape == (12, 192) and (mean > 0).all()
         np.testing.assert_allclose(mean.T, dust.rho().mean(0), rtol=1e-5)
         assert bounds[0] == pytest.approx(69) and len(bounds) == 13
     # dustmaps counts half a shell too much or too little

@@ -209,7 +209,7 @@ def test_samples_are_a_file_of_dustmaps_in_nested_order(runs, dust, tmp_path):
         ]  # fmt: skip
         nside, density = hdus["SAMPLES"].header["NSIDE"], hdus["SAMPLES"].data
     # at the centres of two voxels, as healpy knows them
-    pixel, shell = np.array([100, 500]), 5
+    pixel, shell = np.array([50, 150]), 5
     lon, lat = healpy.pix2ang(nside, pixel, nest=True, lonlat=True)
     distance = float(dust.grid.centres[shell]) * u.pc
     there = SkyCoord(lon * u.deg, lat * u.deg, distance=distance, frame="galactic")

@@ -77,10 +77,12 @@ def refusal(done: Done) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share its fixtures in one worker; commands of the docs need no company."""
+    """A file's tests share a worker and its fixtures; commands of the docs, by component."""
     for item in items:
-        if not item.name.startswith("test_a_command_of"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        group = item.path.stem
+        if item.name.startswith("test_a_command_of"):  # one may read what another has written
+            group += next((name for name in COMPONENTS if name in item.name), "")
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -75,16 +75,6 @@ def refusal(done: Done) -> str:
     return done.stderr
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share a worker and its fixtures; commands of the docs, by component."""
-    for item in items:
-        group = item.path.stem
-        if item.name.startswith("test_a_command_of"):  # one may read what another has written
-            group += next((name for name in COMPONENTS if name in item.name), "")
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Any:
     """``runs(component)``: the folder of a quick run, made once for all workers; not to change."""

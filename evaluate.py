@@ -16,7 +16,8 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from orrery.checkpoint import read_checkpoint, restore
-    from orrery.datamodules.base import CatalogueData, Dataset, GenerationRequest, JointData
+    from orrery.datamodules.base import CatalogueData
+    from orrery.datamodules.dataset import Dataset, GenerationRequest, JointData
     from orrery.evaluation.evaluate import evaluate, generate, infer
 
     command_line.silence_lightning()

@@ -12,7 +12,7 @@ Rows = dict[str, Tensor]
 
 
 class Carried(NamedTuple):
-    """What travels beside the tensors of a batch."""
+    """Carried columns and names of groups of a batch, which are no tensors."""
 
     columns: Mapping[str, np.ndarray]  # pass-through columns, (batch,) or (batch, ...)
     group: np.ndarray | None  # names of groups, (batch,)

@@ -79,7 +79,7 @@ class Column:
         return self.prediction or ("optional" if self.truth else self.training)
 
     def replacement(self, training: bool) -> float | None:
-        """What takes the place of an impossible value; None: it is refused."""
+        """Replacement of an impossible value; None: it is refused."""
         if training and (self.truth or self.strict):
             return None
         return np.nan if self.truth and self.missing is None else self.missing

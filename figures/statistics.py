@@ -1,4 +1,4 @@
-"""What figures need to say how sure they are: chance bands, running means, bootstrap errors.
+"""Uncertainties in figures: chance bands, running means, bootstrap errors.
 
 scipy.stats is imported where it is used: alone it takes as long to import as all of matplotlib.
 """

@@ -346,7 +346,7 @@ class MakesSkyMap(Protocol):
 
 
 class ObjectRequest(Protocol):
-    """How many objects to draw, and the seed; `datamodules.base.GenerationRequest` is one."""
+    """How many objects to draw, and the seed; `datamodules.dataset.GenerationRequest` is one."""
 
     n: int
     seed: int

@@ -95,6 +95,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return migrated(checkpoint)
     except ValueError as error:
         raise ValueError(f"{path} is refused: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is refused: its '{RECORD}' record is damaged ({error})"
+        ) from error
 
 
 def full_target(node: Mapping[str, Any]) -> str:

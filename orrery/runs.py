@@ -72,7 +72,8 @@ def claim_run_folder(run_dir: Path) -> None:
 
 def refuse_without_rows(data: Any) -> None:
     """Raise for data that are no catalogue: nothing can be trained on them."""
-    from orrery.datamodules.base import CatalogueData, JointData
+    from orrery.datamodules.base import CatalogueData
+    from orrery.datamodules.dataset import JointData
 
     if isinstance(data, JointData) or not isinstance(data, CatalogueData):
         raise ValueError(

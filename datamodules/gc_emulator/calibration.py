@@ -1,6 +1,6 @@
 """Simulation-based calibration: many clusters drawn from the prior, each with its stars."""
 
-from orrery.datamodules.base import Dataset
+from orrery.datamodules.dataset import Dataset
 from orrery.physics.clusters.observations import SimulatedSets
 
 

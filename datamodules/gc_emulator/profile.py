@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from astropy import units as u
 
-from orrery.datamodules.base import Dataset
+from orrery.datamodules.dataset import Dataset
 from orrery.datamodules.values import refuse
 from orrery.physics.clusters.cluster_profiles import (
     UNITS,

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from rich import print
 
 from orrery.checkpoint import component_name
-from orrery.datamodules.base import CatalogueData, Dataset, GenerationRequest
+from orrery.datamodules.base import CatalogueData
+from orrery.datamodules.dataset import Dataset, GenerationRequest
 from orrery.evaluation.baselines import peers
 from orrery.evaluation.posterior_file import check_draws, write_draws
 from orrery.evaluation.predictions import Predictions, no_vectors, table_writer

@@ -163,6 +163,13 @@ def test_a_run_that_has_not_ended_is_no_model_and_goes_on_with_its_own_data(runs
     assert "was trained with data.noise=2.0, and it is now 1.0" in refusal(done)
 
 
+@pytest.mark.parametrize("record", [{}, {"config": {}}, {"config": {"model": 3}}, "text", None])
+def test_a_damaged_record_is_refused_with_the_name_of_the_file(record, checkpoint, tmp_path):
+    write_checkpoint({**checkpoint, RECORD: record}, tmp_path / "odd.ckpt")
+    with pytest.raises(ValueError, match=r"odd\.ckpt is refused: its 'orrery' record is damaged"):
+        read_checkpoint(tmp_path / "odd.ckpt")
+
+
 def test_a_checkpoint_of_a_newer_schema_is_refused(checkpoint, tmp_path):
     other = {**checkpoint, RECORD: {**checkpoint[RECORD], "schema_version": 99}}
     write_checkpoint(other, tmp_path / "newer.ckpt")

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 
 from orrery import command_line
 from orrery.checkpoint import build
-from orrery.datamodules.base import CatalogueData, Dataset
+from orrery.datamodules.base import CatalogueData
 from orrery.datamodules.columns import Column, columns_table
+from orrery.datamodules.dataset import Dataset
 from orrery.datamodules.values import LARGEST
 
 BAD = {

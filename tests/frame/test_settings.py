@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from orrery import command_line
 from orrery.checkpoint import RECORD, build, read_checkpoint
-from orrery.datamodules.base import CatalogueData, Dataset
+from orrery.datamodules.base import CatalogueData
+from orrery.datamodules.dataset import Dataset
 
 CONFIGS = ROOT / "configs"
 EXPERIMENTS = command_line.choices("experiment")

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from torch.distributions import MultivariateNormal
 
 from orrery import pretrained
-from orrery.datamodules.base import GenerationRequest
+from orrery.datamodules.dataset import GenerationRequest
 from orrery.evaluation.evaluate import generate
 from orrery.models.scatter_vae import evaluation
 from orrery.models.scatter_vae.inference import Whitening, log_tail, posterior

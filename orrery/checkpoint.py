@@ -154,7 +154,7 @@ def migrated(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {**checkpoint, "state_dict": state, RECORD: record}
 
 
-def build(node: Mapping[str, Any], **more: Any) -> Any:
+def build(node: Mapping[str, Any]) -> Any:
     """Make the component or data module that ``node["_target_"]`` names, and nothing else.
 
     A checkpoint's config is untrusted input: only classes that are defined in ``orrery.models`` or
@@ -162,7 +162,7 @@ def build(node: Mapping[str, Any], **more: Any) -> Any:
     """
     made = class_of(node)
     target = full_target(node)
-    arguments = {k: v for k, v in {**node, **more}.items() if k != "_target_"}
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
     known = settings_of(made)
     for key in arguments:
         if key not in known:

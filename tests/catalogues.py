@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from conftest import ROOT, command
+from conftest import ROOT, fresh_python
 
 from orrery.tables import Writer, open_catalogue
 
@@ -43,6 +43,6 @@ def read(path, names=None, **how):
 
 def run(program, *arguments):
     """What a program prints that runs by itself in this folder."""
-    done = command("-c", program, *arguments, cwd=Path.cwd(), PYTHONPATH=str(ROOT))
+    done = fresh_python("-c", program, *arguments, cwd=Path.cwd(), PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     return done.stdout

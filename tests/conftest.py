@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy.table import Table
+from commands import Done, run
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
 BANDS = "ugrizy"
@@ -51,10 +51,15 @@ def train(
 
 def command(*words: str, cwd: Path | None = None, **env: str) -> Done:
     """Run ``python <words>`` as a user would, in the repository."""
+    return run(words, cwd or ROOT, {**os.environ, **env})
+
+
+def fresh_python(*words: str, cwd: Path | None = None, **env: str) -> Done:
+    """The same in an interpreter that has imported nothing yet: for another copy of the code."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=cwd or ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
     )

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from astropy.table import Table
-from conftest import ROOT, command
+from conftest import ROOT, fresh_python
 
 PAGE = (ROOT / "docs/adding_a_component.md").read_text()
 FILES = dict(re.findall(r"```(?:python|yaml) title=\"(.*?)\"\n(.*?)```", PAGE, re.S))
@@ -51,7 +51,7 @@ def test_the_page_runs_as_it_stands(copy):
     train, evaluate, contract = lines("bash").strip().splitlines()
     run = "hydra.run.dir=outputs/colour_mass/run"
     for line, more in ((train, [run]), (evaluate, []), (contract, ["-q", "-n", "0"])):
-        done = command(*shlex.split(line)[1:], *more, cwd=copy)
+        done = fresh_python(*shlex.split(line)[1:], *more, cwd=copy)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "passed" in done.stdout and "failed" not in done.stdout
     predicted = Table.read(copy / "ml.fits")
@@ -60,7 +60,7 @@ def test_the_page_runs_as_it_stands(copy):
     expected = 1.5 * np.linspace(0.3, 0.9, 5) - 0.6
     np.testing.assert_allclose(predicted["log_ml"], expected, atol=0.03)
     python = lines("python") + "\nprint(ratios['log_ml'][1] - ratios['log_ml'][0])"
-    done = command("-c", python, cwd=copy)
+    done = fresh_python("-c", python, cwd=copy)
     assert float(done.stdout) == pytest.approx(0.45, abs=0.03), done.stderr
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import COMPONENTS, ROOT, command
+from conftest import COMPONENTS, ROOT, command, fresh_python
 
 QUICK = ["model=zephyr", "experiment=zephyr_quick"]
 
@@ -17,7 +17,7 @@ def test_help_does_not_wait_for_torch(door, words):
         "except SystemExit: pass\n"
         "print('heavy', {'torch', 'lightning', 'astropy', 'numpy'} & set(sys.modules))"
     )
-    done = command("-c", program)
+    done = fresh_python("-c", program)
     assert done.stdout.strip().endswith("heavy set()"), done.stdout[-300:]
 
 

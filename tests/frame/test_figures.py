@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import command
+from conftest import fresh_python
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
@@ -255,7 +255,7 @@ def test_importing_figures_changes_nothing_and_loads_no_torch():
         # Last, because reading all of rcParams makes matplotlib choose a backend, by pyplot.
         "assert all(before[k] == v for k, v in matplotlib.rcParams.items() if k != 'backend')"
     )
-    done = command("-c", code)
+    done = fresh_python("-c", code)
     assert done.returncode == 0, done.stderr
 
 

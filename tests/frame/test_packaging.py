@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.table import Table
-from conftest import ROOT, Done, command
+from conftest import ROOT, Done, fresh_python
 
 pytestmark = pytest.mark.slow
 LINKED = [path.name for path in (ROOT / "orrery").iterdir() if path.is_symlink()]
@@ -43,7 +43,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dist(clone: Path) -> Path:
     """The folder of the wheel and of the sdist that it was built from."""
-    done = command("-m", "build", "--no-isolation", ".", cwd=clone)
+    done = fresh_python("-m", "build", "--no-isolation", ".", cwd=clone)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return clone / "dist"
 
@@ -72,7 +72,7 @@ def installed(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) 
     """Where pip has put the wheel."""
     target = tmp_path_factory.mktemp("site")
     pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
-    done = command(*pip, str(wheel.filename))
+    done = fresh_python(*pip, str(wheel.filename))
     assert done.returncode == 0, done.stderr
     return target
 
@@ -81,7 +81,7 @@ def installed(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) 
 def editable(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment in which the clone is installed by `pip install -e`."""
     environment = tmp_path_factory.mktemp("environment")
-    done = command("-m", "venv", "--without-pip", str(environment))
+    done = fresh_python("-m", "venv", "--without-pip", str(environment))
     assert done.returncode == 0, done.stderr
     python = environment / "bin/python"
     paths = {"base": str(environment), "platbase": str(environment)}
@@ -89,7 +89,7 @@ def editable(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # the libraries of this environment, without what it has installed in editable mode
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
-    done = command(*pip, "--ignore-installed", "--no-build-isolation", "-e", str(clone))
+    done = fresh_python(*pip, "--ignore-installed", "--no-build-isolation", "-e", str(clone))
     assert done.returncode == 0, done.stderr
     return python
 
@@ -197,6 +197,6 @@ def test_python_m_orrery_lists_the_entry_points_without_torch(folder):
 
 
 def test_an_unknown_entry_point_is_refused():
-    done = command("-m", "orrery", "trane")
+    done = fresh_python("-m", "orrery", "trane")
     assert done.returncode != 0 and "there is no entry point 'trane'" in done.stderr
     assert "Traceback" not in done.stderr

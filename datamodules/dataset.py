@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
 
@@ -16,6 +16,7 @@ class Dataset(L.LightningDataModule):
     for objects to be drawn, by `GenerationRequest`. ``origin`` says where the data come from.
     """
 
+    decided_by_training: ClassVar[frozenset[str]] = frozenset()  # settings on which weights rest
     keep: Sequence[str] = ()  # columns that are carried into the predictions
     group_by: str | None = None
     split = "all"  # rows to predict: all, or those held out of training

@@ -67,6 +67,9 @@ class DustData(CatalogueData):
         catalogue: settings of `CatalogueData`.
     """
 
+    decided_by_training: ClassVar = frozenset(
+        ("nside", "n_radial", "nearest", "farthest", "base_nside")
+    )
     declared: ClassVar = {
         "l": _position("l", "deg", "Galactic longitude, with b", -360, 360),
         "b": _position("b", "deg", "Galactic latitude", -90, 90),

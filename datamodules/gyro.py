@@ -64,6 +64,7 @@ class GyroData(CatalogueData):
         catalogue: settings of `CatalogueData`.
     """
 
+    decided_by_training: ClassVar = frozenset(("clusters",))
     declared: ClassVar = {
         "prot": Column(
             "prot_d", "d", "rotation period", *POSSIBLE_PERIODS, "()", missing=np.nan, strict=True

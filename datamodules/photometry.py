@@ -14,14 +14,21 @@ NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # the convention of BPZ, which RAIL fo
 # The error column of a non-detection may hold its limiting magnitude; other values are sentinels.
 POSSIBLE_LIMITS = (10.0, 90.0)
 POSSIBLE_MAGNITUDES = (-5.0, 45.0)
+NO_BAND = "none"  # data.columns.mag_u=none: the band was not observed
 
 
 class BandColumns(NamedTuple):
-    """The two columns of a band; ``kind`` is "mag" or "flux"."""
+    """The columns of a band; ``kind`` is "mag" or "flux".
+
+    ``error_kind``: "err", or "ivar" where the column of errors holds inverse variances of fluxes.
+    ``limit``: the column of limiting magnitudes of non-detections, if there is one.
+    """
 
     kind: str
     value: str
     error: str
+    error_kind: str = "err"
+    limit: str = ""
 
 
 def band_columns(
@@ -29,30 +36,53 @@ def band_columns(
 ) -> dict[str, BandColumns]:
     """Band -> its columns, of those of ``bands`` (if empty, of all bands) that are there.
 
-    ``patterns`` holds ``mag`` and ``mag_err`` (or ``flux`` and ``flux_err``), column names in which
-    "{band}" stands for a band, and names of single columns such as ``mag_u``. If there are both,
-    the kind that covers more bands is taken; magnitudes, if they are equal.
+    ``patterns`` holds ``mag`` and ``mag_err`` (or ``flux`` and ``flux_err`` or ``flux_ivar``) and
+    ``mag_lim``, column names in which "{band}" stands for a band, in small or in capital letters,
+    and names of single columns such as ``mag_u``, of which `NO_BAND` is none. The kind that covers
+    more bands is taken; magnitudes, if they are equal.
     """
-    by_kind = []
-    for kind in ("mag", "flux"):
-        value = patterns.get(kind, kind + "_{band}")
-        error = patterns.get(f"{kind}_err", kind + "_err_{band}")
-        columns = {}
-        for band in bands or _discovered_bands(names, patterns, kind, value, error):
-            v = patterns.get(f"{kind}_{band}", value.replace("{band}", band))
-            e = patterns.get(f"{kind}_err_{band}", error.replace("{band}", band))
-            # a column named explicitly that is not there is refused later, with near matches
-            explicit = f"{kind}_{band}" in patterns or f"{kind}_err_{band}" in patterns
-            if v in names or e in names or explicit:
-                columns[band] = BandColumns(kind, v, e)
-        by_kind.append(columns)
-    return max(by_kind, key=len)  # of equals the first
+    found = [
+        _columns_of(names, patterns, bands, *kinds)
+        for kinds in (("mag", "err"), ("flux", "err"), ("flux", "ivar"))
+    ]
+
+    def complete(columns: Mapping[str, BandColumns]) -> int:
+        return sum(c.value in names and c.error in names for c in columns.values())
+
+    return max(found, key=lambda columns: (complete(columns), len(columns)))  # of equals the first
+
+
+def _columns_of(
+    names: Sequence[str], patterns: Mapping[str, Any], bands: Sequence[str], kind: str, error: str
+) -> dict[str, BandColumns]:
+    error_role = f"{kind}_{error}"
+
+    def column(role: str, band: str) -> str:
+        """As named by the user, or by the pattern with the band as it is, or in other letters."""
+        if f"{role}_{band}" in patterns:
+            return str(patterns[f"{role}_{band}"])
+        pattern = str(patterns.get(role, role + "_{band}"))
+        spelled = [pattern.replace("{band}", b) for b in (band, band.upper(), band.lower())]
+        return next((name for name in spelled if name in names), spelled[0])
+
+    columns = {}
+    for band in bands or _discovered_bands(names, patterns, kind, error_role):
+        # a column named explicitly that is not there is refused later, with near matches
+        explicit = f"{kind}_{band}" in patterns or f"{error_role}_{band}" in patterns
+        value, of_error, limit = (column(r, band) for r in (kind, error_role, f"{kind}_lim"))
+        here = of_error in names if error == "ivar" else value in names or of_error in names
+        if value != NO_BAND and (here or explicit):
+            limit = limit if limit in names and kind == "mag" else ""
+            columns[band] = BandColumns(kind, value, of_error, error, limit)
+    return columns
 
 
 def _discovered_bands(
-    names: Sequence[str], patterns: Mapping[str, Any], kind: str, value: str, error: str
+    names: Sequence[str], patterns: Mapping[str, Any], kind: str, error_role: str
 ) -> list[str]:
     """Bands whose value and error columns both match the patterns, or that are named explicitly."""
+    value = str(patterns.get(kind, kind + "_{band}"))
+    error = str(patterns.get(error_role, error_role + "_{band}"))
     before, _, after = value.partition("{band}")
     bands = []
     for name in names:
@@ -61,7 +91,8 @@ def _discovered_bands(
             if band and error.replace("{band}", band) in names:
                 bands.append(band)
     explicit = (key.removeprefix(f"{kind}_") for key in patterns if key.startswith(f"{kind}_"))
-    return [*dict.fromkeys([*bands, *(b for b in explicit if not b.startswith("err"))])]
+    others = ("err", "ivar", "lim")  # quantities, not bands
+    return [*dict.fromkeys([*bands, *(b for b in explicit if not b.startswith(others))])]
 
 
 def near_column(column: str, names: Sequence[str], taken: Sequence[str]) -> str | None:
@@ -71,20 +102,29 @@ def near_column(column: str, names: Sequence[str], taken: Sequence[str]) -> str 
     return free[near[0]] if near else None
 
 
+def is_limit(mag: np.ndarray) -> np.ndarray:
+    """Mask of the values that can be limiting magnitudes."""
+    return (mag > POSSIBLE_LIMITS[0]) & (mag < POSSIBLE_LIMITS[1])
+
+
 def flux_from_mag(
-    columns: BandColumns, mag: np.ndarray, error: np.ndarray, zero_point: float, limit: float
+    columns: BandColumns,
+    mag: np.ndarray,
+    error: np.ndarray,
+    zero_point: float,
+    limit: float | np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Flux and error (uJy) and whether it is detected, each (n,), from AB magnitudes.
 
     - NaN or -99, and 99 without a limit: not observed, flux and error are NaN.
     - 99 or inf: observed, not detected; flux 0, and as error the flux of the limiting magnitude
-      (1 sigma): the error column's value where it is in `POSSIBLE_LIMITS`, else ``limit``.
+      (1 sigma): the error column's value where it is in `POSSIBLE_LIMITS`, else ``limit``, of all
+      objects or (n,).
 
     ``zero_point`` is added to the magnitudes. Raises ``ValueError`` for impossible values.
     """
     undetected = (mag == NOT_DETECTED) | (mag == np.inf)
-    brightest, faintest = POSSIBLE_LIMITS
-    limits = np.where((error > brightest) & (error < faintest), error, limit)
+    limits = np.where(is_limit(error), error, limit)
     absent = np.isnan(mag) | (mag == NOT_OBSERVED) | (undetected & ~np.isfinite(limits))
     measured = ~absent & ~undetected
     low, high = POSSIBLE_MAGNITUDES
@@ -114,8 +154,23 @@ def flux_from_mag(
 def flux_from_flux(
     columns: BandColumns, flux: np.ndarray, error: np.ndarray, zero_point: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same from fluxes in uJy; NaN: not observed; zero or negative: not detected."""
+    """The same from fluxes in uJy; NaN: not observed; zero or negative: not detected.
+
+    Where ``error`` holds inverse variances, 0 means not observed, too.
+    """
     observed = ~np.isnan(flux)
+    if columns.error_kind == "ivar":
+        refuse(
+            observed & ~((error >= 0) & np.isfinite(error)),
+            columns.error,
+            error,
+            "is not a valid inverse variance",
+            "0 (not observed) or above",
+            "correct those rows",
+        )
+        observed &= error > 0
+        flux = np.where(observed, flux, np.nan)
+        error = 1 / np.sqrt(np.where(observed, error, np.nan))
     refuse(
         np.isinf(flux),
         columns.value,

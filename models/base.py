@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -27,14 +27,29 @@ Migration = Callable[[dict[str, Any], dict[str, Tensor]], tuple[dict[str, Any], 
 class Output(NamedTuple):
     """One predicted column, (rows,) or (rows, ...): unit (astropy's spelling) and meaning.
 
-    ``location``: its place in an HDF5 file. ``axes``: names of its further dimensions, such as
-    ("draw", "parameter"); a `Constant` of that name holds what stands along one.
+    - ``location``: its place in an HDF5 file.
+    - ``axes``: names of its further dimensions, such as ("draw", "parameter"); a `Constant` of that
+      name holds what stands along one.
+    - ``bits``: of a column of flags, the name and meaning of each bit, the lowest first.
+    - ``unusual``: of a rank, a number that is uniform from 0 to 1 for objects like those trained
+      on, the end at which objects are unlike them. `orrery.evaluation.flagged` tests it.
     """
 
     unit: str
     description: str
     location: str = ""
     axes: tuple[str, ...] = ()
+    bits: Mapping[str, str] = {}
+    unusual: Literal["", "high", "low"] = ""
+
+    @property
+    def text(self) -> str:
+        """The description, with bits and axes."""
+        bits = "; ".join(
+            f"{1 << i} {name}, {meaning}" for i, (name, meaning) in enumerate(self.bits.items())
+        )
+        text = f"{self.description}: {bits}" if bits else self.description
+        return f"{text} ({', '.join(('row', *self.axes))})" if self.axes else text
 
 
 class Constant(NamedTuple):
@@ -155,6 +170,7 @@ class Component(L.LightningModule):
     9. ``domain_of_validity()``: for which objects it is valid, for the model card.
     10. ``reinitialised_on_finetune(name, settings)``: weights that ``init_from`` does not take.
     11. ``migrations``: how checkpoints of older versions become today's.
+    12. ``prediction_settings``: its settings that may be changed after the fit.
 
     A batch is a dict of tensors by physical name, and so are predicted rows. ``__init__`` takes
     plain scalars, strings, lists and dicts only, so that a checkpoint is loaded with
@@ -167,6 +183,7 @@ class Component(L.LightningModule):
     """
 
     migrations: ClassVar[Sequence[Migration]] = ()
+    prediction_settings: ClassVar[frozenset[str]] = frozenset()
 
     record: dict[str, Any]  # of its checkpoint: config, data, versions, metrics
     draw_seed: int = 0  # of random draws among predictions

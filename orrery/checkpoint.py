@@ -185,7 +185,9 @@ def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = N
             "this checkpoint is of an unfinished run, and its model is not calibrated; resume it "
             "with train.py checkpoint=<path>, which ends in best.ckpt"
         )
-    model = build({**checkpoint[RECORD]["config"]["model"], **(changes or {})})
+    stored = checkpoint[RECORD]["config"]["model"]
+    refuse_decided(class_of(stored), stored, changes or {})
+    model = build({**stored, **(changes or {})})
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
@@ -195,6 +197,18 @@ def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = N
         ) from error
     model.record = checkpoint[RECORD]
     return model.eval()
+
+
+def refuse_decided(made: Any, stored: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Raise for a change of a setting of the model on which its weights rest."""
+    free = made.prediction_settings
+    for key in changes:
+        if key in stored and key not in free and changes[key] != stored[key]:
+            can = f"; these can: {', '.join(sorted(free))}" if free else ""
+            raise ValueError(
+                f"model.{key}={changes[key]}: the weights were trained with {stored[key]}, which "
+                f"cannot be changed afterwards{can}"
+            )
 
 
 def load_weights(model: Any, path: Path) -> None:

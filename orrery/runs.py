@@ -123,7 +123,14 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
     from orrery.tables import files_of
 
     stored = dict(record["config"]["data"])
-    known = settings_of(class_of(asked if "_target_" in asked else stored))
+    made = class_of(asked if "_target_" in asked else stored)
+    known = settings_of(made)
+    for key in made.decided_by_training & asked.keys() & stored.keys():
+        if asked[key] is not None and asked[key] != stored[key]:
+            raise ValueError(
+                f"data.{key}={asked[key]}: the model was trained with {stored[key]}, which cannot "
+                f"be changed afterwards"
+            )
     if "_target_" in asked:
         stored = {key: value for key, value in record["found_out"].items() if key in known}
         asked = {k: v for k, v in asked.items() if k not in stored or v is not None}

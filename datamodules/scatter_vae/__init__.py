@@ -60,6 +60,8 @@ class ScatterVaeData(CatalogueData):
             of the photons of RP, or of the mean of a sampled spectrum.
     """
 
+    decided_by_training: ClassVar = frozenset(("format", "latent"))
+
     def __init__(
         self,
         format: str = "coefficients",

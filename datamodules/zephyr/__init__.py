@@ -1,5 +1,6 @@
 """Photometry and redshift labels for `models.zephyr`: a catalogue, or the embedded simulation."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,10 +11,12 @@ from torch import Tensor
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.columns import CatalogueColumn, Column, located
 from orrery.datamodules.photometry import (
+    NO_BAND,
     BandColumns,
     band_columns,
     flux_from_flux,
     flux_from_mag,
+    is_limit,
     near_column,
 )
 from orrery.datamodules.values import refuse
@@ -74,6 +77,7 @@ class ZephyrData(CatalogueData):
         catalogue: settings of `CatalogueData`.
     """
 
+    decided_by_training: ClassVar = frozenset(("bands", "sources", "z_max"))
     declared: ClassVar = {
         "redshift": Column(
             "redshift", None, "redshift", 0, 20, "[)", truth=True, prediction="chosen"
@@ -100,6 +104,14 @@ class ZephyrData(CatalogueData):
             "flux", "uJy", "flux, where there are no magnitudes", FLUX_VALUES
         ),
         "flux_err_{band}": _band_column("flux_err", "uJy", "its error", ERROR_VALUES),
+        "flux_ivar_{band}": _band_column(
+            "flux_ivar", "1 / uJy2", "its inverse variance, in place of the error",
+            "0 where the band is not observed, or above",
+        ),
+        "mag_lim_{band}": _band_column(
+            "mag_lim", "mag", "limiting magnitude (1 sigma) of a non-detection; optional",
+            "any; used between 10 and 90",
+        ),
     }  # fmt: skip
 
     def __init__(
@@ -139,17 +151,16 @@ class ZephyrData(CatalogueData):
         self.band_columns = band_columns(names, self.columns, self.bands)
         if training and not self.bands:
             self.bands = list(self.band_columns)
+        self._refuse_unknown_bands()
         if not self.band_columns:
             raise ValueError(self._no_photometry_message(names))
         roles: dict[str, CatalogueColumn] = {}
         for band in self.bands:
             if band not in self.band_columns:
-                self._warn_missing_band(band, names)
+                if NO_BAND not in self._named_columns(band):
+                    self._warn_missing_band(band, names)
                 continue
-            kind, value, error = self.band_columns[band]
-            for role, name in ((kind, value), (f"{kind}_err", error)):
-                family = self.declared[f"{role}_{{band}}"]
-                roles[f"{role}_{band}"] = CatalogueColumn(family, name, catalogue.units.get(name))
+            roles |= self._roles_of_band(catalogue, band)
         self._warn_unitless_fluxes(catalogue)
         redshift = located(self.declared, self.columns, catalogue, "redshift")
         if training or redshift.name in names:
@@ -168,6 +179,43 @@ class ZephyrData(CatalogueData):
             )
             del roles["redshift"]
         return roles
+
+    def _roles_of_band(self, catalogue: Catalogue, band: str) -> dict[str, CatalogueColumn]:
+        """Its value, error and limit as ``mag_u``, ``mag_err_u`` and ``mag_lim_u``."""
+        columns, units = self.band_columns[band], catalogue.units
+        kind = columns.kind
+        names = {kind: columns.value, f"{kind}_{columns.error_kind}": columns.error}
+        if columns.limit:
+            names["mag_lim"] = columns.limit
+        roles = {}
+        for role, name in names.items():
+            family, unit = self.declared[f"{role}_{{band}}"], units.get(name)
+            if columns.error_kind == "ivar" and name == columns.error:
+                of_flux = units.get(columns.value)
+                unit = unit or (of_flux and of_flux**-2)
+            roles[f"{role}_{band}"] = CatalogueColumn(family, name, unit)
+        return roles
+
+    def _named_columns(self, band: str) -> list[str]:
+        return [str(self.columns.get(f"{kind}_{band}")) for kind in ("mag", "flux")]
+
+    def _refuse_unknown_bands(self) -> None:
+        """Raise for a setting or a column of a band that the model does not have."""
+        settings = {
+            "zero_points": self.zero_points, "limits": self.limits, "extinction": self.extinction,
+        }  # fmt: skip
+        named = {f"{s}.{band}": band for s, values in settings.items() for band in values}
+        for role in self.columns:
+            match = re.fullmatch(r"(?:mag|flux)_(?:(?:err|lim|ivar)_)?(.+)", role)
+            if match and match[1] not in ("err", "lim", "ivar"):
+                named[f"columns.{role}"] = match[1]
+        known = {*self.bands, *(band.split("_")[0] for band in self.bands)}
+        for setting, band in named.items():
+            if band not in known:
+                raise ValueError(
+                    f"data.{setting}: there is no band '{band}'; the bands are "
+                    f"{', '.join(self.bands)}"
+                )
 
     def _has_truth(self, catalogue: Catalogue, roles: Mapping[str, CatalogueColumn]) -> bool:
         """Whether any row has a redshift to score against; reads up to the first that has."""
@@ -194,23 +242,30 @@ class ZephyrData(CatalogueData):
         pairs = self.band_columns.values()
         kind = next(iter(pairs)).kind
         column = self.columns.get(kind, kind + "_{band}").replace("{band}", band)
-        taken = [name for _, value, error in pairs for name in (value, error)]
+        others = [  # of bands that the model lacks; one of nearly this name may be misspelled
+            columns
+            for other, columns in band_columns(names, self.columns, ()).items()
+            if other.strip("_ ").lower() != band.lower()
+        ]
+        taken = [name for p in (*pairs, *others) for name in (p.value, p.error, p.limit)]
         taken += self.columns.values()
         near = near_column(column, names, taken)
+        without = f"data.columns.{kind}_{band}={NO_BAND}"
         if near:
             raise ValueError(
                 f"{self.label} has no column '{column}' for the band {band}; is it '{near}'? Then "
-                f"set data.columns.{kind}_{band}={near} data.columns.{kind}_err_{band}=<its error>"
+                f"set data.columns.{kind}_{band}={near} data.columns.{kind}_err_{band}=<its "
+                f"error>. If this band was not observed: {without}"
             )
         self.warn_once(
             f"{self.label} has no band {band} (column '{column}'): it is taken as not observed, "
-            f"which widens the predictions"
+            f"which widens the predictions; {without} says so without this message"
         )
 
     def _warn_unitless_fluxes(self, catalogue: Catalogue) -> None:
         """Magnitudes are AB by default; fluxes without a unit may be anything."""
         pairs = self.band_columns.values()
-        fluxes = [name for kind, *pair in pairs if kind == "flux" for name in pair]
+        fluxes = [name for p in pairs if p.kind == "flux" for name in (p.value, p.error)]
         unitless = [name for name in fluxes if name not in catalogue.units]
         if unitless and not self.is_simulation:
             more = f" and {len(unitless) - 1} more have" if len(unitless) > 1 else " has"
@@ -263,10 +318,15 @@ class ZephyrData(CatalogueData):
         if band not in self.band_columns:
             return np.full(n, np.nan), np.full(n, np.nan), np.zeros(n)
         names, zero_point = self.band_columns[band], self.zero_points.get(band, 0.0)
-        value, error = (columns[f"{role}_{band}"] for role in (names.kind, f"{names.kind}_err"))
+        value = columns[f"{names.kind}_{band}"]
+        error = columns[f"{names.kind}_{names.error_kind}_{band}"]
         if names.kind == "flux":
             return flux_from_flux(names, value, error, zero_point)
-        return flux_from_mag(names, value, error, zero_point, self.limits.get(band, np.nan))
+        limit: Any = self.limits.get(band, np.nan)
+        if names.limit:
+            given = columns[f"mag_lim_{band}"]
+            limit = np.where(is_limit(given), given, limit)
+        return flux_from_mag(names, value, error, zero_point, limit)
 
     def _extinction(self) -> dict[str, float]:
         """A_b / E(B-V) of each band, by its name or the part of it before an underscore."""

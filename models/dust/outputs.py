@@ -9,16 +9,17 @@ from orrery.models.dust.field import Stars
 from orrery.physics.densities import log_student
 from orrery.physics.dust.extinction import mean_and_variance
 
+FLAGS = {
+    "nearer": "nearer than the map",
+    "beyond": "beyond the map, extinction to its edge",
+    "empty_pixel": "no training star in this pixel",
+}
 OUTPUTS = {
     "extinction": Output("", "posterior mean, E of Zhang, Green & Rix (2023); A_V = 2.8 E"),
     "extinction_std": Output("", "posterior standard deviation of extinction"),
     "extinction_std_distance": Output("", "standard deviation that the distance error adds"),
     "extinction_samples": Output("", "posterior samples, joint for all sightlines"),
-    "flags": Output(
-        "",
-        "bits: 1 nearer than the map; 2 beyond it, extinction to its edge; 4 no training star "
-        "in this pixel",
-    ),
+    "flags": Output("", "bits", bits=FLAGS),
     "log_density": Output("", "log density of the catalogue's extinction, if there is one"),
     "pull": Output("", "catalogue's extinction minus the map's, over their total error"),
     "extinction_true": Output("", "the catalogue's extinction, E"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +73,8 @@ class GCEmulator(Component):
             quadrature; otherwise they are sampled.
         epochs: passes over the nodes; one is the fit.
     """
+
+    prediction_settings: ClassVar = frozenset(("chains", "warmup", "draws", "marginal", "n_stars"))
 
     def __init__(
         self,

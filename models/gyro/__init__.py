@@ -36,7 +36,7 @@ from orrery.models.gyro.left_out import (
 )
 from orrery.models.gyro.migrations import rename_settings_and_tensors
 from orrery.models.gyro.networks import FLOWS, Contamination, Rotation
-from orrery.models.gyro.outputs import BIT, QUANTILES, describe_flags, outputs
+from orrery.models.gyro.outputs import BIT, QUANTILES, outputs
 from orrery.models.gyro.stars import star_batch
 from orrery.models.layers import grid
 from orrery.models.layers.stack import DensityStack
@@ -99,6 +99,8 @@ class Gyro(Component):
     """
 
     migrations: ClassVar[Sequence[Migration]] = (rename_settings_and_tensors,)
+
+    prediction_settings: ClassVar = frozenset(("prior", "youngest", "oldest", "field_scatter"))
 
     def __init__(
         self,
@@ -356,7 +358,7 @@ class Gyro(Component):
             "held-out stars are of training clusters: `nll` and `star_coverage_68` are of new "
             "stars of known clusters, `cluster_*` of new clusters",
             "main-sequence stars: subgiants rotate more slowly than dwarfs of their colour",
-            f"`flags`, {describe_flags()}",
+            f"`flags`, {self.columns['flags'].text}",
         ]
 
     def fitted_parameters(self) -> dict[str, float]:

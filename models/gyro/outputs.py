@@ -22,18 +22,13 @@ FLAGS = {
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 
 
-def describe_flags() -> str:
-    """Value, name and meaning of each bit."""
-    return "bits: " + "; ".join(f"{BIT[name]} {name}, {text}" for name, text in FLAGS.items())
-
-
 def outputs(edges: Tensor) -> dict[str, Output | Constant]:
     """The columns in their order; ``edges``: of the cells of log10 age, Myr."""
     return {
         **{name: Output("Gyr", f"{100 * q:g}% quantile of age") for name, q in QUANTILES.items()},
         "age_mean": Output("Gyr", "mean of age"),
         "log_evidence": Output("", "ln p(log10 P | colour), per dex, with ages by their prior"),
-        "flags": Output("", describe_flags()),
+        "flags": Output("", "bits", bits=FLAGS),
         "period_draws": Output("d", "periods expected at this colour, age by its posterior"),
         "log_likelihood": Output("", "ln p(log10 P | age, colour) on the grid log10_age_myr"),
         "age_true": Output("Gyr", "age of the catalogue"),

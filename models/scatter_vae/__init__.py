@@ -70,6 +70,8 @@ class ScatterVAE(Component):
 
     migrations: ClassVar = (em_rounds_setting,)
 
+    prediction_settings: ClassVar = frozenset(("wavelengths", "refine"))
+
     def __init__(
         self,
         bands: Mapping[str, int],

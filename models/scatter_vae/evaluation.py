@@ -89,7 +89,7 @@ def active_latents(z: np.ndarray) -> int:
 
 
 def warnings(rows: Mapping[str, np.ndarray], latent: int) -> list[str]:
-    """Sentences about collapsed latent numbers, misfitted stars, and stars without BP."""
+    """A sentence if latent numbers have collapsed."""
     sentences = []
     z = rows.get("latent_mean", np.empty((0, latent)))
     if len(z) > 10 and (active := active_latents(z)) < latent:
@@ -97,15 +97,6 @@ def warnings(rows: Mapping[str, np.ndarray], latent: int) -> list[str]:
             f"{latent - active} of {latent} latent numbers are the same for all stars: they have "
             f"collapsed; model.latent={active} is enough"
         )
-    misfits = float(np.mean(rows["p_value"] < 1e-4))
-    if misfits > MAX_MISFITS:
-        sentences.append(
-            f"{misfits:.1%} of the stars are misfitted (p_value < 1e-4), expected under the model: "
-            f"0.01%; they are unlike the training set, or their errors are too small"
-        )
-    imputed = int(np.sum(rows["flags"] & 1))
-    if imputed:
-        sentences.append(f"stars without BP, which is imputed from RP (flags, 1): {imputed:,}")
     return sentences
 
 

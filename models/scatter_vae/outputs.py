@@ -15,12 +15,17 @@ LATENT = {
     "latent_mean": Output("", "posterior mean of the latent numbers z"),
     "latent_log_variance": Output("", "ln variance of each latent number"),
 }
+FLAGS = {
+    "no_bp": "BP is missing and imputed",
+    "misfit": "p_value below 1e-4",
+    "rare": "|z| beyond 99.99% of the prior",
+}
 MISFIT = {
     "chi2": Output("", "chi^2, of errors, correlations and scatter, per degree of freedom"),
     "dof": Output(
         "", "degrees of freedom: coefficients less the effective number of fitted parameters"
     ),
-    "p_value": Output("", "probability of a larger chi^2 for a star of this model"),
+    "p_value": Output("", "probability of a larger chi^2 for a star of this model", unusual="low"),
     "kl": Output("", "KL divergence of the posterior of z from the prior, nats"),
     "outlier_score": Output(
         "",
@@ -35,10 +40,7 @@ MISFIT = {
         "", "fraction of studentised whitened residuals within 1 sigma: 0.683 if calibrated"
     ),
     "within_95": Output("", "the same within 1.96 sigma: 0.95 if calibrated"),
-    "flags": Output(
-        "",
-        "bits: 1 BP is missing and imputed; 2 p_value below 1e-4; 4 |z| beyond 99.99% of the prior",
-    ),
+    "flags": Output("", "bits", bits=FLAGS),
 }
 LOG_P_FLAGGED = -9.21  # ln 1e-4
 

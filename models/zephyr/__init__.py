@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from orrery.models.layers.slices import in_slices, slices
 from orrery.models.layers.stack import DensityStack
 from orrery.models.zephyr.evaluation import evaluate
 from orrery.models.zephyr.label_noise import LabelNoise
-from orrery.models.zephyr.outputs import WIDE_BIT, constants, is_wide, outputs, summaries
+from orrery.models.zephyr.outputs import constants, outputs, summaries, wide_flag
 from orrery.models.zephyr.photometry import Photometry
 from orrery.models.zephyr.recalibration import (
     PIT_CELLS,
@@ -80,6 +80,8 @@ class Zephyr(Component):
         weight_decay: of the matrices.
         epochs: passes over the training rows.
     """
+
+    prediction_settings: ClassVar = frozenset(("target_source", "n_grid", "n_samples"))
 
     def __init__(
         self,
@@ -333,7 +335,7 @@ class Zephyr(Component):
             "mag_ref": self.photometry.reference_magnitude(batch),
             **{f"responsibility_{s}": responsibility[:, i] for i, s in enumerate(self.sources)},
             "ood": ood,
-            "flags": flags + WIDE_BIT * is_wide(summary).short(),
+            "flags": flags + wide_flag(summary),
             "pz": grid.density(cdf, self.edges),
         }
         if self.n_samples:
@@ -367,7 +369,7 @@ class Zephyr(Component):
             self.photometry.describe(),
             f"redshifts 0 to {self.z_max:g}, for objects selected as the training set is",
             "other objects get a p(z) too, and are marked in `ood` and `flags`",
-            f"`flags`, {self.columns['flags'].description}",
+            f"`flags`, {self.columns['flags'].text}",
             f"labels from: {', '.join(self.sources)}; clean: {self.sources[self.clean]}",
         ]
         if self.noise is not None and len(self.sources) > 1:

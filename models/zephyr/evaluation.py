@@ -1,4 +1,4 @@
-"""Metrics of photometric redshifts, ours and the true model's, and warnings about a catalogue."""
+"""Metrics of photometric redshifts, ours and the true model's."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -11,13 +11,12 @@ from torch.nn import functional as F
 
 from orrery.models.base import Data, Evaluation, PredictedRows
 from orrery.models.layers import grid
-from orrery.models.zephyr.photometry import UNUSUAL_BIT
+from orrery.models.zephyr.photometry import BIT
 from orrery.physics.galaxies.redshift_scores import nmad, outlier_fraction
 
 if TYPE_CHECKING:
     from orrery.models.zephyr import Zephyr
 
-MAX_UNUSUAL_FRACTION = 0.1  # of the objects, before a warning; 0.1% are expected by chance
 SMALLER_IS_BETTER = frozenset(
     ("nmad", "outlier_fraction", "crps", "nll", "cde_loss", "pit_ks", "pit_ks_raw")
 )
@@ -40,7 +39,7 @@ def evaluate(model: "Zephyr", rows: PredictedRows, data: Data) -> Evaluation:
     Figure data: ``examples``, the contribution of each source to p(z), (examples, n_grid), by
     source.
     """
-    evaluation = Evaluation(metrics(rows), warnings=warnings(rows))
+    evaluation = Evaluation(metrics(rows))
     if not evaluation.metrics:
         return evaluation
     with torch.inference_mode():
@@ -76,7 +75,7 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
     if "pit_raw" in rows:  # predicted rows, not those of the true posterior
         values["pit_ks_raw"] = _ks_distance(rows["pit_raw"].astype(float))
-        values["ood_fraction"] = _unusual_fraction(rows)
+        values["ood_fraction"] = float(np.mean(rows["flags"] & BIT["unusual"] > 0))
     return values
 
 
@@ -93,21 +92,6 @@ def rows_of_true_posterior(data: Data, edges: Tensor) -> dict[str, np.ndarray]:
     rows = {"z_true": z.float(), **grid.scores(cdf, edges, z.float())}
     rows["z_median"] = grid.quantile(cdf, edges, torch.tensor([[0.5]]))[:, 0]
     return {name: values.numpy() for name, values in rows.items()}
-
-
-def warnings(rows: Mapping[str, np.ndarray]) -> list[str]:
-    """A sentence if many objects are unlike the training set."""
-    unusual = _unusual_fraction(rows)
-    if unusual < MAX_UNUSUAL_FRACTION:
-        return []
-    return [
-        f"{unusual:.0%} of the objects are unlike 99.9% of the training objects: see the columns "
-        f"ood (> 0.999) and flags ({UNUSUAL_BIT}), and the model card"
-    ]
-
-
-def _unusual_fraction(rows: Mapping[str, np.ndarray]) -> float:
-    return float(np.mean(rows["flags"] & UNUSUAL_BIT > 0))
 
 
 def _ks_distance(pit: np.ndarray) -> float:

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from orrery.models.base import Constant, Output
 from orrery.models.layers import grid
-from orrery.models.zephyr.photometry import FLAGS
+from orrery.models.zephyr.photometry import BIT, FLAGS
 from orrery.physics.galaxies.redshift_scores import OUTLIER
 
 QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_q975": 0.975}
-WIDE_BIT = 16  # of ``flags``
 
 
 def outputs(sources: Sequence[str], samples: bool) -> dict[str, Output]:
@@ -25,7 +24,7 @@ def outputs(sources: Sequence[str], samples: bool) -> dict[str, Output]:
         "mag_ref": "asinh magnitude in the reference band, AB",
         **{f"responsibility_{s}": f"weight of source {s} in p(z), 0 to 1" for s in sources},
         "ood": "fraction of the training objects that are less unusual than this one",
-        "flags": f"{FLAGS}; {WIDE_BIT} the central 68% is wider than 0.3 (1 + z)",
+        "flags": "bits",
         "pz": "p(z) in the cells of the grid z_grid",
         "z_samples": "independent draws from p(z)",
         "z_true": "redshift of the catalogue",
@@ -37,6 +36,8 @@ def outputs(sources: Sequence[str], samples: bool) -> dict[str, Output]:
     }
     columns = {name: Output("", text, f"ancil/{name}") for name, text in descriptions.items()}
     columns["mag_ref"] = columns["mag_ref"]._replace(unit="mag")
+    columns["ood"] = columns["ood"]._replace(unusual="high")
+    columns["flags"] = columns["flags"]._replace(bits=FLAGS)
     columns["pz"] = columns["pz"]._replace(location="data/yvals")
     if not samples:
         del columns["z_samples"]
@@ -66,7 +67,7 @@ def summaries(cdf: Tensor, edges: Tensor) -> dict[str, Tensor]:
     }
 
 
-def is_wide(summary: Mapping[str, Tensor]) -> Tensor:
-    """Mask (batch,): the central 68% is wider than 0.3 (1 + z), twice the limit of an outlier."""
+def wide_flag(summary: Mapping[str, Tensor]) -> Tensor:
+    """The bit of a central 68% wider than 0.3 (1 + z), twice the limit of an outlier; (batch,)."""
     width = summary["z_q84"] - summary["z_q16"]
-    return width > 2 * OUTLIER * (1 + summary["z_median"])
+    return BIT["wide"] * (width > 2 * OUTLIER * (1 + summary["z_median"])).short()

@@ -8,11 +8,15 @@ from orrery.models.zephyr.support import Support
 from orrery.physics.galaxies.photometry import luptitude, luptitude_err
 
 UNUSUAL_OOD = 0.999  # of `Support`, above which an object is flagged
-UNUSUAL_BIT = 4
-FLAGS = (
-    "bits: 1 a band was not observed; 2 nothing was detected; 4 unlike 99.9% of the training "
-    "objects; 8 an error larger than in training"
-)
+FLAGS = {
+    "missing_band": "a band was not observed",
+    "not_detected": "nothing was detected",
+    "unusual": "unlike 99.9% of the training objects",
+    "large_error": "an error larger than in training",
+    "wide": "the central 68% of p(z) is wider than 0.3 (1 + z)",
+    "faint": "fainter than 99% of the training objects in the band of mag_ref",
+}
+BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 
 
 class Photometry(nn.Module):
@@ -66,17 +70,26 @@ class Photometry(nn.Module):
         return self._features(batch).index_select(1, self.reference[None])[:, 0]
 
     def quality(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Out-of-distribution score (`Support`) and the bits of `FLAGS`, int16; each (batch,)."""
+        """Out-of-distribution score (`Support`), and the bits of `FLAGS` that inputs decide, int16;
+        each (batch,)."""
         n = len(self.bands)
         x = self._standardised(batch)
         ood = self.support(torch.cat([x[:, :n], x[:, -n:]], 1))
-        bits = (
-            ~batch["flux"].isfinite().all(1),
-            ~(batch["detected"] > 0).any(1),
-            ood > UNUSUAL_OOD,
-            (x[:, -n:].nan_to_num(-torch.inf) > self.error_limit).any(1),
-        )
-        return ood, torch.stack([bit.short() << i for i, bit in enumerate(bits)]).sum(0).short()
+        masks = {
+            "missing_band": ~batch["flux"].isfinite().all(1),
+            "not_detected": ~(batch["detected"] > 0).any(1),
+            "unusual": ood > UNUSUAL_OOD,
+            "large_error": (x[:, -n:].nan_to_num(-torch.inf) > self.error_limit).any(1),
+            "faint": self.reference_magnitude(batch) > self.faintest(),
+        }
+        flags = torch.zeros(len(x), dtype=torch.short, device=x.device)
+        for name, mask in masks.items():
+            flags += BIT[name] * mask.short()
+        return ood, flags
+
+    def faintest(self) -> Tensor:
+        """The magnitude in the reference band that 99% of the training objects do not exceed."""
+        return self.mag_range[1].index_select(0, self.reference[None])[0]
 
     def describe(self) -> str:
         """Magnitude range of the training objects in each band, for the model card."""

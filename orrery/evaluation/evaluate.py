@@ -12,6 +12,7 @@ from rich import print
 from orrery.checkpoint import component_name
 from orrery.datamodules.base import CatalogueData
 from orrery.datamodules.dataset import Dataset, GenerationRequest
+from orrery.evaluation import flagged
 from orrery.evaluation.baselines import peers
 from orrery.evaluation.posterior_file import check_draws, write_draws
 from orrery.evaluation.predictions import Predictions, no_vectors, table_writer
@@ -55,7 +56,7 @@ def evaluate(
     trainer.callbacks.append(predictions)
     trainer.predict(model, datamodule=data, return_predictions=False)
     trainer.callbacks.remove(predictions)
-    rows, stacked = predictions.rows(), predictions.stacked()
+    stacked = predictions.stacked()
     outcome: list[dict[str, float] | Exception] = [{}]
     if trainer.is_global_zero:
         if output:
@@ -64,7 +65,7 @@ def evaluate(
             _write_stacked(stacked, run_dir / "stacked.ecsv", meta)
             print(f"by {data.group_by}: {run_dir / 'stacked.ecsv'}")
         try:
-            outcome = [_evaluate_rows(model, data, run_dir, title, rows)]
+            outcome = [_evaluate_rows(model, data, run_dir, title, predictions)]
             if not (outcome[0] or output or stacked is not None):
                 raise ValueError(
                     f"{data.label} has no truth to score against; ask for predictions: "
@@ -80,15 +81,19 @@ def evaluate(
 
 
 def _evaluate_rows(
-    model: Component, data: CatalogueData, run_dir: Path, title: str, rows: PredictedRows
+    model: Component, data: CatalogueData, run_dir: Path, title: str, predictions: Predictions
 ) -> dict[str, float]:
     """Print the warnings; score and report where truth is known. Returns the metrics."""
-    evaluation = model.evaluate(rows, data)
+    evaluation = model.evaluate(predictions.rows, data)
+    evaluation.warnings = [*predictions.remarks, *evaluation.warnings]
+    if predictions.summary:
+        print(predictions.summary)
     for warning in evaluation.warnings:
         print(f"note: {warning}")
     if not evaluation.metrics:
         return {}
-    return _score(model, data, run_dir, title, rows, evaluation)
+    evaluation.metrics |= flagged.as_metrics(predictions.shares)
+    return _score(model, data, run_dir, title, predictions.rows, evaluation)
 
 
 def _score(

@@ -1,6 +1,7 @@
 """Predicted rows on their way to a file and to the metrics, in constant memory."""
 
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from astropy.table import Table, vstack
 
 from orrery.datamodules.batches import Carried
+from orrery.evaluation import flagged
 from orrery.models.base import Component, Constant, Output, PredictedRows, Stack
 from orrery.tables import Writer, open_catalogue, sink_for
 
@@ -40,7 +42,9 @@ class Predictions(L.Callback):
         self.holds_vectors = self.path is None or sink_for(self.path).holds_vectors
         self.left_out: list[str] = []
         self.columns, self.keep = columns, list(keep)
-        self.units, self.meta = dict(units), dict(meta)
+        self.units, self.meta = dict(units), dict(meta)  # to `meta`, what is found is added
+        self.remarks: list[str] = []  # of the whole catalogue
+        self.n_rows = n_rows
         self.stride = -(-n_rows // SCORED_ROWS)
         self.example_stride = self.stride * -(-n_rows // (EXAMPLES * self.stride))
         self.scalars: dict[str, list[np.ndarray]] = {}
@@ -130,6 +134,7 @@ class Predictions(L.Callback):
             self.written += len(number)
 
     def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
+        self._remark_on_all(trainer, model)
         if self.writer is not None:  # None: this process had no rows
             self.writer.__exit__(None, None, None)
             self.writer = None
@@ -151,7 +156,24 @@ class Predictions(L.Callback):
 
     # --- results ------------------------------------------------------------------------------
 
-    def rows(self) -> PredictedRows:
+    def _remark_on_all(self, trainer: L.Trainer, model: Component) -> None:
+        """What flags and ranks say of the whole catalogue; refuses one without any answer."""
+        self.rows = self._rows()
+        label = trainer.datamodule.label  # type: ignore[attr-defined]
+        self.shares = flagged.shares(model.columns, self.rows)
+        self.summary = flagged.summary(model.columns, self.shares)
+        if flagged.unanswered(model.columns, self.rows):
+            raise ValueError(
+                f"{label}: not one row has an answer, and nothing is written; {self.summary}. Is "
+                f"each column the right one, in the right unit? data.columns.<role>=<column>"
+            )
+        self.remarks = flagged.remarks(
+            model.columns, self.shares, self.n_rows, model.record["metrics"]
+        )
+        found = {"flags": self.summary, "remarks": "; ".join(self.remarks)}
+        self.meta |= {key: text for key, text in found.items() if text}
+
+    def _rows(self) -> PredictedRows:
         """Scalars of the scored rows, arrays and input of the examples, of every process.
 
         The examples come first, so that row i of an array belongs to row i of the scalars.
@@ -228,16 +250,11 @@ def table_writer(
     return Writer(
         path,
         units={**(carried_units or {}), **{name: o.unit for name, o in columns.items() if o.unit}},
-        descriptions={name: _described(o) for name, o in columns.items()},
+        descriptions={name: o.text for name, o in columns.items()},
         locations={**places, **{name: o.location for name, o in columns.items() if o.location}},
         constants={o.location: o.values for o in outputs.values() if isinstance(o, Constant)},
         meta=meta,
     )
-
-
-def _described(output: Output) -> str:
-    axes = f" ({', '.join(('row', *output.axes))})" if output.axes else ""
-    return output.description + axes
 
 
 def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Table:
@@ -266,8 +283,20 @@ def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Tab
     for name, output in model.columns.items():
         if name in predictions.colnames:
             predictions[name].unit = output.unit or None
-            predictions[name].description = output.description
+            predictions[name].description = output.text
     predictions.meta.update({k: c.values.squeeze() for k, c in model.constants.items()})
+    rows = {
+        name: np.asarray(predictions[name])
+        for name in model.columns
+        if name in predictions.colnames
+    }
+    found = flagged.shares(model.columns, rows)
+    remarks = flagged.remarks(model.columns, found, len(predictions), model.record["metrics"])
+    if flagged.unanswered(model.columns, rows):
+        remarks.insert(0, "not one row has an answer: is each column the right one?")
+    predictions.meta |= {"flags": flagged.summary(model.columns, found), "remarks": remarks}
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=3)
     return predictions
 
 

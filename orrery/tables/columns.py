@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 
@@ -75,10 +76,23 @@ def is_unknown(unit: u.UnitBase) -> bool:
     return isinstance(unit, u.UnrecognizedUnit)
 
 
+QUANTITIES = {  # part of a name -> what kind of quantity the column holds
+    "ivar": "inverse variance", "invvar": "inverse variance", "weight": "weight", "wht": "weight",
+    "flag": "flag", "mask": "flag", "err": "error", "sigma": "error", "unc": "error",
+}  # fmt: skip
+
+
+def quantity(name: str) -> str:
+    """What kind of quantity a column holds by its name: an error, a flag... or "" for a value."""
+    return next((kind for part, kind in QUANTITIES.items() if part in name.lower()), "")
+
+
 def _near(names: Sequence[str], word: str) -> list[str]:
+    """The names that are spelled nearly like ``word``, of the same kind of quantity."""
     lowered: dict[str, str] = {}
     for name in names:
-        lowered.setdefault(name.lower(), name)
+        if quantity(name) == quantity(word):
+            lowered.setdefault(name.lower(), name)
     return [lowered[m] for m in difflib.get_close_matches(word.lower(), lowered, n=3)]
 
 
@@ -95,7 +109,7 @@ def convert(
     if unit_in is None or unit_in == wanted or {unit_in, wanted} == {u.mag, u.ABmag}:
         return np.asarray(values)
     try:
-        return np.asarray(unit_in.to(wanted, values))
+        return np.asarray(without_maggies(unit_in).to(wanted, values))
     except (u.UnitsError, ValueError) as error:
         raise ValueError(
             f"column {column!r} is in {str(unit_in)!r}, which does not convert to the expected "
@@ -103,7 +117,21 @@ def convert(
         ) from error
 
 
-SPELLED = {"days": "d", "hours": "h", "hr": "h", "hrs": "h"}  # as astropy does not
+def without_maggies(unit: u.UnitBase) -> u.UnitBase:
+    """The unit with maggies (AB, of SDSS and the Legacy Surveys) as Jansky."""
+    if is_unknown(unit) or "mgy" not in str(unit):
+        return unit
+    simple = unit.decompose()
+    product = u.Unit(simple.scale)
+    for base, power in zip(simple.bases, simple.powers, strict=True):
+        product *= (u.Unit(AB_ZERO_POINT) if base == u.Unit("mgy") else base) ** power
+    return product
+
+
+# As astropy does not.
+SPELLED = {"days": "d", "hours": "h", "hr": "h", "hrs": "h"}
+NANOMAGGY = re.compile(r"nano-?magg(?:y|ies)", re.I)
+AB_ZERO_POINT = 3631 * u.Jy  # of a maggy
 
 
 def parse_unit(text: object) -> u.UnitBase | None:
@@ -112,6 +140,7 @@ def parse_unit(text: object) -> u.UnitBase | None:
     if not text.strip():
         return None
     text = SPELLED.get(text.strip().lower(), text)
+    text = NANOMAGGY.sub("nmgy", text)
     for style in (None, "fits", "cds", "vounit"):
         try:
             return u.Unit(text, format=style, parse_strict="raise")

@@ -7,6 +7,7 @@ and 180 times the time for arrays of variable length, of which it makes an objec
 
 import gzip
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import IO
@@ -163,9 +164,13 @@ class FitsSink(Sink):
     def close(self) -> None:
         size = self._count * self._dtype.itemsize
         self._file.write(b"\0" * (-size % _BLOCK))
-        self._header["NAXIS2"] = self._count
-        self._file.seek(_BLOCK)
-        self._file.write(self._header.tostring().encode("ascii"))
+        header = self._make_header()  # with the metadata as they are now
+        header["NAXIS2"] = self._count
+        if len(header.tostring()) == len(self._header.tostring()):
+            self._file.seek(_BLOCK)
+            self._file.write(header.tostring().encode("ascii"))
+        else:
+            self._lay_out_anew(header)
         self._file.close()
         if self.metadata.constants:
             with fits.open(self.path, mode="append") as hdus:
@@ -179,17 +184,30 @@ class FitsSink(Sink):
     def abort(self) -> None:
         self._file.close()
 
+    def _lay_out_anew(self, header: fits.Header) -> None:
+        """Copy the rows behind a header of another length."""
+        old, data = self._file, self._data
+        os.unlink(self.path)  # the open handle `old` still reads it
+        self._file = open(self.path, "w+b")
+        self._write_headers(header)
+        old.seek(data)
+        with old:
+            shutil.copyfileobj(old, self._file, 2**22)
+
     def _start(self) -> None:
         """Write the headers for the present column widths."""
         self._dtype = np.dtype(
             [(n, self._encoded_types[n], v.shape[1:]) for n, v in self.first.items()]
         ).newbyteorder(">")
         self._header = self._make_header()
+        self._write_headers(self._header)
+        self._data = self._file.tell()
+
+    def _write_headers(self, header: fits.Header) -> None:
         primary = fits.PrimaryHDU().header
         primary["EXTEND"] = True
         self._file.write(primary.tostring().encode("ascii"))
-        self._file.write(self._header.tostring().encode("ascii"))
-        self._data = self._file.tell()
+        self._file.write(header.tostring().encode("ascii"))
 
     def _make_header(self) -> fits.Header:
         columns = []

@@ -99,6 +99,7 @@ class ParquetSink(Sink):
             fields.append(pa.field(name, from_numpy(values).type, metadata=known))
         meta = dict(metadata.meta) | constants_as_json(metadata.constants)
         self._schema = pa.schema(fields, metadata=meta)
+        self._known = set(self._schema.metadata or {})
         self._file = open(path, "wb")
         text = [name for name, values in first.items() if values.dtype.kind in "UO"]
         self._writer = pq.ParquetWriter(self._file, self._schema, use_dictionary=text or False)
@@ -108,6 +109,8 @@ class ParquetSink(Sink):
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
 
     def close(self) -> None:
+        found = {k: v for k, v in self.metadata.meta.items() if k.encode() not in self._known}
+        self._writer.add_key_value_metadata(found)  # since the file was begun
         self._writer.close()
         self._file.close()
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -225,7 +226,8 @@ class CsvSink(Sink):
         if not self.holds_vectors:
             self._refuse_vectors()
         self._file = open(path, "wb")
-        self._file.write(self._head().encode())
+        self._written_head = self._head().encode()
+        self._file.write(self._written_head)
 
     def write(self, chunk: Mapping[str, np.ndarray]) -> None:
         table = pa.table({name: self._column(values) for name, values in chunk.items()})
@@ -234,6 +236,13 @@ class CsvSink(Sink):
 
     def close(self) -> None:
         self._file.close()
+        if (head := self._head().encode()) != self._written_head:  # the metadata have grown
+            anew = f"{self.path}.anew"
+            with open(self.path, "rb") as rows, open(anew, "wb") as file:
+                rows.seek(len(self._written_head))
+                file.write(head)
+                shutil.copyfileobj(rows, file, 2**22)
+            os.replace(anew, self.path)
 
     def abort(self) -> None:
         self._file.close()

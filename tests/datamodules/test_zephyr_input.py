@@ -9,9 +9,10 @@ from astropy.table import Table
 from conftest import BANDS
 
 from orrery import pretrained
-from orrery.checkpoint import build
+from orrery.checkpoint import build, restore
 from orrery.datamodules.zephyr import ZephyrData
 from orrery.models.zephyr import evaluation
+from orrery.models.zephyr.photometry import BIT
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,7 @@ def test_magnitudes_and_fluxes_give_the_same_answer(model, galaxies):
         fluxes[f"flux_err_{band}"] = flux.to(u.Jy) * galaxies[f"mag_err_{band}"] * np.log(10) / 2.5
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "this catalogue is unlike|.*have the flag")
         ours, theirs = model.predict(galaxies), model.predict(fluxes)
     np.testing.assert_allclose(ours["z_median"], theirs["z_median"], rtol=1e-4)
     bare = {name: fluxes[name].value for name in fluxes.colnames}
@@ -98,14 +100,98 @@ def test_an_error_says_how_to_mend_it_from_python(model, galaxies):
 
 def test_objects_unlike_the_training_set_raise_a_warning(model, galaxies):
     data = build(model.record["config"]["data"])
-    usual = model.predict(data.simulate("test"))
-    assert evaluation.warnings({"flags": np.asarray(usual["flags"])}) == []
+    assert model.predict(data.simulate("test")).meta["remarks"] == []
     galaxies["mag_g"] -= 8
-    rows = model.predict(galaxies)
+    with pytest.warns(UserWarning, match="the flag unusual: unlike 99.9% of the training objects"):
+        rows = model.predict(galaxies)
     rows = {name: np.asarray(rows[name]) for name in rows.colnames}
-    (warning,) = evaluation.warnings(rows)
-    assert warning.startswith("100% of the objects are unlike")
     assert evaluation.metrics(rows)["ood_fraction"] == 1
+
+
+def test_a_catalogue_in_the_tail_of_the_training_set_is_noticed(model):
+    """No object beyond all training objects, but all in their tail: as of another survey."""
+    data = build(model.record["config"]["data"])
+    rows = data.simulate("test")
+    for band in BANDS:
+        rows[f"flux_err_{band}"] = rows[f"flux_err_{band}"] / 2.5  # deeper
+    with pytest.warns(UserWarning, match="unlike the training set"):
+        predicted = model.predict(rows)
+    assert np.mean(predicted["flags"] & BIT["unusual"] > 0) < 0.5
+    assert any("unlike the training set" in remark for remark in predicted.meta["remarks"])
+
+
+def test_objects_fainter_than_the_labels_are_flagged(model):
+    data = build(model.record["config"]["data"])
+    rows = data.simulate("test")
+    assert np.mean(model.predict(rows)["flags"] & BIT["faint"] > 0) < 0.05
+    for band in BANDS:
+        rows[f"flux_{band}"] = rows[f"flux_{band}"] / 100
+    with pytest.warns(UserWarning, match="flag faint: fainter than 99%"):
+        assert np.mean(model.predict(rows)["flags"] & BIT["faint"] > 0) > 0.9
+
+
+def test_what_training_decided_cannot_be_changed(model, galaxies):
+    for settings in ({"bands": list("grizyu")}, {"bands": list("griz")}, {"z_max": 9.0}):
+        with pytest.raises(ValueError, match=f"data.{next(iter(settings))}=.*cannot be changed"):
+            model.predict(galaxies, **settings)
+    checkpoint = {"orrery": model.record, "state_dict": model.state_dict()}
+    with pytest.raises(ValueError, match=r"model\.folds=4: the weights were trained with"):
+        restore(checkpoint, {"folds": 4})
+    assert restore(checkpoint, {"n_samples": 3}).n_samples == 3
+
+
+@pytest.mark.parametrize("setting", ["zero_points", "limits", "extinction", "columns"])
+def test_a_setting_of_an_unknown_band_is_refused(model, galaxies, setting):
+    values = {"mag_U": "mag_u"} if setting == "columns" else {"U": 0.1}
+    with pytest.raises(ValueError, match=rf"data\.{setting}\..*there is no band 'U'"):
+        model.predict(galaxies, **{setting: values})
+
+
+def test_a_column_of_another_band_is_not_proposed(model, galaxies):
+    galaxies.rename_columns(["mag_u", "mag_err_u"], ["mag_j", "mag_err_j"])
+    with pytest.warns(UserWarning, match="no band u .*data.columns.mag_u=none"):
+        without = model.predict(galaxies)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "this catalogue is unlike|.*have the flag")
+        said = model.predict(galaxies, columns={"mag_u": "none"})
+    np.testing.assert_array_equal(without["z_median"], said["z_median"])
+
+
+def test_nanomaggies_and_inverse_variances(model, galaxies):
+    fluxes = {}
+    for band in BANDS:
+        flux = 10 ** (-0.4 * (galaxies[f"mag_{band}"] - 22.5))
+        error = flux * galaxies[f"mag_err_{band}"] * np.log(10) / 2.5
+        fluxes[f"flux_{band}"] = flux * u.Unit("nmgy")
+        fluxes[f"flux_ivar_{band}"] = error**-2.0 / u.Unit("nmgy") ** 2
+    fluxes["flux_ivar_u"][3] = 0
+    ours, theirs = model.predict(galaxies), model.predict(Table(fluxes))
+    kept = np.arange(60) != 3
+    np.testing.assert_allclose(ours["z_median"][kept], theirs["z_median"][kept], rtol=1e-3)
+    assert theirs["flags"][3] & BIT["missing_band"] and not ours["flags"][3] & BIT["missing_band"]
+    spelled = Table({name: values.value for name, values in fluxes.items()})
+    for band in BANDS:
+        spelled[f"flux_{band}"].unit = "nanomaggies"
+    again = model.predict(spelled)  # inverse variances have the unit of their flux
+    np.testing.assert_allclose(again["z_median"], theirs["z_median"], rtol=1e-5)
+
+
+def test_band_names_in_capitals_and_limits_of_each_object(model, galaxies):
+    capital = galaxies.copy()
+    for band in BANDS:
+        old, new = ([f"mag_{b}", f"mag_err_{b}"] for b in (band, band.upper()))
+        capital.rename_columns(old, new)
+    ours, theirs = model.predict(galaxies), model.predict(capital)
+    np.testing.assert_array_equal(ours["z_median"], theirs["z_median"])
+    galaxies["mag_u"][:5], galaxies["mag_err_u"][:5] = 99.0, 99.0
+    galaxies["mag_lim_u"] = np.linspace(25, 28, 60)
+    each, one = model.predict(galaxies), model.predict(galaxies, limits={"u": 25.0})
+    galaxies.remove_column("mag_lim_u")
+    same = model.predict(galaxies, limits={"u": 25.0})
+    assert each["pz"][0] == pytest.approx(same["pz"][0])
+    np.testing.assert_array_equal(each["pz"], one["pz"])  # of each object before that of all
+    assert not np.allclose(each["pz"][4], same["pz"][4])
 
 
 def test_no_photometry_at_all_says_how_to_name_it(model):

@@ -334,7 +334,7 @@ def test_flags_say_what_is_wrong(runs):
 def test_the_card_says_what_the_flags_mean_and_what_cannot_be_measured(runs):
     model = restore(read_checkpoint(runs("zephyr") / "best.ckpt"))
     card = model_card("zephyr", model)
-    for text in ("1 a band was not observed", "16 the central 68%", "cannot be measured"):
+    for text in ("1 missing_band, a band", "16 wide, the central 68%", "cannot be measured"):
         assert text in card
 
 

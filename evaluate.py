@@ -18,7 +18,7 @@ def main(config: DictConfig) -> None:
     from orrery.checkpoint import read_checkpoint, restore
     from orrery.datamodules.base import CatalogueData
     from orrery.datamodules.dataset import Dataset, GenerationRequest, JointData
-    from orrery.evaluation.evaluate import evaluate, generate, infer
+    from orrery.evaluation.evaluate import evaluate, generate, infer, write_sky_map_of
 
     command_line.silence_lightning()
     path = pretrained.find(config.checkpoint)
@@ -29,10 +29,21 @@ def main(config: DictConfig) -> None:
     asked: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     changes = {key: asked["model"][key] for key in config.get("model") or {}}
     L.seed_everything(asked["seed"], workers=True, verbose=False)
-    data: Dataset = runs.data_for(checkpoint["orrery"], asked.get("data") or {})
-    runs.refuse_overwriting(asked["output"], data)
     model = restore(checkpoint, changes)
     model.draw_seed = asked["seed"]
+    of_data = asked.get("data") or {}
+    is_own = "_target_" not in of_data and not of_data.get("path")  # what it was trained on
+    is_map = is_own and write_sky_map_of(model, asked["output"], asked["columns"], path.stem)
+    if is_map:
+        asked |= {"output": None, "columns": None}
+    try:
+        data: Dataset = runs.data_for(checkpoint["orrery"], of_data)
+    except (FileNotFoundError, runs.ChangedSince) as error:
+        if not is_map:
+            raise
+        print(f"note: not scored: {error}")
+        return
+    runs.refuse_overwriting(asked["output"], data)
     command_line.set_precision(model, asked["trainer"]["precision"])
     trainer = instantiate(
         {**asked["trainer"], "max_epochs": -1},

@@ -1,5 +1,6 @@
 """Rows of a catalogue as batches: what is read, splits, streaming for predictions."""
 
+import fnmatch
 import os
 import re
 import warnings
@@ -24,7 +25,7 @@ from orrery.datamodules.columns import CatalogueColumn, Column, columns_to_read,
 from orrery.datamodules.dataset import Dataset
 from orrery.datamodules.values import BadValue
 from orrery.tables import Catalogue, files_of, open_catalogue, read_table, sha256, where
-from orrery.tables.columns import is_unknown, refuse_unknown, resolve, unused
+from orrery.tables.columns import is_unknown, known_unit, refuse_unknown, resolve, unused
 
 __all__ = ["CatalogueData", "Rows"]
 
@@ -52,6 +53,7 @@ class CatalogueData(Dataset):
         path: str | None = None,
         group: str | None = None,
         columns: Mapping[str, Any] | None = None,
+        units: Mapping[str, str] | None = None,
         keep: Sequence[str] = (),
         group_by: str | None = None,
         train_where: str | None = None,
@@ -75,6 +77,9 @@ class CatalogueData(Dataset):
         self.group_by = group_by
         self.columns = {k: v for k, v in (columns or {}).items() if v is not None}
         refuse_unknown(self.columns, self._known_roles())
+        refuse_unknown(units or {}, self._known_roles(), "units")
+        # role -> unit, of columns that have none, or a wrong one
+        self.units = {role: known_unit(text, role) for role, text in (units or {}).items() if text}
         # name -> expression: which rows to train on
         self.cuts = {k: v for k, v in (cuts or {}).items() if v is not None}
         if train_where:
@@ -249,7 +254,7 @@ class CatalogueData(Dataset):
         A file is opened once, and again only where it has changed.
         """
         if self.table is not None:
-            return read_table(self.table)
+            return self._with_units(read_table(self.table))
         if self.path is not None:
             return nullcontext(self._file())
         if which not in self._simulated:
@@ -262,7 +267,8 @@ class CatalogueData(Dataset):
             if self._opened is not None:
                 self._opened[1].close()
                 self._opened = None
-            self._opened = version, open_catalogue(self.path or "", self.group)
+            catalogue = open_catalogue(self.path or "", self.group)
+            self._opened = version, self._with_units(catalogue)
         return self._opened[1]
 
     def _version(self) -> Any:
@@ -297,6 +303,7 @@ class CatalogueData(Dataset):
         try:
             for role, column in roles.items():
                 columns[role] = column.values(columns[role], training)
+                self._ask_about_unit(role, column, columns[role], training)
             for role, declared in self.declared.items():
                 optional = declared.need(training) == "optional" and not declared.truth
                 if role not in columns and optional and declared.missing is not None:
@@ -308,6 +315,33 @@ class CatalogueData(Dataset):
             raise ValueError(
                 f"{self.label}, in the chunk of rows {row[0]:,} to {row[-1]:,}: {error}"
             ) from error
+
+    def _ask_about_unit(
+        self, role: str, column: CatalogueColumn, values: np.ndarray, training: bool
+    ) -> None:
+        """Where a unit is assumed and doubtful: an error in training, else a warning."""
+        if self.is_simulation or not (doubt := column.unit_is_doubtful(values)):
+            return
+        text = f"{doubt} State it: data.units.{role}=<unit>"
+        if training:
+            raise ValueError(text)
+        self.warn_once(f"{self.label}: {text}")
+
+    def _with_units(self, catalogue: Catalogue) -> Catalogue:
+        """The catalogue with the units that the user states, by role, in place of its own."""
+        for role, unit in self.units.items():
+            column = self.declared.get(role) or self.declared.get(f"{role}_{{band}}")
+            default = column.name if column else role
+            pattern = re.sub(r"{\w+}", "*", str(self.columns.get(role, default)))
+            for name in fnmatch.filter(catalogue.names, pattern):
+                own = catalogue.units.get(name)
+                if own is not None and own != unit:
+                    self.warn_once(
+                        f"{self.label}: column '{name}' has the unit {own}, and is taken as {unit} "
+                        f"by data.units.{role}"
+                    )
+                catalogue.units[name] = unit
+        return catalogue
 
     def _values(self, catalogue: Catalogue, role: str) -> np.ndarray | None:
         """All values of a declared column as prediction has them; None where it is not there."""
@@ -330,7 +364,13 @@ class CatalogueData(Dataset):
             and (training or not column.truth)
         }
         resolve(catalogue.names, named, self.label)
-        return self.roles(catalogue, training)
+        roles = self.roles(catalogue, training)
+        read = {role: column.name for role, column in roles.items()}
+        if_named = {r for r, column in self.declared.items() if column.need(training) == "named"}
+        known = self._known_roles()
+        for text in unused(catalogue.names, read, self.columns, known, self.keep, if_named):
+            self.warn_once(f"{self.label}: {text}")
+        return roles
 
     def _known_roles(self) -> dict[str, str]:
         """Role -> default column, a star for what a family's braces stand for."""
@@ -351,9 +391,6 @@ class CatalogueData(Dataset):
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """(row numbers, columns by role as they are in the catalogue), chunk by chunk."""
         wanted = {role: column.name for role, column in roles.items()}
-        known = self._known_roles()
-        for text in unused(catalogue.names, wanted, self.columns, known, self.keep):
-            self.warn_once(f"{self.label}: {text}")
         wanted |= {f"keep:{name}": name for name in self.keep}
         if self.group_by:
             wanted["group_by"] = self.group_by

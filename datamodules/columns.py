@@ -14,6 +14,7 @@ from orrery.tables.vectors import vectors
 Need = Literal["required", "optional", "named", "chosen", "unused"]
 Kind = Literal["number", "vector", "text", "flag"]
 
+FEW = 20  # values, of which not the median, but all must be unusual
 HINT = "drop those rows or correct them"
 WHEN = {  # in training, in prediction
     ("required", "required"): "always",
@@ -52,6 +53,8 @@ class Column:
     - ``kind``: "number"; "vector", an array per row; "text", any values; "flag", 0 or 1.
     - ``blank_only``: whether ``missing`` is for blanks alone, and impossible values are refused.
     - ``above_high``: a hint; values above ``high`` are refused with it rather than ``missing``.
+    - ``typical``: between which values the median of a catalogue lies; of a column without a unit
+      whose median lies elsewhere, it is asked by ``typical_hint``.
     - ``special``: what special values mean to `to_batch`, which then checks the values itself.
     """
 
@@ -71,6 +74,8 @@ class Column:
     kind: Kind = "number"
     blank_only: bool = False
     above_high: str = ""
+    typical: tuple[float, float] | None = None
+    typical_hint: str = ""
     special: str = ""
 
     def need(self, training: bool) -> Need:
@@ -135,23 +140,39 @@ class CatalogueColumn:
             return values
         return self.checked(values, training)
 
+    def unit_is_doubtful(self, values: np.ndarray) -> str:
+        """A question about the unit, where it is assumed and ``values`` are not typical of it."""
+        known = values[np.isfinite(values)] if self.column.typical else values[:0]
+        if self.unit is not None or self.column.typical is None or not len(known):
+            return ""
+        (low, high), median = self.column.typical, float(np.median(known))
+        if low <= median <= high or (len(known) < FEW and np.any((known >= low) & (known <= high))):
+            return ""
+        return (
+            f"column '{self.name}' has no unit, is taken as {self.column.unit}, and its median is "
+            f"{median:.4g}: {self.column.typical_hint}"
+        )
+
     def checked(self, values: np.ndarray, training: bool) -> np.ndarray:
         """Numbers with impossible ones replaced, or refused by `BadValue`."""
         column = self.column
         bad = np.asarray(~column.possible(values))
         if not bad.any():
             return values
+        hint = HINT
+        if column.typical_hint and self.unit is None:
+            hint = f"{HINT}; there is no unit: {column.typical_hint}"
         what = f"is not a valid {column.meaning or column.name}"
         expected = ", ".join(filter(None, (column.unit, column.interval())))
         if column.blank_only:
             impossible = np.asarray(bad & ~np.isnan(values))
-            refuse(*_by_row(impossible, self.name, values), what, expected, HINT)
+            refuse(*_by_row(impossible, self.name, values), what, expected, hint)
         if column.above_high:
             above = np.asarray(values > column.high)
             refuse(*_by_row(above, self.name, values), what, expected, column.above_high)
         instead = column.replacement(training)
         if instead is None:
-            refuse(*_by_row(bad, self.name, values), what, expected, HINT)
+            refuse(*_by_row(bad, self.name, values), what, expected, hint)
             instead = np.nan
         return np.where(bad, instead, values)
 

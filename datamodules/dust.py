@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.columns import CatalogueColumn, Column, located
-from orrery.datamodules.values import LARGEST, refuse
+from orrery.datamodules.values import refuse
 from orrery.memory import refuse_too_large
 from orrery.physics.dust import dust_sky
 from orrery.physics.gaussian_process.icr_grid import Grid, grids
@@ -75,13 +75,17 @@ class DustData(CatalogueData):
         "b": _position("b", "deg", "Galactic latitude", -90, 90),
         "ra": _position("ra", "deg", "ICRS right ascension, with dec, or l and b", -360, 360),
         "dec": _position("dec", "deg", "declination", -90, 90),
-        "parallax": _position("parallax", "mas", "parallax", -900, 2000),
-        "parallax_error": _position("parallax_error", "mas", "error of the parallax", 0, LARGEST),
+        "parallax": replace(
+            _position("parallax", "mas", "parallax", -900, 2000),
+            typical=(0.02, 100), typical_hint="are they arcsec?",
+        ),
+        "parallax_error": _position("parallax_error", "mas", "error of the parallax", 0, 1e6),
         "distance": replace(
-            _position("distance", "pc", "distance, in place of the parallax", 0, LARGEST), ends="(]"
+            _position("distance", "pc", "distance, in place of the parallax", 1, 1e7),
+            typical=(20, 1e5), typical_hint="are they kpc?",
         ),
         "distance_error": replace(
-            _position("distance_error", "pc", "error of the distance; 0 without", 0, LARGEST),
+            _position("distance_error", "pc", "error of the distance; 0 without", 0, 1e9),
             unit_of="distance",
         ),
         "extinction": Column(

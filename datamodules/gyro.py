@@ -30,7 +30,6 @@ DEFAULT_AGE_ERROR = 0.05  # dex, of a cluster without one
 MAX_REDDENED_COLOUR = 25.0  # mag, before dereddening
 NO_ID = ("", "nan", "--", "None", "0")
 OVERLUMINOSITY_LIMITS = (-1.5, 3.0)  # mag, to which it is clipped
-HOURS_MEDIAN = 60.0  # d: a column of periods with a larger median is probably in hours
 
 
 def _optional(name: str, unit: str | None, meaning: str, low: float, high: float) -> Column:
@@ -67,7 +66,8 @@ class GyroData(CatalogueData):
     decided_by_training: ClassVar = frozenset(("clusters",))
     declared: ClassVar = {
         "prot": Column(
-            "prot_d", "d", "rotation period", *POSSIBLE_PERIODS, "()", missing=np.nan, strict=True
+            "prot_d", "d", "rotation period", *POSSIBLE_PERIODS, "()", missing=np.nan, strict=True,
+            typical=(0, 60), typical_hint="are they hours?",
         ),
         "e_prot": replace(
             _optional("e_prot_d", "d", "error of the period; 2% where unknown", 0, 500),
@@ -94,7 +94,10 @@ class GyroData(CatalogueData):
             "star_id", meaning="identifier; duplicates within a group are counted once",
             kind="text", training="unused", prediction="optional",
         ),
-        "age": Column("age_myr", "Myr", "age of the cluster", low=0, ends="()", truth=True),
+        "age": Column(
+            "age_myr", "Myr", "age of the cluster", low=0, ends="()", truth=True,
+            typical=(14, 14_000), typical_hint="are they Gyr, or years?",
+        ),
         "e_age": Column(
             "e_age_dex", meaning="error of log10 age", low=0, high=2, missing=DEFAULT_AGE_ERROR,
             training="optional", prediction="unused",
@@ -145,7 +148,6 @@ class GyroData(CatalogueData):
             if role in columns:
                 ebv = per_mag * columns[role]
                 colour, absolute_g = colour - E_BP_RP * ebv, absolute_g - A_G * ebv
-        self._warn_hours(prot)
         impossible = ~((colour > POSSIBLE_COLOURS[0]) & (colour < POSSIBLE_COLOURS[1]))
         if training:
             name = self.columns.get("bp_rp0", "bp_rp0")
@@ -187,15 +189,6 @@ class GyroData(CatalogueData):
                 f"process for data.group_by"
             )
         yield from super().prediction_batches(rank, world)
-
-    def _warn_hours(self, prot: np.ndarray) -> None:
-        periods = prot[np.isfinite(prot) & (prot > 0)]
-        if len(periods) >= 20 and np.median(periods) > HOURS_MEDIAN:
-            self.warn_once(
-                f"{self.label}: most of column '{self.columns.get('prot', 'prot_d')}' is above "
-                f"{HOURS_MEDIAN:g}: are the periods in hours? They are taken as days; divide them "
-                f"by 24, or give the column its unit"
-            )
 
     def _cluster_indices(self, names: np.ndarray) -> torch.Tensor:
         index = self._cluster_index

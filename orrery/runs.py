@@ -15,7 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 SPLIT = ("seed", "val_fraction", "test_fraction", "train_where", "cuts")
 # settings that do not decide what is learned from, and in which order
 OF_A_RUN = ("path", "keep", "group_by", "origin", "num_workers", "predict_batch_size")
-OF_ONE_FILE = ("group", "keep", "group_by", "train_where", "cuts")
+OF_ONE_FILE = ("group", "units", "keep", "group_by", "train_where", "cuts")
+
+
+class ChangedSince(ValueError):
+    """The file that a model was trained on is another now."""
 
 
 def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
@@ -163,7 +167,7 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
             f"origin: {data.origin or 'not recorded'}. Name a catalogue: data.path=<file>"
         )
     if data.provenance()["sha256"] != trained_on["sha256"]:
-        raise ValueError(
+        raise ChangedSince(
             f"this model was trained on {where}, and the file has changed since, so that its "
             f"test rows are no longer known; name a catalogue: data.path=<file>"
         )

@@ -31,6 +31,8 @@ from orrery.physics.galaxies.photometry import EXTINCTION_LSST, EXTINCTION_SDSS,
 from orrery.physics.galaxies.redshift_labels import SOURCES
 from orrery.tables import Catalogue
 
+# Labels beyond 1.5 times the 99.5% quantile stretch the grid.
+USUAL_LABELS, MAX_STRETCH = 0.995, 1.5
 NO_NAME = ("", "nan", "None")  # of a source
 
 MAGNITUDE_VALUES = "AB magnitude; NaN or -99: not observed; 99 or inf: not detected"
@@ -372,10 +374,23 @@ class ZephyrData(CatalogueData):
             super().setup(stage)
             if not bands_given:
                 self._order_bands()
-            z = torch.cat([rows["redshift"] for rows in self.rows.values()])
             if self.z_max is None:
-                largest = round(float(z.max()) * 1.02 + 0.05, 2)
-                self.z_max = Z_MAX if self.is_simulation else largest
+                z = torch.cat([rows["redshift"] for rows in self.rows.values()])
+                self.z_max = Z_MAX if self.is_simulation else self._end_of_grid(z)
+
+    def _end_of_grid(self, z: Tensor) -> float:
+        """Beyond the largest label; says so if few labels alone make the grid coarse."""
+        largest, usual = float(z.max()), float(z.double().quantile(USUAL_LABELS))
+        if largest > MAX_STRETCH * usual:
+            few = int((z > MAX_STRETCH * usual).sum())
+            self.warn_once(
+                f"{self.label}: {few} of {len(z):,} labels are above {MAX_STRETCH * usual:.2f}, up "
+                f"to {largest:g}, where {USUAL_LABELS:.1%} are below {usual:.2f}: p(z) gets a grid "
+                f"to {largest:.2f}, coarser for all. Are they right? data.cuts.labels="
+                f"'{self.columns.get('redshift', 'redshift')} < {MAX_STRETCH * usual:.2f}' leaves "
+                f"them out"
+            )
+        return round(largest * 1.02 + 0.05, 2)
 
     def _order_bands(self) -> None:
         """Sort the bands by median flux, so that neighbours make informative colours.

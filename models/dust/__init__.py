@@ -191,10 +191,13 @@ class Dust(Component):
         pixel = self.stars(batch).pixel
         self.n_stars.copy_(torch.bincount(pixel, minlength=len(self.n_stars)))
 
-    def stars(self, batch: Batch) -> Stars:
-        """Pixels, and paths through the shells, in the precision of the model."""
+    def stars(self, batch: Batch, by_prior: bool = False) -> Stars:
+        """Pixels, and paths through the shells, in the precision of the model.
+
+        ``by_prior``: see `locate_stars`.
+        """
         columns = (batch[name] for name in ("direction", "parallax", "parallax_error"))
-        pixel, paths = locate_stars(self.grid, *columns)
+        pixel, paths = locate_stars(self.grid, *columns, by_prior)
         return Stars(pixel, Paths(*(x.to(self.mean.dtype) for x in paths)))
 
     @torch.no_grad()
@@ -356,7 +359,7 @@ class Dust(Component):
         return in_slices(self._rows, batch, STARS_AT_ONCE)
 
     def _rows(self, batch: Batch) -> dict[str, Tensor]:
-        stars = self.stars(batch)
+        stars = self.stars(batch, by_prior=True)
         predicted = predicted_rows(self.rho(), self.grid.boundaries, self.n_stars, stars, batch)
         if "extinction" in batch:
             predicted["log_density"] = self._log_density(batch, stars)

@@ -12,6 +12,7 @@ from torch import Tensor
 from orrery.models.base import Batch, Data, Evaluation, PredictedRows
 from orrery.models.dust.field import Stars
 from orrery.models.dust.figure_data import figure_data
+from orrery.models.dust.outputs import BIT
 from orrery.models.dust.variational import NONLINEAR_INFERENCE
 from orrery.physics.densities import log_normal
 from orrery.physics.dust.extinction import mean_and_variance
@@ -26,6 +27,7 @@ COVARIANCE_ROWS = 64  # that are compared with the kernel, drawn with seed 0
 CROSSED_SHARE = 0.5  # of a voxel's depth that the light of a star crosses, for it to be observed
 FIGURE_STARS = 20_000  # at most, from which the figure of a sightline is drawn
 
+LEFT_OUT = BIT["nearer"] | BIT["beyond"] | BIT["poor_distance"]  # of the metrics
 SMALLER_IS_BETTER = frozenset(("chi2", "icr_covariance_error"))
 
 
@@ -82,8 +84,10 @@ def evaluate(model: "Dust", rows: PredictedRows, data: Data) -> Evaluation:
 
 
 def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Of stars whose extinction is known; empty if there are none."""
+    """Of stars in the map whose extinction is known; empty if there are none."""
     known = np.isfinite(rows.get("log_density", np.empty(0)))
+    if known.any():  # as in training, stars without a distance or outside of the map are left out
+        known &= rows["flags"] & LEFT_OUT == 0
     if not known.any():
         return {}
     pull = rows["pull"][known].astype(float)

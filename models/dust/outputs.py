@@ -7,13 +7,15 @@ from torch import Tensor
 from orrery.models.base import Batch, Output
 from orrery.models.dust.field import Stars
 from orrery.physics.densities import log_student
-from orrery.physics.dust.extinction import mean_and_variance
+from orrery.physics.dust.extinction import is_poor, mean_and_variance
 
 FLAGS = {
     "nearer": "nearer than the map",
     "beyond": "beyond the map, extinction to its edge",
     "empty_pixel": "no training star in this pixel",
+    "poor_distance": "parallax below 3 errors: the distance rests on a prior, and is uncertain",
 }
+BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 OUTPUTS = {
     "extinction": Output("", "posterior mean, E of Zhang, Green & Rix (2023); A_V = 2.8 E"),
     "extinction_std": Output("", "posterior standard deviation of extinction"),
@@ -42,7 +44,9 @@ def predicted_rows(
         "extinction_std": mean.std(0, correction=0),
         "extinction_std_distance": variance.mean(0).sqrt(),
         "extinction_samples": mean.T.contiguous(),
-        "flags": flags + 4 * (n_stars[stars.pixel] == 0).short(),
+        "flags": flags
+        + 4 * (n_stars[stars.pixel] == 0).short()
+        + 8 * is_poor(batch["parallax"], batch["parallax_error"]).short(),
     }
     if "extinction" in batch:
         total = columns["extinction_std"].square() + variance.mean(0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from orrery.models.dust.field import Stars
-from orrery.physics.dust.extinction import Paths, paths
+from orrery.physics.dust.extinction import Paths, is_poor, paths, paths_by_prior
 from orrery.physics.gaussian_process.icr import Grid
 
 if TYPE_CHECKING:  # astropy.coordinates takes a second to import
@@ -28,12 +28,15 @@ def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bo
 
     if mode not in MODES:
         raise ValueError(f"mode is '{mode}'; it is one of {', '.join(MODES)}")
+    coords = coords.galactic
+    if not coords.size:
+        return np.empty(coords.shape if mode != "samples" else (len(rho), *coords.shape))
     if coords.distance.unit == u.dimensionless_unscaled:
         raise ValueError(
             "the map is in three dimensions, and these coordinates have no distance: "
             "SkyCoord(l=..., b=..., distance=... * u.pc, frame='galactic')"
         )
-    positions = coords.galactic.cartesian.xyz.to_value(u.pc).reshape(3, -1).T
+    positions = coords.cartesian.xyz.to_value(u.pc).reshape(3, -1).T
     xyz = torch.from_numpy(np.ascontiguousarray(positions))
     distance = xyz.norm(dim=1)
     parts = []
@@ -75,10 +78,19 @@ def map_arrays(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, 
     return arrays | {mode: summary(samples, mode).numpy() for mode in ("mean", "std")}
 
 
-def locate_stars(grid: Grid, direction: Tensor, parallax: Tensor, error: Tensor) -> Stars:
-    """Pixels, and paths through the shells; ``direction`` (stars, 3), parallaxes in mas."""
+def locate_stars(
+    grid: Grid, direction: Tensor, parallax: Tensor, error: Tensor, by_prior: bool = False
+) -> Stars:
+    """Pixels, and paths through the shells; ``direction`` (stars, 3), parallaxes in mas.
+
+    ``by_prior``: whether distances of poor parallaxes rest on the prior; a map is made without
+    such stars.
+    """
     pixel = grid.voxel(direction, 1e3 / parallax.clamp_min(1e-6))[0].to(parallax.device)
     edges = grid.boundaries.to(parallax)
     pairs = zip(parallax.split(PLACES_AT_ONCE), error.split(PLACES_AT_ONCE), strict=True)
     parts = [paths(edges, *pair) for pair in pairs]
-    return Stars(pixel, Paths(*(torch.cat(part) for part in zip(*parts, strict=True))))
+    lengths, squares = (torch.cat(part) for part in zip(*parts, strict=True))
+    if by_prior and bool((poor := is_poor(parallax, error)).any()):
+        lengths[poor], squares[poor] = paths_by_prior(edges, parallax[poor], error[poor])
+    return Stars(pixel, Paths(lengths, squares))

@@ -196,6 +196,8 @@ class Zephyr(Component):
         """Refit the noise of each source to densities of members that hold the row out."""
         assert self.noise is not None
         noisy = (batch["source"] != self.clean) & (batch["label_error"] == 0)
+        if not bool(noisy.any()):  # all labels have errors of their own
+            return
         batch = {name: values[noisy] for name, values in batch.items()}
         cdfs = []
         for part in slices(batch, SLICE_SIZE):

@@ -1,6 +1,7 @@
 """Evaluation, shared by train.py and evaluate.py: predict, score, plot, report."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,6 @@ def evaluate(
     Returns the metrics, in every process the same.
     """
     refuse_lacking(model, data)
-    if output and data.path is None and _write_sky_map(model, output, columns, title, trainer):
-        output = columns = None
     run_dir.mkdir(parents=True, exist_ok=True)
     meta = _metadata(model, title)
     predictions = Predictions(
@@ -207,14 +206,15 @@ def _metadata(model: Component, title: str) -> dict[str, str]:
     return {"model": title, "zoo": json.dumps(versions)}
 
 
-def _write_sky_map(
-    model: Component, output: str, columns: list[str] | None, title: str, trainer: Any
+def write_sky_map_of(
+    model: Component, output: str | None, columns: list[str] | None, title: str
 ) -> bool:
-    """Whether ``output`` is a sky map of the model, which is then written."""
-    if not output.lower().endswith((".fits", ".fit")) or not isinstance(model, MakesSkyMap):
+    """Write ``output`` if it is a FITS file and the model is a map of the sky; whether it was."""
+    is_fits = output is not None and output.lower().endswith((".fits", ".fit"))
+    if not is_fits or output is None or not isinstance(model, MakesSkyMap):
         return False
     arrays = model.sky_map(columns)
-    if arrays and trainer.is_global_zero:
+    if arrays and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         write_sky_map(output, arrays, {"model": title})
         print(f"map: {output}")
     return bool(arrays)

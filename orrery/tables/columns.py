@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatch
 
 import numpy as np
@@ -39,13 +39,15 @@ def resolve(names: Sequence[str], wanted: Mapping[str, str], path: str | os.Path
     raise ValueError("\n".join(lines))
 
 
-def refuse_unknown(columns: Mapping[str, str], known: Mapping[str, str]) -> None:
+def refuse_unknown(
+    columns: Mapping[str, str], known: Mapping[str, str], setting: str = "columns"
+) -> None:
     """Raise for a role in the user's ``columns`` that is none of the ``known``, if any are."""
     for role in columns:
         if known and not any(fnmatch(role, pattern) for pattern in known):
             near = _near([name for name in known if "*" not in name], role) or list(known)
             raise ValueError(
-                f"data.columns.{role} is none of the roles that a column can have; near: "
+                f"data.{setting}.{role} is none of the roles that a column can have; near: "
                 f"{', '.join(near)}"
             )
 
@@ -56,13 +58,18 @@ def unused(
     columns: Mapping[str, str],
     known: Mapping[str, str],
     keep: Sequence[str],
+    if_named: Collection[str] = (),
 ) -> list[str]:
-    """Warnings about columns that are not read and differ from a known one by case alone."""
+    """Warnings about columns that are not read and differ from a known one by case alone.
+
+    ``if_named``: roles that are read only if the user names a column, whatever it is called.
+    """
     texts = []
     for role, default in known.items():
         if role not in wanted and role not in columns:
             like = {default.lower(), role.lower()}
-            free = [n for n in names if n not in (default, *wanted.values(), *keep)]
+            read = [*wanted.values(), *keep, *(() if role in if_named else (default,))]
+            free = [n for n in names if n not in read]
             texts += [
                 f"column {name!r} is not used; if it is {default}, set data.columns.{role}={name}"
                 for name in free
@@ -132,6 +139,16 @@ def without_maggies(unit: u.UnitBase) -> u.UnitBase:
 SPELLED = {"days": "d", "hours": "h", "hr": "h", "hrs": "h"}
 NANOMAGGY = re.compile(r"nano-?magg(?:y|ies)", re.I)
 AB_ZERO_POINT = 3631 * u.Jy  # of a maggy
+
+
+def known_unit(text: str, role: str) -> u.UnitBase:
+    """The unit that a user states for a role; raises for one that is not known."""
+    unit = parse_unit(text)
+    if unit is None or is_unknown(unit):
+        raise ValueError(
+            f"data.units.{role}={text} is no known unit; expected one such as h or kpc"
+        )
+    return unit
 
 
 def parse_unit(text: object) -> u.UnitBase | None:

@@ -1,7 +1,8 @@
 """The extinction of stars whose distances are uncertain, through shells of dust.
 
 A star's parallax and its error, mas, are the posterior of its inverse distance, normal and
-positive. Dust behind a distance does not count for a star at that distance.
+positive; of a parallax that tells little, the distance rests on a prior. Dust behind a distance
+does not count for a star at that distance.
 """
 
 from typing import NamedTuple
@@ -14,6 +15,11 @@ from orrery.physics.densities import log_student
 
 NODES = 6  # of the quadrature over the part of a shell that a star may be in
 PARALLAX_RANGE = 4.0  # errors of the parallax within which a star is
+# Below so many errors a parallax does not make a distance. Then distances have the prior
+# d^2 exp(-d / L) of Bailer-Jones (2015, PASP 127, 994). L is a third of the map's radius, so that
+# its mean is the edge of the map: half of the stars are within, at any distance.
+POOR_PARALLAX, PRIOR_LENGTH = 3.0, 1 / 3  # errors; of the map's radius
+PRIOR_DISTANCES = torch.logspace(-3, 1.2, 400, dtype=torch.float64)  # of its quadrature
 WIDENING = 1.6  # of the distribution of distances for quantiles: 32 of them reach 3.4 errors
 
 
@@ -49,6 +55,24 @@ def paths(boundaries: Tensor, parallax: Tensor, error: Tensor) -> Paths:
     lengths = certain + element.sum(-1)
     squares = 0.5 * certain.square() + (element * (r - near[:, None])).sum(-1)
     return Paths(lengths, squares)
+
+
+def is_poor(parallax: Tensor, error: Tensor) -> Tensor:
+    """Mask of the parallaxes that do not make a distance."""
+    return parallax < POOR_PARALLAX * error
+
+
+def paths_by_prior(boundaries: Tensor, parallax: Tensor, error: Tensor) -> Paths:
+    """`paths` of stars whose distance is that of a poor parallax and of the prior together."""
+    radius = boundaries[-1]
+    d = PRIOR_DISTANCES.to(boundaries) * radius
+    deviation = (1e3 / d - parallax[:, None].to(d)) / error[:, None].to(d)
+    # of equal steps in ln d
+    weight = (-0.5 * deviation.square() + 3 * d.log() - d / (PRIOR_LENGTH * radius)).softmax(1)
+    near, far = boundaries[:-1], boundaries[1:]
+    path = torch.minimum(d[:, None], far) - near  # (distances, shells)
+    path = path.clamp_min(0)
+    return Paths(weight @ path, weight @ (0.5 * path.square()))
 
 
 def mean_and_variance(rho: Tensor, paths: Paths, widths: Tensor) -> tuple[Tensor, Tensor]:

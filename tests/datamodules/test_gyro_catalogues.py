@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from astropy.table import Table
+from conftest import command, refusal
 
 from orrery import pretrained
 from orrery.datamodules.gyro import GyroData
@@ -49,9 +50,38 @@ def test_a_star_without_a_period_has_no_age(model, stars):
 
 
 def test_periods_that_are_probably_in_hours_raise_a_warning(model, stars):
+    right = model.predict(stars)
     stars["prot_d"] *= 24
-    with pytest.warns(UserWarning, match="in hours"):
+    with pytest.warns(UserWarning, match=r"(?s)are they hours\?.*data.units.prot=<unit>"):
         model.predict(stars)
+    stated = model.predict(stars, units={"prot": "h"})
+    np.testing.assert_allclose(stated["age_q50"], right["age_q50"], rtol=1e-3)
+    for units, message in (({"prot": "parsnip"}, "no known unit"), ({"porto": "h"}, "none of")):
+        with pytest.raises(ValueError, match=message):
+            model.predict(stars, units=units)
+
+
+def test_training_ages_in_gyr_are_refused_before_the_fit(tmp_path):
+    table = Table(gyrochrones.simulate(np.random.default_rng(0), 5, 200))
+    table["age_myr"] = table["age_myr"] / 1e3
+    table.write(tmp_path / "stars.csv")
+    data = GyroData(path=str(tmp_path / "stars.csv"))
+    with pytest.raises(ValueError, match=r"'age_myr' has no unit.*are they Gyr.*data.units.age"):
+        data.setup("fit")
+    stated = GyroData(path=str(tmp_path / "stars.csv"), units={"age": "Gyr"})
+    stated.setup("fit")
+    assert max(stated.clusters.values()) > 2
+
+
+def test_not_one_answer_is_an_error(model, stars, tmp_path, runs):
+    Table(stars | {"teff": np.full(60, 5700.0)}).write(tmp_path / "stars.fits")
+    words = [f"checkpoint={runs('gyro')}/best.ckpt", f"data.path={tmp_path}/stars.fits"]
+    words += ["data.columns.bp_rp0=teff", f"output={tmp_path}/ages.fits"]
+    done = command("evaluate.py", *words, f"hydra.run.dir={tmp_path}/run")
+    assert "not one row has an answer" in refusal(done) and "no_age 100%" in done.stderr
+    assert not (tmp_path / "ages.fits").exists()
+    with pytest.warns(UserWarning, match="not one row has an answer"):
+        model.predict(stars | {"teff": np.full(60, 5700.0)}, columns={"bp_rp0": "teff"})
 
 
 def test_reddened_colours_are_corrected(stars):
@@ -64,8 +94,6 @@ def test_reddened_colours_are_corrected(stars):
 
 
 def test_a_group_has_one_age_between_those_of_its_stars(runs, stars, tmp_path):
-    from astropy.table import Table
-
     Table(stars).write(tmp_path / "members.fits")
     done = command(
         "evaluate.py",
@@ -214,7 +242,6 @@ def zoo_table(model, path):
 
 def test_errors_have_the_unit_of_what_they_are_of(model, stars, tmp_path):
     from astropy import units as u
-    from astropy.table import Table
 
     stars["e_prot_d"] = 0.1 * stars["prot_d"]
     hours = Table(stars | {"prot_d": 24 * stars["prot_d"], "e_prot_d": 24 * stars["e_prot_d"]})
@@ -239,8 +266,6 @@ def test_errors_have_the_unit_of_what_they_are_of(model, stars, tmp_path):
 
 @pytest.mark.parametrize("names", [["A"] * 60, ["A", "B"] * 30, ["A", "B", "C", ""] * 15])
 def test_too_few_or_nameless_clusters_are_refused(stars, tmp_path, names):
-    from astropy.table import Table
-
     path = str(tmp_path / "stars.ecsv")
     Table(stars | {"cluster": np.array(names)}).write(path)
     with pytest.raises(ValueError, match="each network leaves one out"):
@@ -255,8 +280,6 @@ def test_a_column_to_group_by_that_is_not_there(model, stars):
 
 
 def test_a_cluster_is_left_out_of_training(stars, tmp_path):
-    from astropy.table import Table
-
     path = str(tmp_path / "stars.fits")
     Table(stars).write(path)
     data = GyroData(path=path, leave_out="SIM02", test_fraction=0.1, val_fraction=0.0)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from astropy import units as u
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import Galactocentric, SkyCoord
 from astropy.io import fits
 from astropy.table import Table
-from conftest import command
+from conftest import command, train
 from dustmaps.edenhofer2023 import Edenhofer2023Query
 
 from orrery import pretrained
@@ -27,6 +27,7 @@ from orrery.models.dust.evaluation import (
 from orrery.models.dust.field import Density, Extinction, Stars
 from orrery.models.dust.hmc import draw
 from orrery.models.dust.migrations import inference_setting
+from orrery.models.dust.outputs import BIT
 from orrery.models.dust.prior import Prior, Processes
 from orrery.physics.dust.extinction import Paths, paths
 from orrery.physics.gaussian_process.icr import ICR, grids, matern
@@ -195,6 +196,62 @@ def test_the_map_is_a_file_in_the_layout_of_dustmaps(runs, dust, tmp_path):
     # dustmaps counts half a shell too much or too little
     query = Edenhofer2023Query(str(tmp_path / "map.fits"), integrated=True)
     np.testing.assert_allclose(query.query(PLACES), dust.query(PLACES), rtol=0.4)
+
+
+def test_a_map_of_ones_own_stars_is_written_without_them(tmp_path):
+    """By a checkpoint of a catalogue, also where that has moved; and its stars are not scored."""
+    generator = np.random.default_rng(0)
+    n = 400
+    distance = generator.uniform(100, 1000, n)
+    stars = {"l": generator.uniform(0, 360, n), "b": generator.uniform(-90, 90, n)}
+    stars |= {"parallax": 1e3 / distance, "parallax_error": np.full(n, 0.05)}
+    stars |= {"extinction": 3e-4 * distance, "extinction_error": np.full(n, 0.03)}
+    Table(stars).write(tmp_path / "stars.csv")
+    train("dust", tmp_path / "run", f"data.path={tmp_path}/stars.csv", "data.n_stars=9")
+    (tmp_path / "stars.csv").rename(tmp_path / "moved.csv")
+    words = [f"checkpoint={tmp_path}/run/best.ckpt", f"hydra.run.dir={tmp_path}/map"]
+    done = command("evaluate.py", *words, f"output={tmp_path}/map.fits")
+    assert done.returncode == 0, done.stderr
+    assert "not scored" in done.stdout and "stars.csv" in done.stdout
+    with fits.open(tmp_path / "map.fits") as hdus:
+        assert "chi2" not in done.stdout and len(hdus) > 1
+    done = command("evaluate.py", *words, f"output={tmp_path}/samples.fits", "columns=[samples]")
+    assert done.returncode == 0 and (tmp_path / "samples.fits").exists()
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [{"parallax": 3.0, "parallax_error": 100.0}, {"distance": 300.0, "distance_error": 1e6}],
+)
+def test_an_unknown_distance_gives_a_wide_answer(dust, distance):
+    star = {"l": [80.0], "b": [-10.0]} | {name: [value] for name, value in distance.items()}
+    with pytest.warns(UserWarning, match="flag poor_distance"):
+        (row,) = dust.predict(star)
+    ends = [
+        dust.predict({"l": [80.0], "b": [-10.0], "distance": [d]})["extinction"][0]
+        for d in (float(dust.grid.boundaries[0]), float(dust.grid.boundaries[-1]))
+    ]
+    assert row["flags"] & BIT["poor_distance"]
+    assert row["extinction_std_distance"] > 0.15 * (ends[1] - ends[0])
+    assert ends[0] < row["extinction"] < ends[1]
+
+
+def test_a_distance_in_kpc_without_a_unit_is_doubted(dust):
+    stars = {"l": [80.0, 120.0], "b": [-10.0, 5.0], "distance": [0.4, 0.8]}
+    with pytest.raises(ValueError, match="are they kpc"):
+        dust.predict(stars)
+    stated = dust.predict(stars, units={"distance": "kpc"})
+    pc = dust.predict(stars | {"distance": [400.0, 800.0]})
+    np.testing.assert_allclose(stated["extinction"], pc["extinction"])
+    with pytest.warns(UserWarning, match=r"(?s)median is 3: are they kpc.*data.units.distance"):
+        dust.predict(stars | {"distance": [2.0, 4.0]})
+
+
+def test_query_takes_any_frame_and_no_places(dust):
+    place = SkyCoord(l=80 * u.deg, b=-10 * u.deg, distance=400 * u.pc, frame="galactic")
+    other = place.transform_to(Galactocentric())
+    assert dust.query(other) == pytest.approx(dust.query(place), rel=1e-5)
+    assert dust.query(place[None][:0]).shape == (0,)
 
 
 def test_samples_are_a_file_of_dustmaps_in_nested_order(runs, dust, tmp_path):

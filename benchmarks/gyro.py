@@ -34,7 +34,12 @@ from orrery import pretrained
 from orrery.datamodules.gyro import GyroData
 from orrery.evaluation.timing import best_of_five
 from orrery.models.gyro import groups
-from orrery.models.gyro.ages import joint_cdf
+from orrery.models.gyro.discrepancy import (
+    COLOUR_OFFSETS,
+    Discrepancy,
+    joint_cdf,
+    without_colour_offset,
+)
 from orrery.models.gyro.left_out import AGE_SENSITIVE_COLOURS, MAX_WEIGHT, LeftOutScores
 from orrery.models.layers import grid
 from orrery.physics.rotation.seismic_stars import STARS, SUN
@@ -94,8 +99,14 @@ def gyro_rows(samples: dict[str, Table]) -> Iterator[Row]:
         i = names.index(name)
         with torch.no_grad():
             log_p = model.log_likelihood_left_out(batch, i)
-        discrepancy = LeftOutScores(*model.left_out_scores.T).discrepancy[i]
-        cdf = joint_cdf(log_p.sum(0), model.cluster_log_prior(), discrepancy, model.edges)
+            shifted = [
+                model.log_likelihood_left_out({**batch, "colour": batch["colour"] + offset}, i)
+                for offset in COLOUR_OFFSETS
+            ]
+        joint = without_colour_offset(torch.stack(shifted).sum(1), model.field_scatter)
+        scores = LeftOutScores(*model.left_out_scores.T)
+        of_others = Discrepancy(scores.scale[i], scores.turnover[i])
+        cdf = joint_cdf(joint, model.cluster_log_prior(), of_others, model.edges)
         ages = 10 ** (grid.quantile(cdf, model.edges, LEVELS)[0] - 3)
         cell = int(torch.bucketize(torch.tensor(model.clusters[name]), model.edges)) - 1
         row = age_row(name, 10 ** model.clusters[name] / 1e3, *ages.tolist())
@@ -198,14 +209,15 @@ def summarise(folder: Path) -> None:
             raise ValueError(f"{path} did not leave out a cluster: data.leave_out is {name}")
         data = data_for(model.record, {})
         total, n, density, age = torch.zeros(()), 0, 0.0, np.nan
+        middle = len(COLOUR_OFFSETS) // 2
         for batch in data.prediction_batches():
             log_p = groups.log_likelihoods(model, batch)
-            log_p = log_p[log_p.isfinite().all(1)]
+            log_p = log_p[log_p[:, 0].isfinite().all(1)]
             age = float(batch["log_age"].nanmedian())
             cell = int(torch.bucketize(torch.tensor(age), model.edges)) - 1
             total, n = total + log_p.sum(0), n + len(log_p)
-            density += float(log_p[:, min(max(cell, 0), log_p.shape[1] - 1)].sum())
-        cdf = joint_cdf(total, model.cluster_log_prior(), model.discrepancy, model.edges)
+            density += float(log_p[:, middle, min(max(cell, 0), log_p.shape[2] - 1)].sum())
+        cdf = groups.group_cdf(model, total)
         ages = 10 ** (grid.quantile(cdf, model.edges, LEVELS)[0] - 3)
         row = age_row(name, 10 ** (age - 3), *ages.tolist())
         rows.append({"cluster": row.pop("name"), "n": n, **row, "log_density": density / n})

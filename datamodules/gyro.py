@@ -1,5 +1,6 @@
 """Rotation periods and colours: of open clusters, for training, or of any stars."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.batches import PredictionBatch
 from orrery.datamodules.columns import CatalogueColumn, Column
 from orrery.datamodules.values import refuse
-from orrery.physics.rotation import gyrochrones
+from orrery.physics.rotation import colours, gyrochrones
 from orrery.physics.rotation.gyrochrones import (
     EVOLVED_LOGG,
     EVOLVED_MAG,
@@ -23,9 +24,15 @@ from orrery.physics.rotation.gyrochrones import (
 from orrery.tables import Catalogue
 
 MIN_CLUSTERS = 3
-EBV_PER_MAG = {"ebv": 1.0, "a_v": 1 / 3.1}  # E(B - V) per mag of each measure of reddening
-# E(BP - RP) and A_G per E(B - V) of a G star: Casagrande & VandenBerg (2018), table 2.
-E_BP_RP, A_G = 1.339, 2.74
+MISSING_ERRORS = {"teff": 100.0, "b_v0": 0.03, "g_rp0": 0.02}  # K, mag
+A_G = 2.74  # per E(B - V) of a G star: Casagrande & VandenBerg (2018), table 2
+# E(B - V) per mag of each measure of reddening
+EBV_PER_MAG = {"ebv": 1.0, "a_v": 1 / 3.1, "ebpminrp": 1 / colours.REDDENING["bp_rp0"]}
+# names of columns that hold another measure of colour
+OTHER_MEASURES = {
+    "g_rp0": r"(phot_)?g_?(mean_?)?(minus_|-)?_?rp.*", "b_v0": r"b_?(minus_|-)?_?v.*",
+    "teff": r".*teff.*|.*temperature.*",
+}  # fmt: skip
 DEFAULT_AGE_ERROR = 0.05  # dex, of a cluster without one
 MAX_REDDENED_COLOUR = 25.0  # mag, before dereddening
 NO_ID = ("", "nan", "--", "None", "0")
@@ -35,6 +42,11 @@ OVERLUMINOSITY_LIMITS = (-1.5, 3.0)  # mag, to which it is clipped
 def _optional(name: str, unit: str | None, meaning: str, low: float, high: float) -> Column:
     """A column whose values are unknown where absent or impossible, -999 and 99 among them."""
     return Column(name, unit, meaning, low, high, missing=np.nan, training="optional")
+
+
+def _instead(name: str, unit: str, meaning: str, low: float, high: float) -> Column:
+    """A column in place of another one, where the user names it."""
+    return replace(_optional(name, unit, meaning, low, high), training="named")
 
 
 class GyroData(CatalogueData):
@@ -82,6 +94,14 @@ class GyroData(CatalogueData):
             missing=MISSING_COLOUR_ERROR,
             unit_of="bp_rp0",
         ),
+        "teff": _instead("teff", "K", "effective temperature, in place of the colour", 2000, 9000),
+        "b_v0": _instead("b_v0", "mag", "B - V, in place of the colour", -1, 25),
+        "g_rp0": _instead("g_rp0", "mag", "G - RP, in place of the colour", -1, 15),
+        "e_teff": _instead("e_teff", "K", "error of the temperature; 100 K where unknown", 0, 5000),
+        "e_b_v0": _instead("e_b_v0", "mag", "error of B - V; 0.03 where unknown", 0, 5),
+        "e_g_rp0": _instead("e_g_rp0", "mag", "error of G - RP; 0.02 where unknown", 0, 5),
+        "e_prot_lower": _instead("e_prot_lower", "d", "downward error of the period", 0, 500),
+        "e_prot_upper": _instead("e_prot_upper", "d", "upward error of the period", 0, 500),
         "mem_prob": replace(
             _optional("mem_prob", None, "membership probability", 0, 1),
             missing=1.0,
@@ -110,6 +130,10 @@ class GyroData(CatalogueData):
         "a_v": Column(
             "a_v", "mag", "A_V, in place of E(B - V)", -1, 60, missing=np.nan, training="named"
         ),
+        "ebpminrp": Column(
+            "ebpminrp", "mag", "E(BP - RP), in place of E(B - V)", -0.4, 30,
+            missing=np.nan, training="named",
+        ),
         "good": Column(
             "good", meaning="quality: training takes the stars where it is 1", kind="flag",
             training="unused", prediction="unused",
@@ -136,18 +160,29 @@ class GyroData(CatalogueData):
     def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         if len(both := [role for role in EBV_PER_MAG if role in self.columns]) > 1:
             raise ValueError(f"data.columns.{' and data.columns.'.join(both)}: name one of them")
+        if len(both := [role for role in colours.MEASURES if role in self.columns]) > 1:
+            raise ValueError(f"data.columns.{' and data.columns.'.join(both)}: name one of them")
+        colour = str(self.columns.get("bp_rp0", ""))
+        for measure, pattern in OTHER_MEASURES.items():
+            if re.fullmatch(pattern, colour, re.I):
+                raise ValueError(
+                    f"data.columns.bp_rp0={colour}: by its name this is no BP - RP; name it "
+                    f"data.columns.{measure}={colour}, from which the colour is estimated"
+                )
         roles = dict(super().roles(catalogue, training))
+        if both:
+            roles.pop("bp_rp0", None)
         if not self.group_by:
             roles.pop("id", None)
         return roles
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        prot, colour = columns["prot"], columns["bp_rp0"]
+        prot = columns["prot"]
         absolute_g = columns["g0"] + 5 * np.log10(columns["parallax"] / 100)
-        for role, per_mag in EBV_PER_MAG.items():
-            if role in columns:
-                ebv = per_mag * columns[role]
-                colour, absolute_g = colour - E_BP_RP * ebv, absolute_g - A_G * ebv
+        ebv = next((f * columns[role] for role, f in EBV_PER_MAG.items() if role in columns), None)
+        colour, colour_error = self._colour(columns, 0.0 if ebv is None else ebv)
+        if ebv is not None:
+            absolute_g = absolute_g - A_G * ebv
         impossible = ~((colour > POSSIBLE_COLOURS[0]) & (colour < POSSIBLE_COLOURS[1]))
         if training:
             name = self.columns.get("bp_rp0", "bp_rp0")
@@ -155,7 +190,10 @@ class GyroData(CatalogueData):
             refuse(impossible, name, colour, "is not a valid colour", expected, "drop those stars")
         valid = ~(np.isnan(prot) | impossible)
         prot, colour = np.where(valid, prot, 1.0), np.where(valid, colour, 1.0)
-        e_prot = np.where(columns["e_prot"] > 0, columns["e_prot"] / prot, MISSING_PERIOD_ERROR)
+        e_prot = columns["e_prot"]
+        if "e_prot_lower" in columns and "e_prot_upper" in columns:
+            e_prot = np.sqrt(0.5 * (columns["e_prot_lower"] ** 2 + columns["e_prot_upper"] ** 2))
+        e_prot = np.where(e_prot > 0, e_prot / prot, MISSING_PERIOD_ERROR)
         dwarf_colour = colour.clip(gyrochrones.DWARF_COLOUR[0], gyrochrones.DWARF_COLOUR[-1])
         overluminosity = gyrochrones.dwarf_magnitude(dwarf_colour) - absolute_g
         overluminosity = np.nan_to_num(overluminosity.clip(*OVERLUMINOSITY_LIMITS))
@@ -163,7 +201,7 @@ class GyroData(CatalogueData):
             "log_period": torch.from_numpy(np.log10(prot)).float(),
             "log_period_error": torch.from_numpy(e_prot / np.log(10)).float(),
             "colour": torch.from_numpy(colour).float(),
-            "colour_error": torch.from_numpy(columns["e_bp_rp0"]).float(),
+            "colour_error": torch.from_numpy(colour_error).float(),
             "mem_prob": torch.from_numpy(columns["mem_prob"]).float(),
             "overluminosity": torch.from_numpy(overluminosity).float(),
             "valid": torch.from_numpy(valid),
@@ -180,6 +218,19 @@ class GyroData(CatalogueData):
             "is_evolved": torch.from_numpy(is_evolved),
             "is_duplicate": torch.from_numpy(self._is_duplicate(columns)),
         }
+
+    def _colour(
+        self, columns: Mapping[str, np.ndarray], ebv: np.ndarray | float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(BP - RP)_0 and its error, mag, of the colour or of what stands in its place."""
+        measure = next((role for role in colours.MEASURES if role in columns), "bp_rp0")
+        values = columns[measure] - colours.REDDENING[measure] * ebv
+        if measure == "bp_rp0":
+            return values, columns["e_bp_rp0"]
+        typical = np.full(len(values), MISSING_ERRORS[measure])
+        errors = columns.get(f"e_{measure}", typical)
+        colour, error = colours.bp_rp(measure, values, np.where(np.isnan(errors), typical, errors))
+        return colour, np.nan_to_num(error, nan=MISSING_COLOUR_ERROR)
 
     def prediction_batches(self, rank: int = 0, world: int = 1) -> Iterator[PredictionBatch]:
         self._star_ids.clear()  # duplicates are those of one pass

@@ -11,7 +11,7 @@ from orrery.figures.statistics import binomial_band
 SUN_GYR = 4.57
 DENSITY_RANGE = (0.03, 8.0)  # per dex, of the colours
 SIMILAR_AGE_DEX = 0.08  # of the stars that are drawn with a gyrochrone
-MAX_STATED_ERROR = 0.4  # dex: of wider posteriors no age is drawn
+MAX_HALF_WIDTH = 0.4  # dex, of a 68% interval: of wider posteriors no age is drawn
 
 
 def draw(
@@ -23,7 +23,7 @@ def draw(
     data: arrays of ``gyrochrones``, ``sun`` and ``clusters``, see `models.gyro.figure_data`.
     """
     figures = {"gyrochrones": gyrochrones(data["gyrochrones"]), "sun": sun(data["sun"])}
-    if (data["clusters"]["stated_error"] < MAX_STATED_ERROR).any():
+    if _is_drawn(data["clusters"]).any():
         figures["clusters"] = clusters(data["clusters"])
     pit = rows.get("pit", np.empty(0))
     if np.isfinite(pit).sum() > 1:
@@ -68,14 +68,21 @@ def gyrochrones(arrays: Mapping[str, np.ndarray]) -> Figure:
     return fig
 
 
+def _is_drawn(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mask of the clusters that are scored and have an age."""
+    scored = np.isfinite(arrays["low"])
+    return scored & (np.where(scored, arrays["high"], 9) - arrays["low"] < 2 * MAX_HALF_WIDTH)
+
+
 @style.figure
 def clusters(arrays: Mapping[str, np.ndarray]) -> Figure:
-    """Ages of clusters by networks that hold them out; bars: stated error and discrepancy."""
-    scored = arrays["stated_error"] < MAX_STATED_ERROR  # inf: not scored
-    columns = {name: values[scored] for name, values in arrays.items()}
-    log_age, offset = columns["log_age"], columns["offset"]
+    """Ages of clusters by networks that hold them out; bars: 68%, with the discrepancy."""
+    drawn = _is_drawn(arrays)
+    columns = {name: values[drawn] for name, values in arrays.items()}
+    log_age = columns["log_age"]
     log_age_error = np.nan_to_num(columns["log_age_error"])
-    error = np.hypot(columns["stated_error"], columns["discrepancy"])
+    offset = 0.5 * (columns["low"] + columns["high"])
+    error = 0.5 * (columns["high"] - columns["low"])
     is_benchmark = columns["is_benchmark"]
     fig, axes = style.new(1, 2, sharex=True, height_ratios=(2.2, 1), size=(9.5, 9.5))
     main, below = axes[:, 0]

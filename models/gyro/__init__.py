@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,19 +35,23 @@ from orrery.models.gyro.left_out import (
     left_out_metrics,
     left_out_scores,
 )
-from orrery.models.gyro.migrations import rename_settings_and_tensors
+from orrery.models.gyro.migrations import (
+    discrepancy_with_turnover,
+    rename_settings_and_tensors,
+)
 from orrery.models.gyro.networks import FLOWS, Contamination, Rotation
 from orrery.models.gyro.outputs import BIT, QUANTILES, outputs
-from orrery.models.gyro.stars import star_batch
+from orrery.models.gyro.stars import stars_batch
 from orrery.models.layers import grid
 from orrery.models.layers.stack import DensityStack
+from orrery.physics.quantities import in_unit
 from orrery.physics.rotation.gyrochrones import (
     MISSING_COLOUR_ERROR,
     MISSING_PERIOD_ERROR,
     POSSIBLE_COLOURS,
     POSSIBLE_PERIODS,
 )
-from orrery.physics.rotation.seismic_stars import SUN, Star
+from orrery.physics.rotation.seismic_stars import SUN
 
 GRID_START_GYR, GRID_END_GYR = 1e-3, 13.8
 PRIORS = ("log_age", "age")
@@ -90,15 +95,19 @@ class Gyro(Component):
         prior: flat in "log_age" or in "age", between ``youngest`` and ``oldest``.
         youngest: Gyr, 0.001 at least.
         oldest: Gyr, 13.8 at most.
-        field_scatter: mag, added in quadrature to the colour errors of field stars: they differ in
-            metallicity.
+        field_scatter: mag, between the colours of a star and of a cluster star of its mass and age,
+            for metallicity, reddening and zero point: added in quadrature to the colour errors of
+            field stars, and common to the stars of a cluster.
         n_grid: cells of log10 age from 1 Myr to 13.8 Gyr.
         lr: peak learning rate.
         weight_decay: of the matrices.
         epochs: passes over the training stars.
     """
 
-    migrations: ClassVar[Sequence[Migration]] = (rename_settings_and_tensors,)
+    migrations: ClassVar[Sequence[Migration]] = (
+        rename_settings_and_tensors,
+        discrepancy_with_turnover,
+    )
 
     prediction_settings: ClassVar = frozenset(("prior", "youngest", "oldest", "field_scatter"))
 
@@ -157,7 +166,7 @@ class Gyro(Component):
         grid_ends = math.log10(1e3 * GRID_START_GYR), math.log10(1e3 * GRID_END_GYR)
         edges = torch.linspace(*grid_ends, n_grid + 1)
         self.register_buffer("edges", edges, persistent=False)
-        self.register_buffer("discrepancy", torch.zeros(()))  # dex, of a cluster's age
+        self.register_buffer("discrepancy", torch.zeros(2))  # of a cluster's age: `Discrepancy`
         scores = torch.full((n_clusters, len(LeftOutScores._fields)), torch.inf)
         self.register_buffer("left_out_scores", scores)  # columns: `LeftOutScores`
         # mag: bluest and reddest of each cluster
@@ -202,7 +211,8 @@ class Gyro(Component):
     def calibrate(self, data: Data) -> None:
         """Fill the table of densities; scores of held-out clusters, and the discrepancy."""
         self.table.fill(self.rotation)
-        scores, self.discrepancy = left_out_scores(self, data.training_batch())
+        scores, discrepancy = left_out_scores(self, data.training_batch())
+        self.discrepancy = torch.stack(discrepancy).to(self.discrepancy)
         self.left_out_scores = scores.to(self.left_out_scores)
 
     def log_likelihood_left_out(self, batch: Batch, cluster: int) -> Tensor:
@@ -315,31 +325,47 @@ class Gyro(Component):
 
     def age(
         self,
-        prot: float,
-        bp_rp0: float,
-        e_prot: float | None = None,
-        e_bp_rp0: float = MISSING_COLOUR_ERROR,
+        prot: Any,
+        bp_rp0: Any,
+        e_prot: Any = None,
+        e_bp_rp0: Any = MISSING_COLOUR_ERROR,
     ) -> dict[str, Any]:
-        """Age of one star, Gyr: its quantiles, mean and flags; period in days, colour in mag.
+        """Ages of stars, Gyr: quantiles, mean and flags, of the shape of the arguments.
 
-        ``posterior`` (n_grid,), probabilities of the cells about ``log10_age_myr``.
+        Numbers, arrays or Quantities: period and its error (2% where None) in days, colour and its
+        error in mag. ``posterior`` (..., n_grid), probabilities of the cells about
+        ``log10_age_myr``. For a catalogue call ``predict(table)``.
         """
+        prot, bp_rp0, e_bp_rp0 = (
+            in_unit(prot, "d"),
+            in_unit(bp_rp0, "mag"),
+            in_unit(e_bp_rp0, "mag"),
+        )
+        e_prot = MISSING_PERIOD_ERROR * prot if e_prot is None else in_unit(e_prot, "d")
+        e_prot = np.where(e_prot == 0, MISSING_PERIOD_ERROR * prot, e_prot)
+        columns = np.broadcast_arrays(prot, e_prot, bp_rp0, e_bp_rp0)
+        shape = columns[0].shape
+        period, period_error, colour, colour_error = (x.ravel().astype(float) for x in columns)
         (shortest, longest), (bluest, reddest) = POSSIBLE_PERIODS, POSSIBLE_COLOURS
-        if not (shortest < prot < longest and bluest < bp_rp0 < reddest):
+        possible = (period > shortest) & (period < longest) & (colour > bluest) & (colour < reddest)
+        if not possible.all():
+            wrong = int(np.flatnonzero(~possible)[0])
             raise ValueError(
-                f"expected a period in days and a colour in mag, got {prot} and {bp_rp0}; for many "
-                f"stars call predict(table)"
+                f"expected a period in days and a colour in mag, got {period[wrong]} and "
+                f"{colour[wrong]}"
             )
-        if e_prot is None or e_prot == 0:
-            e_prot = MISSING_PERIOD_ERROR * prot
-        if not (e_prot > 0 and e_bp_rp0 >= 0 and math.isfinite(e_prot + e_bp_rp0)):
-            raise ValueError(f"expected errors in days and mag, got {e_prot} and {e_bp_rp0}")
-        star = Star("", prot, e_prot, bp_rp0, e_bp_rp0, math.nan, math.nan)
-        batch = star_batch(star)
+        right = (period_error > 0) & (colour_error >= 0)
+        if not (right & np.isfinite(period_error + colour_error)).all():
+            raise ValueError(f"expected errors in days and mag, got {period_error}, {colour_error}")
+        batch = stars_batch(period, period_error, colour, colour_error)
         rows = self.predict_step(batch)
-        posterior = (rows["log_likelihood"] + self.star_log_prior(batch["colour"])).softmax(1)[0]
-        ages = {name: float(rows[name]) for name in (*QUANTILES, "age_mean", "flags")}
-        return ages | {"posterior": posterior.numpy(), "log10_age_myr": self.table.ages.numpy()}
+        posterior = (rows["log_likelihood"] + self.star_log_prior(batch["colour"])).softmax(1)
+        ages: dict[str, Any] = {}
+        for name in (*QUANTILES, "age_mean", "flags"):
+            values = rows[name].numpy().reshape(shape)
+            ages[name] = values if shape else values.item()
+        ages["posterior"] = posterior.numpy().reshape(*shape, -1)
+        return ages | {"log10_age_myr": self.table.ages.numpy()}
 
     # --- evaluation ---------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from orrery.models.gyro.discrepancy import cumulative
 from orrery.models.gyro.networks import Rotation
 from orrery.models.layers import grid
 from orrery.physics.rotation import gyrochrones
@@ -19,13 +20,10 @@ TYPICAL_ERRORS = {"colour": 0.03, "log_period": 0.01}  # mag, dex
 COLOUR_WIDTHS = torch.tensor([0.0, 0.05, 0.1, 0.2])  # mag
 LOG_PERIOD_WIDTHS = torch.tensor([0.0, 0.03, 0.06, 0.1, 0.15])  # dex
 MAX_ERRORS = {"colour": float(COLOUR_WIDTHS[-1]), "log_period": float(LOG_PERIOD_WIDTHS[-1])}
-MAX_GROWTH_MYR = 40.0  # age below which the discrepancy grows no further
 PERIODS_AT_ONCE = 24  # for which the table is filled
 N_PERIOD_QUANTILES = 64  # that are kept, to draw from
 SLOW_QUANTILE = 0.84  # of the periods: the slow sequence
 SUN_LIFETIME_MYR, LIFETIME_MARGIN, LIFETIME_EDGE_DEX = 1e4, 1.1, 0.08  # as a dwarf
-# Student's distribution of a cluster's age: degrees of freedom, half of its 68% in scales.
-STUDENT_DOF, STUDENT_HALF_68 = 3, 1.197
 
 
 class DensityTable(nn.Module):
@@ -182,43 +180,6 @@ def log_dwarf_weight(colour: Tensor, ages: Tensor) -> Tensor:
     log_mass = torch.from_numpy(mass).to(colour).log10()
     end = math.log10(SUN_LIFETIME_MYR * LIFETIME_MARGIN) - 2.5 * log_mass
     return -(((ages - end[:, None]) / LIFETIME_EDGE_DEX).clamp_min(0).square())
-
-
-def discrepancy_growth(log_age: Tensor) -> Tensor:
-    """Factor by which the discrepancy of a cluster's age grows before stars spin down freely.
-
-    ``log_age`` in log10 Myr; the factor, of its shape, is one for old clusters. Periods below the
-    plateau of `physics.rotation.gyrochrones` hardly change with age, but the fraction of fast
-    rotators does: the factor is the square root of what the gyrochrone's slope alone would give.
-    Ages of left-out clusters of 15 to 45 Myr are off by as much as it gives at `MAX_GROWTH_MYR`,
-    below which it is constant.
-    """
-    age = (10**log_age).clamp_min(MAX_GROWTH_MYR)
-    return (gyrochrones.PLATEAU_MYR / age).square().add(1).sqrt()
-
-
-def joint_cdf(log_likelihood: Tensor, prior: Tensor, discrepancy: Tensor, edges: Tensor) -> Tensor:
-    """Cumulative posterior (1, ages + 1) of stars of one age, whose ln p are summed: (ages,).
-
-    ``discrepancy``, dex: half of the 68% of the model's own error, the same for all stars of a
-    cluster, times `discrepancy_growth` at its age, of Student's distribution. It widens the
-    likelihood; ``prior``, ln of the mass of each cell, is applied afterwards, so that it stays
-    sharp.
-    """
-    mass, ages = log_likelihood.double().softmax(0), grid.centres(edges).double()
-    if discrepancy > 0:
-        median = grid.quantile(cumulative(mass[None]), edges, torch.tensor([[0.5]]))[0]
-        scale = (discrepancy / STUDENT_HALF_68 * discrepancy_growth(median)).double()
-        deviation = (ages[:, None] - ages) / scale
-        kernel = (1 + deviation.square() / STUDENT_DOF) ** (-0.5 * (STUDENT_DOF + 1))
-        mass = kernel @ mass
-    mass = mass * prior.double().exp()
-    return cumulative(mass[None] / mass.sum())
-
-
-def cumulative(mass: Tensor) -> Tensor:
-    """Cumulative sums at the edges, (batch, cells + 1), of the mass in cells, (batch, cells)."""
-    return nn.functional.pad(mass.cumsum(1), (1, 0)).clamp(max=1).float()
 
 
 def summaries(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orrery.models.base import Data
-from orrery.models.gyro.ages import COLOUR_GRID, LOG_PERIOD_GRID, discrepancy_growth
+from orrery.models.gyro.ages import COLOUR_GRID, LOG_PERIOD_GRID
 from orrery.models.gyro.left_out import LeftOutScores
 from orrery.models.gyro.stars import star_batch
 from orrery.physics.rotation.seismic_stars import SUN
@@ -54,7 +54,7 @@ def clusters(model: "Gyro", batch: Mapping[str, Tensor]) -> dict[str, np.ndarray
     """Ages of clusters by networks that hold them out, each (clusters,).
 
     ``log_age``, log10 Myr, and ``log_age_error``, dex, of the literature (NaN where unknown);
-    ``offset`` from it, ``stated_error`` and ``discrepancy``, dex, inf where not scored;
+    ``offset`` from it, and ``low`` and ``high``, the 68% interval, dex, inf where not scored;
     ``is_benchmark``, bool.
     """
     scores = LeftOutScores(*model.left_out_scores.cpu().T)
@@ -67,8 +67,8 @@ def clusters(model: "Gyro", batch: Mapping[str, Tensor]) -> dict[str, np.ndarray
         "log_age": log_age.numpy(),
         "log_age_error": errors,
         "offset": scores.offset.numpy(),
-        "stated_error": scores.stated_error.numpy(),
-        "discrepancy": (scores.discrepancy * discrepancy_growth(log_age)).numpy(),
+        "low": scores.low.numpy(),
+        "high": scores.high.numpy(),
         "is_benchmark": np.array(model.is_benchmark),
     }
 

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orrery.models.gyro.ages import LOG_PERIOD_GRID, joint_cdf
+from orrery.models.gyro.ages import LOG_PERIOD_GRID
+from orrery.models.gyro.discrepancy import (
+    COLOUR_OFFSETS,
+    Discrepancy,
+    joint_cdf,
+    without_colour_offset,
+)
 from orrery.models.gyro.left_out import informative
 from orrery.models.layers import grid
 from orrery.models.layers.stack import DensityStack
@@ -27,22 +33,27 @@ MAX_SHORTFALL_NATS = 0.4
 
 @torch.no_grad()
 def log_likelihoods(model: "Gyro", batch: Mapping[str, Tensor]) -> Tensor:
-    """ln p of the period at each age of stars as members of a group, (batch, n_grid).
+    """ln p of the period at each age of stars as members of a group, (batch, offsets, n_grid).
 
-    NaN for a star that does not count: a non-member, a duplicate, or one of a colour at which
-    periods do not depend on age.
+    ``offsets``: `COLOUR_OFFSETS`, that all stars of the group share. NaN for a star that does not
+    count: a non-member, a duplicate, or one of a colour at which periods do not depend on age.
     """
     counts = informative(batch["colour"]) & batch["valid"] & ~batch["is_duplicate"]
     counts = counts & (batch["mem_prob"] >= MIN_MEMBERSHIP)
-    log_p = model.with_contamination(model.table.log_likelihood(batch), batch)
-    return torch.where(counts[:, None], log_p, torch.nan)
+    log_p = [
+        model.with_contamination(
+            model.table.log_likelihood({**batch, "colour": batch["colour"] + offset}), batch
+        )
+        for offset in COLOUR_OFFSETS.to(batch["colour"])
+    ]
+    return torch.where(counts[:, None, None], torch.stack(log_p, 1), torch.nan)
 
 
 @torch.no_grad()
 def with_expectation(model: "Gyro", batch: Mapping[str, Tensor]) -> Tensor:
-    """`log_likelihoods`, and their expectations in the second half: (batch, 2 n_grid)."""
-    log_p = log_likelihoods(model, batch)
-    mean = torch.full_like(log_p, torch.nan)
+    """`log_likelihoods`, and their expectations at the end: (batch, (offsets + 1) n_grid)."""
+    log_p = log_likelihoods(model, batch).flatten(1)
+    mean = log_p.new_full((len(log_p), len(model.table.ages)), torch.nan)
     for rows in torch.nonzero(log_p.isfinite().all(1))[:, 0].split(STARS_AT_ONCE):
         mean[rows] = expected_log_likelihoods(model, {k: v[rows] for k, v in batch.items()})
     return torch.cat([log_p, mean], 1)
@@ -68,6 +79,14 @@ def expected_log_likelihoods(model: "Gyro", batch: Mapping[str, Tensor]) -> Tens
     return torch.lerp(mean[:, low], mean[:, low + 1], position - low)
 
 
+def group_cdf(model: "Gyro", log_p: Tensor) -> Tensor:
+    """Cumulative posterior (1, n_grid + 1) of a group; ``log_p`` (offsets, n_grid), of its stars'
+    sums."""
+    marginal = without_colour_offset(log_p, model.field_scatter)
+    discrepancy = Discrepancy(*model.discrepancy)
+    return joint_cdf(marginal, model.cluster_log_prior(), discrepancy, model.edges)
+
+
 def age_table(
     model: "Gyro", stacked: DensityStack, quantiles: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
@@ -80,8 +99,9 @@ def age_table(
     levels = torch.tensor([list(quantiles.values())])
     for name, total in sorted(stacked.sums.items()):
         n = stacked.counts[name]
-        log_p, mean = total[0].chunk(2)
-        cdf = joint_cdf(log_p, model.cluster_log_prior(), model.discrepancy, model.edges)
+        *shifted, mean = total[0].view(-1, len(model.table.ages))
+        log_p = shifted[len(COLOUR_OFFSETS) // 2]
+        cdf = group_cdf(model, torch.stack(shifted))
         ages = 10 ** (grid.quantile(cdf, model.edges, levels)[0] - 3)
         row = {"group": name, "n_stars": n}
         row |= dict(zip(quantiles, (ages if n else ages * torch.nan).tolist(), strict=True))

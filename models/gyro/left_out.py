@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
-from orrery.models.gyro.ages import (
-    STUDENT_DOF,
-    STUDENT_HALF_68,
+from orrery.models.gyro.discrepancy import (
+    COLOUR_OFFSETS,
+    NONE,
+    Discrepancy,
     cumulative,
-    discrepancy_growth,
+    fitted_discrepancies,
     joint_cdf,
+    without_colour_offset,
 )
 from orrery.models.layers import grid
 
@@ -28,12 +29,14 @@ MAX_WEIGHT = 40  # stars of a cluster that count in means over stars of all clus
 class LeftOutScores(NamedTuple):
     """Scores of each cluster by networks that hold it out, (clusters,); inf where not scored."""
 
-    offset: Tensor  # median of log10 age minus its literature value, dex
-    stated_error: Tensor  # half of the 68% interval, dex
+    offset: Tensor  # median of log10 age minus its literature value, dex, without discrepancy
+    low: Tensor  # ends of the 68% interval minus the literature's age, dex,
+    high: Tensor  # with the discrepancy from all other clusters
     log_density: Tensor  # mean ln p(log10 P) of its stars at the literature's age, per dex
     weight: Tensor  # its stars, MAX_WEIGHT at most
-    discrepancy: Tensor  # of the model, from all other clusters, dex
     star_coverage_68: Tensor  # fraction of its stars whose 68% interval holds the literature's age
+    scale: Tensor  # `Discrepancy` from all other clusters: dex,
+    turnover: Tensor  # Myr
 
 
 def informative(colour: Tensor) -> Tensor:
@@ -41,58 +44,49 @@ def informative(colour: Tensor) -> Tensor:
     return (colour > AGE_SENSITIVE_COLOURS[0]) & (colour < AGE_SENSITIVE_COLOURS[1])
 
 
-def left_out_scores(model: "Gyro", batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Columns of `LeftOutScores`, (clusters, 6), and the discrepancy from all clusters, dex.
+def left_out_scores(model: "Gyro", batch: Mapping[str, Tensor]) -> tuple[Tensor, Discrepancy]:
+    """Columns of `LeftOutScores`, (clusters, 8), and the discrepancy from all clusters.
 
     ``batch``: training stars.
     """
     scores = torch.full((len(model.clusters), len(LeftOutScores._fields)), torch.inf)
-    prior = model.cluster_log_prior()
-    for i, age in enumerate(model.clusters.values()):
+    log_age = torch.tensor([*model.clusters.values()])
+    prior, joint = model.cluster_log_prior(), {}
+    for i, age in enumerate(log_age):
         mask = (batch["cluster"] == i) & informative(batch["colour"])
         if int(mask.sum()) < MIN_STARS:
             continue
         stars = {name: values[mask] for name, values in batch.items()}
         log_p = model.log_likelihood_left_out(stars, i)
-        cdf = joint_cdf(log_p.sum(0), prior, torch.zeros(()), model.edges)
-        low, mid, high = grid.quantile(cdf, model.edges, torch.tensor([[0.16, 0.5, 0.84]]))[0]
-        cell = int(torch.bucketize(torch.tensor(age), model.edges)) - 1
+        shifted = [
+            model.log_likelihood_left_out({**stars, "colour": stars["colour"] + offset}, i).sum(0)
+            for offset in COLOUR_OFFSETS
+        ]
+        joint[i] = without_colour_offset(torch.stack(shifted), model.field_scatter)
+        cell = int(torch.bucketize(age, model.edges)) - 1
         log_density = log_p[:, min(max(cell, 0), log_p.shape[1] - 1)].mean()
         star_cdf = cumulative((log_p + prior).softmax(1))
-        pit = grid.scores(star_cdf, model.edges, torch.full((len(log_p),), age))["pit"]
-        coverage = ((pit - 0.5).abs() < 0.34).float().mean()
-        weight = mask.sum().clamp(max=MAX_WEIGHT)
-        scores[i] = torch.stack(
-            [mid - age, 0.5 * (high - low), log_density, weight, torch.zeros(()), coverage]
-        )
-    known = scores[:, 0].isfinite()
-    growth = discrepancy_growth(torch.tensor([*model.clusters.values()]))
-    offset, stated_error = (scores[:, :2] / growth[:, None]).T
-    for i in range(len(scores)):
-        others = known & (torch.arange(len(known)) != i)
-        scores[i, 4] = _discrepancy(offset[others], stated_error[others])
-    return scores, _discrepancy(offset[known], stated_error[known])
-
-
-def _discrepancy(offset: Tensor, stated_error: Tensor) -> Tensor:
-    """Half of the 68% of the error of ages besides their stated errors, dex; 0 of fewer than three.
-
-    Of Student's distribution, a normal one of random width, for a few clusters are off by far more
-    than the rest. The mean of the posterior of its scale, flat in the scale. Errors of the
-    literature's ages are included.
-    """
-    if len(offset) < 3:
-        return torch.zeros(())
-    offset, stated_error = (x.double()[:, None] for x in (offset, stated_error))
-    probability = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
-    width = (STUDENT_DOF / torch.from_numpy(chi2.ppf(probability.numpy(), STUDENT_DOF))).sqrt()
-    sigma = torch.linspace(1e-3, 0.5, 500, dtype=torch.float64)
-    log_p = []
-    for scale in sigma / STUDENT_HALF_68:
-        variance = stated_error**2 + (scale * width) ** 2
-        log_normal = -0.5 * (offset**2 / variance + variance.log())
-        log_p.append(log_normal.logsumexp(1).sum())
-    return (torch.stack(log_p).softmax(0) @ sigma).float()
+        pit = grid.scores(star_cdf, model.edges, age.expand(len(log_p)))["pit"]
+        scores[i, 3] = log_density
+        scores[i, 4] = mask.sum().clamp(max=MAX_WEIGHT)
+        scores[i, 5] = ((pit - 0.5).abs() < 0.34).float().mean()
+    if not joint:
+        return scores, NONE
+    scored = torch.tensor([*joint])
+    of_others, of_all = fitted_discrepancies(
+        torch.stack([*joint.values()]), log_age[scored], prior, model.edges
+    )
+    for i, discrepancy in zip(joint, of_others, strict=True):
+        for column, level, width in (
+            (0, 0.5, NONE),
+            (1, 0.16, discrepancy),
+            (2, 0.84, discrepancy),
+        ):
+            cdf = joint_cdf(joint[i], prior, width, model.edges)
+            quantile = grid.quantile(cdf, model.edges, torch.tensor([[level]]))[0, 0]
+            scores[i, column] = quantile - log_age[i]
+        scores[i, 6:] = torch.stack(discrepancy)
+    return scores, of_all
 
 
 def left_out_metrics(model: "Gyro") -> dict[str, float]:
@@ -103,16 +97,18 @@ def left_out_metrics(model: "Gyro") -> dict[str, float]:
     benchmark = scored & np.array(model.is_benchmark)
     if not benchmark.any():
         return {}
-    growth = discrepancy_growth(torch.tensor([*model.clusters.values()])).numpy()
     offset, weight = np.abs(scores.offset), scores.weight[benchmark]
-    pull = offset / np.hypot(scores.stated_error, scores.discrepancy * growth)
+    with np.errstate(invalid="ignore"):  # inf where not scored
+        pull = np.abs(scores.low + scores.high) / (scores.high - scores.low)
     return {
         "cluster_age_rms_dex": float(np.sqrt(np.mean(scores.offset[benchmark] ** 2))),
+        "cluster_age_bias_dex": float(np.median(scores.offset[benchmark])),
         "cluster_age_median_dex": float(np.median(offset[benchmark])),
         "cluster_coverage_68": float(np.mean(pull[benchmark] < 1)),
         "cluster_coverage_68_all": float(np.mean(pull[scored] < 1)),
         "cluster_worst_pull": float(np.max(pull[benchmark])),
-        "cluster_discrepancy_dex": float(model.discrepancy),
+        "cluster_discrepancy_dex": float(model.discrepancy[0]),
+        "cluster_discrepancy_turnover_myr": float(model.discrepancy[1]),
         "cluster_log_density": float(np.average(scores.log_density[benchmark], weights=weight)),
         "cluster_star_coverage_68": float(
             np.average(scores.star_coverage_68[benchmark], weights=weight)

@@ -1,23 +1,34 @@
-"""A single star as a batch."""
+"""Stars of given periods and colours as a batch."""
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from orrery.physics.rotation.seismic_stars import Star
 
 
-def star_batch(star: Star) -> dict[str, Tensor]:
-    """A batch of one star, a certain member of its cluster and not overluminous."""
+def stars_batch(
+    period: np.ndarray, period_error: np.ndarray, colour: np.ndarray, colour_error: np.ndarray
+) -> dict[str, Tensor]:
+    """Certain members, not overluminous, as a batch; arguments (n,), d and mag."""
     values = {
-        "log_period": math.log10(star.period),
-        "log_period_error": star.period_error / star.period / math.log(10),
-        "colour": star.colour,
-        "colour_error": star.colour_error,
-        "mem_prob": 1.0,
-        "overluminosity": 0.0,
+        "log_period": np.log10(period),
+        "log_period_error": period_error / period / math.log(10),
+        "colour": colour,
+        "colour_error": colour_error,
+        "mem_prob": np.ones(len(period)),
+        "overluminosity": np.zeros(len(period)),
     }
-    batch = {name: torch.tensor([value]).float() for name, value in values.items()}
-    others = {"valid": True, "is_evolved": False, "is_duplicate": False, "row": 0}
-    return batch | {name: torch.tensor([value]) for name, value in others.items()}
+    batch = {name: torch.from_numpy(np.asarray(value)).float() for name, value in values.items()}
+    n = len(period)
+    flags = {"valid": torch.ones(n), "is_evolved": torch.zeros(n), "is_duplicate": torch.zeros(n)}
+    batch |= {name: mask.bool() for name, mask in flags.items()}
+    return batch | {"row": torch.arange(n)}
+
+
+def star_batch(star: Star) -> dict[str, Tensor]:
+    """A batch of one star."""
+    columns = (star.period, star.period_error, star.colour, star.colour_error)
+    return stars_batch(*(np.array([value], float) for value in columns))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from astropy import units as u
 from astropy.table import Table
 from conftest import command, refusal
 
@@ -14,7 +15,7 @@ from orrery import pretrained
 from orrery.datamodules.gyro import GyroData
 from orrery.models.gyro import BIT
 from orrery.models.gyro.left_out import AGE_SENSITIVE_COLOURS
-from orrery.physics.rotation import gyrochrones
+from orrery.physics.rotation import colours, gyrochrones
 from orrery.tables import open_catalogue
 
 QUANTILES = ("age_q025", "age_q16", "age_q50", "age_q84", "age_q975")
@@ -61,6 +62,48 @@ def test_periods_that_are_probably_in_hours_raise_a_warning(model, stars):
             model.predict(stars, units=units)
 
 
+@pytest.mark.parametrize("measure", ["teff", "b_v0", "g_rp0"])
+def test_another_measure_stands_in_place_of_the_colour(model, measure):
+    colour = np.array([0.75, 0.95, 1.19, 1.6])
+    points, values = np.array(colours.BP_RP), np.array(colours.MEASURES[measure], float)
+    stars = {"prot_d": np.array([9.0, 11.0, 12.0, 14.0]), "bp_rp0": colour}
+    stars["measured"] = np.interp(colour, points, values)
+    ours = model.predict(stars)
+    stars.pop("bp_rp0")
+    theirs = model.predict(stars, columns={measure: "measured"})
+    np.testing.assert_allclose(np.log10(theirs["age_q50"] / ours["age_q50"]), 0, atol=0.1)
+    assert np.all(theirs["age_q84"] / theirs["age_q16"] > 0.95 * ours["age_q84"] / ours["age_q16"])
+    with pytest.raises(ValueError, match="name one of them"):
+        model.predict(stars, columns={"teff": "measured", "b_v0": "measured"})
+
+
+@pytest.mark.parametrize("name, role", [("g_rp", "g_rp0"), ("bv", "b_v0"), ("teff_k", "teff")])
+def test_a_column_that_is_no_bp_rp_by_its_name_is_refused(model, stars, name, role):
+    with pytest.raises(ValueError, match=f"this is no BP - RP; name it data.columns.{role}={name}"):
+        model.predict(stars | {name: stars["bp_rp0"]}, columns={"bp_rp0": name})
+
+
+def test_reddening_as_e_bp_rp_and_errors_of_two_sides(model, stars):
+    ebv = model.predict(stars | {"r": np.full(60, 0.1)}, columns={"ebv": "r"})
+    same = model.predict(stars | {"r": np.full(60, 0.1339)}, columns={"ebpminrp": "r"})
+    np.testing.assert_allclose(ebv["age_q50"], same["age_q50"], rtol=1e-4)
+    period = stars["prot_d"]
+    sides = stars | {"lower": 0.02 * period, "upper": 0.2 * period, "e": 0.142 * period}
+    two = model.predict(sides, columns={"e_prot_lower": "lower", "e_prot_upper": "upper"})
+    one = model.predict(sides, columns={"e_prot": "e"})
+    np.testing.assert_allclose(two["age_q84"], one["age_q84"], rtol=0.02)
+
+
+def test_ages_of_quantities_and_arrays(model):
+    one = model.age(prot=25.4, bp_rp0=0.82)
+    assert model.age(prot=609.6 * u.h, bp_rp0=0.82 * u.mag)["age_q50"] == one["age_q50"]
+    many = model.age(prot=np.array([[25.4, 12.0]]), bp_rp0=0.82)
+    assert many["age_q50"].shape == (1, 2) and many["age_q50"][0, 0] == one["age_q50"]
+    assert many["posterior"].shape == (1, 2, len(one["posterior"]))
+    with pytest.raises(ValueError, match=r"25\.4 m does not convert to d"):
+        model.age(prot=25.4 * u.m, bp_rp0=0.82)
+
+
 def test_training_ages_in_gyr_are_refused_before_the_fit(tmp_path):
     table = Table(gyrochrones.simulate(np.random.default_rng(0), 5, 200))
     table["age_myr"] = table["age_myr"] / 1e3
@@ -74,14 +117,14 @@ def test_training_ages_in_gyr_are_refused_before_the_fit(tmp_path):
 
 
 def test_not_one_answer_is_an_error(model, stars, tmp_path, runs):
-    Table(stars | {"teff": np.full(60, 5700.0)}).write(tmp_path / "stars.fits")
+    Table(stars | {"kelvin": np.full(60, 5700.0)}).write(tmp_path / "stars.fits")
     words = [f"checkpoint={runs('gyro')}/best.ckpt", f"data.path={tmp_path}/stars.fits"]
-    words += ["data.columns.bp_rp0=teff", f"output={tmp_path}/ages.fits"]
+    words += ["data.columns.bp_rp0=kelvin", f"output={tmp_path}/ages.fits"]
     done = command("evaluate.py", *words, f"hydra.run.dir={tmp_path}/run")
     assert "not one row has an answer" in refusal(done) and "no_age 100%" in done.stderr
     assert not (tmp_path / "ages.fits").exists()
     with pytest.warns(UserWarning, match="not one row has an answer"):
-        model.predict(stars | {"teff": np.full(60, 5700.0)}, columns={"bp_rp0": "teff"})
+        model.predict(stars | {"kelvin": np.full(60, 5700.0)}, columns={"bp_rp0": "kelvin"})
 
 
 def test_reddened_colours_are_corrected(stars):
@@ -241,7 +284,6 @@ def zoo_table(model, path):
 
 
 def test_errors_have_the_unit_of_what_they_are_of(model, stars, tmp_path):
-    from astropy import units as u
 
     stars["e_prot_d"] = 0.1 * stars["prot_d"]
     hours = Table(stars | {"prot_d": 24 * stars["prot_d"], "e_prot_d": 24 * stars["e_prot_d"]})

@@ -15,7 +15,15 @@ from orrery.models.gyro.ages import (
     LOG_PERIOD_GRID,
     TYPICAL_ERRORS,
     cumulative,
+)
+from orrery.models.gyro.discrepancy import (
+    COLOUR_OFFSETS,
+    NONE,
+    Discrepancy,
+    fitted_discrepancies,
+    growth,
     joint_cdf,
+    without_colour_offset,
 )
 from orrery.models.gyro.networks import Contamination, Rotation
 from orrery.models.layers import grid
@@ -211,23 +219,76 @@ def test_no_dwarf_is_older_than_dwarfs_of_its_colour_live(shipped):
     assert shipped.age(8.0, 0.55)["age_q975"] < 7 < shipped.age(25.0, 0.9)["age_q975"]
 
 
-@pytest.mark.parametrize("age", [3.0, 50.0, 100.0, 800.0, 3000.0])
-def test_the_discrepancy_widens_and_does_not_move(age):
+@pytest.mark.parametrize("turnover", [0.0, 450.0])
+def test_the_discrepancy_widens_and_does_not_move_the_age_of_old_clusters(turnover):
     ages, edges = torch.linspace(-1, 5, 600), torch.linspace(-1.005, 5.005, 601)
-    log_age = math.log10(age)
+    log_age = math.log10(3000.0)
     likelihood = -0.5 * ((ages - log_age) / 0.02).square()
     levels = torch.tensor([[0.16, 0.5, 0.84]])
-    for sigma in (0.0, 0.05):
-        cdf = joint_cdf(likelihood, torch.zeros(600), torch.tensor(sigma), edges)
+    for scale in (0.0, 0.05):
+        discrepancy = Discrepancy(torch.tensor(scale), torch.tensor(turnover))
+        cdf = joint_cdf(likelihood, torch.zeros(600), discrepancy, edges)
         low, mid, high = grid.quantile(cdf, edges, levels)[0]
-        width = math.hypot(0.02, sigma * math.hypot(1, gyrochrones.PLATEAU_MYR / max(age, 40)))
+        width = math.hypot(0.02, scale * math.hypot(1, turnover / 3000))
         assert float(mid) == pytest.approx(log_age, abs=0.01)
         assert float(high - low) == pytest.approx(2 * 0.994 * width, rel=0.05)
 
 
+def test_the_discrepancy_depends_on_the_true_age():
+    """An apparent age is rather that of a younger cluster, whose ages are more uncertain."""
+    ages, edges = torch.linspace(0, 5, 500), torch.linspace(-0.005, 5.005, 501)
+    likelihood = -0.5 * ((ages - math.log10(250.0)) / 0.02).square()
+    discrepancy = Discrepancy(torch.tensor(0.06), torch.tensor(450.0))
+    cdf = joint_cdf(likelihood, torch.zeros(500), discrepancy, edges)
+    low, mid, high = grid.quantile(cdf, edges, torch.tensor([[0.16, 0.5, 0.84]]))[0].tolist()
+    assert mid < math.log10(250.0) and mid - low > 1.2 * (high - mid)
+
+
+def test_the_discrepancy_of_clusters_drawn_with_it_is_found():
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.linspace(0, 4.2, 181)
+    ages, log_age = grid.centres(edges), torch.linspace(1.6, 3.6, 60)
+    width = 0.06 * growth(log_age, torch.tensor(300.0))
+    apparent = log_age + width * torch.randn(60, generator=generator)
+    likelihood = -0.5 * ((ages - apparent[:, None]) / 0.02).square()
+    prior = torch.full((180,), -math.log(180))
+    of_others, of_all = fitted_discrepancies(likelihood, log_age, prior, edges)
+    assert 0.04 < of_all.scale < 0.085 and 150 <= of_all.turnover <= 600
+    covered = []
+    for i, discrepancy in enumerate(of_others):
+        cdf = joint_cdf(likelihood[i], prior, discrepancy, edges)
+        low, high = grid.quantile(cdf, edges, torch.tensor([[0.16, 0.84]]))[0]
+        covered.append(bool(low < log_age[i] < high))
+    assert 0.55 < np.mean(covered) < 0.85
+
+
+def test_a_common_offset_of_colours_is_integrated_out(shipped):
+    """Stars on a steep sequence, all redder by an error: the age moves by less, and is wider."""
+    colour = torch.linspace(0.75, 1.2, 30)
+    period = shipped.table.slow_sequence(colour, torch.full_like(colour, 2.6))
+    quantiles = []
+    for scatter in (0.0, 0.04):
+        sums = []
+        for offset in COLOUR_OFFSETS:
+            stars = {"colour": colour + 0.05 + offset, "log_period": period}
+            stars |= {"colour_error": 0 * colour + 0.01, "log_period_error": 0 * colour + 0.005}
+            sums.append(shipped.table.log_likelihood(stars).sum(0))
+        joint = without_colour_offset(torch.stack(sums), scatter)
+        cdf = joint_cdf(joint, shipped.cluster_log_prior(), NONE, shipped.edges)
+        quantiles.append(grid.quantile(cdf, shipped.edges, torch.tensor([[0.16, 0.5, 0.84]]))[0])
+    naive, ours = quantiles
+    assert abs(ours[1] - 2.6) < abs(naive[1] - 2.6)
+    assert ours[2] - ours[0] > 1.5 * (naive[2] - naive[0])
+
+
 def test_no_cluster_is_older_than_the_prior(shipped):
     likelihood = -0.5 * ((shipped.table.ages - 4.1) / 0.02).square()
-    cdf = joint_cdf(likelihood, shipped.cluster_log_prior(), torch.tensor(0.1), shipped.edges)
+    cdf = joint_cdf(
+        likelihood,
+        shipped.cluster_log_prior(),
+        Discrepancy(torch.tensor(0.1), torch.tensor(0.0)),
+        shipped.edges,
+    )
     end = grid.quantile(cdf, shipped.edges, torch.tensor([[0.999]]))[0, 0]
     assert 10 ** (float(end) - 3) <= shipped.oldest * 1.06  # a cell
 
@@ -286,6 +347,6 @@ def test_benchmark_clusters_are_among_the_training_clusters(in_tmp):
 
 def test_a_checkpoint_of_the_first_schema_is_read_by_todays_names(shipped):
     settings = shipped.record["config"]["model"]
-    assert shipped.record["schema_version"] == 2 and not {"judge", "field"} & settings.keys()
+    assert shipped.record["schema_version"] == 3 and not {"judge", "field"} & settings.keys()
     assert len(settings["benchmark_clusters"]) == sum(shipped.is_benchmark) == 10
     assert settings["field_scatter"] == shipped.field_scatter == 0.04

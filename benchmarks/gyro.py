@@ -36,11 +36,10 @@ from orrery.evaluation.timing import best_of_five
 from orrery.models.gyro import groups
 from orrery.models.gyro.discrepancy import (
     COLOUR_OFFSETS,
-    Discrepancy,
     joint_cdf,
     without_colour_offset,
 )
-from orrery.models.gyro.left_out import AGE_SENSITIVE_COLOURS, MAX_WEIGHT, LeftOutScores
+from orrery.models.gyro.left_out import AGE_SENSITIVE_COLOURS, MAX_WEIGHT
 from orrery.models.layers import grid
 from orrery.physics.rotation.seismic_stars import STARS, SUN
 from orrery.runs import data_for
@@ -104,9 +103,7 @@ def gyro_rows(samples: dict[str, Table]) -> Iterator[Row]:
                 for offset in COLOUR_OFFSETS
             ]
         joint = without_colour_offset(torch.stack(shifted).sum(1), model.field_scatter)
-        scores = LeftOutScores(*model.left_out_scores.T)
-        of_others = Discrepancy(scores.scale[i], scores.turnover[i])
-        cdf = joint_cdf(joint, model.cluster_log_prior(), of_others, model.edges)
+        cdf = joint_cdf(joint, model.cluster_log_prior(), model.discrepancies[i], model.edges)
         ages = 10 ** (grid.quantile(cdf, model.edges, LEVELS)[0] - 3)
         cell = int(torch.bucketize(torch.tensor(model.clusters[name]), model.edges)) - 1
         row = age_row(name, 10 ** model.clusters[name] / 1e3, *ages.tolist())

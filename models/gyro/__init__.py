@@ -28,6 +28,7 @@ from orrery.models.gyro.ages import (
     log_prior,
     summaries,
 )
+from orrery.models.gyro.discrepancy import NONE
 from orrery.models.gyro.evaluation import evaluate, seismic_metrics
 from orrery.models.gyro.left_out import (
     MIN_STARS,
@@ -160,13 +161,14 @@ class Gyro(Component):
         self.rotation = Rotation(networks, flow, bins, components, width, depth)
         self.contamination = Contamination(networks)
         self.edges: Tensor  # of cells of log10 age, Myr
-        self.discrepancy: Tensor
+        self.discrepancies: Tensor
         self.left_out_scores: Tensor
         self.colour_ranges: Tensor
         grid_ends = math.log10(1e3 * GRID_START_GYR), math.log10(1e3 * GRID_END_GYR)
         edges = torch.linspace(*grid_ends, n_grid + 1)
         self.register_buffer("edges", edges, persistent=False)
-        self.register_buffer("discrepancy", torch.zeros(2))  # of a cluster's age: `Discrepancy`
+        # of clusters' ages: of each from all others, at the end from all; weights of candidates
+        self.register_buffer("discrepancies", NONE.repeat(n_clusters + 1, 1))
         scores = torch.full((n_clusters, len(LeftOutScores._fields)), torch.inf)
         self.register_buffer("left_out_scores", scores)  # columns: `LeftOutScores`
         # mag: bluest and reddest of each cluster
@@ -211,8 +213,8 @@ class Gyro(Component):
     def calibrate(self, data: Data) -> None:
         """Fill the table of densities; scores of held-out clusters, and the discrepancy."""
         self.table.fill(self.rotation)
-        scores, discrepancy = left_out_scores(self, data.training_batch())
-        self.discrepancy = torch.stack(discrepancy).to(self.discrepancy)
+        scores, discrepancies = left_out_scores(self, data.training_batch())
+        self.discrepancies = discrepancies.to(self.discrepancies)
         self.left_out_scores = scores.to(self.left_out_scores)
 
     def log_likelihood_left_out(self, batch: Batch, cluster: int) -> Tensor:

@@ -6,8 +6,6 @@ stars there are; it is integrated out. What remains, the discrepancy, is measure
 ages are inferred by networks that did not learn them.
 """
 
-from typing import NamedTuple
-
 import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
@@ -19,21 +17,14 @@ COLOUR_OFFSETS = torch.linspace(-0.12, 0.12, 9)  # mag, that the stars of a clus
 STUDENT_DOF = 3
 STUDENT_HALF_68 = float(student.ppf(0.84, STUDENT_DOF))
 YOUNGEST_MYR = 100.0  # age below which the discrepancy grows no further
-# among which the discrepancy is sought
-SCALES = torch.linspace(0.02, 0.16, 29, dtype=torch.float64)  # dex
-TURNOVERS = torch.tensor([0.0, 150, 300, 450, 600, 900], dtype=torch.float64)  # Myr
+# Candidates: half of the 68% of the error of an old cluster's age, dex, and the age below which it
+# grows, Myr, for periods of young stars hardly change.
+SCALES = torch.linspace(0.02, 0.16, 29, dtype=torch.float64)
+TURNOVERS = torch.tensor([0.0, 150, 300, 450, 600, 900], dtype=torch.float64)
+N_CANDIDATES = len(SCALES) * len(TURNOVERS)
+NONE = torch.zeros(N_CANDIDATES)  # no discrepancy; else a discrepancy is a weight per candidate
 MIN_CLUSTERS = 3
 COVERAGE = 0.683
-
-
-class Discrepancy(NamedTuple):
-    """Half of the 68% of the error of a cluster's age; of Student's distribution."""
-
-    scale: Tensor  # dex, of old clusters
-    turnover: Tensor  # Myr: below this age it grows, for periods hardly change
-
-
-NONE = Discrepancy(torch.zeros(()), torch.zeros(()))
 
 
 def growth(log_age: Tensor, turnover: Tensor) -> Tensor:
@@ -52,32 +43,35 @@ def without_colour_offset(log_p: Tensor, scatter: float) -> Tensor:
     return (log_p + log_weight[:, None]).logsumexp(-2)
 
 
-def widened(log_likelihood: Tensor, discrepancy: Discrepancy, edges: Tensor) -> Tensor:
-    """The likelihood (..., ages), in float64, of an age that is off by the discrepancy.
+def kernels(edges: Tensor) -> Tensor:
+    """Of each candidate, (turnovers, scales, true ages, apparent ages), Student's densities.
 
-    A cluster of the true age of a row appears at the age of a column: how far off it may be depends
-    on its true age, so that an apparent age of 200 Myr is rather that of a younger cluster than of
-    an older one.
+    How far off an age may be depends on the true one: an apparent age of 200 Myr is rather that of
+    a younger cluster than of an older one.
     """
-    mass, ages = log_likelihood.double().softmax(-1), grid.centres(edges).double()
-    scale, turnover = (x.double().to(mass.device) for x in discrepancy)
-    if scale == 0:
-        return mass
-    width = (scale / STUDENT_HALF_68 * growth(ages, turnover))[:, None]
+    ages = grid.centres(edges).double()
+    slope = growth(ages, TURNOVERS.to(ages)[:, None]) / STUDENT_HALF_68
+    width = (SCALES.to(ages)[:, None] * slope[:, None])[..., None]
     deviation = (ages[:, None] - ages) / width
-    kernel = (1 + deviation.square() / STUDENT_DOF) ** (-0.5 * (STUDENT_DOF + 1)) / width
+    return (1 + deviation.square() / STUDENT_DOF) ** (-0.5 * (STUDENT_DOF + 1)) / width
+
+
+def widened(log_likelihood: Tensor, weights: Tensor, kernels: Tensor) -> Tensor:
+    """The likelihood (..., ages), in float64, of an age that is off by the discrepancy."""
+    mass = log_likelihood.double().softmax(-1)
+    if not bool(weights.any()):
+        return mass
+    kernel = torch.tensordot(weights.double().view(kernels.shape[:2]), kernels, 2)
     return mass @ kernel.mT
 
 
-def joint_cdf(
-    log_likelihood: Tensor, prior: Tensor, discrepancy: Discrepancy, edges: Tensor
-) -> Tensor:
+def joint_cdf(log_likelihood: Tensor, prior: Tensor, weights: Tensor, edges: Tensor) -> Tensor:
     """Cumulative posterior (1, ages + 1) of stars of one age, whose ln p are summed: (ages,).
 
-    The discrepancy widens the likelihood; ``prior``, ln of the mass of each cell, is applied
-    afterwards, so that it stays sharp.
+    The discrepancy, ``weights`` (candidates,), widens the likelihood; ``prior``, ln of the mass of
+    each cell, is applied afterwards, so that it stays sharp.
     """
-    mass = widened(log_likelihood, discrepancy, edges) * prior.double().exp()
+    mass = widened(log_likelihood, weights, kernels(edges)) * prior.double().exp()
     return cumulative(mass[None] / mass.sum())
 
 
@@ -88,39 +82,47 @@ def cumulative(mass: Tensor) -> Tensor:
 
 def fitted_discrepancies(
     log_likelihood: Tensor, log_age: Tensor, prior: Tensor, edges: Tensor
-) -> tuple[list[Discrepancy], Discrepancy]:
-    """Of each cluster that from all others, and that from all clusters.
+) -> tuple[Tensor, Tensor]:
+    """Weights of the candidates: of each cluster from all others, (clusters, candidates), and from
+    all clusters, (candidates,).
 
-    ``log_likelihood`` (clusters, ages), by networks that hold the cluster out, as appears without a
-    discrepancy; ``log_age`` (clusters,), log10 Myr, of the literature, whose errors are included.
-    Clusters younger than the prior's begin do not count.
+    ``log_likelihood`` (clusters, ages), by networks that hold the cluster out; ``log_age``
+    (clusters,), log10 Myr, of the literature, whose errors are included. Clusters younger than the
+    prior's begin do not count.
 
-    The most likely turnover and scale; then the smallest scale that is no less with which the 68%
-    intervals hold 68% of the clusters.
+    The posterior of the candidates, flat before; where the 68% intervals then hold less than 68% of
+    the clusters, with larger scales until they do.
     """
     possible = 10**log_age > 1.2 * 10 ** edges[int(prior.isfinite().nonzero()[0])]
-    candidates = [Discrepancy(scale, turnover) for turnover in TURNOVERS for scale in SCALES]
-    ages = grid.centres(edges).double()
-    cell = (log_age.double()[:, None] - ages).abs().argmin(1)
-    log_p, covered = [], []
-    for candidate in candidates:
-        likelihood = widened(log_likelihood, candidate, edges)
-        log_p.append(likelihood.gather(1, cell[:, None])[:, 0].log())
-        mass = likelihood * prior.double().exp()
+    cell = (log_age.double()[:, None] - grid.centres(edges).double()).abs().argmin(1)
+    table = kernels(edges)
+    # likelihood of each cluster (turnovers, scales, clusters, ages) with each candidate alone
+    likelihood = log_likelihood.double().softmax(-1) @ table.mT
+    at_age = likelihood[:, :, torch.arange(len(log_age)), cell].log()
+
+    def holds(weights: Tensor) -> Tensor:
+        mass = torch.tensordot(weights, likelihood, 2) * prior.double().exp()
         cdf = cumulative(mass / mass.sum(1, keepdim=True))
         low, high = grid.quantile(cdf, edges, torch.tensor([[0.16, 0.84]])).T
-        covered.append((low < log_age) & (log_age < high))
-    scores, holds = torch.stack(log_p), torch.stack(covered).double()
+        return (low < log_age) & (log_age < high)
 
-    def fit(which: Tensor) -> Discrepancy:
+    def fit(which: Tensor) -> Tensor:
         if int(which.sum()) < MIN_CLUSTERS:
             return NONE
-        best = int(scores[:, which].sum(1).argmax())
-        while best + 1 < len(candidates) and holds[best, which].mean() < COVERAGE:
-            if candidates[best + 1].turnover != candidates[best].turnover:
+        weights = at_age[:, :, which].sum(2).flatten().softmax(0).view(table.shape[:2])
+        for _ in SCALES:
+            if holds(weights)[which].double().mean() >= COVERAGE:
                 break
-            best += 1
-        return Discrepancy(*(x.float() for x in candidates[best]))
+            last = weights[:, -2:].sum(1, keepdim=True)  # a step up, at the end none
+            weights = torch.cat([torch.zeros_like(last), weights[:, :-2], last], 1)
+        return weights.flatten().float()
 
     others = ~torch.eye(len(log_age), dtype=torch.bool) & possible
-    return [fit(mask) for mask in others], fit(possible)
+    return torch.stack([fit(mask) for mask in others]), fit(possible)
+
+
+def mean_scale_and_turnover(weights: Tensor) -> tuple[float, float]:
+    """Of a discrepancy: dex, and Myr."""
+    by_candidate = weights.double().cpu().view(len(TURNOVERS), len(SCALES))
+    scale, turnover = by_candidate.sum(0) @ SCALES, by_candidate.sum(1) @ TURNOVERS
+    return float(scale), float(turnover)

@@ -12,7 +12,6 @@ from torch import Tensor
 from orrery.models.gyro.ages import LOG_PERIOD_GRID
 from orrery.models.gyro.discrepancy import (
     COLOUR_OFFSETS,
-    Discrepancy,
     joint_cdf,
     without_colour_offset,
 )
@@ -83,8 +82,7 @@ def group_cdf(model: "Gyro", log_p: Tensor) -> Tensor:
     """Cumulative posterior (1, n_grid + 1) of a group; ``log_p`` (offsets, n_grid), of its stars'
     sums."""
     marginal = without_colour_offset(log_p, model.field_scatter)
-    discrepancy = Discrepancy(*model.discrepancy)
-    return joint_cdf(marginal, model.cluster_log_prior(), discrepancy, model.edges)
+    return joint_cdf(marginal, model.cluster_log_prior(), model.discrepancies[-1], model.edges)
 
 
 def age_table(

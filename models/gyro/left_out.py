@@ -10,10 +10,10 @@ from torch import Tensor
 from orrery.models.gyro.discrepancy import (
     COLOUR_OFFSETS,
     NONE,
-    Discrepancy,
     cumulative,
     fitted_discrepancies,
     joint_cdf,
+    mean_scale_and_turnover,
     without_colour_offset,
 )
 from orrery.models.layers import grid
@@ -35,8 +35,6 @@ class LeftOutScores(NamedTuple):
     log_density: Tensor  # mean ln p(log10 P) of its stars at the literature's age, per dex
     weight: Tensor  # its stars, MAX_WEIGHT at most
     star_coverage_68: Tensor  # fraction of its stars whose 68% interval holds the literature's age
-    scale: Tensor  # `Discrepancy` from all other clusters: dex,
-    turnover: Tensor  # Myr
 
 
 def informative(colour: Tensor) -> Tensor:
@@ -44,11 +42,13 @@ def informative(colour: Tensor) -> Tensor:
     return (colour > AGE_SENSITIVE_COLOURS[0]) & (colour < AGE_SENSITIVE_COLOURS[1])
 
 
-def left_out_scores(model: "Gyro", batch: Mapping[str, Tensor]) -> tuple[Tensor, Discrepancy]:
-    """Columns of `LeftOutScores`, (clusters, 8), and the discrepancy from all clusters.
+def left_out_scores(model: "Gyro", batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Columns of `LeftOutScores`, (clusters, 6), and discrepancies, (clusters + 1, candidates): of
+    each cluster that from all others, at the end that from all clusters.
 
     ``batch``: training stars.
     """
+    discrepancies = NONE.repeat(len(model.clusters) + 1, 1)
     scores = torch.full((len(model.clusters), len(LeftOutScores._fields)), torch.inf)
     log_age = torch.tensor([*model.clusters.values()])
     prior, joint = model.cluster_log_prior(), {}
@@ -71,22 +71,18 @@ def left_out_scores(model: "Gyro", batch: Mapping[str, Tensor]) -> tuple[Tensor,
         scores[i, 4] = mask.sum().clamp(max=MAX_WEIGHT)
         scores[i, 5] = ((pit - 0.5).abs() < 0.34).float().mean()
     if not joint:
-        return scores, NONE
+        return scores, discrepancies
     scored = torch.tensor([*joint])
-    of_others, of_all = fitted_discrepancies(
+    discrepancies[scored], discrepancies[-1] = fitted_discrepancies(
         torch.stack([*joint.values()]), log_age[scored], prior, model.edges
     )
-    for i, discrepancy in zip(joint, of_others, strict=True):
-        for column, level, width in (
-            (0, 0.5, NONE),
-            (1, 0.16, discrepancy),
-            (2, 0.84, discrepancy),
-        ):
+    for i in joint:
+        of_others = discrepancies[i]
+        for column, level, width in ((0, 0.5, NONE), (1, 0.16, of_others), (2, 0.84, of_others)):
             cdf = joint_cdf(joint[i], prior, width, model.edges)
             quantile = grid.quantile(cdf, model.edges, torch.tensor([[level]]))[0, 0]
             scores[i, column] = quantile - log_age[i]
-        scores[i, 6:] = torch.stack(discrepancy)
-    return scores, of_all
+    return scores, discrepancies
 
 
 def left_out_metrics(model: "Gyro") -> dict[str, float]:
@@ -100,6 +96,7 @@ def left_out_metrics(model: "Gyro") -> dict[str, float]:
     offset, weight = np.abs(scores.offset), scores.weight[benchmark]
     with np.errstate(invalid="ignore"):  # inf where not scored
         pull = np.abs(scores.low + scores.high) / (scores.high - scores.low)
+    scale, turnover = mean_scale_and_turnover(model.discrepancies[-1])
     return {
         "cluster_age_rms_dex": float(np.sqrt(np.mean(scores.offset[benchmark] ** 2))),
         "cluster_age_bias_dex": float(np.median(scores.offset[benchmark])),
@@ -107,8 +104,8 @@ def left_out_metrics(model: "Gyro") -> dict[str, float]:
         "cluster_coverage_68": float(np.mean(pull[benchmark] < 1)),
         "cluster_coverage_68_all": float(np.mean(pull[scored] < 1)),
         "cluster_worst_pull": float(np.max(pull[benchmark])),
-        "cluster_discrepancy_dex": float(model.discrepancy[0]),
-        "cluster_discrepancy_turnover_myr": float(model.discrepancy[1]),
+        "cluster_discrepancy_dex": scale,
+        "cluster_discrepancy_turnover_myr": turnover,
         "cluster_log_density": float(np.average(scores.log_density[benchmark], weights=weight)),
         "cluster_star_coverage_68": float(
             np.average(scores.star_coverage_68[benchmark], weights=weight)

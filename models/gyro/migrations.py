@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orrery.models.gyro.discrepancy import SCALES, TURNOVERS
 from orrery.physics.rotation.gyrochrones import PLATEAU_MYR
 
 SETTINGS = {"judge": "benchmark_clusters", "field": "field_scatter"}
@@ -28,14 +29,20 @@ def rename_settings_and_tensors(
 def discrepancy_with_turnover(
     config: dict[str, Any], state_dict: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Version 2 to 3: the discrepancy's turnover was that of the gyrochrone, and is learned."""
-    scale = state_dict["discrepancy"]
-    state_dict["discrepancy"] = torch.stack([scale, torch.full_like(scale, PLATEAU_MYR)])
-    offset, stated, log_density, weight, discrepancy, coverage = state_dict["left_out_scores"].T
-    half = torch.hypot(stated, discrepancy)  # without its growth, which young clusters had
-    turnover = torch.full_like(offset, PLATEAU_MYR)
-    columns = [offset, offset - half, offset + half, log_density, weight, coverage]
-    columns += [discrepancy, turnover]
-    scores = torch.stack(columns, 1)
-    state_dict["left_out_scores"] = torch.where(scores.isnan(), torch.inf, scores)
+    """Version 2 to 3: the discrepancy was one number, that grew with the gyrochrone's slope."""
+    offset, stated, log_density, weight, of_others, coverage = state_dict["left_out_scores"].T
+    half = torch.hypot(stated, of_others)
+    columns = torch.stack([offset, offset - half, offset + half, log_density, weight, coverage], 1)
+    state_dict["left_out_scores"] = torch.where(columns.isnan(), torch.inf, columns)
+    of_all = state_dict.pop("discrepancy")
+    state_dict["discrepancies"] = torch.stack([_candidate(x) for x in (*of_others, of_all)])
     return config, state_dict
+
+
+def _candidate(scale: Tensor) -> Tensor:
+    """All weight on the candidate of this scale, dex, and the turnover of the gyrochrone."""
+    weights = torch.zeros(len(TURNOVERS), len(SCALES))
+    if scale > 0 and scale.isfinite():
+        row = int((TURNOVERS - PLATEAU_MYR).abs().argmin())
+        weights[row, int((SCALES - scale).abs().argmin())] = 1
+    return weights.flatten()

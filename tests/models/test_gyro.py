@@ -19,10 +19,12 @@ from orrery.models.gyro.ages import (
 from orrery.models.gyro.discrepancy import (
     COLOUR_OFFSETS,
     NONE,
-    Discrepancy,
+    SCALES,
+    TURNOVERS,
     fitted_discrepancies,
     growth,
     joint_cdf,
+    mean_scale_and_turnover,
     without_colour_offset,
 )
 from orrery.models.gyro.networks import Contamination, Rotation
@@ -219,6 +221,13 @@ def test_no_dwarf_is_older_than_dwarfs_of_its_colour_live(shipped):
     assert shipped.age(8.0, 0.55)["age_q975"] < 7 < shipped.age(25.0, 0.9)["age_q975"]
 
 
+def one_candidate(scale, turnover):
+    """A discrepancy of this scale, dex, and turnover, Myr, for certain."""
+    weights = torch.zeros(len(TURNOVERS), len(SCALES))
+    weights[(TURNOVERS - turnover).abs().argmin(), (SCALES - scale).abs().argmin()] = 1
+    return weights.flatten()
+
+
 @pytest.mark.parametrize("turnover", [0.0, 450.0])
 def test_the_discrepancy_widens_and_does_not_move_the_age_of_old_clusters(turnover):
     ages, edges = torch.linspace(-1, 5, 600), torch.linspace(-1.005, 5.005, 601)
@@ -226,8 +235,8 @@ def test_the_discrepancy_widens_and_does_not_move_the_age_of_old_clusters(turnov
     likelihood = -0.5 * ((ages - log_age) / 0.02).square()
     levels = torch.tensor([[0.16, 0.5, 0.84]])
     for scale in (0.0, 0.05):
-        discrepancy = Discrepancy(torch.tensor(scale), torch.tensor(turnover))
-        cdf = joint_cdf(likelihood, torch.zeros(600), discrepancy, edges)
+        weights = one_candidate(scale, turnover) if scale else NONE
+        cdf = joint_cdf(likelihood, torch.zeros(600), weights, edges)
         low, mid, high = grid.quantile(cdf, edges, levels)[0]
         width = math.hypot(0.02, scale * math.hypot(1, turnover / 3000))
         assert float(mid) == pytest.approx(log_age, abs=0.01)
@@ -238,8 +247,7 @@ def test_the_discrepancy_depends_on_the_true_age():
     """An apparent age is rather that of a younger cluster, whose ages are more uncertain."""
     ages, edges = torch.linspace(0, 5, 500), torch.linspace(-0.005, 5.005, 501)
     likelihood = -0.5 * ((ages - math.log10(250.0)) / 0.02).square()
-    discrepancy = Discrepancy(torch.tensor(0.06), torch.tensor(450.0))
-    cdf = joint_cdf(likelihood, torch.zeros(500), discrepancy, edges)
+    cdf = joint_cdf(likelihood, torch.zeros(500), one_candidate(0.06, 450.0), edges)
     low, mid, high = grid.quantile(cdf, edges, torch.tensor([[0.16, 0.5, 0.84]]))[0].tolist()
     assert mid < math.log10(250.0) and mid - low > 1.2 * (high - mid)
 
@@ -253,10 +261,11 @@ def test_the_discrepancy_of_clusters_drawn_with_it_is_found():
     likelihood = -0.5 * ((ages - apparent[:, None]) / 0.02).square()
     prior = torch.full((180,), -math.log(180))
     of_others, of_all = fitted_discrepancies(likelihood, log_age, prior, edges)
-    assert 0.04 < of_all.scale < 0.085 and 150 <= of_all.turnover <= 600
+    scale, turnover = mean_scale_and_turnover(of_all)
+    assert 0.04 < scale < 0.085 and 150 <= turnover <= 600
     covered = []
-    for i, discrepancy in enumerate(of_others):
-        cdf = joint_cdf(likelihood[i], prior, discrepancy, edges)
+    for i, weights in enumerate(of_others):
+        cdf = joint_cdf(likelihood[i], prior, weights, edges)
         low, high = grid.quantile(cdf, edges, torch.tensor([[0.16, 0.84]]))[0]
         covered.append(bool(low < log_age[i] < high))
     assert 0.55 < np.mean(covered) < 0.85
@@ -286,7 +295,7 @@ def test_no_cluster_is_older_than_the_prior(shipped):
     cdf = joint_cdf(
         likelihood,
         shipped.cluster_log_prior(),
-        Discrepancy(torch.tensor(0.1), torch.tensor(0.0)),
+        one_candidate(0.1, 0.0),
         shipped.edges,
     )
     end = grid.quantile(cdf, shipped.edges, torch.tensor([[0.999]]))[0, 0]

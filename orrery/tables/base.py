@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,8 @@ from .columns import resolve
 
 # What reading a gzip file raises that is cut off or damaged.
 CUT_OFF = (EOFError, gzip.BadGzipFile, zlib.error)
+# What a blank becomes, by the kind of the column; of numbers NaN.
+_BLANKS = {"U": "", "O": "", "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}
 # Integers beyond 2**53 are not exact in float64.
 _EXACT = 2**53
 
@@ -34,6 +37,7 @@ class Catalogue:
         length: int,
     ) -> None:
         self.path = path
+        refuse_twice(names, path)
         # astropy serialises a masked column `x` (HDF5, Parquet) as the pair `x`, `x.mask`.
         self._masks = {n: f"{n}.mask" for n in names if f"{n}.mask" in names}
         self.names = [n for n in names if n not in self._masks.values()]
@@ -111,8 +115,8 @@ class Catalogue:
                 )
             values = values.astype(np.float64)
         if isinstance(values, np.ma.MaskedArray):
-            text = values.dtype.kind in "UO"
-            return values.filled("" if text else np.nan) if values.mask.any() else values.data
+            blank = _BLANKS.get(values.dtype.kind, np.nan)
+            return values.filled(blank) if values.mask.any() else values.data
         return values
 
     def _blocks(
@@ -120,6 +124,13 @@ class Catalogue:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yield the same as `chunks`, but with masked arrays where there may be blanks."""
         raise NotImplementedError
+
+
+def refuse_twice(names: Sequence[str], path: str) -> None:
+    """Raise ``ValueError`` if two columns have one name."""
+    if len(set(names)) < len(names):
+        twice = ", ".join(repr(name) for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"{path}: column names occur twice: {twice}; rename one of them")
 
 
 def open_binary(path: str) -> gzip.GzipFile | io.BufferedReader:

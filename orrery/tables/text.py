@@ -102,9 +102,6 @@ class TextCatalogue(Catalogue):
         vectors: Mapping[str, tuple[str, tuple[int, ...]]],
         units: Mapping[str, Any],
     ) -> None:
-        if len(set(names)) < len(names):
-            twice = sorted({n for n in names if names.count(n) > 1})
-            raise ValueError(f"{path}: column names occur twice: {', '.join(map(repr, twice))}")
         super().__init__(path, names, {n: parse_unit(t) for n, t in units.items()}, 0)
         self._all, self._delimiter, self._skip = list(names), delimiter, skip
         self._types, self._vectors = dict(types), vectors

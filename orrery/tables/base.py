@@ -3,7 +3,7 @@
 import contextlib
 import gzip
 import io
-import zlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -14,8 +14,6 @@ from astropy import units as u
 
 from .columns import resolve
 
-# What reading a gzip file raises that is cut off or damaged.
-CUT_OFF = (EOFError, gzip.BadGzipFile, zlib.error)
 # What a blank becomes, by the kind of the column; of numbers NaN.
 _BLANKS = {"U": "", "O": "", "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}
 # Integers beyond 2**53 are not exact in float64.
@@ -81,7 +79,23 @@ class Catalogue:
         if rows < 1 or start < 0:
             raise ValueError(f"chunks need rows >= 1 and start >= 0, got {rows=} and {start=}")
         stop = len(self) if stop is None else min(stop, len(self))
-        return self._filled(list(dict.fromkeys(columns)), rows, start, stop)
+        blocks = self._filled(list(dict.fromkeys(columns)), rows, start, stop)
+        return self._counted(blocks, start, stop) if os.path.isfile(self.path) else blocks
+
+    def _counted(
+        self, blocks: Iterator[dict[str, np.ndarray]], start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The chunks of a file, which is named in what is raised; also if rows are missing."""
+        row = start
+        with naming(self.path):
+            for block in blocks:
+                row += len(next(iter(block.values()), ()))
+                yield block
+            if row < stop:
+                raise OSError(
+                    f"{self.path}: looks truncated or damaged: it ends after row {row:,} of "
+                    f"{len(self):,}; copy or download it again"
+                )
 
     def _filled(
         self, columns: list[str], rows: int, start: int, stop: int
@@ -139,14 +153,31 @@ def open_binary(path: str) -> gzip.GzipFile | io.BufferedReader:
 
 
 @contextlib.contextmanager
-def unpacking(path: str) -> Iterator[None]:
-    """Name the file where gzip data within turn out to be cut off or damaged."""
+def naming(path: str) -> Iterator[None]:
+    """Name the file in whatever a library raises while it is read: an ``OSError``, of damage.
+
+    Messages of ours, which name the file or the column, stay as they are.
+    """
     try:
         yield
-    except CUT_OFF as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        ours = isinstance(error, OSError | ValueError)
+        if ours and path in str(error):
+            raise
+        if ours and str(error).startswith("column "):
+            raise ValueError(f"{path}: {error}") from error
         raise OSError(
-            f"{path}: looks truncated or damaged ({error}); copy or download it again"
+            f"{path}: cannot be read; it looks truncated or damaged, or its ending is wrong "
+            f"({type(error).__name__}: {excerpt(error)}); copy or download it again"
         ) from error
+
+
+def excerpt(error: BaseException) -> str:
+    """The beginning of a message; some libraries quote the file's bytes in theirs."""
+    text = str(error)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def spans(rows: int, start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,7 @@ from astropy.table.meta import get_header_from_yaml
 from pyarrow import csv as arrow_csv
 
 from .arrow import from_numpy, regroup, to_numpy
-from .base import CUT_OFF, Catalogue, open_binary
+from .base import Catalogue, excerpt, open_binary
 from .columns import parse_unit
 from .parquet import constants_as_json
 from .sink import Sink, TableMetadata
@@ -47,7 +47,9 @@ def open_ecsv(path: str, group: str | None) -> Catalogue:
         metadata = get_header_from_yaml([line[2:] for line in comments])
         columns = metadata["datatype"]
     except Exception as error:  # the YAML parser has its own family of errors
-        raise ValueError(f"{path}: its '# %ECSV' header cannot be read ({error})") from error
+        raise ValueError(
+            f"{path}: its '# %ECSV' header cannot be read ({excerpt(error)})"
+        ) from error
     delimiter = metadata.get("delimiter", " ")
     names = [column["name"] for column in columns]
     if next(csv.reader([header], delimiter=delimiter)) != names:
@@ -83,9 +85,9 @@ def _head(path: str) -> tuple[list[str], str, int]:
                     return comments, line, skip
                 comments.append(line)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}); convert it with iconv") from error
-    except CUT_OFF as error:
-        raise OSError(f"{path}: not a gzip file, or it looks truncated ({error})") from error
+        raise ValueError(
+            f"{path}: not UTF-8 text ({excerpt(error)}); convert it with iconv"
+        ) from error
     raise ValueError(f"{path}: has no line of column names")
 
 
@@ -163,10 +165,8 @@ class TextCatalogue(Catalogue):
                     yield from reader
             except pa.ArrowInvalid as error:
                 raise ValueError(
-                    f"{self.path}: not a well-formed table of UTF-8 text: {error}"
+                    f"{self.path}: not a well-formed table of UTF-8 text: {excerpt(error)}"
                 ) from error
-            except (OSError, *CUT_OFF) as error:
-                raise OSError(f"{self.path}: looks truncated or damaged ({error})") from error
 
     def _blocks(
         self, columns: list[str], rows: int, start: int, stop: int

@@ -1,6 +1,8 @@
 """What each format has of its own: FITS scaling, CSV types, groups of HDF5, lists of Parquet."""
 
 import gzip
+import re
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy import units as u
 from astropy.io import fits
+from astropy.io.votable.tree import Resource, TableElement, VOTableFile
 from astropy.table import QTable, Table
 from catalogues import columns, read, write
 
@@ -24,11 +27,62 @@ def test_fits_scaled_and_compressed_columns():
     with open("x.fits", "rb") as plain, gzip.open("x.fits.gz", "wb") as packed:
         packed.write(plain.read())
     np.testing.assert_array_equal(read("x.fits.gz", rows=2)["t"], [1.5, 2.5, 3.5])
-    one, two = (fits.BinTableHDU(Table({n: [1]}).as_array(), name=n) for n in ("one", "two"))
-    fits.HDUList([fits.PrimaryHDU(), one, two]).writeto("two.fits")
-    assert list(read("two.fits")) == ["one"] and list(read("two.fits", group="two")) == ["two"]
-    with pytest.raises(ValueError, match=r"data.group=three.*ONE, TWO"):
-        open_catalogue("two.fits", "three")
+
+
+def several_tables(path, *tables):
+    """A FITS file with images among its tables, or a VOTable."""
+    if path.endswith(".xml"):
+        file = VOTableFile()
+        for name, table in tables:
+            resource = Resource()
+            file.resources.append(resource)
+            resource.tables.append(TableElement.from_table(file, Table(table)))
+            resource.tables[-1].name = name
+        return file.to_xml(path)
+    hdus = [fits.PrimaryHDU(np.zeros((3, 3)))]
+    for name, table in tables:
+        hdus += [fits.BinTableHDU(Table(table), name=name), fits.CompImageHDU(np.zeros((8, 8)))]
+    return fits.HDUList(hdus).writeto(path)
+
+
+@pytest.mark.parametrize(("path", "second"), [("x.fits", 3), ("x.xml", 1)])
+def test_tables_of_the_same_columns_are_read_as_one(path, second):
+    a, b = {"x": [1.0, 2.0], "y": [3.0, 4.0]}, {"y": [6.0], "x": [5.0]}
+    several_tables(path, ("north", a), ("south", b))
+    with pytest.warns(UserWarning, match=r"its 2 tables.*read as one, of 3 rows; data\.group="):
+        both = read(path)
+    assert both["x"].tolist() == [1, 2, 5] and both["y"].tolist() == [3, 4, 6]
+    assert read(path, group="South")["x"].tolist() == read(path, group=second)["x"].tolist() == [5]
+    with pytest.raises(ValueError, match=rf"(?i){path}: no table data\.group=west; .*south"):
+        open_catalogue(path, "west")
+
+
+@pytest.mark.parametrize("path", ["x.fits", "x.xml"])
+def test_tables_of_different_columns_are_listed(path):
+    several_tables(path, ("stars", {"x": [1.0]}), ("notes", {"x": [1.0], "w": [2.0]}))
+    with pytest.raises(ValueError, match=rf"(?i){path}: holds 2 tables.*stars, 1 rows: x.*notes"):
+        open_catalogue(path)
+    assert list(read(path, group="notes")) == ["x", "w"]
+
+
+@pytest.mark.parametrize("path", ["x.fits", "x.xml"])
+def test_one_table_with_rows_is_the_table(path):
+    several_tables(path, ("empty", {"w": np.zeros(0)}), ("stars", {"x": [1.0]}))
+    assert read(path)["x"].tolist() == [1]
+
+
+def test_constants_beside_a_written_table_are_no_other_table():
+    write("x.fits", {"x": np.arange(3.0)}, constants={"meta/grid": np.arange(9.0)})
+    assert list(read("x.fits")) == ["x"] and read("x.fits", group="grid")
+
+
+def test_a_votable_does_not_open_another_file():
+    Table({"x": [1.0]}).write("x.xml", format="votable", tabledata_format="binary2")
+    text = Path("x.xml").read_text()
+    stream = re.sub(r"<STREAM.*</STREAM>", "<STREAM href='file:///etc/passwd'/>", text, flags=re.S)
+    Path("x.xml").write_text(stream)
+    with pytest.raises(ValueError, match=r"x\.xml: its numbers.*passwd, which is not opened"):
+        open_catalogue("x.xml")
 
 
 def test_fits_text_may_grow_after_the_first_chunk():

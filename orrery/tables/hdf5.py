@@ -13,6 +13,7 @@ from orrery.tables.vectors import vectors
 
 from .base import Catalogue, plain, spans
 from .columns import parse_unit
+from .pandas_hdf5 import PandasCatalogue, frames
 from .sink import Sink, TableMetadata
 
 _META = ".__table_column_meta__"  # where astropy's Table.write keeps units
@@ -26,10 +27,24 @@ def open_hdf5(path: str, group: str | None) -> Catalogue:
     """
     file = h5py.File(path, "r", locking=False)  # as others may read it in this process
     try:
+        if (frame := _frame(path, file, group)) is not None:
+            return PandasCatalogue(path, file, frame)
         return Hdf5Catalogue(path, file, _find(path, file, group))
     except BaseException:
         file.close()
         raise
+
+
+def _frame(path: str, file: h5py.File, group: str | None) -> h5py.Group | None:
+    """The data frame of pandas that is meant, or None if the file has none of that name."""
+    found = frames(file)
+    if group is not None:
+        return file[group] if group.strip("/") in found else None
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}: holds several data frames: {', '.join(found)}; choose one: data.group=<name>"
+        )
+    return file[found[0]] if found else None
 
 
 def _find(path: str, file: h5py.File, group: str | None) -> dict[str, h5py.Dataset]:
@@ -127,11 +142,6 @@ class Hdf5Catalogue(Catalogue):
         if len(set(lengths.values())) > 1:
             sizes = ", ".join(f"{n} {rows}" for n, rows in list(lengths.items())[:20])
             raise ValueError(f"{path}: columns of unequal length ({sizes}); set data.group=<name>")
-        if any(n == "block0_values" or n.startswith("values_block_") for n in columns):
-            raise ValueError(
-                f"{path}: a pandas HDF5 layout whose columns are hidden in blocks; write it with "
-                "DataFrame.to_parquet, or to_hdf(..., format='table', data_columns=True)"
-            )
         for name, dataset in columns.items():
             _refuse_absent(path, name, dataset)
         units = {n: d.attrs.get("unit", d.attrs.get("units")) for n, d in columns.items()}

@@ -161,13 +161,43 @@ def test_hdf5_tables_of_astropy_and_pandas():
     back = read("x.hdf5", rows=7)
     for name in table.colnames:
         np.testing.assert_array_equal(back[name].astype(table[name].dtype), table[name])
+
+
+def test_data_frames_in_hdf5_are_read():
     pytest.importorskip("tables")
-    frame = pytest.importorskip("pandas").DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
-    frame.to_hdf("frame.hdf5", key="t")
-    with pytest.raises(ValueError, match="pandas HDF5"):
-        open_catalogue("frame.hdf5")
-    frame.to_hdf("frame2.hdf5", key="t", format="table", data_columns=True)
-    np.testing.assert_array_equal(read("frame2.hdf5", ["a", "b"], group="t/table")["b"], [3, 4])
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"id": [7, 8, 9], "z": [0.1, np.nan, 0.3], "w": np.ones(3)})
+    frame["good"], frame["small"] = [True, False, True], np.arange(3, dtype=np.uint8)
+    frame.to_hdf("fixed.h5", key="t")
+    frame["name"] = ["a", None, "c"]
+    frame.to_hdf("text.h5", key="t")
+    frame.to_hdf("table.h5", key="t", format="table")
+    frame.to_hdf("columns.h5", key="t", format="table", data_columns=["z"])
+    frame.to_hdf("columns.h5", key="other", format="table", data_columns=True)
+    for path, group in (("fixed.h5", None), ("table.h5", None), ("columns.h5", "t")):
+        back = read(path, group=group, rows=2)
+        for name, values in back.items():
+            expected = frame[name].fillna("") if name == "name" else frame[name]
+            np.testing.assert_array_equal(values, expected)
+            assert name == "name" or values.dtype == frame[name].dtype
+        assert set(back) == set(frame) - ({"name"} if path == "fixed.h5" else set())
+    assert read("text.h5", ["id"])["id"].tolist() == [7, 8, 9]
+    with pytest.raises(ValueError, match=r"text\.h5: column 'name' is text.*to_parquet"):
+        read("text.h5", ["name"])
+    with pytest.raises(ValueError, match=r"several data frames: other, t; .*data\.group"):
+        open_catalogue("columns.h5")
+    assert read("columns.h5", ["z"], group="other/table")["z"].tolist()[::2] == [0.1, 0.3]
+
+
+def test_no_code_in_a_pickle_of_pandas_is_run():
+    with h5py.File("x.h5", "w") as file:
+        file["t/table"] = np.zeros(3, [("index", "i8"), ("values_block_0", "f8", (1,))])
+        file["t"].attrs["pandas_type"] = np.bytes_(b"frame_table")
+        evil = b"cos\nsystem\n(S'touch evil'\ntR."
+        file["t/table"].attrs["values_block_0_kind"] = np.bytes_(evil)
+    with pytest.raises(OSError, match=r"x\.h5.*a pickle of os\.system"):
+        open_catalogue("x.h5")
+    assert not Path("evil").exists()
 
 
 def test_qp_reads_an_output_file_and_so_do_we():

@@ -1,6 +1,7 @@
 """Tables in and out, streamed in constant memory: FITS, ECSV, CSV, Parquet and HDF5.
 
-Read only: NPZ, and VOTables, which are held in memory.
+Read only: NPZ, tables of white space, and VOTables and machine-readable tables of the AAS and of
+CDS, which are held in memory.
 
 with open_catalogue("cat.fits") as catalogue, Writer("out.hdf5") as out:
     for chunk in catalogue.chunks(["ra", "dec"]):
@@ -23,7 +24,7 @@ from .multi_file import Chain
 from .npz import open_npz
 from .parquet import open_parquet
 from .row_filter import where
-from .text import open_csv, open_ecsv
+from .text import open_csv, open_ecsv, open_text
 from .votable import open_votable
 from .writer import Writer, sink_for
 
@@ -49,6 +50,14 @@ READERS: dict[str, Callable[[str, str | None], Catalogue]] = {
     ".csv": open_csv,
     ".ecsv.gz": open_ecsv,
     ".csv.gz": open_csv,
+    ".tsv": open_csv,
+    ".tsv.gz": open_csv,
+    ".txt": open_text,
+    ".txt.gz": open_text,
+    ".dat": open_text,
+    ".dat.gz": open_text,
+    ".cat": open_text,
+    ".cat.gz": open_text,
     ".parquet": open_parquet,
     ".pq": open_parquet,
     ".hdf5": open_hdf5,

@@ -43,6 +43,7 @@ class Catalogue:
         self._length = length
         # Whether a column has blanks anywhere; columns not listed are scanned when asked for.
         self._blank: dict[str, bool] = {}
+        self._as_text: dict[str, bool] = {}  # whether a column with blanks has longer integers
 
     def __len__(self) -> int:
         return self._length
@@ -71,9 +72,9 @@ class Catalogue:
         """Stream `columns` over rows start..stop, in order, `rows` at a time (the last is shorter).
 
         Arrays are (rows,) or (rows, ...) in native byte order. Blank numbers become NaN: an
-        integer or boolean column with a blank anywhere in the file is float64 in every chunk.
-        Blank strings are "". Raises ValueError for missing columns, and for blanks in an integer
-        column whose numbers float64 cannot hold exactly.
+        integer or boolean column with a blank anywhere in the file is float64 in every chunk, and
+        text where float64 cannot hold its numbers exactly, such as long identifiers. Blank strings
+        are "". Raises ValueError for missing columns.
         """
         resolve(self.names, {c: c for c in columns}, self.path)
         if rows < 1 or start < 0:
@@ -106,8 +107,24 @@ class Catalogue:
                 for column, values in block.items():
                     has_blanks[column] |= bool(np.ma.is_masked(values))
             self._blank.update(has_blanks)
+        for column in columns:
+            if self._blank[column] and column not in self._as_text:
+                self._as_text[column] = self._has_long_integers(column, rows)
         for block in self._masked_blocks(columns, rows, start, stop):
             yield {c: self._fill(c, block[c]) for c in columns}
+
+    def is_identifier(self, column: str) -> bool:
+        """Whether a column that was read is text for the sake of its long integers."""
+        return self._as_text.get(column, False)
+
+    def _has_long_integers(self, column: str, rows: int) -> bool:
+        for block in self._masked_blocks([column], rows, 0, len(self)):
+            values = np.ma.compressed(block[column])
+            if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+                return False
+            if np.any(values > _EXACT) or (values.dtype.kind == "i" and np.any(values < -_EXACT)):
+                return True
+        return False
 
     def _masked_blocks(
         self, columns: list[str], rows: int, start: int, stop: int
@@ -122,11 +139,9 @@ class Catalogue:
 
     def _fill(self, column: str, values: np.ndarray) -> np.ndarray:
         if self._blank[column] and values.dtype.kind in "biu":
-            if values.dtype.itemsize == 8 and np.any((values > _EXACT) | (values < -_EXACT)):
-                raise ValueError(
-                    f"{self.path}: integer column {column!r} has blank entries and numbers above "
-                    "2**53, which a float with NaN cannot hold; fill the blanks or drop those rows"
-                )
+            if self._as_text[column]:
+                mask = np.ma.getmaskarray(values)
+                return np.where(mask, "", np.ma.getdata(values).astype(str)).astype(object)
             values = values.astype(np.float64)
         if isinstance(values, np.ma.MaskedArray):
             blank = _BLANKS.get(values.dtype.kind, np.nan)

@@ -50,7 +50,6 @@ def test_an_unreadable_file_is_explained(tmp_path):
         (b"\x89HDF\r\n\x00\x00" * 40, "binary"),
         ("name,z\nBöotes,1\n".encode("latin-1"), "UTF-8"),
         (b"a,b\n1,2\n1,2,3\n", "well-formed"),
-        (b"a;b\n1;2\n", "comma"),
         (b"1.0,2.0\n3.0,4.0\n", "column names"),
         (b"a,a\n1,2\n", "twice"),
         (b"# only a comment\n", "column names"),

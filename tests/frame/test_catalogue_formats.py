@@ -12,10 +12,10 @@ import pytest
 from astropy import units as u
 from astropy.io import fits
 from astropy.io.votable.tree import Resource, TableElement, VOTableFile
-from astropy.table import QTable, Table
+from astropy.table import MaskedColumn, QTable, Table
 from catalogues import columns, read, write
 
-from orrery.tables import open_catalogue
+from orrery.tables import open_catalogue, read_table
 
 pytestmark = pytest.mark.usefixtures("in_tmp")
 
@@ -113,10 +113,85 @@ def test_csv_types_hold_for_the_whole_file():
     assert list(back["b"]) == ["two\nlines", "x"]
 
 
-def test_blanks_among_integers_too_large_for_a_float_are_refused():
-    pq.write_table(pa.table({"source_id": [2**60 + 1, None]}), "x.parquet")
-    with open_catalogue("x.parquet") as catalogue, pytest.raises(ValueError, match="source_id"):
-        list(catalogue.chunks(["source_id"]))
+@pytest.mark.parametrize("ending", [".parquet", ".csv", "memory"])
+def test_a_blank_among_long_identifiers_makes_them_text(ending):
+    ids = [2**60 + 1, None, 5]
+    if ending == ".csv":
+        Path("x.csv").write_text(f"source_id,z\n{ids[0]},1\n,2\n5,3\n")
+    else:
+        pq.write_table(pa.table({"source_id": ids}), "x.parquet")
+    mask = [False, True, False]
+    masked = {"source_id": np.ma.array([2**60 + 1, 0, 5], mask=mask)}
+    with read_table(masked) if ending == "memory" else open_catalogue(f"x{ending}") as catalogue:
+        for rows in (1, 3):
+            chunks = catalogue.chunks(["source_id"], rows)
+            back = np.concatenate([chunk["source_id"] for chunk in chunks])
+            assert back.tolist() == [str(2**60 + 1), "", "5"]
+    pq.write_table(pa.table({"source_id": [2**60 + 3]}), "y.parquet")
+    if ending == ".parquet":
+        assert read("?.parquet")["source_id"].tolist()[1:] == ["", "5", str(2**60 + 3)]
+
+
+TABLE = "ra dec name\n1.5 -2 a\n3.5 4 b\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plain.txt", TABLE),
+        ("bars.txt", TABLE.replace(" ", "|")),
+        ("commas.txt", TABLE.replace(" ", ",")),
+        ("comment.dat", "# of 2024, by me\n#\n# " + TABLE),
+        ("units.dat", "# " + TABLE.replace("\n", "\n# deg deg -\n", 1)),
+        ("spaces.cat", " " + TABLE.replace(" ", "  \t ").replace("\n", " \n# note\n\n")),
+        ("windows.dat", "\ufeff# " + TABLE.replace("\n", "\r\n")),
+        ("comment.csv", "# made by hand\n# " + TABLE.replace(" ", ",")),
+        ("glued.csv", "#" + TABLE.replace(" ", ",")),
+        ("semicolons.csv", TABLE.replace(" ", ";")),
+        ("windows.csv", "\ufeff" + TABLE.replace(" ", ",").replace("\n", "\r\n")),
+        ("tabs.tsv", TABLE.replace(" ", "\t")),
+        (
+            "sextractor.cat",
+            "#   1 ra    Right ascension  [deg]\n#   2 dec   Declination\n#   3 name\n"
+            + TABLE.partition("\n")[2],
+        ),
+    ],
+)
+def test_text_tables_are_read_by_what_is_in_them(name, text):
+    Path(name).write_text(text, newline="")
+    back = read(name, rows=1)
+    assert list(back) == ["ra", "dec", "name"] and back["dec"].tolist() == [-2, 4]
+    assert back["ra"].tolist() == [1.5, 3.5] and back["name"].tolist() == ["a", "b"]
+
+
+def test_sextractors_arrays_take_the_numbers_that_follow():
+    text = "# 1 MAG_APER  Magnitudes [mag]\n# 4 FLAGS  Flags\n 20.1 20.2 99.0 0\n 21 21.5 21.6 3\n"
+    Path("x.cat").write_text(text)
+    with open_catalogue("x.cat") as catalogue:
+        assert catalogue.names == ["MAG_APER", "MAG_APER_1", "MAG_APER_2", "FLAGS"]
+        assert catalogue.units == dict.fromkeys(catalogue.names[:3], u.mag)
+
+
+def test_machine_readable_tables_have_their_units_and_blanks():
+    table = Table({"ra": MaskedColumn([1.5, 2.5], mask=[False, True], unit="deg"), "n": [1, 2]})
+    table.write("x.txt", format="ascii.mrt")
+    with open_catalogue("x.txt") as catalogue:
+        assert catalogue.units == {"ra": u.deg}
+        np.testing.assert_array_equal(next(catalogue.chunks(["ra"]))["ra"], [1.5, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.dat", "1 2\n3 4\n", "first line is numbers.*2 column names"),
+        ("x.csv", "a;b\n1;2,5\n", "column 'b' has commas in place of decimal points"),
+        ("x.dat", "a b\n1 2\n3\n", "Expected 2 columns, got 1"),
+    ],
+)
+def test_text_that_is_no_such_table_is_refused(name, text, message):
+    Path(name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
+        open_catalogue(name)
 
 
 def test_parquet_lists_dictionaries_and_astropy_units():

@@ -227,6 +227,21 @@ def test_the_row_is_that_of_the_catalogue_not_of_the_chunk():
         assert sum(len(batch["row"]) for batch in batches(data, table, False)) == 39
 
 
+def test_sentinels_are_unknown_where_a_column_may_be():
+    table = galaxies()
+    table["log_ml"][:3] = np.float32(-99.9)
+    data = ColourMass(sentinels=[-99.9])
+    found = batches(data, table, False)[0]["log_ml"]
+    assert found.isnan().nonzero().flatten().tolist() == [0, 1, 2]
+    table["g_r"][1:4] = -99.9
+    with pytest.raises(ValueError, match=r"'g_r': -99.9 is unknown, by data\.sentinels, .*row 1"):
+        batches(data, table, False)
+    with pytest.raises(ValueError, match=r"'g_r': -99.9.*drop those rows or correct them$"):
+        batches(ColourMass(), table, False)
+    with pytest.raises(ValueError, match=r"data\.sentinels=\['x'\]: expected numbers"):
+        ColourMass(sentinels="x")
+
+
 def test_a_truth_without_its_error_is_refused():
     table = galaxies()
     del table["e_log_ml"]

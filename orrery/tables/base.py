@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from astropy import units as u
@@ -15,7 +15,7 @@ from astropy import units as u
 from .columns import resolve
 
 # What a blank becomes, by the kind of the column; of numbers NaN.
-_BLANKS = {"U": "", "O": "", "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}
+_BLANKS: dict[str, Any] = {"U": "", "O": "", "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}
 # Integers beyond 2**53 are not exact in float64.
 _EXACT = 2**53
 

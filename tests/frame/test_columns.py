@@ -298,6 +298,9 @@ def test_cuts_are_counted_and_recorded(tmp_path, capsys):
     assert sum(data.provenance()["cuts"].values()) == 40 - len(left)
     with pytest.raises(ValueError, match=r"cuts.red: no column 'G_R'.*near matches: g_r"):
         ColourMass(path=path, cuts={"red": "G_R > 1"}).setup("fit")
+    for red in ("(g_r > 1 or flag == 1) and log_ml > 0", "log_ml > 0 and (g_r > 1)"):
+        with pytest.raises(ValueError, match=r"data.cuts.red: '.*' has parentheses, which are not"):
+            ColourMass(path=path, cuts={"red": red}).setup("fit")
     with pytest.raises(ValueError, match=r"data.cuts.red: 'g_r' is not '<column> <comparison>"):
         ColourMass(path=path, cuts={"red": "g_r"}).setup("fit")
 

@@ -184,7 +184,7 @@ def naming(path: str) -> Iterator[None]:
         if ours and str(error).startswith("column "):
             raise ValueError(f"{path}: {error}") from error
         raise OSError(
-            f"{path}: cannot be read; it looks truncated or damaged, or its ending is wrong "
+            f"{path}: looks truncated or damaged, or its ending is wrong "
             f"({type(error).__name__}: {excerpt(error)}); copy or download it again"
         ) from error
 

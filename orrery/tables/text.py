@@ -63,7 +63,8 @@ def open_text(path: str, group: str | None) -> Catalogue:
 
 def _open(path: str, prefer_commas: bool) -> Catalogue:
     head = read_head(path)
-    if head.comments and head.comments[0].startswith("# %ECSV"):
+    # a bulk .csv of Gaia has a header like that of ECSV, and is read as it stands
+    if not prefer_commas and head.comments and head.comments[0].startswith("# %ECSV"):
         return open_ecsv(path, None)
     names, separator, skip, units = layout(path, head, prefer_commas)
     return TextCatalogue(path, names, separator, skip, {}, {}, units, separator == WHITE_SPACE)

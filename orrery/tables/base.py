@@ -16,6 +16,7 @@ from .columns import resolve
 
 # What a blank becomes, by the kind of the column; of numbers NaN.
 _BLANKS: dict[str, Any] = {"U": "", "O": "", "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}
+MOST_COMPRESSED = 1032  # bytes from one byte of gzip: its format allows no more
 # Integers beyond 2**53 are not exact in float64.
 _EXACT = 2**53
 

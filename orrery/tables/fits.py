@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from astropy.io import fits
 
-from .base import Catalogue, open_binary, plain, spans
+from .base import MOST_COMPRESSED, Catalogue, open_binary, plain, spans
 from .columns import parse_unit
 from .heap import Heap, code, in_heap
 from .several import TableInFile, chosen_tables, joined
@@ -23,7 +23,6 @@ from .sink import Sink, TableMetadata
 # FITS binary table codes by numpy type (FITS standard 4.0, table 18).
 _CODES = {"b1": "L", "u1": "B", "i2": "I", "i4": "J", "i8": "K", "f4": "E", "f8": "D"}
 _BLOCK = 2880
-MOST_COMPRESSED = 1032  # bytes from one byte of gzip: its format allows no more
 
 
 def open_fits(path: str, group: str | None) -> Catalogue:
@@ -65,6 +64,8 @@ def _tables(hdus: fits.HDUList) -> list[TableInFile]:
         end = place["hdrLoc"]
         if isinstance(hdu, fits.BinTableHDU):
             rows = int(hdu.header["NAXIS2"])
+            if rows < 0:
+                raise OSError(f"extension {number} has {rows} rows")
             tables.append(TableInFile(number, hdu.name, list(hdu.columns.names), rows))
     return tables
 

@@ -1,12 +1,13 @@
 """VOTables, what archives send by default; read by astropy, and held in memory."""
 
+import os
 import warnings
 from xml.parsers import expat
 
 from astropy.io.votable import parse
 from astropy.io.votable.tree import TableElement
 
-from .base import Catalogue, open_binary
+from .base import MOST_COMPRESSED, Catalogue, open_binary
 from .memory import MemoryCatalogue
 from .several import TableInFile, chosen_tables, joined
 
@@ -16,7 +17,7 @@ def open_votable(path: str, group: str | None) -> Catalogue:
 
     Tables of the same columns are read as one.
     """
-    _refuse_references(path)
+    _refuse_unreadable(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # archives stretch the standard
         tables = [table for table in parse(path).iter_tables() if len(table.fields)]
@@ -40,10 +41,17 @@ def _names(table: TableElement) -> list[str]:
     return [str(field.name or field.ID) for field in table.fields]
 
 
-def _refuse_references(path: str) -> None:
-    """Raise ``ValueError`` if the numbers are in another file, which astropy would open."""
+def _refuse_unreadable(path: str) -> None:
+    """Raise for what astropy would do: open another file, or make room for rows that are not there.
+
+    A row takes a byte or more.
+    """
+    most = os.path.getsize(path) * (MOST_COMPRESSED if path.lower().endswith(".gz") else 1)
 
     def element(name: str, attributes: dict[str, str]) -> None:
+        rows = attributes.get("nrows", "")
+        if rows.isdecimal() and int(rows) > most:
+            raise OSError(f"{path}: looks damaged: it promises {rows} rows, more than it can hold")
         if name.rpartition(":")[2].upper() == "STREAM" and "href" in map(str.lower, attributes):
             raise ValueError(
                 f"{path}: its numbers are not in the file but in {next(iter(attributes.values()))}"

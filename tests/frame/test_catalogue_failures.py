@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -215,7 +216,10 @@ def test_a_promise_of_more_rows_than_the_file_holds_is_refused():
     with zipfile.ZipFile("x.npz", "w") as archive, archive.open("z.npy", "w") as member:
         head = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
         np.lib.format.write_array_header_1_0(member, head)
-    for name in ("x.fits", "x.fits.gz", "x.hdf5", "x.npz"):
+    Table({"z": np.zeros(10)}).write("x.vot", format="votable")
+    text = re.sub(r"<TABLE[^D>]*>", '<TABLE nrows="1000000000000">', Path("x.vot").read_text())
+    Path("x.vot").write_text(text)
+    for name in ("x.fits", "x.fits.gz", "x.hdf5", "x.npz", "x.vot"):
         with pytest.raises(OSError, match=rf"{name}: .*(truncated|damaged)"):
             open_catalogue(name)
 

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,6 +68,7 @@ class CatalogueData(Dataset):
         num_workers: int = 0,
         origin: str = "",
         skip_bad: bool = False,
+        sentinels: Sequence[float] | float | None = None,
     ) -> None:
         super().__init__(path, seed, origin)
         split = split or "test"
@@ -90,6 +92,7 @@ class CatalogueData(Dataset):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.num_workers = num_workers
         self.skip_bad = skip_bad  # whether predictions leave out rows that would be refused
+        self.sentinels = _numbers(sentinels)  # values that mean unknown, in every column of numbers
         self.rows: dict[str, Rows] = {}
         self._simulated: dict[str, dict[str, np.ndarray]] = {}
         self._opened: tuple[Any, Catalogue] | None = None  # the file's version, and its reader
@@ -346,6 +349,7 @@ class CatalogueData(Dataset):
     def _values(self, catalogue: Catalogue, role: str) -> np.ndarray | None:
         """All values of a declared column as prediction has them; None where it is not there."""
         column = located(self.declared, self.columns, catalogue, role)
+        column = replace(column, sentinels=self.sentinels)
         if column.name not in catalogue.names:
             return None
         parts = [column.values(c[column.name], False) for c in catalogue.chunks([column.name])]
@@ -370,7 +374,7 @@ class CatalogueData(Dataset):
         known = self._known_roles()
         for text in unused(catalogue.names, read, self.columns, known, self.keep, if_named):
             self.warn_once(f"{self.label}: {text}")
-        return roles
+        return {r: replace(column, sentinels=self.sentinels) for r, column in roles.items()}
 
     def _known_roles(self) -> dict[str, str]:
         """Role -> default column, a star for what a family's braces stand for."""
@@ -448,6 +452,18 @@ class CatalogueData(Dataset):
         # a component that holds out folds of its own validates on its training rows
         val = order[n_test : n_test + n_val] if self.val_fraction else train
         return {"test": order[:n_test], "val": val, "train": train}
+
+
+def _numbers(sentinels: Sequence[float] | float | None) -> tuple[float, ...]:
+    if sentinels is None:
+        return ()
+    given = [sentinels] if isinstance(sentinels, int | float | str) else list(sentinels)
+    try:
+        return tuple(float(value) for value in given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"data.sentinels={given}: expected numbers, such as data.sentinels=[-99.9,99.99]"
+        ) from error
 
 
 def identity_collate(batch: Any) -> Any:

@@ -1,13 +1,13 @@
 """Columns of a catalogue, declared once: name, unit, possible values, and when they are needed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from astropy import units as u
 
-from orrery.datamodules.values import LARGEST, numbers, refuse, refuse_other_types
+from orrery.datamodules.values import LARGEST, equals_any, numbers, refuse, refuse_other_types
 from orrery.tables import Catalogue, convert
 from orrery.tables.vectors import vectors
 
@@ -114,6 +114,7 @@ class CatalogueColumn:
     column: Column
     name: str
     unit: u.UnitBase | None = None
+    sentinels: Sequence[float] = ()  # values in the catalogue that mean unknown, in its unit
 
     def values(self, cells: np.ndarray, training: bool) -> np.ndarray:
         """Float64 in the declared unit, (rows,) or of vectors (rows, k); text as it is.
@@ -125,12 +126,13 @@ class CatalogueColumn:
         if column.kind == "text":
             return np.asarray(cells)
         if column.kind == "flag":
-            return np.asarray(cells, float)
+            return self._without_sentinels(np.asarray(cells, float), training)
         if column.kind == "vector":
             refuse_other_types(np.ma.getdata(np.ma.asarray(cells)), self.name)
             values = vectors(cells, self.name)
         else:
             values = numbers(cells, self.name)
+        values = self._without_sentinels(values, training)
         if column.unit is not None:
             values = np.asarray(convert(values, self.unit, column.unit, self.name), float)
         if column.special:  # but a number that no column can hold is none of them
@@ -153,6 +155,18 @@ class CatalogueColumn:
             f"{median:.4g}: {self.column.typical_hint}"
         )
 
+    def _without_sentinels(self, values: np.ndarray, training: bool) -> np.ndarray:
+        """NaN in place of ``data.sentinels``; refused where the column has to have a value."""
+        column = self.column
+        found = equals_any(values, self.sentinels)
+        if not found.any():
+            return values
+        if not column.special and column.kind != "flag" and column.replacement(training) is None:
+            what = "is unknown, by data.sentinels, which this column must not be"
+            expected = column.interval()
+            refuse(*_by_row(found, self.name, values), what, expected, HINT, accepts_unknown=False)
+        return np.where(found, np.nan, values)
+
     def checked(self, values: np.ndarray, training: bool) -> np.ndarray:
         """Numbers with impossible ones replaced, or refused by `BadValue`."""
         column = self.column
@@ -172,7 +186,7 @@ class CatalogueColumn:
             refuse(*_by_row(above, self.name, values), what, expected, column.above_high)
         instead = column.replacement(training)
         if instead is None:
-            refuse(*_by_row(bad, self.name, values), what, expected, hint)
+            refuse(*_by_row(bad, self.name, values), what, expected, hint, accepts_unknown=False)
             instead = np.nan
         return np.where(bad, instead, values)
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from orrery.datamodules.values import refuse
+from orrery.datamodules.values import equals_any, refuse
 from orrery.physics.galaxies.photometry import mag_to_flux
 
-NOT_DETECTED, NOT_OBSERVED = 99.0, -99.0  # the convention of BPZ, which RAIL follows
+# 99 and -99 are the convention of BPZ, which RAIL follows; the others are how surveys vary it.
+NOT_DETECTED, NOT_OBSERVED = (99.0, 99.9, 99.99), (-99.0, -99.9, -99.99, -999.0)
 # The error column of a non-detection may hold its limiting magnitude; other values are sentinels.
 POSSIBLE_LIMITS = (10.0, 90.0)
 POSSIBLE_MAGNITUDES = (-5.0, 45.0)
@@ -121,11 +122,12 @@ def flux_from_mag(
       (1 sigma): the error column's value where it is in `POSSIBLE_LIMITS`, else ``limit``, of all
       objects or (n,).
 
+    -99.9, -99.99 and -999 are as -99; 99.9 and 99.99 are as 99, also in single precision.
     ``zero_point`` is added to the magnitudes. Raises ``ValueError`` for impossible values.
     """
-    undetected = (mag == NOT_DETECTED) | (mag == np.inf)
+    undetected = equals_any(mag, NOT_DETECTED) | (mag == np.inf)
     limits = np.where(is_limit(error), error, limit)
-    absent = np.isnan(mag) | (mag == NOT_OBSERVED) | (undetected & ~np.isfinite(limits))
+    absent = np.isnan(mag) | equals_any(mag, NOT_OBSERVED) | (undetected & ~np.isfinite(limits))
     measured = ~absent & ~undetected
     low, high = POSSIBLE_MAGNITUDES
     refuse(
@@ -133,7 +135,8 @@ def flux_from_mag(
         columns.value,
         mag,
         "is not a valid magnitude",
-        f"{low:g} to {high:g}, 99 where not detected, NaN or -99 where not observed",
+        f"{low:g} to {high:g}, 99 (99.9, 99.99) where not detected, NaN or -99 (-99.9, -99.99, "
+        "-999) where not observed",
         "replace other sentinels by these",
     )
     _check_errors(columns, error, measured)

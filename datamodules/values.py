@@ -1,9 +1,15 @@
 """The numbers of a column: what masks mean, and what is refused."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 NOT_NUMBERS = {"b": "true or false", "c": "complex numbers", "m": "durations", "M": "dates"}
 LARGEST = 1e30  # from here on a number is a sentinel, or overflows in single precision
+
+
+# What surveys publish for "unknown", with either sign
+SENTINELS = (9.0, 99.0, 99.9, 99.99, 999.0, 999.9, 999.99, 9999.0, 99999.0)
 
 
 class BadValue(ValueError):
@@ -46,11 +52,43 @@ def numbers(values: np.ndarray, column: str) -> np.ndarray:
     return array
 
 
+def equals_any(values: np.ndarray, sentinels: Sequence[float]) -> np.ndarray:
+    """Mask of the values that are one of ``sentinels``, also if they were in single precision."""
+    mask = np.zeros(np.shape(values), bool)
+    for sentinel in sentinels:
+        mask |= np.isclose(values, sentinel, rtol=1e-6, atol=0)
+    return mask
+
+
 def refuse(
-    bad: np.ndarray, column: str, values: np.ndarray, what: str, expected: str, hint: str
+    bad: np.ndarray,
+    column: str,
+    values: np.ndarray,
+    what: str,
+    expected: str,
+    hint: str,
+    accepts_unknown: bool = True,
 ) -> None:
-    """Raise a `BadValue` about the values of ``column`` that are ``bad``, if any are."""
+    """Raise a `BadValue` about the values of ``column`` that are ``bad``, if any are.
+
+    Where the column ``accepts_unknown`` values, those that look like a sentinel are proposed as
+    ``data.sentinels``.
+    """
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         value = f"column '{column}': {values[first]} {what}"
+        if accepts_unknown and (found := _likely_sentinels(values[bad])):
+            hint = (
+                f"{hint}. If {found} stands for unknown, set data.sentinels=[{found}]; this "
+                "applies to every column"
+            )
         raise BadValue(value, first, int(bad.sum()), f"{expected}: {hint}")
+
+
+def _likely_sentinels(values: np.ndarray) -> str:
+    """Refused values that occur three times or more, and that surveys use for "unknown"."""
+    if values.dtype.kind not in "iuf":
+        return ""
+    distinct, counts = np.unique(values[np.isfinite(values)], return_counts=True)
+    likely = distinct[(counts >= 3) & equals_any(np.abs(distinct), SENTINELS)]
+    return ",".join(f"{value:.6g}" for value in likely)

@@ -63,11 +63,25 @@ def shut_down_process_group() -> None:
 
 
 def allow_unlisted_keys(*groups: str) -> None:
-    """Let the command line set keys of these config sections that their YAML does not list."""
+    """Let the command line set keys of these config sections that their YAML does not list.
+
+    What needs quotes in Hydra's grammar, which a shell takes away, is given them: a column pattern
+    such as MAG_{band}, and a condition on rows such as 'redshift > 0'.
+    """
     pattern = rf"^(?=({'|'.join(groups)})\.)"
     words = [re.sub(pattern, "++", word) for word in sys.argv[1:]]
-    # a column pattern such as MAG_{band} needs quotes in Hydra's grammar, which a shell takes away
-    sys.argv[1:] = [re.sub(r"^([\w.+]+)=([^'\"]*\{band\}[^'\"]*)$", r"\1='\2'", w) for w in words]
+    words = [re.sub(r"^([\w.+]+)=([^'\"]*\{band\}[^'\"]*)$", r"\1='\2'", w) for w in words]
+    sys.argv[1:] = [_with_quotes(word) for word in words]
+
+
+def _with_quotes(word: str) -> str:
+    """A condition on rows, ``data.train_where=z > 0``, in quotes if it has none."""
+    match = re.fullmatch(r"(\+*data\.(?:train_where|cuts\.\w+))=(.*[\s<>=!|].*)", word)
+    quoted = r"('[^']*'|\"[^\"]*\")"
+    if not match or re.fullmatch(rf"{quoted}(,{quoted})*", match[2]):
+        return word
+    setting, condition = match.groups()
+    return f'{setting}="{condition}"' if "'" in condition else f"{setting}='{condition}'"
 
 
 def choices(group: str) -> list[str]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 SPLIT = ("seed", "val_fraction", "test_fraction", "train_where", "cuts")
 # settings that do not decide what is learned from, and in which order
 OF_A_RUN = ("path", "keep", "group_by", "origin", "num_workers", "predict_batch_size")
-OF_ONE_FILE = ("group", "units", "keep", "group_by", "train_where", "cuts")
+OF_ONE_FILE = ("group", "units", "keep", "group_by", "train_where", "cuts", "sentinels")
 
 
 class ChangedSince(ValueError):

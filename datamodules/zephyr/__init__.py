@@ -35,7 +35,10 @@ from orrery.tables import Catalogue
 USUAL_LABELS, MAX_STRETCH = 0.995, 1.5
 NO_NAME = ("", "nan", "None")  # of a source
 
-MAGNITUDE_VALUES = "AB magnitude; NaN or -99: not observed; 99 or inf: not detected"
+MAGNITUDE_VALUES = (
+    "AB magnitude; NaN or -99 (-99.9, -99.99, -999): not observed; 99 (99.9, 99.99) or inf: not "
+    "detected"
+)
 FLUX_VALUES = "any finite number; NaN: not observed"
 ERROR_VALUES = "above 0 where the band is observed"
 

@@ -1,6 +1,7 @@
 """Tables in and out, streamed in constant memory: FITS, ECSV, CSV, Parquet and HDF5.
 
-Read only: NPZ, and VOTables, which are held in memory.
+Read only: NPZ, tables of white space, and VOTables and machine-readable tables of the AAS and of
+CDS, which are held in memory.
 
 with open_catalogue("cat.fits") as catalogue, Writer("out.hdf5") as out:
     for chunk in catalogue.chunks(["ra", "dec"]):
@@ -13,7 +14,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .base import Catalogue
+from .base import Catalogue, naming
 from .columns import convert, resolve
 from .fits import open_fits
 from .hdf5 import open_hdf5
@@ -23,7 +24,7 @@ from .multi_file import Chain
 from .npz import open_npz
 from .parquet import open_parquet
 from .row_filter import where
-from .text import open_csv, open_ecsv
+from .text import open_csv, open_ecsv, open_text
 from .votable import open_votable
 from .writer import Writer, sink_for
 
@@ -49,6 +50,14 @@ READERS: dict[str, Callable[[str, str | None], Catalogue]] = {
     ".csv": open_csv,
     ".ecsv.gz": open_ecsv,
     ".csv.gz": open_csv,
+    ".tsv": open_csv,
+    ".tsv.gz": open_csv,
+    ".txt": open_text,
+    ".txt.gz": open_text,
+    ".dat": open_text,
+    ".dat.gz": open_text,
+    ".cat": open_text,
+    ".cat.gz": open_text,
     ".parquet": open_parquet,
     ".pq": open_parquet,
     ".hdf5": open_hdf5,
@@ -66,9 +75,10 @@ READERS: dict[str, Callable[[str, str | None], Catalogue]] = {
 def open_catalogue(path: str | os.PathLike[str], group: str | None = None) -> Catalogue:
     """Open a catalogue for reading; its format follows from the file's ending.
 
-    `group` chooses the HDF5 group (or compound dataset) or the FITS extension (EXTNAME) that
-    holds the columns. A pattern such as ``shards/*.h5`` stands for several files, which are read
-    as one, in the order of their names. Use the result as a context manager.
+    `group` chooses the HDF5 group (or compound dataset), the FITS extension (EXTNAME or number) or
+    the table of a VOTable (name, ID or number) that holds the columns. A pattern such as
+    ``shards/*.h5`` stands for several files, which are read as one, in the order of their names.
+    Use the result as a context manager.
 
     Raises FileNotFoundError, IsADirectoryError, PermissionError or OSError (truncated or not of
     its format) naming the file, and ValueError for an unknown ending or an ambiguous file.
@@ -90,9 +100,11 @@ def open_catalogue(path: str | os.PathLike[str], group: str | None = None) -> Ca
         raise PermissionError(f"{path}: you have no permission to read this file")
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes)")
-    if group is not None and READERS[ending] not in (open_hdf5, open_fits):
+    group = None if group is None else str(group)  # a number, at the command line
+    if group is not None and READERS[ending] not in (open_hdf5, open_fits, open_votable):
         raise ValueError(f"{path}: data.group={group} is given, but {ending} files have no groups")
-    return READERS[ending](path, group)
+    with naming(path):
+        return READERS[ending](path, group)
 
 
 def files_of(path: str | os.PathLike[str]) -> list[str]:

@@ -23,6 +23,11 @@ def to_numpy(array: pa.Array | pa.ChunkedArray, where: str) -> np.ndarray:
         return to_numpy(array.cast(pa.float64()), where)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return np.asarray(array.fill_null("").to_numpy(zero_copy_only=False))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        try:
+            return to_numpy(array.cast(pa.large_string()), where)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{where}: bytes that are not UTF-8 text ({error})") from error
     if pa.types.is_temporal(kind):
         return np.asarray(array.to_numpy(zero_copy_only=False))
     if pa.types.is_floating(kind):

@@ -3,18 +3,20 @@
 import contextlib
 import gzip
 import io
-import zlib
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from astropy import units as u
 
 from .columns import resolve
 
-# What reading a gzip file raises that is cut off or damaged.
-CUT_OFF = (EOFError, gzip.BadGzipFile, zlib.error)
+# What a blank becomes, by the kind of the column; of numbers NaN.
+_BLANKS: dict[str, Any] = {"U": "", "O": "", "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}
+MOST_COMPRESSED = 1032  # bytes from one byte of gzip: its format allows no more
 # Integers beyond 2**53 are not exact in float64.
 _EXACT = 2**53
 
@@ -34,6 +36,7 @@ class Catalogue:
         length: int,
     ) -> None:
         self.path = path
+        refuse_twice(names, path)
         # astropy serialises a masked column `x` (HDF5, Parquet) as the pair `x`, `x.mask`.
         self._masks = {n: f"{n}.mask" for n in names if f"{n}.mask" in names}
         self.names = [n for n in names if n not in self._masks.values()]
@@ -41,6 +44,7 @@ class Catalogue:
         self._length = length
         # Whether a column has blanks anywhere; columns not listed are scanned when asked for.
         self._blank: dict[str, bool] = {}
+        self._as_text: dict[str, bool] = {}  # whether a column with blanks has longer integers
 
     def __len__(self) -> int:
         return self._length
@@ -69,15 +73,31 @@ class Catalogue:
         """Stream `columns` over rows start..stop, in order, `rows` at a time (the last is shorter).
 
         Arrays are (rows,) or (rows, ...) in native byte order. Blank numbers become NaN: an
-        integer or boolean column with a blank anywhere in the file is float64 in every chunk.
-        Blank strings are "". Raises ValueError for missing columns, and for blanks in an integer
-        column whose numbers float64 cannot hold exactly.
+        integer or boolean column with a blank anywhere in the file is float64 in every chunk, and
+        text where float64 cannot hold its numbers exactly, such as long identifiers. Blank strings
+        are "". Raises ValueError for missing columns.
         """
         resolve(self.names, {c: c for c in columns}, self.path)
         if rows < 1 or start < 0:
             raise ValueError(f"chunks need rows >= 1 and start >= 0, got {rows=} and {start=}")
         stop = len(self) if stop is None else min(stop, len(self))
-        return self._filled(list(dict.fromkeys(columns)), rows, start, stop)
+        blocks = self._filled(list(dict.fromkeys(columns)), rows, start, stop)
+        return self._counted(blocks, start, stop) if os.path.isfile(self.path) else blocks
+
+    def _counted(
+        self, blocks: Iterator[dict[str, np.ndarray]], start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The chunks of a file, which is named in what is raised; also if rows are missing."""
+        row = start
+        with naming(self.path):
+            for block in blocks:
+                row += len(next(iter(block.values()), ()))
+                yield block
+            if row < stop:
+                raise OSError(
+                    f"{self.path}: looks truncated or damaged: it ends after row {row:,} of "
+                    f"{len(self):,}; copy or download it again"
+                )
 
     def _filled(
         self, columns: list[str], rows: int, start: int, stop: int
@@ -88,8 +108,24 @@ class Catalogue:
                 for column, values in block.items():
                     has_blanks[column] |= bool(np.ma.is_masked(values))
             self._blank.update(has_blanks)
+        for column in columns:
+            if self._blank[column] and column not in self._as_text:
+                self._as_text[column] = self._has_long_integers(column, rows)
         for block in self._masked_blocks(columns, rows, start, stop):
             yield {c: self._fill(c, block[c]) for c in columns}
+
+    def is_identifier(self, column: str) -> bool:
+        """Whether a column that was read is text for the sake of its long integers."""
+        return self._as_text.get(column, False)
+
+    def _has_long_integers(self, column: str, rows: int) -> bool:
+        for block in self._masked_blocks([column], rows, 0, len(self)):
+            values = np.ma.compressed(block[column])
+            if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+                return False
+            if np.any(values > _EXACT) or (values.dtype.kind == "i" and np.any(values < -_EXACT)):
+                return True
+        return False
 
     def _masked_blocks(
         self, columns: list[str], rows: int, start: int, stop: int
@@ -104,15 +140,13 @@ class Catalogue:
 
     def _fill(self, column: str, values: np.ndarray) -> np.ndarray:
         if self._blank[column] and values.dtype.kind in "biu":
-            if values.dtype.itemsize == 8 and np.any((values > _EXACT) | (values < -_EXACT)):
-                raise ValueError(
-                    f"{self.path}: integer column {column!r} has blank entries and numbers above "
-                    "2**53, which a float with NaN cannot hold; fill the blanks or drop those rows"
-                )
+            if self._as_text[column]:
+                mask = np.ma.getmaskarray(values)
+                return np.where(mask, "", np.ma.getdata(values).astype(str)).astype(object)
             values = values.astype(np.float64)
         if isinstance(values, np.ma.MaskedArray):
-            text = values.dtype.kind in "UO"
-            return values.filled("" if text else np.nan) if values.mask.any() else values.data
+            blank = _BLANKS.get(values.dtype.kind, np.nan)
+            return values.filled(blank) if values.mask.any() else values.data
         return values
 
     def _blocks(
@@ -122,20 +156,44 @@ class Catalogue:
         raise NotImplementedError
 
 
+def refuse_twice(names: Sequence[str], path: str) -> None:
+    """Raise ``ValueError`` if two columns have one name."""
+    if len(set(names)) < len(names):
+        twice = ", ".join(repr(name) for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"{path}: column names occur twice: {twice}; rename one of them")
+
+
 def open_binary(path: str) -> gzip.GzipFile | io.BufferedReader:
     """Open for reading, unpacking gzip."""
     return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")
 
 
 @contextlib.contextmanager
-def unpacking(path: str) -> Iterator[None]:
-    """Name the file where gzip data within turn out to be cut off or damaged."""
+def naming(path: str) -> Iterator[None]:
+    """Name the file in whatever a library raises while it is read: an ``OSError``, of damage.
+
+    Messages of ours, which name the file or the column, stay as they are.
+    """
     try:
         yield
-    except CUT_OFF as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        ours = isinstance(error, OSError | ValueError)
+        if ours and path in str(error):
+            raise
+        if ours and str(error).startswith("column "):
+            raise ValueError(f"{path}: {error}") from error
         raise OSError(
-            f"{path}: looks truncated or damaged ({error}); copy or download it again"
+            f"{path}: looks truncated or damaged, or its ending is wrong "
+            f"({type(error).__name__}: {excerpt(error)}); copy or download it again"
         ) from error
+
+
+def excerpt(error: BaseException) -> str:
+    """The beginning of a message; some libraries quote the file's bytes in theirs."""
+    text = str(error)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def spans(rows: int, start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -5,7 +5,7 @@ much CPU time but memory that grows with the file (109 against 23 MB, 179 agains
 and 180 times the time for arrays of variable length, of which it makes an object each.
 """
 
-import gzip
+import contextlib
 import os
 import shutil
 import warnings
@@ -15,9 +15,10 @@ from typing import IO
 import numpy as np
 from astropy.io import fits
 
-from .base import Catalogue, open_binary, plain, spans, unpacking
+from .base import MOST_COMPRESSED, Catalogue, open_binary, plain, spans
 from .columns import parse_unit
 from .heap import Heap, code, in_heap
+from .several import TableInFile, chosen_tables, joined
 from .sink import Sink, TableMetadata
 
 # FITS binary table codes by numpy type (FITS standard 4.0, table 18).
@@ -26,30 +27,56 @@ _BLOCK = 2880
 
 
 def open_fits(path: str, group: str | None) -> Catalogue:
-    """Open the first binary table, or the one whose EXTNAME is `group`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # truncation is checked below, as an error
-            with fits.open(path) as hdus:
-                tables = [h for h in hdus if isinstance(h, fits.BinTableHDU)]
-                if group is not None:
-                    named = [h for h in tables if h.name.lower() == group.lower()]
-                    if not named:
-                        known = ", ".join(h.name or "(unnamed)" for h in tables) or "none"
-                        raise ValueError(f"{path}: no table data.group={group}; it has {known}")
-                    tables = named
-                if not tables:
-                    raise ValueError(
-                        f"{path}: no complete binary table in this FITS file; it holds an image or "
-                        "an ASCII table, or looks truncated"
-                    )
-                if tables[0].header.get("ZTABLE"):
-                    raise ValueError(f"{path}: a compressed table; run funpack on it first")
-                return FitsCatalogue(path, tables[0].columns, tables[0])
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
-        raise OSError(f"{path}: not a readable FITS file, or it looks truncated ({error})") from (
-            error
+    """Open the binary table, or of several that of this EXTNAME or number (0: the primary HDU).
+
+    Tables of the same columns are read as one.
+    """
+    with _opened(path) as hdus:
+        found = _tables(hdus)
+    if group is None:  # without the constants that `FitsSink` writes beside a table
+        constants = [t for t in found if [t.name.lower()] == [name.lower() for name in t.columns]]
+        found = [t for t in found if t not in constants] or found
+    if not found:
+        raise ValueError(
+            f"{path}: no complete binary table in this FITS file; it holds an image or an ASCII "
+            "table, or looks truncated"
         )
+    return joined(path, chosen_tables(path, found, group), lambda table: _open_one(path, table))
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[fits.HDUList]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # truncation is checked later, as an error
+        with fits.open(path) as hdus:
+            yield hdus
+
+
+def _tables(hdus: fits.HDUList) -> list[TableInFile]:
+    """The binary tables of a file."""
+    tables = []
+    end = -1  # of the extension before; a damaged header can lead astropy back to it for ever
+    for number, hdu in enumerate(hdus):
+        place = hdu.fileinfo() if hasattr(hdu, "fileinfo") else None
+        if place is None:
+            raise OSError(f"extension {number} has a damaged header")
+        if place["hdrLoc"] <= end or place["datSpan"] < 0:
+            raise OSError(f"extension {number} begins within the one before it")
+        end = place["hdrLoc"]
+        if isinstance(hdu, fits.BinTableHDU):
+            rows = int(hdu.header["NAXIS2"])
+            if rows < 0:
+                raise OSError(f"extension {number} has {rows} rows")
+            tables.append(TableInFile(number, hdu.name, list(hdu.columns.names), rows))
+    return tables
+
+
+def _open_one(path: str, table: TableInFile) -> "FitsCatalogue":
+    with _opened(path) as hdus:
+        hdu = hdus[table.number]
+        if hdu.header.get("ZTABLE"):
+            raise ValueError(f"{path}: a compressed table; run funpack on it first")
+        return FitsCatalogue(path, hdu.columns, hdu)
 
 
 class FitsCatalogue(Catalogue):
@@ -76,11 +103,12 @@ class FitsCatalogue(Catalogue):
                 if c.null is None and code(c) != "L" and (code(c) in "ED" or not in_heap(c))
             }
         )
-        needed = self._offset + whole
-        if not path.lower().endswith(".gz") and os.path.getsize(path) < needed:
+        needed, size = self._offset + whole, os.path.getsize(path)
+        packed = path.lower().endswith(".gz")
+        if needed > (size * MOST_COMPRESSED if packed else size):
             raise OSError(
                 f"{path}: looks truncated: its table of {len(self)} rows needs {needed} bytes, the "
-                f"file has {os.path.getsize(path)}; copy or download it again"
+                f"file has {size}{' compressed ones' if packed else ''}; copy or download it again"
             )
 
     def close(self) -> None:
@@ -104,7 +132,7 @@ class FitsCatalogue(Catalogue):
     def _tables(self, rows: int, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         """(number of the first row, rows as they are in the file)."""
         width = self._rows.itemsize
-        with open_binary(self.path) as file, unpacking(self.path):
+        with open_binary(self.path) as file:
             file.seek(self._offset + start * width)
             for first, last in spans(rows, start, stop):
                 raw = file.read((last - first) * width)

@@ -1,6 +1,7 @@
 """HDF5: a dataset per column (RAIL, qp, h5py) or a compound dataset (astropy)."""
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from orrery.tables.vectors import vectors
 
 from .base import Catalogue, plain, spans
 from .columns import parse_unit
+from .pandas_hdf5 import PandasCatalogue, frames
 from .sink import Sink, TableMetadata
 
 _META = ".__table_column_meta__"  # where astropy's Table.write keeps units
@@ -23,16 +25,26 @@ def open_hdf5(path: str, group: str | None) -> Catalogue:
     Without `group`: ancil/* and data/* of a qp file, else the group `photometry` (RAIL), else the
     only group or compound dataset with columns.
     """
+    file = h5py.File(path, "r", locking=False)  # as others may read it in this process
     try:
-        file = h5py.File(path, "r", locking=False)  # as others may read it in this process
-    except OSError as error:
-        what = "looks truncated" if "truncated" in str(error) else "is not a readable HDF5 file"
-        raise OSError(f"{path}: {what} ({error}); copy or download it again") from error
-    try:
+        if (frame := _frame(path, file, group)) is not None:
+            return PandasCatalogue(path, file, frame)
         return Hdf5Catalogue(path, file, _find(path, file, group))
     except BaseException:
         file.close()
         raise
+
+
+def _frame(path: str, file: h5py.File, group: str | None) -> h5py.Group | None:
+    """The data frame of pandas that is meant, or None if the file has none of that name."""
+    found = frames(file)
+    if group is not None:
+        return file[group] if group.strip("/") in found else None
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}: holds several data frames: {', '.join(found)}; choose one: data.group=<name>"
+        )
+    return file[found[0]] if found else None
 
 
 def _find(path: str, file: h5py.File, group: str | None) -> dict[str, h5py.Dataset]:
@@ -66,13 +78,60 @@ def _columns(item: h5py.Group | h5py.Dataset) -> dict[str, h5py.Dataset]:
         return dict.fromkeys(item.dtype.names or (), item) if item.ndim == 1 else {}
     return {
         name: member
-        for name, member in item.items()
-        if isinstance(member, h5py.Dataset)
+        for name in item
+        if isinstance(member := _member(item, name), h5py.Dataset)
         and member.ndim > 0
         and member.dtype.names is None
         and not name.endswith(_META)
         and not member.attrs.get("constant", False)
     }
+
+
+def _member(group: h5py.Group, name: str) -> Any:
+    """A member of a group; raises ``ValueError`` for a link that leads to another file.
+
+    Soft links are followed here by their path, for the library would follow one out of the file.
+    """
+    for part in filter(None, name.split("/")):
+        link = group.get(part, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise ValueError(_elsewhere(group.file.filename, name, link.filename))
+        if isinstance(link, h5py.SoftLink):
+            start = group.file["/"] if link.path.startswith("/") else group
+            group = _member(start, link.path)
+        else:
+            group = group[part] if isinstance(group, h5py.Group) and part in group else None
+        if group is None:
+            return None
+    return group
+
+
+def _elsewhere(path: str, name: str, other: str) -> str:
+    return (
+        f"{path}: {name!r} is not in the file but in {other}, which is not opened; copy the data "
+        "into the file (h5repack, or h5py), or give the other file"
+    )
+
+
+def _refuse_absent(path: str, name: str, dataset: h5py.Dataset) -> None:
+    """Raise if the numbers of a dataset are in other files, or were never written."""
+    if dataset.is_virtual:
+        if others := [s.file_name for s in dataset.virtual_sources() if s.file_name != "."]:
+            raise ValueError(_elsewhere(path, name, others[0]))
+        return
+    if dataset.external:
+        raise ValueError(_elsewhere(path, name, str(dataset.external[0][0])))
+    if dataset.chunks:
+        expected = math.prod(-(-n // k) for n, k in zip(dataset.shape, dataset.chunks, strict=True))
+        whole = dataset.id.get_num_chunks() >= expected
+    else:
+        whole = dataset.id.get_storage_size() >= dataset.size * dataset.dtype.itemsize
+    filled = dataset.id.get_create_plist().fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
+    if not whole and not filled:
+        raise OSError(
+            f"{path}: {name!r} has {len(dataset):,} rows, not all of which were written; the file "
+            "is damaged, or the program that wrote it was interrupted"
+        )
 
 
 class Hdf5Catalogue(Catalogue):
@@ -83,11 +142,8 @@ class Hdf5Catalogue(Catalogue):
         if len(set(lengths.values())) > 1:
             sizes = ", ".join(f"{n} {rows}" for n, rows in list(lengths.items())[:20])
             raise ValueError(f"{path}: columns of unequal length ({sizes}); set data.group=<name>")
-        if any(n == "block0_values" or n.startswith("values_block_") for n in columns):
-            raise ValueError(
-                f"{path}: a pandas HDF5 layout whose columns are hidden in blocks; write it with "
-                "DataFrame.to_parquet, or to_hdf(..., format='table', data_columns=True)"
-            )
+        for name, dataset in columns.items():
+            _refuse_absent(path, name, dataset)
         units = {n: d.attrs.get("unit", d.attrs.get("units")) for n, d in columns.items()}
         for dataset in set(columns.values()):
             if dataset.dtype.names and f"{dataset.name}{_META}" in file:
@@ -107,13 +163,7 @@ class Hdf5Catalogue(Catalogue):
         self, columns: list[str], rows: int, start: int, stop: int
     ) -> Iterator[dict[str, np.ndarray]]:
         for first, last in spans(rows, start, stop):
-            try:
-                yield {name: self._read(name, first, last) for name in columns}
-            except OSError as error:
-                raise OSError(
-                    f"{self.path}: cannot read rows {first} to {last}; the file looks truncated or "
-                    f"damaged ({error})"
-                ) from error
+            yield {name: self._read(name, first, last) for name in columns}
 
     def _read(self, name: str, first: int, last: int) -> np.ndarray:
         dataset = self._datasets[name]

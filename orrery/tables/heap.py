@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 from astropy.io import fits
 
-from .base import open_binary, unpacking
+from .base import open_binary
 
 # Storage of the array elements by FITS code; L holds the letters T and F.
 _TYPES = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
@@ -79,7 +79,7 @@ class Heap:
             self._file = open(self._path, "rb")
         if self._file is None:
             unpacked = tempfile.TemporaryFile()
-            with open_binary(self._path) as packed, unpacking(self._path):
+            with open_binary(self._path) as packed:
                 shutil.copyfileobj(packed, unpacked, 2**20)
             unpacked.flush()
             self._file = unpacked

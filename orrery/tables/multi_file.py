@@ -38,19 +38,24 @@ class Chain(Catalogue):
     ) -> Iterator[dict[str, np.ndarray]]:
         """Numbers of one kind in all files: with a blank in one of them a column is of floats."""
         self._settle([c for c in columns if c not in self._kinds])
-        for block in self._blocks(columns, rows, start, stop):
-            yield {c: _as_kind(block[c], self._kinds.get(c)) for c in columns}
+        yield from self._blocks(columns, rows, start, stop)
 
     def _settle(self, columns: list[str]) -> None:
         """Find the kind of these columns' numbers, by the first row of every file that has one."""
         dtypes: dict[str, dict[str, np.dtype]] = {c: {} for c in columns}
+        identifiers = set()  # columns of long integers, which are text in a file with a blank one
         for path, length in zip(self._paths, self._lengths, strict=True):
             if columns and length:
                 with self._opened(path) as part:
                     first = next(part.chunks(columns, 1, 0, 1))
                     for c in columns:
                         dtypes[c][path] = self._in_our_unit(first[c], c, part).dtype
+                        if part.is_identifier(c):
+                            identifiers.add(c)
         for c, of_files in dtypes.items():
+            if c in identifiers and all(kind.kind in "iuO" for kind in of_files.values()):
+                self._kinds[c] = np.dtype(object)
+                continue
             kinds = {kind.kind in "UO" for kind in of_files.values()}
             common = None if kinds != {False} else np.result_type(*of_files.values())
             exact = all(kind.kind in "biu" for kind in of_files.values())
@@ -89,7 +94,8 @@ class Chain(Catalogue):
             if first < last:
                 with self._opened(path) as part:
                     for chunk in part.chunks(columns, rows, first, last):
-                        yield {c: self._in_our_unit(chunk[c], c, part) for c in columns}
+                        converted = {c: self._in_our_unit(chunk[c], c, part) for c in columns}
+                        yield {c: _as_kind(converted[c], self._kinds.get(c)) for c in columns}
             before += length
 
     def _in_our_unit(self, values: np.ndarray, column: str, part: Catalogue) -> np.ndarray:
@@ -108,4 +114,6 @@ class Chain(Catalogue):
 
 
 def _as_kind(values: np.ndarray, kind: np.dtype | None) -> np.ndarray:
-    return values if kind is None else values.astype(kind, copy=False)
+    if kind is None or values.dtype == kind:
+        return values
+    return values.astype(str).astype(kind) if kind.kind == "O" else values.astype(kind)

@@ -40,13 +40,19 @@ def where(catalogue: Catalogue, condition: str, setting: str = "data.train_where
 
 
 def _compared(catalogue: Catalogue, clause: str, setting: str) -> np.ndarray:
-    match = re.fullmatch(r"(\S+?)\s*(==|!=|<=|>=|<|>)\s*(\S+)", clause)
+    match = re.fullmatch(r"(\S+?)\s*(==|!=|<=|>=|<|>)\s*(\S+|'[^']*'|\"[^\"]*\")", clause.strip())
     if not match:
         raise ValueError(
             f"{setting}: '{clause}' is not '<column> <comparison> <value>', such as "
             f"'secure == 1'; join several with ' and ' or ' or '"
         )
     column, comparison, value = match.groups()
+    opened = column.startswith("(") and column not in catalogue.names
+    if opened or (value.endswith(")") and "(" not in value):
+        raise ValueError(
+            f"{setting}: '{clause}' has parentheses, which are not read; 'and' binds before 'or': "
+            "write 'a > 1 and c < 2 or b > 1 and c < 2' for '(a > 1 or b > 1) and c < 2'"
+        )
     resolve(catalogue.names, {setting.removeprefix("data."): column}, catalogue.path)
     values = np.concatenate([chunk[column] for chunk in catalogue.chunks([column])])
     if values.dtype.kind not in "iufb":

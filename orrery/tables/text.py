@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,18 @@ from astropy.table.meta import get_header_from_yaml
 from pyarrow import csv as arrow_csv
 
 from .arrow import from_numpy, regroup, to_numpy
-from .base import CUT_OFF, Catalogue, open_binary
+from .base import Catalogue, excerpt, open_binary
 from .columns import parse_unit
+from .memory import MemoryCatalogue
 from .parquet import constants_as_json
 from .sink import Sink, TableMetadata
+from .text_layout import (
+    WHITE_SPACE,
+    Tabbed,
+    has_byte_by_byte_description,
+    layout,
+    read_head,
+)
 
 _GUESSES = (pa.int64(), pa.uint64(), pa.float64(), pa.bool_())
 # How blanks are spelt in number columns; text columns keep these words.
@@ -31,24 +40,47 @@ _VECTOR = re.compile(r"(\w+)\[([\d,]+)\]")
 
 
 def open_csv(path: str, group: str | None) -> Catalogue:
-    """Open comma-separated values: a header line after optional # lines; no units."""
-    _, header, skip = _head(path)
-    names = [name.strip() for name in next(csv.reader([header]))]
-    if len(names) == 1 and re.search(r"[;\t|]", header):
-        raise ValueError(f"{path}: the header line has no commas; .csv must be comma-separated")
-    if all(re.fullmatch(r"[-+]?\d[\d.eE+-]*", name) for name in names):
-        raise ValueError(f"{path}: the first line is numbers; .csv must begin with column names")
-    return TextCatalogue(path, names, ",", skip, {}, {}, {})
+    """Open comma-separated values, under a line of names after optional # lines; no units.
+
+    Semicolons, tabs and bars are found where there are no commas.
+    """
+    return _open(path, prefer_commas=True)
+
+
+def open_text(path: str, group: str | None) -> Catalogue:
+    """Open a .txt, .dat or .cat: its fields are found to be separated by commas or white space.
+
+    Machine-readable tables of the AAS and of CDS are read by astropy, and held in memory.
+    """
+    if has_byte_by_byte_description(path):
+        with open_binary(path) as file:
+            text = file.read().decode("utf-8", "replace")
+        form = "ascii.mrt" if text.lstrip().startswith("Title:") else "ascii.cds"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of units, which are kept by name
+            return MemoryCatalogue(Table.read(text, format=form), path)
+    return _open(path, prefer_commas=False)
+
+
+def _open(path: str, prefer_commas: bool) -> Catalogue:
+    head = read_head(path)
+    # a bulk .csv of Gaia has a header like that of ECSV, and is read as it stands
+    if not prefer_commas and head.comments and head.comments[0].startswith("# %ECSV"):
+        return open_ecsv(path, None)
+    names, separator, skip, units = layout(path, head, prefer_commas)
+    return TextCatalogue(path, names, separator, skip, {}, {}, units, separator == WHITE_SPACE)
 
 
 def open_ecsv(path: str, group: str | None) -> Catalogue:
     """Open an ECSV table (astropy's enhanced CSV), with its units and vector columns."""
-    comments, header, skip = _head(path)
+    comments, header, _, skip = read_head(path)
     try:
         metadata = get_header_from_yaml([line[2:] for line in comments])
         columns = metadata["datatype"]
     except Exception as error:  # the YAML parser has its own family of errors
-        raise ValueError(f"{path}: its '# %ECSV' header cannot be read ({error})") from error
+        raise ValueError(
+            f"{path}: its '# %ECSV' header cannot be read ({excerpt(error)})"
+        ) from error
     delimiter = metadata.get("delimiter", " ")
     names = [column["name"] for column in columns]
     if next(csv.reader([header], delimiter=delimiter)) != names:
@@ -70,28 +102,11 @@ def open_ecsv(path: str, group: str | None) -> Catalogue:
     return TextCatalogue(path, names, delimiter, skip, types, vectors, units)
 
 
-def _head(path: str) -> tuple[list[str], str, int]:
-    """The leading # lines, the line of column names, and the number of lines up to it."""
-    comments: list[str] = []
-    try:
-        with open_binary(path) as file:
-            if b"\0" in file.read(65_536):
-                raise ValueError(f"{path}: binary data, not text; is its file ending right?")
-            file.seek(0)
-            for skip, raw in enumerate(file, start=1):
-                line = raw.decode("utf-8-sig" if skip == 1 else "utf-8").rstrip("\r\n")
-                if line.strip() and not line.startswith("#"):
-                    return comments, line, skip
-                comments.append(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}); convert it with iconv") from error
-    except CUT_OFF as error:
-        raise OSError(f"{path}: not a gzip file, or it looks truncated ({error})") from error
-    raise ValueError(f"{path}: has no line of column names")
-
-
 class TextCatalogue(Catalogue):
-    """Columns without a type in `types` get the narrowest that fits the whole file."""
+    """Columns without a type in `types` get the narrowest that fits the whole file.
+
+    `squeezed`: fields are separated by any number of spaces and tabs, and comments may follow.
+    """
 
     def __init__(
         self,
@@ -102,13 +117,11 @@ class TextCatalogue(Catalogue):
         types: Mapping[str, pa.DataType],
         vectors: Mapping[str, tuple[str, tuple[int, ...]]],
         units: Mapping[str, Any],
+        squeezed: bool = False,
     ) -> None:
-        if len(set(names)) < len(names):
-            twice = sorted({n for n in names if names.count(n) > 1})
-            raise ValueError(f"{path}: column names occur twice: {', '.join(map(repr, twice))}")
         super().__init__(path, names, {n: parse_unit(t) for n, t in units.items()}, 0)
         self._all, self._delimiter, self._skip = list(names), delimiter, skip
-        self._types, self._vectors = dict(types), vectors
+        self._types, self._vectors, self._squeezed = dict(types), vectors, squeezed
         status = os.stat(path)
         key = (os.path.abspath(path), status.st_mtime_ns, status.st_size)
         if key not in _SURVEYS:  # a pass over the file, shared by all who open it
@@ -136,8 +149,18 @@ class TextCatalogue(Catalogue):
                     f"{self.path}: column {name!r} is declared {self._types[name]}, but some of "
                     "its entries are not"
                 )
+            if not kinds and self._delimiter == ";":
+                self._refuse_decimal_commas(name)
             self._types[name] = kinds[0] if kinds else pa.string()
         self._blank.update(blank)
+
+    def _refuse_decimal_commas(self, name: str) -> None:
+        batch = next(self._batches([name]))
+        if pc.any(pc.match_substring_regex(batch[name], r"^\s*[-+]?\d+,\d+\s*$")).as_py():
+            raise ValueError(
+                f"{self.path}: column {name!r} has commas in place of decimal points; write the "
+                "file with points"
+            )
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """All rows as text."""
@@ -148,12 +171,12 @@ class TextCatalogue(Catalogue):
                 return
             try:
                 reader = arrow_csv.open_csv(
-                    file,
+                    Tabbed(file) if self._squeezed else file,
                     arrow_csv.ReadOptions(
                         use_threads=False, block_size=2**22, column_names=self._all
                     ),
                     arrow_csv.ParseOptions(
-                        delimiter=self._delimiter,
+                        delimiter="\t" if self._squeezed else self._delimiter,
                         newlines_in_values=True,
                         ignore_empty_lines=len(self._all) > 1,
                     ),
@@ -167,10 +190,8 @@ class TextCatalogue(Catalogue):
                     yield from reader
             except pa.ArrowInvalid as error:
                 raise ValueError(
-                    f"{self.path}: not a well-formed table of UTF-8 text: {error}"
+                    f"{self.path}: not a well-formed table of UTF-8 text: {excerpt(error)}"
                 ) from error
-            except (OSError, *CUT_OFF) as error:
-                raise OSError(f"{self.path}: looks truncated or damaged ({error})") from error
 
     def _blocks(
         self, columns: list[str], rows: int, start: int, stop: int

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from astropy import units as u
-from astropy.table import Table
+from astropy.table import QTable, Table
+from astropy.utils.masked import Masked
 from conftest import command, refusal
 
 from orrery import pretrained
@@ -48,6 +49,13 @@ def test_a_star_without_a_period_has_no_age(model, stars):
         np.testing.assert_array_equal(np.isnan(ages[name]), flagged)
     ordered = np.stack([np.asarray(ages[name])[~flagged] for name in QUANTILES])
     assert (np.diff(ordered, axis=0) > 0).all()
+
+
+def test_a_masked_star_has_no_age():
+    gyro = pretrained.load("gyro")
+    period = Masked([12.0, 25.4] * u.d, mask=[False, True])
+    ages = gyro.predict(QTable({"prot_d": period, "bp_rp0": [0.8, 0.82] * u.mag}))
+    assert np.isnan(ages["age_q50"]).tolist() == [False, True]
 
 
 def test_periods_that_are_probably_in_hours_raise_a_warning(model, stars):

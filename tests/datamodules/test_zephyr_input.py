@@ -215,11 +215,11 @@ def test_an_impossible_error_is_refused(model, galaxies, bad):
         model.predict(galaxies)
 
 
-@pytest.mark.parametrize("bad", [-np.inf, 999.0, -999.0])
+@pytest.mark.parametrize("bad", [-np.inf, 999.0, -9999.0])
 def test_a_foreign_sentinel_is_refused(model, galaxies, bad):
     galaxies["mag_i"][7] = bad
     with pytest.raises(
-        ValueError, match=r"'mag_i'.*is not a valid magnitude.*NaN or -99 where not observed"
+        ValueError, match=r"'mag_i'.*is not a valid magnitude.*NaN or -99 .*where not observed"
     ):
         model.predict(galaxies)
 
@@ -246,6 +246,29 @@ def test_not_observed_and_not_detected_are_different(model, galaxies):
     np.testing.assert_array_equal(answers["not detected"]["pz"], answers["not detected, inf"]["pz"])
     assert np.abs(none["pz"] - answers["not detected"]["pz"]).max() > 1e-3
     assert np.abs(none["pz"] - answers["observed"]["pz"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_sentinels_of_surveys_are_those_of_bpz(model, galaxies, kind):
+    for name in galaxies.colnames:
+        if name.startswith("mag_"):
+            galaxies[name] = galaxies[name].astype(kind)
+    answers = {}
+    for sentinel in (-99.0, -99.9, -99.99, -999.0, 99.0, 99.9, 99.99):
+        galaxies["mag_u"][:], galaxies["mag_err_u"][:] = sentinel, 27.5
+        answers[sentinel] = np.asarray(model.predict(galaxies)["pz"])
+    for sentinel, pz in answers.items():
+        np.testing.assert_array_equal(pz, answers[np.copysign(99.0, sentinel)])
+
+
+def test_a_foreign_sentinel_is_proposed_as_a_setting_and_read_by_it(model, galaxies):
+    galaxies["mag_i"][[3, 7, 9]] = np.float32(-9999)
+    with pytest.raises(ValueError, match=r"'mag_i': -9999.*set data\.sentinels=\[-9999\]"):
+        model.predict(galaxies)
+    unknown = galaxies.copy()
+    unknown["mag_i"][[3, 7, 9]] = np.nan
+    read = model.predict(galaxies, sentinels=[-9999])
+    np.testing.assert_array_equal(read["pz"], model.predict(unknown)["pz"])
 
 
 def test_a_limit_from_the_config_serves_non_detections(model, galaxies):

@@ -8,8 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from astropy import units as u
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
-from astropy.table import QTable, Table
+from astropy.table import MaskedColumn, QTable, Table
+from astropy.time import Time
+from astropy.utils.masked import Masked
 from catalogues import ENDINGS, columns, read, run, write
 
 from orrery.tables import convert, open_catalogue, read_table, resolve
@@ -143,6 +146,57 @@ def test_tables_in_memory_of_every_kind():
         read_table({"a": [1], "b": [1, 2]})
     with pytest.raises(TypeError, match="got int"):
         read_table(3)
+
+
+MASK = [False, True, False]
+PERIODS = np.array([25.4, 1e20, 12.0])  # the second is under the mask
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        Table({"p": MaskedColumn(PERIODS, mask=MASK, unit="d")}),
+        QTable({"p": Masked(PERIODS * u.d, mask=MASK)}),
+        QTable({"p": Masked(PERIODS, mask=MASK)}),
+        {"p": np.ma.array(PERIODS, mask=MASK)},
+        {"p": np.ma.array(PERIODS, mask=MASK, dtype=object)},
+        {"p": [25.4, np.ma.masked, 12.0]},
+        {"p": [25.4, None, 12.0]},
+        {"p": np.array([25.4, None, 12.0], object)},
+        np.ma.array([(x,) for x in PERIODS], [("p", float)], mask=[(m,) for m in MASK]),
+        {"p": Masked(np.array([[25.4], [1e20], [12.0]]) * u.d, mask=[[m] for m in MASK])},
+    ],
+)
+def test_no_value_under_a_mask_is_used(table):
+    with read_table(table) as catalogue:
+        values = next(catalogue.chunks(["p"]))["p"]
+    np.testing.assert_array_equal(values.ravel(), [25.4, np.nan, 12.0])
+
+
+def test_data_frames_of_every_type_have_their_blanks_and_byte_order():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"big": np.array([1.0, np.nan], ">f8"), "int": np.array([1, 2], ">i2")})
+    frame["nullable"] = pd.array([1, None], dtype="Int64")
+    frame["mixed"] = np.array([1.0, pd.NA], object)
+    frame["word"] = np.array(["a", None], object)
+    frame["bytes"] = np.array([b"a", None], object)
+    catalogue = read_table(frame)
+    chunk = next(catalogue.chunks(catalogue.names))
+    for name in ("big", "nullable", "mixed"):
+        np.testing.assert_array_equal(chunk[name], [1, np.nan])
+    assert chunk["int"].tolist() == [1, 2] and chunk["int"].dtype.isnative
+    assert chunk["word"].tolist() == chunk["bytes"].tolist() == ["a", ""]
+    with pytest.raises(ValueError, match=r"DataFrame.*column names occur twice: 'a'"):
+        read_table(pd.DataFrame([[1, 2, 3]], columns=["a", "a", "b"]))
+
+
+def test_what_is_no_array_of_numbers_is_named():
+    table = QTable({"place": SkyCoord([1, 2], [3, 4], unit="deg"), "x": [1.0, 2.0]})
+    assert next(read_table(table).chunks(["x"]))["x"].tolist() == [1, 2]
+    with pytest.raises(ValueError, match=r"'place' is a SkyCoord.*coordinates\.ra"):
+        next(read_table(table).chunks(["place"]))
+    with pytest.raises(ValueError, match=r"'t' is a Time"):
+        next(read_table({"t": Time([1.0, 2.0], format="mjd")}).chunks(["t"]))
 
 
 def test_missing_columns_are_named_with_near_matches():

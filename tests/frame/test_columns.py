@@ -227,6 +227,21 @@ def test_the_row_is_that_of_the_catalogue_not_of_the_chunk():
         assert sum(len(batch["row"]) for batch in batches(data, table, False)) == 39
 
 
+def test_sentinels_are_unknown_where_a_column_may_be():
+    table = galaxies()
+    table["log_ml"][:3] = np.float32(-99.9)
+    data = ColourMass(sentinels=[-99.9])
+    found = batches(data, table, False)[0]["log_ml"]
+    assert found.isnan().nonzero().flatten().tolist() == [0, 1, 2]
+    table["g_r"][1:4] = -99.9
+    with pytest.raises(ValueError, match=r"'g_r': -99.9 is unknown, by data\.sentinels, .*row 1"):
+        batches(data, table, False)
+    with pytest.raises(ValueError, match=r"'g_r': -99.9.*drop those rows or correct them$"):
+        batches(ColourMass(), table, False)
+    with pytest.raises(ValueError, match=r"data\.sentinels=\['x'\]: expected numbers"):
+        ColourMass(sentinels="x")
+
+
 def test_a_truth_without_its_error_is_refused():
     table = galaxies()
     del table["e_log_ml"]
@@ -283,6 +298,9 @@ def test_cuts_are_counted_and_recorded(tmp_path, capsys):
     assert sum(data.provenance()["cuts"].values()) == 40 - len(left)
     with pytest.raises(ValueError, match=r"cuts.red: no column 'G_R'.*near matches: g_r"):
         ColourMass(path=path, cuts={"red": "G_R > 1"}).setup("fit")
+    for red in ("(g_r > 1 or flag == 1) and log_ml > 0", "log_ml > 0 and (g_r > 1)"):
+        with pytest.raises(ValueError, match=r"data.cuts.red: '.*' has parentheses, which are not"):
+            ColourMass(path=path, cuts={"red": red}).setup("fit")
     with pytest.raises(ValueError, match=r"data.cuts.red: 'g_r' is not '<column> <comparison>"):
         ColourMass(path=path, cuts={"red": "g_r"}).setup("fit")
 

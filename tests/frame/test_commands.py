@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from conftest import COMPONENTS, ROOT, command, fresh_python
 
 QUICK = ["model=zephyr", "experiment=zephyr_quick"]
@@ -47,6 +48,19 @@ def test_an_unknown_model_lists_the_zoo():
 )
 def test_a_mistyped_choice_is_refused_with_the_near_ones(words, said):
     assert said in refused(*words.split())
+
+
+def test_a_condition_on_rows_needs_no_quotes_of_its_own():
+    conditions = {"train_where": "redshift > 0", "cuts.bright": "mag_i<22.5|name == 'NGC 1'",
+                  "cuts.secure": "secure == 1 or z != 2"}  # fmt: skip
+    words = [f"data.{name}={text}" for name, text in conditions.items()]
+    printed = command("train.py", "model=zephyr", *words, "--cfg", "job")
+    assert printed.returncode == 0, printed.stderr
+    data = yaml.safe_load(printed.stdout)["data"]
+    assert data["train_where"] == conditions["train_where"]
+    assert data["cuts"] == {n[5:]: text for n, text in conditions.items() if n[:5] == "cuts."}
+    within = command("train.py", "model=zephyr", "data.train_where='z > 0'", "--cfg", "job")
+    assert yaml.safe_load(within.stdout)["data"]["train_where"] == "z > 0"
 
 
 def test_an_unknown_checkpoint_lists_the_pretrained():

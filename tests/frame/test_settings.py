@@ -89,9 +89,11 @@ def test_each_experiment_builds_its_own_model_and_data(name):
 @pytest.mark.parametrize("component", command_line.choices("model"))
 def test_every_component_takes_the_settings_of_a_catalogue(component):
     words = ["data.keep=[id]", "data.batch_size=576", "data.skip_bad=true", "data.split=all",
+             "data.sentinels=[-99.9,99.99]",
              "+data.cuts.bright='mag < 20'"]  # fmt: skip
     data = build(composed(f"model={component}", *words)["data"])
     assert data.keep == ["id"] and data.batch_size == 576 and data.skip_bad
+    assert data.sentinels == (-99.9, 99.99)
     assert data.split == "all" and data.cuts == {"bright": "mag < 20"}
 
 

@@ -24,7 +24,7 @@ from orrery.datamodules.scatter_vae.columns import (
 from orrery.datamodules.scatter_vae.loader import EpochLoader, StreamedBatches
 from orrery.datamodules.scatter_vae.shards import find, read_rows
 from orrery.datamodules.scatter_vae.stream import ShardStream
-from orrery.datamodules.values import refuse
+from orrery.datamodules.values import BadValue, refuse
 from orrery.physics.gaia_xp import xp, xp_mock
 from orrery.physics.gaia_xp.correlations import check_positive_definite, low_rank
 from orrery.tables import Catalogue, read_table
@@ -32,6 +32,7 @@ from orrery.tables.vectors import vectors
 
 FORMATS = ("coefficients", "sampled")
 CORRELATIONS = ("full", "lowrank", "diagonal")
+TRUNCATED = 3  # coefficients that are 0 at the end of a star without its irrelevant bases
 ROWS_IN_MEMORY = 20_000  # of shards: for units, components and validation
 
 
@@ -56,11 +57,12 @@ class ScatterVaeData(CatalogueData):
         n_train, n_test, magnitudes: simulated stars, and their range of G.
         scatter: of simulated stars, relative to the first coefficient of a band.
         correlations_of: a file of real spectra, whose correlations simulated stars get.
+        wavelengths: of sampled spectra, nm; None: those of the training set, if it says them.
         catalogue: settings of `CatalogueData`; ``columns.flux`` names a flux to divide by, in place
             of the photons of RP, or of the mean of a sampled spectrum.
     """
 
-    decided_by_training: ClassVar = frozenset(("format", "latent"))
+    decided_by_training: ClassVar = frozenset(("format", "latent", "wavelengths"))
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class ScatterVaeData(CatalogueData):
         magnitudes: Sequence[float] = (11.5, 17.5),
         scatter: float = 4e-4,
         correlations_of: str | None = None,
+        wavelengths: Sequence[float] | None = None,
         **catalogue: Any,
     ) -> None:
         super().__init__(**catalogue)
@@ -90,6 +93,7 @@ class ScatterVaeData(CatalogueData):
         self.sizes = (n_train, n_test)
         self.magnitudes, self.scatter = (float(magnitudes[0]), float(magnitudes[1])), scatter
         self.correlations_of = correlations_of
+        self.wavelengths = list(wavelengths or [])
 
     declared: ClassVar = DECLARED
 
@@ -102,6 +106,16 @@ class ScatterVaeData(CatalogueData):
         names = set(catalogue.names)
         if self.format == SAMPLED:
             roles = ["spectrum", "spectrum_error"]
+            name = self._column("wavelength")
+            if name in catalogue.constants:
+                self._compare_wavelengths(np.asarray(catalogue.constants[name], float)[None])
+            elif name in names or "wavelength" in self.columns:
+                roles.append("wavelength")
+            elif self.wavelengths and not training:
+                self.warn_once(
+                    f"{self.label} has no column '{self._column('wavelength')}': its spectra are "
+                    f"taken to be at the model's wavelengths, {self._grid(self.wavelengths)}"
+                )
         else:
             if {"flux", "flux_error"} <= names and self._column("rp_coefficients") not in names:
                 raise ValueError(
@@ -137,6 +151,8 @@ class ScatterVaeData(CatalogueData):
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         if self.format == SAMPLED:
             x, e = columns["spectrum"], columns["spectrum_error"]
+            if "wavelength" in columns:
+                self._compare_wavelengths(columns["wavelength"])
             bands = {SAMPLED: self._checked(SAMPLED, x, e, "spectrum", "spectrum_error")}
         else:
             bands = {}
@@ -173,6 +189,32 @@ class ScatterVaeData(CatalogueData):
             batch["source_id"] = torch.from_numpy(ids)
         return batch
 
+    def _compare_wavelengths(self, wavelengths: np.ndarray) -> None:
+        """Raise unless all spectra (stars, n) are at those of the first, and of the model, nm."""
+        if not self.wavelengths and len(wavelengths):
+            self.wavelengths = [float(x) for x in wavelengths[0]]
+        known = np.array(self.wavelengths)
+        same = wavelengths.shape[1:] == known.shape
+        other = (
+            ~np.isclose(wavelengths, known, rtol=1e-4).all(1)
+            if same
+            else np.ones(len(wavelengths), bool)
+        )
+        if other.any():
+            row = int(np.flatnonzero(other)[0])
+            found = self._grid(list(wavelengths[row]))
+            raise BadValue(
+                f"column '{self._column('wavelength')}': {found} are not the wavelengths of the "
+                f"other spectra", row, int(other.sum()),
+                f"{self._grid(self.wavelengths)}: resample the spectra",
+            )  # fmt: skip
+
+    @staticmethod
+    def _grid(wavelengths: Sequence[float]) -> str:
+        if not len(wavelengths):
+            return "none"
+        return f"{wavelengths[0]:g} to {wavelengths[-1]:g} nm in {len(wavelengths)} samples"
+
     def _checked(
         self, band: str, x: np.ndarray, e: np.ndarray, role: str, error_role: str
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -196,6 +238,16 @@ class ScatterVaeData(CatalogueData):
         bad = ~np.isfinite(x).all(1) & ~missing
         first = np.where(bad, x[np.arange(len(x)), (~np.isfinite(x)).argmax(1)], 0.0)
         refuse(bad, column, first, "is a NaN or inf among a star's numbers", "finite ones", hint)
+        truncated = (x[:, -TRUNCATED:] == 0).all(1) & (band != SAMPLED)
+        refuse(
+            truncated,
+            column,
+            x[:, -1],
+            "is the last coefficient, and so are those before it: the star is truncated to its "
+            "relevant bases, and these zeros are not measured",
+            "all coefficients, as the archive gives them without truncation",
+            hint,
+        )
         invalid = ~(np.isfinite(e) & (e > 0))
         first = e[np.arange(len(e)), invalid.argmax(1)]
         refuse(
@@ -358,7 +410,7 @@ class ScatterVaeData(CatalogueData):
         return {"bands": self.bands, "normalised_by": divisor}
 
     def inferred_settings(self) -> dict[str, Any]:
-        return {"bands": self.bands}
+        return {"bands": self.bands, "wavelengths": self.wavelengths or None}
 
     # --- the embedded simulation --------------------------------------------------------------
 

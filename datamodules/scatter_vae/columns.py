@@ -27,6 +27,7 @@ COLUMNS = {  # the archive's names
     "spectrum": "flux",
     "spectrum_error": "flux_error",
     "source_id": "source_id",
+    "wavelength": "wavelength",
 }
 
 
@@ -41,10 +42,14 @@ def _vector(role: str) -> Column:
 
 
 DECLARED: dict[str, Column] = {
-    **{role: _vector(role) for role in COLUMNS if role != "source_id"},
+    **{role: _vector(role) for role in COLUMNS if role not in ("source_id", "wavelength")},
     "source_id": Column(
         "source_id", meaning="identifier, by which repeated stars are found", kind="text",
         training="optional",
+    ),
+    "wavelength": Column(
+        "wavelength", "nm", "wavelengths of a sampled spectrum, the same for all stars",
+        kind="vector", training="chosen", special="those of the training spectra",
     ),
     "flux": Column(
         "flux", meaning="flux to divide by, in place of that of RP", low=0, ends="()",

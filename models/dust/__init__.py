@@ -196,8 +196,10 @@ class Dust(Component):
 
         ``by_prior``: see `locate_stars`.
         """
-        columns = [batch[name] for name in ("direction", "parallax", "parallax_error")]
-        pixel, paths = locate_stars(self.grid, *columns, by_prior=by_prior)
+        direction, parallax, error = (
+            batch[name] for name in ("direction", "parallax", "parallax_error")
+        )
+        pixel, paths = locate_stars(self.grid, direction, parallax, error, by_prior)
         return Stars(pixel, Paths(*(x.to(self.mean.dtype) for x in paths)))
 
     @torch.no_grad()

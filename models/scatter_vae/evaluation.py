@@ -166,6 +166,8 @@ def compare(model: "ScatterVAE", data: Data) -> tuple[dict[str, float], dict[str
     """
     batch = next(data.prediction_batches())
     complete = batch["observed"].bool().all(1)
+    if not bool(complete.any()):
+        return {}, {}
     batch = {k: v[complete][:MAX_COMPARED] for k, v in batch.items()}
     flux = batch["flux"][:, None]
     rows = model.predict_step(batch)

@@ -42,6 +42,7 @@ class Catalogue:
         self.names = [n for n in names if n not in self._masks.values()]
         self.units = {n: unit for n in self.names if (unit := units.get(n)) is not None}
         self._length = length
+        self.constants: dict[str, np.ndarray] = {}  # arrays that are not one per row, if known
         # Whether a column has blanks anywhere; columns not listed are scanned when asked for.
         self._blank: dict[str, bool] = {}
         self._as_text: dict[str, bool] = {}  # whether a column with blanks has longer integers

@@ -35,7 +35,11 @@ def open_npz(path: str, group: str | None) -> Catalogue:
             raise ValueError(
                 f"{path}: array {name!r} holds {what}; save plain arrays, and text as str"
             )
-    return NpzCatalogue(path, columns, length)
+    catalogue = NpzCatalogue(path, columns, length)
+    others = [n for n, (shape, _, kind) in heads.items() if n not in columns and not kind.hasobject]
+    with np.load(path, allow_pickle=False) as archive:
+        catalogue.constants = {name: archive[name] for name in others if heads[name][0]}
+    return catalogue
 
 
 Head = tuple[tuple[int, ...], bool, np.dtype]  # shape, whether in Fortran order, type

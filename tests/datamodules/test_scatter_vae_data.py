@@ -79,6 +79,20 @@ def test_sampled_spectra_train_the_same_model(tmp_path):
         "data.batch_size=64",
     )
     assert 0.8 < metrics["chi2_median"] < 1.3 and metrics["pca6_chi2_median"] < 1.3
+    model = pretrained.load(tmp_path / "run/best.ckpt")
+    stars = {"flux": flux[:3], "flux_error": 1e-15 * error[:3]}
+    with pytest.warns(
+        UserWarning, match="taken to be at the model's wavelengths, 400 to 900 nm in 40"
+    ):
+        right = model.predict(stars)
+    grid = np.tile(np.linspace(400, 900, 40), (3, 1))
+    said = model.predict(stars | {"wavelength": grid})
+    np.testing.assert_array_equal(right["chi2"], said["chi2"])
+    with pytest.raises(
+        ValueError, match=r"336 to 1020 nm in 40 samples are not.*row 1.*400 to 900"
+    ):
+        grid[1] = np.linspace(336, 1020, 40)
+        model.predict(stars | {"wavelength": grid})
 
 
 def test_a_flux_column_changes_the_units_and_not_the_reading(few_stars):
@@ -145,6 +159,25 @@ def test_a_star_does_not_depend_on_its_neighbours(runs, stars):
     for i in range(6):
         alone = model.predict({name: values[i : i + 1] for name, values in mixed.items()})
         np.testing.assert_allclose(alone["chi2"][0], together["chi2"][i], rtol=1e-3)
+
+
+def test_zeros_of_a_truncated_star_are_not_data(few_stars):
+    few_stars["rp_coefficients"][4, 20:] = 0
+    with pytest.raises(ValueError, match=r"'rp_coefficients': 0.0 is the last.*truncated.*row 4"):
+        read(few_stars)
+
+
+def test_a_catalogue_without_any_bp_is_predicted_and_scored(runs, few_stars, tmp_path):
+    for name in few_stars:
+        if name.startswith("bp_"):
+            few_stars[name][:] = np.nan
+    Table(few_stars).write(tmp_path / "rp.fits")
+    words = [f"checkpoint={runs('scatter_vae')}/best.ckpt", f"data.path={tmp_path}/rp.fits"]
+    done = command(
+        "evaluate.py", *words, f"output={tmp_path}/out.fits", f"hydra.run.dir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no_bp 100%" in done.stdout and (tmp_path / "report.html").exists()
 
 
 def test_without_correlations_there_is_a_warning(few_stars):

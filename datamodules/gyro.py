@@ -10,7 +10,7 @@ import torch
 
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.batches import PredictionBatch
-from orrery.datamodules.columns import CatalogueColumn, Column
+from orrery.datamodules.columns import CatalogueColumn, Column, located
 from orrery.datamodules.values import refuse
 from orrery.physics.rotation import colours, gyrochrones
 from orrery.physics.rotation.gyrochrones import (
@@ -46,7 +46,7 @@ def _optional(name: str, unit: str | None, meaning: str, low: float, high: float
 
 def _instead(name: str, unit: str, meaning: str, low: float, high: float) -> Column:
     """A column in place of another one, where the user names it."""
-    return replace(_optional(name, unit, meaning, low, high), training="named")
+    return replace(_optional(name, unit, meaning, low, high), training="chosen")
 
 
 class GyroData(CatalogueData):
@@ -170,6 +170,9 @@ class GyroData(CatalogueData):
                     f"data.columns.{measure}={colour}, from which the colour is estimated"
                 )
         roles = dict(super().roles(catalogue, training))
+        for role, column in self.declared.items():
+            if column.training == "chosen" and role in self.columns:
+                roles[role] = located(self.declared, self.columns, catalogue, role)
         if both:
             roles.pop("bp_rp0", None)
         if not self.group_by:

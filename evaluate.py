@@ -24,14 +24,14 @@ def main(config: DictConfig) -> None:
     path = pretrained.find(config.checkpoint)
     checkpoint = read_checkpoint(path)
     # a data section may speak of the model's settings, which are those of the checkpoint
-    own = {"model": runs.stored_config(checkpoint["orrery"], path)["model"]}
+    own = {"model": checkpoint["orrery"]["config"]["model"]}
     merged = OmegaConf.merge(own, config)
     asked: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     changes = {key: asked["model"][key] for key in config.get("model") or {}}
     L.seed_everything(asked["seed"], workers=True, verbose=False)
     data: Dataset = runs.data_for(checkpoint["orrery"], asked.get("data") or {})
     runs.refuse_overwriting(asked["output"], data)
-    model = restore(checkpoint, changes)
+    model = restore(checkpoint, changes, path)
     model.draw_seed = asked["seed"]
     command_line.set_precision(model, asked["trainer"]["precision"])
     trainer = instantiate(

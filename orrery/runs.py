@@ -33,7 +33,7 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
             f"{path} holds a finished model without its training state; resume from last.ckpt, or "
             f"fine-tune with init_from={path}"
         )
-    stored = stored_config(checkpoint[RECORD], path)
+    stored = checkpoint[RECORD]["config"]
     words = [word.lstrip("+") for word in overrides]
     for word in words:
         if word.startswith("model=") and f"models.{word[6:]}." not in stored["model"]["_target_"]:
@@ -46,14 +46,6 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
     own = [word for word in words if word.startswith(("model.", "data.", "trainer."))]
     merged: DictConfig = OmegaConf.merge(config, OmegaConf.from_dotlist(own))  # type: ignore[assignment]
     return merged
-
-
-def stored_config(record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The config of a checkpoint's record, which is of plain values."""
-    if "${" in str(record["config"]):
-        raise ValueError(f"{path} is refused: its config holds interpolations")
-    config: Mapping[str, Any] = record["config"]
-    return config
 
 
 def claim_run_folder(run_dir: Path) -> None:
@@ -119,7 +111,8 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
     A named ``data=`` section replaces the checkpoint's; ``data.path`` alone means all rows of
     that file; nothing at all means the test split of the data it was trained on.
     """
-    from orrery.checkpoint import build, class_of, settings_of
+    from orrery.checkpoint import build, class_of
+    from orrery.record import settings_of
     from orrery.tables import files_of
 
     stored = dict(record["config"]["data"])

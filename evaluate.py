@@ -15,6 +15,7 @@ def main(config: DictConfig) -> None:
     import lightning as L
     from hydra.utils import instantiate
 
+    from orrery import tracking
     from orrery.checkpoint import read_checkpoint, restore
     from orrery.datamodules.base import CatalogueData
     from orrery.datamodules.dataset import Dataset, GenerationRequest, JointData
@@ -36,7 +37,7 @@ def main(config: DictConfig) -> None:
     command_line.set_precision(model, asked["trainer"]["precision"])
     trainer = instantiate(
         {**asked["trainer"], "max_epochs": -1},
-        callbacks=[L.pytorch.callbacks.RichProgressBar()],
+        callbacks=[L.pytorch.callbacks.RichProgressBar(), tracking.StopTogether()],
         logger=False,
         default_root_dir=asked["run_dir"],
     )

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from orrery.files import is_gone, writer
+
 # Settings of the data on which a checkpoint's split of its training file rests, and those that
 # belong to that file alone.
 SPLIT = ("seed", "val_fraction", "test_fraction", "train_where", "cuts")
@@ -51,14 +53,21 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 def claim_run_folder(run_dir: Path) -> None:
     """Mark a folder as that of a new run, so that no other run takes it in the same second."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    began, saved = run_dir / ".began", run_dir / "last.ckpt"
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # a requeued job
         return
+    if began.exists() and not saved.exists() and is_gone(began.read_text()):
+        began.unlink(missing_ok=True)  # that run was stopped before it had saved anything
     try:
-        (run_dir / ".began").touch(exist_ok=False)
+        with open(began, "x") as file:
+            file.write(writer())
     except FileExistsError as error:
+        another = f"{run_dir} is the folder of another run: name another by hydra.run.dir=<folder>"
+        if saved.exists():
+            raise ValueError(f"{another}, or resume that run: checkpoint={saved}") from error
         raise ValueError(
-            f"{run_dir} is the folder of another run: name another by hydra.run.dir=<folder>, or "
-            f"resume that run: checkpoint={run_dir}/last.ckpt"
+            f"{another}. That run has saved no checkpoint yet; if it has ended, remove {began} to "
+            f"start anew in its folder"
         ) from error
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from orrery.files import is_gone, written_atomically, writer
+from orrery.files import is_gone, writer, written_atomically
 
 
 def test_two_writers_of_one_file_do_not_meet_and_an_error_leaves_the_old_one(tmp_path):

@@ -18,7 +18,9 @@ def draw(
 ) -> dict[str, Callable[[], Figure]]:
     """What draws every figure that the rows allow, by name; for ``data`` see `dust.figure_data`."""
     figures = {"sky": sky, "slices": slices, "plane": plane, "sightline": sightline}
-    drawn = {name: partial(figure, data[name]) for name, figure in figures.items() if name in data}
+    drawn: dict[str, Callable[[], Figure]] = {
+        name: partial(figure, data[name]) for name, figure in figures.items() if name in data
+    }
     if "pull" in rows and np.isfinite(rows["pull"]).any():
         drawn["calibration"] = partial(calibration, rows)
     return drawn

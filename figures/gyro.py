@@ -24,7 +24,9 @@ def draw(
     data: arrays of ``gyrochrones``, ``sun`` and ``clusters``, see `models.gyro.figure_data`.
     """
     kinds = {"gyrochrones": gyrochrones, "sun": sun, "clusters": clusters}
-    figures = {name: partial(kind, data[name]) for name, kind in kinds.items() if name in data}
+    figures: dict[str, Callable[[], Figure]] = {
+        name: partial(kind, data[name]) for name, kind in kinds.items() if name in data
+    }
     if "clusters" in data and not (data["clusters"]["stated_error"] < MAX_STATED_ERROR).any():
         del figures["clusters"]
     pit = rows.get("pit", np.empty(0))

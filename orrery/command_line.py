@@ -72,7 +72,8 @@ def stopped_by_signals() -> Iterator[None]:
 
     Whoever launched us and listens to a signal (submitit, for its requeue) goes on to do so.
     """
-    process, before = os.getpid(), {}
+    process = os.getpid()
+    before: dict[signal.Signals, Any] = {}
 
     def stop(number: int, _: Any) -> None:
         if os.getpid() != process:  # a worker that loads data

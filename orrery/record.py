@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 # type of each entry of the record; "schema_version" was "format" in version 0.1
-ENTRIES = {
+ENTRIES: dict[str, type] = {
     "config": dict,
     "data": dict,
     "found_out": dict,
@@ -27,7 +27,7 @@ ENTRIES = {
     "command": str,
     "metrics": dict,
 }
-OF_DATA = {"path": str, "sha256": str, "rows": int, "simulation": str, "seed": int}
+OF_DATA: dict[str, type] = {"path": str, "sha256": str, "rows": int, "simulation": str, "seed": int}
 TRAINER = "lightning.Trainer"
 LONGEST = 10_000  # entries of a list
 LARGEST = 10**8  # whole-number setting of a model, where it is no seed

@@ -43,7 +43,7 @@ class StopTogether(L.Callback):
         launcher = trainer.strategy.launcher
 
         def stop_all(number: int, frame: Any) -> None:
-            if hasattr(launcher, "kill"):
+            if launcher is not None:
                 launcher.kill(number)
             stop(number, frame)
 

@@ -82,7 +82,7 @@ def draw_figures(
 def _draw_figure(make: Callable[[], Figure], path: Path) -> dict[Path, str]:
     """Draw, write; the file and its caption."""
     figure = make()
-    return {save(figure, path): figure.get_label()}
+    return {save(figure, path): str(figure.get_label())}
 
 
 def provenance(record: Mapping[str, Any]) -> dict[str, str]:

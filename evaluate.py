@@ -15,6 +15,7 @@ def main(config: DictConfig) -> None:
     import lightning as L
     from hydra.utils import instantiate
 
+    from orrery import tracking
     from orrery.checkpoint import read_checkpoint, restore
     from orrery.datamodules.base import CatalogueData
     from orrery.datamodules.dataset import Dataset, GenerationRequest, JointData
@@ -24,12 +25,12 @@ def main(config: DictConfig) -> None:
     path = pretrained.find(config.checkpoint)
     checkpoint = read_checkpoint(path)
     # a data section may speak of the model's settings, which are those of the checkpoint
-    own = {"model": runs.stored_config(checkpoint["orrery"], path)["model"]}
+    own = {"model": checkpoint["orrery"]["config"]["model"]}
     merged = OmegaConf.merge(own, config)
     asked: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     changes = {key: asked["model"][key] for key in config.get("model") or {}}
     L.seed_everything(asked["seed"], workers=True, verbose=False)
-    model = restore(checkpoint, changes)
+    model = restore(checkpoint, changes, path)
     model.draw_seed = asked["seed"]
     of_data = asked.get("data") or {}
     is_own = "_target_" not in of_data and not of_data.get("path")  # what it was trained on
@@ -47,7 +48,7 @@ def main(config: DictConfig) -> None:
     command_line.set_precision(model, asked["trainer"]["precision"])
     trainer = instantiate(
         {**asked["trainer"], "max_epochs": -1},
-        callbacks=[L.pytorch.callbacks.RichProgressBar()],
+        callbacks=[L.pytorch.callbacks.RichProgressBar(), tracking.StopTogether()],
         logger=False,
         default_root_dir=asked["run_dir"],
     )

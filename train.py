@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from orrery import command_line, pretrained, runs
+from orrery.files import written_atomically
 
 
 @hydra.main(version_base="1.3", config_path=str(command_line.CONFIGS), config_name="train")
@@ -63,7 +64,10 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         plain["callbacks"]["checkpoint"] |= {"monitor": "epoch", "mode": "max"}
     trainer = instantiate(
         plain["trainer"],
-        callbacks=[instantiate(node) for node in plain["callbacks"].values()],
+        callbacks=[
+            *(instantiate(node) for node in plain["callbacks"].values()),
+            tracking.StopTogether(),
+        ],
         logger=instantiate(plain["logger"]),
         plugins=[checkpoints.AtomicCheckpointIO()],
         default_root_dir=run_dir,
@@ -89,7 +93,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     model.record["metrics"] = metrics = metrics | validated
     if trainer.is_global_zero:
         checkpoints.write_checkpoint(final, run_dir / "best.ckpt")
-        (run_dir / "model_card.md").write_text(model_card(component, model))
+        with written_atomically(run_dir / "model_card.md") as part:
+            part.write_text(model_card(component, model))
         tracking.track(trainer, run_dir, component, model.record)
     return metrics
 

@@ -1,6 +1,7 @@
 """Figures of `dust`: the map on the sky and from above, a sightline, calibration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ NAMES = {"mean": "map, posterior mean", "truth": "truth", "std": "posterior stan
 
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
-) -> dict[str, Figure]:
-    """Every figure that the rows allow, by name; ``data``: see `models.dust.figure_data`."""
+) -> dict[str, Callable[[], Figure]]:
+    """What draws every figure that the rows allow, by name; for ``data`` see `dust.figure_data`."""
     figures = {"sky": sky, "slices": slices, "plane": plane, "sightline": sightline}
-    drawn = {name: figure(data[name]) for name, figure in figures.items() if name in data}
+    drawn: dict[str, Callable[[], Figure]] = {
+        name: partial(figure, data[name]) for name, figure in figures.items() if name in data
+    }
     if "pull" in rows and np.isfinite(rows["pull"]).any():
-        drawn["calibration"] = calibration(rows)
+        drawn["calibration"] = partial(calibration, rows)
     return drawn
 
 

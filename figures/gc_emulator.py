@@ -1,7 +1,8 @@
 """Figures of `gc_emulator`: errors of the emulator, and the posterior of a cluster."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,8 +38,8 @@ ERRORS = {
 
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
-) -> dict[str, Figure]:
-    """Every figure that the rows allow, by name.
+) -> dict[str, Callable[[], Figure]]:
+    """What draws every figure that the rows allow, by name.
 
     rows: of tested models the columns `W0`, `g`, `flags` and the errors, each (n,); or draws of the
         `PARAMETERS`, each (chains, draws).
@@ -48,15 +49,17 @@ def draw(
     """
     if "f_max_rel_error" in rows:
         mock = data.get("mock")
-        return {"accuracy": accuracy(rows), **(_posterior(mock, metrics) if mock else {})}
+        return {"accuracy": partial(accuracy, rows)} | (_posterior(mock, metrics) if mock else {})
     if "calibration" in data:
-        return {"calibration": calibration(data["calibration"], metrics)}
-    figures = {"profiles": profiles(data["profiles"], metrics)} if "profiles" in data else {}
+        return {"calibration": partial(calibration, data["calibration"], metrics)}
+    figures = {}
+    if "profiles" in data:
+        figures["profiles"] = partial(profiles, data["profiles"], metrics)
     return figures | _posterior(rows, metrics)
 
 
-def _posterior(draws: style.Rows, metrics: Mapping[str, float]) -> dict[str, Figure]:
-    return {"corner": corner(draws, metrics), "chains": chains(draws, metrics)}
+def _posterior(draws: style.Rows, metrics: Mapping[str, float]) -> dict[str, Callable[[], Figure]]:
+    return {"corner": partial(corner, draws, metrics), "chains": partial(chains, draws, metrics)}
 
 
 @style.figure

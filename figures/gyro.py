@@ -1,6 +1,7 @@
 """Figures of `gyro`: gyrochrones and stars, ages of held-out clusters, the Sun, calibration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,18 +17,21 @@ MAX_HALF_WIDTH = 0.4  # dex, of a 68% interval: of wider posteriors no age is dr
 
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
-) -> dict[str, Figure]:
-    """Every figure that the rows allow, by name.
+) -> dict[str, Callable[[], Figure]]:
+    """What draws every figure that the rows allow, by name.
 
     rows: of stars of known age ``pit`` (n,), NaN where unknown.
     data: arrays of ``gyrochrones``, ``sun`` and ``clusters``, see `models.gyro.figure_data`.
     """
-    figures = {"gyrochrones": gyrochrones(data["gyrochrones"]), "sun": sun(data["sun"])}
-    if _is_drawn(data["clusters"]).any():
-        figures["clusters"] = clusters(data["clusters"])
+    kinds = {"gyrochrones": gyrochrones, "sun": sun, "clusters": clusters}
+    figures: dict[str, Callable[[], Figure]] = {
+        name: partial(kind, data[name]) for name, kind in kinds.items() if name in data
+    }
+    if "clusters" in data and not _is_drawn(data["clusters"]).any():
+        del figures["clusters"]
     pit = rows.get("pit", np.empty(0))
     if np.isfinite(pit).sum() > 1:
-        figures["calibration"] = calibration(pit[np.isfinite(pit)])
+        figures["calibration"] = partial(calibration, pit[np.isfinite(pit)])
     return figures
 
 

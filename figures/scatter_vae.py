@@ -1,6 +1,7 @@
 """Figures of `scatter_vae`: spectra and residuals, latent space, scatter, calibration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -24,8 +25,8 @@ INSIDE = {"within_68": (0.683, r"$\pm 1 \sigma$"), "within_95": (0.95, r"$\pm 1.
 
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
-) -> dict[str, Figure]:
-    """Every figure that the rows allow, by name, in their order on the page.
+) -> dict[str, Callable[[], Figure]]:
+    """What draws every figure that the rows allow, by name, in their order on the page.
 
     rows: of all stars, (n,): `chi2`, `dof`, `p_value`, `within_68`, `within_95`, `flags` and, if
         the instrument is known, `g_mag`, `bp_rp`. Of the first m `spectrum` (else
@@ -35,17 +36,17 @@ def draw(
         (N, d), `bp_rp`, `g_mag` (N,). `scatter`: by coefficient `learned`, `error`, `true` (0 where
         there is none). `generated`: `spectrum`, else `coefficients`, (stars, k).
     """
-    drawn = {}
+    drawn: dict[str, Callable[[], Figure]] = {}
     complete = "spectra" in data and len(_complete(rows, data["spectra"]))
     if complete:
-        drawn["spectra"] = spectra(rows, data["spectra"])
+        drawn["spectra"] = partial(spectra, rows, data["spectra"])
     if "latent" in data and data["latent"]["latent_mean"].shape[1] > 1:
-        drawn["latent"] = latent(data["latent"])
+        drawn["latent"] = partial(latent, data["latent"])
     if "scatter" in data:
-        drawn["scatter"] = scatter(data["scatter"], metrics, "wavelength" in rows)
-    drawn["chi2"] = chi2(rows)
+        drawn["scatter"] = partial(scatter, data["scatter"], metrics, "wavelength" in rows)
+    drawn["chi2"] = partial(chi2, rows)
     if complete and _names(rows)[1] in data.get("generated", {}):
-        drawn["generated"] = generated(rows, data["spectra"], data["generated"])
+        drawn["generated"] = partial(generated, rows, data["spectra"], data["generated"])
     return drawn
 
 

@@ -18,6 +18,7 @@ from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 
 from orrery.figures.statistics import binomial_band
+from orrery.files import written_atomically
 
 Rows = Mapping[str, np.ndarray]
 FigureData = Mapping[str, Mapping[str, np.ndarray]]  # arrays by figure: `Evaluation.figures`
@@ -89,9 +90,10 @@ def new(
 
 def save(fig: Figure, path: str | Path) -> Path:
     """Write the figure to `path` (its ending says the format) and return the path."""
-    with matplotlib.rc_context(_SETTINGS):
-        fig.savefig(path)
-    return Path(path)
+    path = Path(path)
+    with matplotlib.rc_context(_SETTINGS), written_atomically(path) as part:
+        fig.savefig(part, format=path.suffix[1:])
+    return path
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:

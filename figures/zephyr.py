@@ -5,6 +5,7 @@ p(z); an outlier has |dz| > 0.15; NMAD = 1.4826 median|dz - median(dz)| (Brammer
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,8 +27,8 @@ SCORED = ("z_true", "pit", "crps", "nll")  # of rows whose redshift is known
 
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
-) -> dict[str, Figure]:
-    """Every figure that the rows and metrics allow, by name, in the order of the report.
+) -> dict[str, Callable[[], Figure]]:
+    """What draws every figure that the rows and metrics allow, by name, in the order of the report.
 
     rows: one array per column. Of shape (n,): `z_median`, `z_q16`, `z_q84`, `mag_ref` (AB) and
         `responsibility_<source>` (sums to one over sources); where true redshifts are known also
@@ -44,17 +45,18 @@ def draw(
     sources = list(densities)
     _check(rows, densities)
     scored = _scored_rows(rows)
-    figures = {}
+    figures: dict[str, Callable[[], Figure]] = {}
     if len(scored["z_median"]):
-        figures["redshifts"] = redshifts(scored)
-        figures["calibration"] = calibration(scored)
-    figures["examples"] = examples(rows, densities)
+        figures["redshifts"] = partial(redshifts, scored)
+        figures["calibration"] = partial(calibration, scored)
+    if densities:
+        figures["examples"] = partial(examples, rows, densities)
     if np.isfinite(rows["mag_ref"]).any():
-        figures["responsibilities"] = responsibilities(rows, sources)
+        figures["responsibilities"] = partial(responsibilities, rows, sources)
     if len(scored["z_median"]):
-        figures["binned"] = binned(scored)
+        figures["binned"] = partial(binned, scored)
     if any(f"label_sigma_{source}_true" in metrics for source in sources):
-        figures["label_noise"] = label_noise(metrics, sources)
+        figures["label_noise"] = partial(label_noise, metrics, sources)
     return figures
 
 

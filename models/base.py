@@ -1,6 +1,7 @@
 """The class that every component derives from; its docstring is the recipe."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,15 @@ class Evaluation:
     figures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # arrays by figure
     timings: dict[str, tuple[Callable[[], object], int]] = field(default_factory=dict)
     smaller_is_better: frozenset[str] = frozenset()  # names of metrics
+
+
+def or_nothing(what: str, make: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+    """What ``make`` returns; nothing and a warning if it fails: no figure costs a result."""
+    try:
+        return make()
+    except Exception as error:
+        warnings.warn(f"{what} could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
+        return {}
 
 
 class PredictedRows(dict[str, np.ndarray]):

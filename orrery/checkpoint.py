@@ -4,6 +4,8 @@ A checkpoint of the zoo is Lightning's, with one more entry, the *record*: plain
 lists and dicts which say how to build the model again and where it came from.
 """
 
+import contextlib
+import functools
 import inspect
 import os
 import pickle
@@ -11,9 +13,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,16 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
+
+from orrery.files import written_atomically
+from orrery.record import (
+    LimitedSize,
+    check_checkpoint,
+    check_complete,
+    check_settings,
+    check_sizes,
+    check_weights,
+)
 
 RECORD = "orrery"
 PACKAGES = ("orrery.models.", "orrery.datamodules.")  # whose classes a checkpoint may name
@@ -57,48 +69,84 @@ def new_record(
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Write atomically: ``path`` is always a complete file, the old one or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the same folder, because a rename is atomic only within one file system
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with written_atomically(path) as part, open(part, "wb") as file:
         torch.save(dict(checkpoint), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint of this zoo; tensors and plain containers only (``weights_only``).
 
-    Raises ``FileNotFoundError``, or ``ValueError`` for a file that is cut short, that asks to run
+    Raises ``FileNotFoundError``, or ``ValueError`` for a file that is damaged, that asks to run
     code when unpickled, or that is not a checkpoint of this zoo.
     """
+    checkpoint = read_archive(path)
+    if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of this zoo: it has no '{RECORD}' record")
+    try:
+        check_checkpoint(checkpoint, checkpoint[RECORD])
+    except ValueError as error:
+        raise ValueError(f"{path} is refused: its '{RECORD}' record is damaged: {error}") from error
+    with refused(path):
+        checkpoint = migrated(checkpoint)
+        for node in (checkpoint[RECORD]["config"][section] for section in ("model", "data")):
+            check_settings(class_of(node), {k: v for k, v in node.items() if k != "_target_"})
+        check_sizes(checkpoint[RECORD]["config"]["model"])
+    return checkpoint
+
+
+def read_archive(path: str | Path) -> Any:
+    """What `torch.save` has written: a complete file of tensors and plain containers."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     with open(path, "rb") as file:
         if file.read(4) != ZIP:
             raise ValueError(f"{path} is refused: it is not a checkpoint of this zoo")
+    stat = os.stat(path)
+    _verify(str(path), stat.st_size, stat.st_mtime_ns)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # without torch's own words, which advise to load it nevertheless
         raise ValueError(
             f"{path} is refused: it holds more than tensors and plain values, so that loading it "
             f"could run code; it is not a checkpoint of this zoo"
         ) from error
-    except (RuntimeError, EOFError, KeyError, OSError) as error:
+    except Exception as error:
         raise ValueError(f"{path} is truncated or damaged; copy it again") from error
-    if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint of this zoo: it has no '{RECORD}' record")
+
+
+@functools.lru_cache(maxsize=64)  # a quarter of the time to load a small one
+def _verify(path: str, size: int, changed: int) -> None:
+    """Refuse an archive with a flipped bit, which torch does not notice, or with packed members."""
     try:
-        return migrated(checkpoint)
-    except ValueError as error:
-        raise ValueError(f"{path} is refused: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is refused: its '{RECORD}' record is damaged ({error})"
-        ) from error
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            usual = all(
+                member.compress_type == zipfile.ZIP_STORED
+                and not member.external_attr & 0x10  # a folder, which torch reads as nothing
+                for member in members
+            )
+            usual = usual and sum(member.file_size for member in members) <= size
+            usual = usual and len({member.filename for member in members}) == len(members)
+            wrong = archive.testzip() if usual else None
+    except Exception as error:  # of many kinds: an archive's directory may hold anything
+        raise ValueError(f"{path} is truncated or damaged; copy it again") from error
+    if not usual:
+        raise ValueError(f"{path} is refused: its archive is not as torch writes it; copy it again")
+    if wrong:
+        raise ValueError(f"{path} is truncated or damaged, in '{wrong}'; copy it again")
+
+
+@contextlib.contextmanager
+def refused(path: str | Path | None) -> Iterator[None]:
+    """Turn whatever a checkpoint's content makes fail into a sentence with the file's name."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        text = f"{kind}{error}".splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path or 'the checkpoint'} is refused: {text}") from error
 
 
 def full_target(node: Mapping[str, Any]) -> str:
@@ -161,40 +209,40 @@ def build(node: Mapping[str, Any]) -> Any:
     ``orrery.datamodules`` and are components or data modules are ever called.
     """
     made = class_of(node)
-    target = full_target(node)
     arguments = {key: value for key, value in node.items() if key != "_target_"}
-    known = settings_of(made)
-    for key in arguments:
-        if key not in known:
-            near = get_close_matches(key, known, 3) or sorted(known)
-            raise ValueError(f"{target} has no setting '{key}'; near: {', '.join(near)}")
+    check_settings(made, arguments)
+    check_complete(made, arguments)
     return made(**arguments)
 
 
-def settings_of(made: Any) -> set[str]:
-    """Constructor arguments of a component or data module, with those of its base classes."""
-    return {
-        name for base in made.__mro__ for name in inspect.signature(base.__init__).parameters
-    } - {"self"}
+def restore(
+    checkpoint: Mapping[str, Any],
+    changes: Mapping[str, Any] | None = None,
+    path: str | Path | None = None,
+) -> Any:
+    """The trained model of a checkpoint, in evaluation mode.
 
-
-def restore(checkpoint: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Any:
-    """The trained model of a checkpoint, in evaluation mode; ``changes``: settings of the model."""
+    ``changes``: settings of the model. ``path``: the file's name, for messages.
+    """
     if "optimizer_states" in checkpoint:
         raise ValueError(
             "this checkpoint is of an unfinished run, and its model is not calibrated; resume it "
             "with train.py checkpoint=<path>, which ends in best.ckpt"
         )
-    stored = checkpoint[RECORD]["config"]["model"]
-    refuse_decided(class_of(stored), stored, changes or {})
-    model = build({**stored, **(changes or {})})
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights do not fit the model{f' with {dict(changes)}' if changes else ''}: "
-            f"{str(error).splitlines()[-1].strip()}"
-        ) from error
+    settings, state = checkpoint[RECORD]["config"]["model"], checkpoint["state_dict"]
+    if changes:
+        refuse_decided(class_of(settings), settings, changes)
+        check_settings(class_of(settings), changes)
+    with refused(f"{path} with {dict(changes)}" if changes else path):
+        with LimitedSize(state):
+            model = build({**settings, **(changes or {})})
+        check_weights(model, state)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights do not fit the model: {str(error).splitlines()[-1].strip()}"
+            ) from error
     model.record = checkpoint[RECORD]
     return model.eval()
 
@@ -222,7 +270,8 @@ def load_weights(model: Any, path: Path) -> None:
     theirs, ours = full_target(settings), f"{type(model).__module__}.{type(model).__name__}"
     if theirs != ours:
         raise ValueError(f"init_from: {path} holds {theirs}, and the model is {ours}")
-    state, taken = model.state_dict(), []
+    state: dict[str, Any] = model.state_dict()
+    taken: dict[str, Any] = {}
     for name, values in checkpoint["state_dict"].items():
         if model.reinitialised_on_finetune(name, settings) or name not in state:
             continue
@@ -231,9 +280,10 @@ def load_weights(model: Any, path: Path) -> None:
                 f"init_from: {path} has {name} of shape {tuple(values.shape)}, and the model "
                 f"{tuple(state[name].shape)}; give it the settings of that checkpoint"
             )
-        state[name] = values
-        taken.append(name)
-    model.load_state_dict(state)
+        taken[name] = values
+    with refused(path):
+        check_weights(model, taken)
+    model.load_state_dict(state | taken)
     fresh = sorted({name.split(".")[0] for name in set(state) - set(taken)})
     print(f"weights of {path}" + (f"; newly initialised: {', '.join(fresh)}" if fresh else ""))
 

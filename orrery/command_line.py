@@ -3,18 +3,22 @@
 Light to import: `train.py --help` must not wait for torch.
 """
 
+import contextlib
 import functools
 import logging
 import os
 import re
+import signal
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -26,9 +30,14 @@ def user_errors(entry_point: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(entry_point)
     def wrapped(config: Any) -> Any:
         try:
-            result = entry_point(config)
+            with stopped_by_signals():
+                result = entry_point(config)
             shut_down_process_group()
             return result
+        except Stopped as stop:
+            if not int(os.environ.get("LOCAL_RANK", 0)):  # the other processes stop without a word
+                print(f"\n{stop}: {what_is_saved(config)}", file=sys.stderr)
+            raise SystemExit(128 + stop.number) from None
         except Exception as error:
             mistake = isinstance(error, ValueError | OSError)
             # of the trainer's settings: no such accelerator, precision...
@@ -43,6 +52,89 @@ def user_errors(entry_point: Callable[[Any], Any]) -> Callable[[Any], Any]:
             _refuse(f"{error}\n(HYDRA_FULL_ERROR=1 shows where)")
 
     return wrapped
+
+
+class Stopped(BaseException):
+    """SIGINT (Ctrl-C) or SIGTERM (Slurm's scancel) has come.
+
+    No `Exception`, so that nothing takes it for an error and goes on; no ``KeyboardInterrupt``,
+    which Lightning turns into an exit without a word.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Within, the signals that ask to stop raise `Stopped`; a second one ends the process at once.
+
+    Whoever launched us and listens to a signal (submitit, for its requeue) goes on to do so.
+    """
+    process = os.getpid()
+    before: dict[signal.Signals, Any] = {}
+
+    def stop(number: int, _: Any) -> None:
+        if os.getpid() != process:  # a worker that loads data
+            os._exit(128 + number)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        raise Stopped(number)
+
+    stop.stops = True  # type: ignore[attr-defined]  # for `tracking.StopTogether`
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def what_is_saved(config: DictConfig) -> str:
+    """A sentence for one who has stopped a run: what is saved, and the command that goes on."""
+    run_dir = Path(config.run_dir)
+    if "init_from" not in config:  # evaluate.py
+        if (run_dir / "chains.pt").exists():
+            return (
+                f"the state of the chains is saved; the same command with "
+                f"hydra.run.dir={run_dir} goes on"
+            )
+        return "no file was written, and an older one is unchanged; start the same command again"
+    if config.checkpoint:  # it was resumed
+        run_dir = Path(config.checkpoint).parent
+    last = run_dir / "last.ckpt"
+    if not last.exists():
+        return "no epoch was complete, so that nothing is saved; start the same command again"
+    component = HydraConfig.get().runtime.choices.get("model")
+    return (
+        f"{last} holds the last complete epoch; go on by\n"
+        f"python {Path(sys.argv[0]).name} model={component} checkpoint={last}"
+    )
+
+
+class RefusesUnwritable(Callback):
+    """Hydra's callback: a run folder that cannot be written to is refused by a sentence."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        _refuse_unwritable(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _refuse_unwritable(Path(config.hydra.sweep.dir))
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        _refuse(
+            f"nothing can be written to the run folder {folder} ({error.strerror}); name another "
+            f"by hydra.run.dir=<folder>"
+        )
 
 
 def _refuse(text: str) -> NoReturn:

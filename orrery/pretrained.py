@@ -17,7 +17,8 @@ def load(checkpoint: str | Path) -> Any:
     """
     from orrery.checkpoint import read_checkpoint, restore
 
-    return restore(read_checkpoint(find(checkpoint)))
+    path = find(checkpoint)
+    return restore(read_checkpoint(path), path=path)
 
 
 def names() -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from orrery.files import is_gone, writer
+
 # Settings of the data on which a checkpoint's split of its training file rests, and those that
 # belong to that file alone.
 SPLIT = ("seed", "val_fraction", "test_fraction", "train_where", "cuts")
@@ -37,7 +39,7 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
             f"{path} holds a finished model without its training state; resume from last.ckpt, or "
             f"fine-tune with init_from={path}"
         )
-    stored = stored_config(checkpoint[RECORD], path)
+    stored = checkpoint[RECORD]["config"]
     words = [word.lstrip("+") for word in overrides]
     for word in words:
         if word.startswith("model=") and f"models.{word[6:]}." not in stored["model"]["_target_"]:
@@ -52,25 +54,24 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
     return merged
 
 
-def stored_config(record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The config of a checkpoint's record, which is of plain values."""
-    if "${" in str(record["config"]):
-        raise ValueError(f"{path} is refused: its config holds interpolations")
-    config: Mapping[str, Any] = record["config"]
-    return config
-
-
 def claim_run_folder(run_dir: Path) -> None:
     """Mark a folder as that of a new run, so that no other run takes it in the same second."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    began, saved = run_dir / ".began", run_dir / "last.ckpt"
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # a requeued job
         return
+    if began.exists() and not saved.exists() and is_gone(began.read_text()):
+        began.unlink(missing_ok=True)  # that run was stopped before it had saved anything
     try:
-        (run_dir / ".began").touch(exist_ok=False)
+        with open(began, "x") as file:
+            file.write(writer())
     except FileExistsError as error:
+        another = f"{run_dir} is the folder of another run: name another by hydra.run.dir=<folder>"
+        if saved.exists():
+            raise ValueError(f"{another}, or resume that run: checkpoint={saved}") from error
         raise ValueError(
-            f"{run_dir} is the folder of another run: name another by hydra.run.dir=<folder>, or "
-            f"resume that run: checkpoint={run_dir}/last.ckpt"
+            f"{another}. That run has saved no checkpoint yet; if it has ended, remove {began} to "
+            f"start anew in its folder"
         ) from error
 
 
@@ -123,7 +124,8 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
     A named ``data=`` section replaces the checkpoint's; ``data.path`` alone means all rows of
     that file; nothing at all means the test split of the data it was trained on.
     """
-    from orrery.checkpoint import build, class_of, settings_of
+    from orrery.checkpoint import build, class_of
+    from orrery.record import settings_of
     from orrery.tables import files_of
 
     stored = dict(record["config"]["data"])

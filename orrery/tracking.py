@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,34 @@ class EpochLines(L.Callback):
             return
         losses = (f"{k} {trainer.callback_metrics[k]:.3f}" for k in ("train/loss", "val/loss"))
         print(f"epoch {epoch} of {epochs}:", *losses, flush=True)
+
+
+class StopTogether(L.Callback):
+    """SIGTERM stops all processes of a run at once.
+
+    Lightning's own handler waits in a collective for the others, which stop elsewhere: for ever.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listen(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listen(trainer)
+
+    def _listen(self, trainer: L.Trainer) -> None:
+        installed = signal.getsignal(signal.SIGTERM)  # Lightning's, which calls ours at the end
+        handlers = getattr(installed, "signal_handlers", [])
+        stop = next((each for each in handlers if hasattr(each, "stops")), None)
+        if stop is None or trainer.world_size == 1:
+            return
+        launcher = trainer.strategy.launcher
+
+        def stop_all(number: int, frame: Any) -> None:
+            if launcher is not None:
+                launcher.kill(number)
+            stop(number, frame)
+
+        signal.signal(signal.SIGTERM, stop_all)
 
 
 def offline_unless_asked() -> None:

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from orrery.models.base import Batch, Data, Evaluation, PredictedRows
+from orrery.models.base import Batch, Data, Evaluation, PredictedRows, or_nothing
 from orrery.models.dust.field import Stars
 from orrery.models.dust.figure_data import figure_data
 from orrery.models.dust.outputs import BIT
@@ -69,8 +69,9 @@ def evaluate(model: "Dust", rows: PredictedRows, data: Data) -> Evaluation:
         model.constant_density,
     )
     evaluation.metrics |= map_metrics(posterior, data)
-    evaluation.figures = figure_data(
-        rho.cpu().float(), model.grid, true_density(data), sampled_stars(data, FIGURE_STARS)
+    truth, stars = true_density(data), sampled_stars(data, FIGURE_STARS)
+    evaluation.figures = or_nothing(
+        "figures", lambda: figure_data(rho.cpu().float(), model.grid, truth, stars)
     )
     evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
     gp, batch = model.prior.gp, next(data.prediction_batches())

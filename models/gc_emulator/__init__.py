@@ -16,6 +16,7 @@ from orrery.models.base import (
     Output,
     Posterior,
     PredictedRows,
+    or_nothing,
 )
 from orrery.models.gc_emulator.calibration import calibration_metrics, simulated_posteriors
 from orrery.models.gc_emulator.emulator import IsothermalEmulator
@@ -262,16 +263,16 @@ class GCEmulator(Component):
         u = draws.u.flatten(1, 2)[:, ::stride]
         groups = {}
         if isinstance(posterior, PhaseSpacePosterior):
-            figure = space_profiles(posterior, u)
+            figure = or_nothing("profiles.png", lambda: space_profiles(posterior, u))
         else:
             membership = None
             if posterior.has_field_stars:
                 membership = posterior.mean_membership(draws.with_latents)
                 rows = observations.rows if isinstance(observations, SkyStars) else {}
                 groups["members"] = {**rows, "probability": membership.cpu().numpy()}
-            figure = sky_profiles(posterior, u, membership)
+            figure = or_nothing("profiles.png", lambda: sky_profiles(posterior, u, membership))
         metrics["n"] = float(posterior.n_stars)
-        figures = {"profiles": figure}
+        figures = {"profiles": figure} if figure else {}
         return Posterior(draws.arrays(), posterior.units, metrics, warnings, groups, figures)
 
     def _calibrate_posteriors(

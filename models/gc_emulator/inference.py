@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from orrery.checkpoint import write_checkpoint
+from orrery.checkpoint import read_archive, write_checkpoint
 from orrery.models.gc_emulator.emulator import IsothermalEmulator
 from orrery.models.gc_emulator.posterior import PhaseSpacePosterior
 from orrery.models.gc_emulator.profiles import ProfilesPosterior
@@ -120,7 +120,7 @@ def sample(
         "start": start.sum().item(),
     }
     if path is not None and path.exists():
-        state = torch.load(path, weights_only=True)
+        state = read_archive(path)
         if state["asked"] != run:
             raise ValueError(f"{path} belongs to other chains: {state['asked']}, now {run}")
         sampler.restore(state["sampler"])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ COLOUR_WIDTHS = torch.tensor([0.0, 0.05, 0.1, 0.2])  # mag
 LOG_PERIOD_WIDTHS = torch.tensor([0.0, 0.03, 0.06, 0.1, 0.15])  # dex
 MAX_ERRORS = {"colour": float(COLOUR_WIDTHS[-1]), "log_period": float(LOG_PERIOD_WIDTHS[-1])}
 PERIODS_AT_ONCE = 24  # for which the table is filled
+AGES_AT_ONCE = 15  # for which errors are convolved in
+COLOURS_AT_ONCE = 10  # whose quantiles are computed
 N_PERIOD_QUANTILES = 64  # that are kept, to draw from
 SLOW_QUANTILE = 0.84  # of the periods: the slow sequence
 SUN_LIFETIME_MYR, LIFETIME_MARGIN, LIFETIME_EDGE_DEX = 1e4, 1.1, 0.08  # as a dwarf
@@ -75,7 +78,9 @@ class DensityTable(nn.Module):
                 weight = weight * (fraction if upper else 1 - fraction)
             if (weight > 0).any():
                 i, j, u, v = index
-                total = total + self.convolved[u, v, i, j].float() * weight[:, None]
+                known = weight > 0  # the others' tables may be empty: they count zero times
+                table = self.convolved(u[known], v[known])
+                total = total + table[u, v, i, j].float() * weight[:, None]
         return total
 
     def nearest(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -92,31 +97,52 @@ class DensityTable(nn.Module):
                 (batch["colour"], COLOUR_GRID),
             )
         ]
-        return self.convolved[index[0], index[1], index[2]]
+        return self.convolved(index[0], index[1])[index[0], index[1], index[2]]
 
-    @property
-    def convolved(self) -> Tensor:
-        """The table with errors, (colour widths, period widths, colours, periods, ages)."""
+    @torch.inference_mode(False)  # what is kept is written to again, in whatever mode
+    def convolved(self, u: Tensor, v: Tensor) -> Tensor:
+        """The table with errors, (colour widths, period widths, colours, periods, ages), half.
+
+        Only that of the widths numbered ``u`` and ``v``, of one shape, is filled; each takes memory
+        when it is first asked for.
+        """
         if self._is_stale("convolved"):
-            p = self.values.float().exp()
-            wide = torch.stack([(_gaussian_kernel(COLOUR_GRID, w, p) @ p.flatten(1)).view_as(p)
-                                for w in COLOUR_WIDTHS])  # fmt: skip
-            both = [_gaussian_kernel(LOG_PERIOD_GRID, w, p) @ wide for w in LOG_PERIOD_WIDTHS]
-            self._cache["convolved"] = torch.stack(both, 1).log().clamp_min(-60).half()
-        return self._cache["convolved"]
+            shape = (len(COLOUR_WIDTHS), len(LOG_PERIOD_WIDTHS), *self.values.shape)
+            # of numpy, whose zeros take no memory before they are written to
+            empty = torch.from_numpy(np.zeros(shape, np.float16)).to(self.values.device)
+            self._cache["convolved"] = empty
+            self._cache["is_filled"] = torch.zeros(shape[:2], dtype=torch.bool).to(empty.device)
+        table, is_filled = self._cache["convolved"], self._cache["is_filled"]
+        missing = ~is_filled[u, v]
+        if missing.any():
+            for i, k in torch.stack([u[missing], v[missing]], 1).unique(dim=0).tolist():
+                for ages in torch.arange(len(self.ages)).split(AGES_AT_ONCE):  # to bound memory
+                    part = slice(int(ages[0]), int(ages[-1]) + 1)
+                    p = self.values[..., part].float().exp()
+                    of_colour = _gaussian_kernel(COLOUR_GRID, COLOUR_WIDTHS[i], p)
+                    of_period = _gaussian_kernel(LOG_PERIOD_GRID, LOG_PERIOD_WIDTHS[k], p)
+                    wide = of_period @ (of_colour @ p.flatten(1)).view_as(p)
+                    table[i, k, ..., part] = wide.log().clamp_min(-60).half()
+                is_filled[i, k] = True
+        return table
 
     @property
     def quantiles(self) -> Tensor:
         """Quantiles of log10 P, (colours, ages, quantiles), at the middles of equal steps."""
         if self._is_stale("quantiles"):
-            cdf = self.values.float().exp().cumsum(1).mT
-            cdf = (cdf / cdf[..., -1:]).contiguous()  # (colours, ages, periods)
-            steps = torch.arange(N_PERIOD_QUANTILES, device=cdf.device)
-            levels = (steps + 0.5) / N_PERIOD_QUANTILES
-            index = torch.searchsorted(cdf, levels.expand(*cdf.shape[:2], -1).contiguous())
-            periods = LOG_PERIOD_GRID.to(cdf)
-            self._cache["quantiles"] = periods[index.clamp(max=len(periods) - 1)]
+            parts = [self._quantiles(values) for values in self.values.split(COLOURS_AT_ONCE)]
+            self._cache["quantiles"] = torch.cat(parts)
         return self._cache["quantiles"]
+
+    def _quantiles(self, values: Tensor) -> Tensor:
+        """Of ``values`` (colours, periods, ages)."""
+        cdf = values.float().exp().cumsum(1).mT
+        cdf = (cdf / cdf[..., -1:]).contiguous()  # (colours, ages, periods)
+        steps = torch.arange(N_PERIOD_QUANTILES, device=cdf.device)
+        levels = (steps + 0.5) / N_PERIOD_QUANTILES
+        index = torch.searchsorted(cdf, levels.expand(*cdf.shape[:2], -1).contiguous())
+        periods = LOG_PERIOD_GRID.to(cdf)
+        return periods[index.clamp(max=len(periods) - 1)]
 
     def _is_stale(self, name: str) -> bool:
         cached = self._cache.get(name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from orrery.models.base import Data, Evaluation, PredictedRows
+from orrery.models.base import Data, Evaluation, PredictedRows, or_nothing
 from orrery.models.gyro.ages import summaries
 from orrery.models.gyro.figure_data import figure_data
 from orrery.models.gyro.stars import star_batch
@@ -40,7 +40,7 @@ def evaluate(model: "Gyro", rows: PredictedRows, data: Data) -> Evaluation:
     evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
     if true_rows := rows_of_true_density(model, data):
         evaluation.baselines["true model"] = metrics(true_rows)
-    evaluation.figures = figure_data(model, data)
+    evaluation.figures = or_nothing("figures", lambda: figure_data(model, data))
     batch = next(data.prediction_batches())
     evaluation.timings = {
         "stars_per_second": (lambda: model.predict_step(batch), len(batch["row"]))

@@ -9,7 +9,7 @@ from scipy.stats import kstest
 from torch import Tensor
 from torch.nn import functional as F
 
-from orrery.models.base import Data, Evaluation, PredictedRows
+from orrery.models.base import Data, Evaluation, PredictedRows, or_nothing
 from orrery.models.layers import grid
 from orrery.models.zephyr.photometry import BIT
 from orrery.physics.galaxies.redshift_scores import nmad, outlier_fraction
@@ -44,7 +44,7 @@ def evaluate(model: "Zephyr", rows: PredictedRows, data: Data) -> Evaluation:
         return evaluation
     with torch.inference_mode():
         examples = {name: values.to(model.device) for name, values in rows.examples.items()}
-        densities = model.source_densities(examples)
+        densities = or_nothing("examples.png", lambda: model.source_densities(examples))
     evaluation.figures["examples"] = {name: pz.cpu().numpy() for name, pz in densities.items()}
     evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
     if true_rows := rows_of_true_posterior(data, model.edges):

@@ -1,12 +1,13 @@
 """Posterior draws in a NetCDF file that ArviZ reads."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import h5netcdf
 import h5py
 import numpy as np
+
+from orrery.files import written_atomically
 
 # leading dimensions of ArviZ's groups
 SAMPLED = {"posterior": ("chain", "draw"), "posterior_predictive": ("chain", "draw")}
@@ -31,16 +32,10 @@ def write_draws(
 
     Those of the groups ``posterior`` and ``posterior_predictive`` begin with (chains, draws).
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with h5netcdf.File(part, "w") as file:
-            file.attrs.update(meta)
-            for name, arrays in groups.items():
-                _write_group(file.create_group(name), SAMPLED.get(name, ()), arrays, units)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_atomically(path) as part, h5netcdf.File(part, "w") as file:
+        file.attrs.update(meta)
+        for name, arrays in groups.items():
+            _write_group(file.create_group(name), SAMPLED.get(name, ()), arrays, units)
 
 
 def _write_group(

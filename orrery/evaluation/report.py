@@ -1,7 +1,6 @@
 """The page a person opens after an evaluation: one self-contained HTML file."""
 
 import math
-import os
 from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
+
+from orrery.files import written_atomically
 
 TRUE_MODEL = "true model"  # cannot be beaten: listed, but never emphasised
 OURS = "ours"
@@ -55,11 +56,9 @@ def write_report(
         provenance=provenance,
         config_yaml=config_yaml,
     )
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
-    return path
+    with written_atomically(path) as part:
+        part.write_text(page, encoding="utf-8")
+    return Path(path)
 
 
 def metrics_table(

@@ -1,16 +1,20 @@
 """What an evaluation leaves in its folder: metrics.json, figures and report.html."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from orrery.evaluation.report import write_report
 from orrery.figures.style import save
+from orrery.files import written_atomically
+from orrery.models.base import or_nothing
 
 
 def write_results(
@@ -39,23 +43,46 @@ def write_results(
         for name, values in baselines.items()
         for key, value in values.items()
     }
-    (run_dir / "metrics.json").write_text(json.dumps({**metrics, **others}, indent=2) + "\n")
-    drawn = []
-    if find_spec(f"orrery.figures.{component}"):
-        draw = import_module(f"orrery.figures.{component}").draw
-        for name, figure in draw(rows, metrics, figures).items():
-            drawn.append((save(figure, run_dir / f"{name}.png"), figure.get_label()))
+    with written_atomically(run_dir / "metrics.json") as part:
+        part.write_text(json.dumps({**metrics, **others}, indent=2) + "\n")
     write_report(
         run_dir / "report.html",
         title,
         metrics,
         baselines,
-        drawn,
+        draw_figures(run_dir, component, rows, metrics, figures),
         config_yaml=config_yaml,
         provenance=provenance(record),
         notes=notes,
         smaller_is_better=smaller_is_better,
     )
+
+
+def draw_figures(
+    run_dir: Path,
+    component: str,
+    rows: Mapping[str, np.ndarray],
+    metrics: Mapping[str, float],
+    figures: Mapping[str, Mapping[str, np.ndarray]],
+) -> list[tuple[Path, str]]:
+    """File and caption of each figure of ``figures.<component>``.
+
+    One that cannot be drawn is a warning: it does not cost the result of an evaluation.
+    """
+    drawn: list[tuple[Path, str]] = []
+    if not find_spec(f"orrery.figures.{component}"):
+        return drawn
+    draw = import_module(f"orrery.figures.{component}").draw
+    for name, make in or_nothing("the figures", lambda: draw(rows, metrics, figures)).items():
+        path = run_dir / f"{name}.png"
+        drawn += or_nothing(f"the figure {path.name}", partial(_draw_figure, make, path)).items()
+    return drawn
+
+
+def _draw_figure(make: Callable[[], Figure], path: Path) -> dict[Path, str]:
+    """Draw, write; the file and its caption."""
+    figure = make()
+    return {save(figure, path): str(figure.get_label())}
 
 
 def provenance(record: Mapping[str, Any]) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """Maps of the sky in the layout of the dustmaps package."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from orrery.files import written_atomically
 
 
 def write_sky_map(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str, str]) -> None:
@@ -46,9 +47,5 @@ def write_sky_map(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str
         name = f"radial pixel {'centers' if what == 'centres' else what}"
         column = fits.Column(name, "D", unit="pc", array=arrays[what])
         hdus.append(fits.BinTableHDU.from_columns([column], name=name.upper()))
-    part = path.with_name(f".{path.name}.part")
-    try:
-        fits.HDUList(hdus).writeto(part, overwrite=True)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_atomically(path) as part, open(part, "wb") as file:
+        fits.HDUList(hdus).writeto(file)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,8 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 from astropy import units as u
+
+from orrery.files import finish, unfinished
 
 from .fits import FitsSink
 from .hdf5 import Hdf5Sink
@@ -41,7 +42,8 @@ class Writer:
     meta: provenance strings: FITS cards, ECSV and Parquet metadata, HDF5 root attributes.
 
     Rows go to a hidden file in the target's folder, which takes the target's name on a clean exit;
-    after an exception it is removed and an older file under that name stays as it was.
+    after an exception it is removed and an older file under that name stays as it was. A link is
+    written through to its target.
     Raises ValueError for a bad ending, unit or chunk, OSError naming the path when writing fails.
     """
 
@@ -64,7 +66,7 @@ class Writer:
         self._metadata = TableMetadata(
             units or {}, descriptions or {}, locations or {}, constants or {}, meta or {}
         )
-        self._hidden = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
+        self._hidden = unfinished(path)
         self._sink: Sink | None = None
         self._layout: dict[str, tuple[object, ...]] = {}
 
@@ -111,12 +113,7 @@ class Writer:
             raise ValueError(f"{self.path}: nothing was written to it, not even an empty chunk")
         self._sink.close()
         self._sink = None
-        descriptor = os.open(self._hidden, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(self._hidden, self.path)
+        finish(self._hidden, self.path)
 
     def _discard(self) -> None:
         """Remove the hidden file, if it is still there."""

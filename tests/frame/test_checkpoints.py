@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, command, refusal
 
+from orrery import load
 from orrery.checkpoint import (
     RECORD,
     build,
@@ -88,12 +92,10 @@ def test_a_foreign_checkpoint_is_said_to_be(tmp_path):
             read_checkpoint(tmp_path / name)
 
 
-def test_weights_of_another_component_are_refused(checkpoint, tmp_path):
+def test_weights_of_another_component_are_refused(checkpoint):
     model = build(checkpoint[RECORD]["config"]["model"])
-    checkpoint[RECORD]["config"]["model"]["_target_"] = "models.gyro.Gyro"
-    write_checkpoint(checkpoint, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"holds orrery\.models\.gyro\.Gyro"):
-        load_weights(model, tmp_path / "other.ckpt")
+        load_weights(model, ROOT / "checkpoints/gyro.ckpt")
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(checkpoint, tmp_path):
@@ -168,6 +170,94 @@ def test_a_damaged_record_is_refused_with_the_name_of_the_file(record, checkpoin
     write_checkpoint({**checkpoint, RECORD: record}, tmp_path / "odd.ckpt")
     with pytest.raises(ValueError, match=r"odd\.ckpt is refused: its 'orrery' record is damaged"):
         read_checkpoint(tmp_path / "odd.ckpt")
+
+
+def altered(record, *keys_and_value):
+    """A copy of nested dicts with one entry replaced."""
+    key, *rest = keys_and_value
+    return {**record, key: altered(record[key], *rest) if len(rest) > 1 else rest[0]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (("config", None), "its 'config' is None; expected a dict"),
+        (("data", []), r"its 'data' is \[\]; expected a dict"),
+        (("metrics", {"crps": "x"}), "'metrics.crps' is 'x'; expected a number"),
+        (("versions", {}), "it has no 'versions.orrery'"),
+        (("schema_version", "2"), "its schema_version is '2'"),
+        (("config", "data", "path", "${oc.env:HOME}"), "holds an interpolation"),
+        (("config", "trainer", "_target_", "os.system"), "a trainer that is not lightning.Trainer"),
+        (("config", "model", "width", "wide"), "model.width is 'wide'; expected a whole number"),
+        (("config", "model", "bands", 7), "model.bands is 7; expected a list of text"),
+        (("config", "data", "n_train", 0.5), "data.n_train is 0.5; expected a whole number"),
+        (("config", "model", "depht", 2), "has no setting 'depht'; near: depth"),
+        (("config", "model", "depth", 10**8), "a model that is much larger than its weights"),
+        (("config", "model", "members", 10**7), "a model that is much larger than its weights"),
+        (("config", "model", "width", 10**30), "at most 100,000,000 is possible"),
+        (("config", "model", "bands", ["u"] * 10**5), "has 100,000 entries"),
+        (("config", "model", "width", -1), "is refused: RuntimeError"),
+    ],
+)
+def test_a_record_of_odd_values_is_refused_by_the_name_of_the_file(
+    entry, said, checkpoint, tmp_path
+):
+    write_checkpoint({**checkpoint, RECORD: altered(checkpoint[RECORD], *entry)}, tmp_path / "odd")
+    with pytest.raises(ValueError, match=rf"odd is refused: .*{said}"):
+        load(tmp_path / "odd")
+
+
+def test_weights_that_are_not_finite_are_refused(checkpoint, tmp_path):
+    for name, value in (("head.weight", torch.inf), ("photometry.mean", torch.nan)):
+        weights = checkpoint["state_dict"][name].clone()
+        weights.view(-1)[0] = value
+        state = checkpoint["state_dict"] | {name: weights}
+        write_checkpoint({**checkpoint, "state_dict": state}, tmp_path / "bad.ckpt")
+        with pytest.raises(
+            ValueError, match=rf"bad\.ckpt is refused: its weights '{name}' are not"
+        ):
+            load(tmp_path / "bad.ckpt")
+
+
+def test_a_flipped_bit_or_a_lost_end_is_a_sentence_or_changes_nothing(tmp_path):
+    original = ROOT / "tests/frame/data/scatter_vae_0.1.ckpt"
+    raw, weights, refused = original.read_bytes(), load(original).state_dict(), 0
+    random = np.random.default_rng(0)
+    directory = zipfile.ZipFile(original).start_dir
+    for first in [0, directory] * 40:
+        broken = bytearray(raw)
+        broken[random.integers(first, len(raw))] ^= 1 << random.integers(8)
+        (tmp_path / "broken.ckpt").write_bytes(broken)
+        (tmp_path / "cut.ckpt").write_bytes(raw[: random.integers(first, len(raw))])
+        with pytest.raises(ValueError, match=r"cut\.ckpt is "):
+            load(tmp_path / "cut.ckpt")
+        try:
+            loaded = load(tmp_path / "broken.ckpt").state_dict()
+        except ValueError as error:
+            assert "broken.ckpt is " in str(error)
+            refused += 1
+        else:
+            assert all(torch.equal(values, loaded[name]) for name, values in weights.items())
+    assert refused > 40
+
+
+def test_an_archive_that_is_not_as_torch_writes_it_is_refused(tmp_path):
+    original = zipfile.ZipFile(ROOT / "tests/frame/data/scatter_vae_0.1.ckpt")
+    members = original.infolist()
+    for fault in ("packed", "twice", "folder"):
+        with zipfile.ZipFile(tmp_path / "odd.ckpt", "w") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the name that is there twice
+            for member in members:
+                copy = zipfile.ZipInfo(member.filename)
+                if fault == "packed":  # 3 MB may become 3 GB
+                    copy.compress_type = zipfile.ZIP_DEFLATED
+                if fault == "folder":  # which torch reads as nothing
+                    copy.external_attr = 0x10
+                archive.writestr(copy, original.read(member))
+            if fault == "twice":
+                archive.writestr(members[0].filename, b"")
+        with pytest.raises(ValueError, match=r"odd\.ckpt is refused: its archive is not as torch"):
+            load(tmp_path / "odd.ckpt")
 
 
 def test_a_checkpoint_of_a_newer_schema_is_refused(checkpoint, tmp_path):

@@ -1,10 +1,17 @@
 """The doors as a person meets them: what they print, when they refuse, and how they say so."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
-from conftest import COMPONENTS, ROOT, command, fresh_python
+from conftest import COMPONENTS, ROOT, command, fresh_python, refusal
+
+from orrery.runs import claim_run_folder
 
 QUICK = ["model=zephyr", "experiment=zephyr_quick"]
 
@@ -205,3 +212,51 @@ def test_every_yaml_of_the_zoo_composes(tmp_path):
     }.items():
         for path in sorted((ROOT / "configs" / folder).glob("*.yaml")):
             assert config("zephyr", tmp_path, words.format(path.stem))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_says_what_is_saved_and_how_to_go_on(number, code, tmp_path):
+    words = ["train.py", "model=zephyr", "experiment=zephyr_quick", "model.epochs=500"]
+    run = subprocess.Popen(
+        [sys.executable, *words, f"hydra.run.dir={tmp_path}"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    last = tmp_path / "last.ckpt"
+    while not last.exists() and run.poll() is None:
+        time.sleep(0.02)
+    run.send_signal(number)
+    _, said = run.communicate()
+    assert run.returncode == code, said
+    assert f"stopped by {number.name}: {last} holds the last complete epoch" in said
+    assert f"train.py model=zephyr checkpoint={last}" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob(".*.part")) and not (tmp_path / "metrics.json").exists()
+
+
+def test_the_folder_of_a_run_that_died_with_nothing_saved_is_taken_over(tmp_path, monkeypatch):
+    dead = subprocess.run(
+        [sys.executable, "-c", "from orrery.files import writer; print(writer(), end='')"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    (tmp_path / ".began").write_text(dead.stdout)
+    claim_run_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"has saved no checkpoint yet; if it has ended, remove"):
+        claim_run_folder(tmp_path)  # this process has not ended
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(ValueError, match=r"resume that run: checkpoint=.*last\.ckpt"):
+        claim_run_folder(tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    claim_run_folder(tmp_path)
+
+
+@pytest.mark.parametrize("entry_point", ["train.py", "evaluate.py"])
+def test_a_run_folder_that_cannot_be_written_to_is_refused_by_a_sentence(entry_point, tmp_path):
+    (tmp_path / "file").touch()
+    done = command(entry_point, f"hydra.run.dir={tmp_path}/file/run")
+    assert "nothing can be written to the run folder" in refusal(done)

@@ -9,7 +9,7 @@ from conftest import COMPONENTS, command, config, quick_words, train
 from omegaconf import OmegaConf
 
 from orrery import pretrained
-from orrery.checkpoint import RECORD, build, read_checkpoint, restore, write_checkpoint
+from orrery.checkpoint import RECORD, build, new_record, read_checkpoint, restore, write_checkpoint
 from orrery.datamodules.batches import BatchShares, GlobalBatches
 from orrery.evaluation.evaluate import generate, infer, refuse_lacking
 from orrery.models.base import Component, Data, Generates, InfersJointly, Output
@@ -111,8 +111,9 @@ def test_a_saved_model_predicts_the_same(component, parts, tmp_path):
         for parameter in model.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
     model.eval().calibrate(data)
-    settings = OmegaConf.to_container(config(component, tmp_path), resolve=True)["model"]
-    record = {"config": {"model": settings | data.model_arguments()}}
+    settings = OmegaConf.to_container(config(component, tmp_path), resolve=True)
+    settings["model"] |= data.model_arguments()
+    record = new_record(settings, data.provenance(), {}, type(model))
     write_checkpoint({"state_dict": model.state_dict(), RECORD: record}, tmp_path / "model.ckpt")
     batch = next(data.prediction_batches())
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from orrery.evaluation.report import metrics_table, write_report
-from orrery.evaluation.results import provenance
+from orrery.evaluation.results import draw_figures, provenance
 from orrery.figures import style, zephyr
 from orrery.figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
 
@@ -89,7 +89,8 @@ def contributions(rows, sources: tuple[str, ...] = SOURCES) -> dict[str, np.ndar
 
 
 def draw(rows, metrics, sources: tuple[str, ...] = SOURCES) -> dict[str, Figure]:
-    return zephyr.draw(rows, metrics, {"examples": contributions(rows, sources)})
+    figures = zephyr.draw(rows, metrics, {"examples": contributions(rows, sources)})
+    return {name: make() for name, make in figures.items()}
 
 
 def make_metrics(sources: tuple[str, ...] = SOURCES) -> dict[str, float]:
@@ -360,3 +361,20 @@ def test_terminal_table_shows_ours_beside_the_peer():
     text = console.export_text()
     assert re.search(r"nmad\s+│\s+0.02134 │\s+0.0305", text)
     assert "peer [x]" in text and "5,000" in text and "48,123" in text
+
+
+def test_a_figure_that_fails_is_a_warning_and_the_report_comes_without_it(tmp_path, monkeypatch):
+    def fails(_):
+        raise ValueError("Axis limits cannot be NaN or Inf")
+
+    monkeypatch.setattr(zephyr, "calibration", fails)
+    rows = make_rows(40)
+    data = {"examples": contributions(rows)}
+    with pytest.warns(UserWarning, match=r"calibration\.png could not be drawn: .*Axis limits"):
+        drawn = draw_figures(tmp_path, "zephyr", rows, {}, data)
+    names = [path.stem for path, _ in drawn]
+    assert names == ["redshifts", "examples", "responsibilities", "binned"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n}.png" for n in names)
+    del rows["z_median"]  # without it not even the list of figures is there
+    with pytest.warns(UserWarning, match="the figures could not be drawn"):
+        assert draw_figures(tmp_path, "zephyr", rows, {}, data) == []

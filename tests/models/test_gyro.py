@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from conftest import command, fresh_python
 
 from orrery import pretrained
 from orrery.datamodules.gyro import GyroData
@@ -359,3 +359,24 @@ def test_a_checkpoint_of_the_first_schema_is_read_by_todays_names(shipped):
     assert shipped.record["schema_version"] == 3 and not {"judge", "field"} & settings.keys()
     assert len(settings["benchmark_clusters"]) == sum(shipped.is_benchmark) == 10
     assert settings["field_scatter"] == shipped.field_scatter == 0.04
+
+
+def test_the_first_answer_takes_little_memory():
+    program = (
+        "import resource\nfrom orrery import load\nimport numpy as np\n"
+        "stars = {'prot_d': np.linspace(2, 30, 30), 'bp_rp0': np.linspace(0.6, 2.5, 30)}\n"
+        "load('gyro').predict(stars)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = fresh_python("-c", program)
+    assert int(done.stdout.split()[-1]) < 650_000, "KiB; torch and Lightning alone take 390,000"
+
+
+def test_widths_of_errors_are_convolved_when_they_are_asked_for(monkeypatch):
+    model = pretrained.load("gyro")
+    stars = {"prot_d": np.array([10.0, 5.0]), "bp_rp0": np.array([0.8, 1.5])}
+    model.predict(stars)  # in inference mode
+    few = model.table._cache["is_filled"].sum()
+    age = model.age(10.0, 0.8, 1.0, 0.05)["age_q50"]  # outside it, and of other widths
+    assert few < model.table._cache["is_filled"].sum()
+    assert pretrained.load("gyro").age(10.0, 0.8, 1.0, 0.05)["age_q50"] == age

@@ -84,7 +84,7 @@ def make_sampled(n: int) -> Case:
 
 
 def draw(case: Case, metrics: dict[str, float]) -> dict[str, Figure]:
-    return scatter_vae.draw(case.rows, metrics, case.data)
+    return {name: make() for name, make in scatter_vae.draw(case.rows, metrics, case.data).items()}
 
 
 def texts(fig: Figure) -> str:

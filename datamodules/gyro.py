@@ -35,7 +35,7 @@ OTHER_MEASURES = {
 }  # fmt: skip
 DEFAULT_AGE_ERROR = 0.05  # dex, of a cluster without one
 MAX_REDDENED_COLOUR = 25.0  # mag, before dereddening
-NO_ID = ("", "nan", "--", "None", "0")
+NO_ID = ("", "nan", "--", "None", "0", "-1", "-9", "-99", "-999", "-9999")
 OVERLUMINOSITY_LIMITS = (-1.5, 3.0)  # mag, to which it is clipped
 
 

@@ -47,6 +47,7 @@ def galaxy_files(folder: Path) -> None:
     table["survey"] = random.choice(["spec", "grism"], 300)
     table["secure"] = random.integers(0, 2, 300)
     table["tomographic_bin"] = random.integers(0, 3, 300)
+    table["w"] = random.uniform(0.5, 2, 300)
     mine = {f"MAG_{band}": table[f"mag_{band}"] for band in "ugrizy"}
     mine |= {f"ERR_{band}": table[f"mag_err_{band}"] for band in "ugrizy"}
     mine |= {"ZSPEC": table["redshift"]}

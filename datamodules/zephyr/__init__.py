@@ -99,6 +99,10 @@ class ZephyrData(CatalogueData):
             "ebv", "mag", "E(B - V), which corrects for Galactic extinction", 0, 20, "[)",
             training="named",
         ),
+        "weight": Column(
+            "weight", None, "weight of an object in the stacked n(z)", 0, training="unused",
+            prediction="named",
+        ),
         "mag_{band}": _band_column(
             "mag", "mag", "magnitude; the role mag is the pattern of all bands", MAGNITUDE_VALUES
         ),
@@ -176,6 +180,8 @@ class ZephyrData(CatalogueData):
             column = located(self.declared, self.columns, catalogue, role)
             if role in self.columns and (training or role == "ebv" or column.name in names):
                 roles[role] = column
+        if not training and "weight" in self.columns:
+            roles["weight"] = located(self.declared, self.columns, catalogue, "weight")
         if not training and "redshift" in roles and not self._has_truth(catalogue, roles):
             source = f" of the source {self.clean_source}" if "source" in roles else ""
             self.warn_once(
@@ -295,6 +301,8 @@ class ZephyrData(CatalogueData):
             "flux_err": flux_err.float(),
             "detected": detected.float(),
         }
+        if "weight" in columns:
+            batch["weight"] = torch.from_numpy(columns["weight"]).float()
         if "redshift" in columns:
             labels = self._labels(columns, n) if training else self._truth(columns)
             batch |= {name: torch.from_numpy(values) for name, values in labels.items()}

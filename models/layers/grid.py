@@ -19,6 +19,13 @@ def density(cdf: Tensor, edges: Tensor) -> Tensor:
     return cdf.diff(dim=-1) / (edges[1] - edges[0])
 
 
+def at(cdf: Tensor, edges: Tensor, x: Tensor) -> Tensor:
+    """Cumulative values at ``x`` (k,), (batch, k); 0 before the grid, 1 behind it."""
+    position = ((x - edges[0]) / (edges[1] - edges[0])).clamp(0, cdf.shape[-1] - 1)
+    low = position.long().clamp(max=cdf.shape[-1] - 2)
+    return torch.lerp(cdf[:, low], cdf[:, low + 1], (position - low).to(cdf))
+
+
 def centres(edges: Tensor) -> Tensor:
     return 0.5 * (edges[1:] + edges[:-1])
 

@@ -26,7 +26,7 @@ from orrery.models.layers.slices import in_slices, slices
 from orrery.models.layers.stack import DensityStack
 from orrery.models.zephyr.evaluation import evaluate
 from orrery.models.zephyr.label_noise import LabelNoise
-from orrery.models.zephyr.outputs import constants, outputs, summaries, wide_flag
+from orrery.models.zephyr.outputs import constants, edges_about, outputs, summaries, wide_flag
 from orrery.models.zephyr.photometry import Photometry
 from orrery.models.zephyr.recalibration import (
     PIT_CELLS,
@@ -76,12 +76,13 @@ class Zephyr(Component):
         shrinkage: weight of the squared deviations of the sources in the loss.
         n_grid: cells of p(z).
         n_samples: draws from p(z) per object, ``z_samples``.
+        z_grid: first, last and step of the redshifts at which ``pz`` is written; None: the cells.
         lr: peak learning rate.
         weight_decay: of the matrices.
         epochs: passes over the training rows.
     """
 
-    prediction_settings: ClassVar = frozenset(("target_source", "n_grid", "n_samples"))
+    prediction_settings: ClassVar = frozenset(("target_source", "n_grid", "n_samples", "z_grid"))
 
     def __init__(
         self,
@@ -102,6 +103,7 @@ class Zephyr(Component):
         shrinkage: float = 1.0,
         n_grid: int = 300,
         n_samples: int = 0,
+        z_grid: Sequence[float] | None = None,
         lr: float = 2e-3,
         weight_decay: float = 1e-2,
         epochs: int = 50,
@@ -146,7 +148,11 @@ class Zephyr(Component):
         self.y_scale: Tensor
         self.edges: Tensor
         self.register_buffer("y_scale", torch.tensor([0.0, 1.0]))  # mean and std of log(1 + z)
-        self.register_buffer("edges", torch.linspace(0, z_max, n_grid + 1), persistent=False)
+        self.written_edges: Tensor
+        edges = torch.linspace(0, z_max, n_grid + 1)
+        self.register_buffer("edges", edges, persistent=False)
+        written = edges if z_grid is None else edges_about(z_grid)
+        self.register_buffer("written_edges", written, persistent=False)  # of the cells of ``pz``
         self.register_buffer("pit_map", torch.linspace(0, 1, PIT_CELLS + 1))
 
     # --- before and after the fit -------------------------------------------------------------
@@ -321,7 +327,10 @@ class Zephyr(Component):
 
     @property
     def outputs(self) -> dict[str, Output | Constant]:
-        return {**outputs(self.sources, samples=bool(self.n_samples)), **constants(self.edges)}
+        return {
+            **outputs(self.sources, samples=bool(self.n_samples)),
+            **constants(self.written_edges),
+        }
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, enabled=False):  # a cdf needs float32
@@ -338,7 +347,7 @@ class Zephyr(Component):
             **{f"responsibility_{s}": responsibility[:, i] for i, s in enumerate(self.sources)},
             "ood": ood,
             "flags": flags + wide_flag(summary),
-            "pz": grid.density(cdf, self.edges),
+            "pz": grid.density(grid.at(cdf, self.edges, self.written_edges), self.written_edges),
         }
         if self.n_samples:
             rows["z_samples"] = grid.sample(
@@ -396,11 +405,14 @@ class Zephyr(Component):
         """n(z) of each group with its bootstrap error, from the stacked p(z)."""
 
         def table(stacked: DensityStack) -> dict[str, np.ndarray]:
-            columns = stacked.densities(grid.centres(self.edges).cpu().double().numpy())
+            columns = stacked.densities(grid.centres(self.written_edges).cpu().double().numpy())
             names = {"x": "z", "density": "n_z", "density_std": "n_z_std"}
             return {names.get(key, key): values for key, values in columns.items()}
 
-        return DensityStack(lambda batch, rows: rows["pz"], table)
+        def density(batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+            return rows["pz"] * batch["weight"][:, None] if "weight" in batch else rows["pz"]
+
+        return DensityStack(density, table)
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)

@@ -54,6 +54,18 @@ def constants(edges: Tensor) -> dict[str, Constant]:
     }
 
 
+def edges_about(z_grid: Sequence[float]) -> Tensor:
+    """Edges of the cells whose centres are the user's grid: first, last and step."""
+    if len(z_grid) != 3 or not (z_grid[2] > 0 and 0 <= z_grid[0] < z_grid[1]):
+        raise ValueError(
+            f"model.z_grid is {list(z_grid)}; expected the first, the last and the step of "
+            f"redshifts, such as [0,3,0.01]"
+        )
+    first, last, step = z_grid
+    n = round((last - first) / step) + 1
+    return first + step * (torch.arange(n + 1) - 0.5)
+
+
 def summaries(cdf: Tensor, edges: Tensor) -> dict[str, Tensor]:
     """Mode, moments and quantiles, each (batch,), of p(z) whose cumulative values are ``cdf``."""
     mean, std = grid.moments(cdf, edges)

@@ -160,6 +160,28 @@ def test_qp_reads_the_densities(runs, galaxies, tmp_path):
     np.testing.assert_allclose(np.trapezoid(ensemble.pdf(grid), grid, axis=1), 1, atol=0.02)
 
 
+def test_weights_count_in_n_of_z_on_a_grid_of_ones_own(runs, galaxies, tmp_path):
+    galaxies["bin"] = ["one"] * 60
+    galaxies["w"] = np.arange(60) % 3
+    galaxies.write(tmp_path / "cat.ecsv")
+    words = [f"data.path={tmp_path}/cat.ecsv", "data.group_by=bin", "data.columns.weight=w"]
+    words += ["model.z_grid=[0.2,1.4,0.05]", f"output={tmp_path}/pz.hdf5"]
+    done = door(runs, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    with h5py.File(tmp_path / "pz.hdf5") as file:
+        z, pz = file["meta/xvals"][0], file["data/yvals"][:]
+    np.testing.assert_allclose(z, 0.2 + 0.05 * np.arange(25), rtol=1e-5)
+    stacked = Table.read(tmp_path / "run/stacked.ecsv")
+    expected = np.average(pz, axis=0, weights=galaxies["w"])
+    expected /= expected.sum() * 0.05
+    np.testing.assert_allclose(stacked["n_z"], expected, rtol=1e-3)
+    own = pretrained.load(runs("zephyr") / "best.ckpt").predict(galaxies)
+    cells = own.meta["z_grid"]
+    inside = (cells > 0.175) & (cells < 1.425)  # the same mass, to a cell
+    mass = np.asarray(own["pz"])[:, inside].sum(1) * np.diff(cells[:2])
+    np.testing.assert_allclose(pz.sum(1) * 0.05, mass, atol=0.1)
+
+
 def test_n_of_z_is_stacked_by_group_with_its_error(runs, galaxies, tmp_path):
     galaxies["bin"] = ["near"] * 20 + ["far"] * 40
     galaxies.write(tmp_path / "cat.ecsv")

@@ -28,6 +28,7 @@ WHEN = {  # in training, in prediction
     ("chosen", "chosen"): "one of several",
     ("required", "chosen"): "training; optional in prediction",
     ("unused", "optional"): "optional, in prediction",
+    ("unused", "named"): "prediction, if named",
     ("unused", "unused"): "optional, selects training rows",
 }
 

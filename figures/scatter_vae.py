@@ -160,8 +160,12 @@ def chi2(rows: style.Rows) -> Figure:
     title = f"n = {n:,}; median {np.median(values):.3f}; {n - counts.sum():,} off the plot"
     histogram.set_title(title, loc="left", fontsize=14)
     histogram.legend()
-    style.uniform(ranks, rows["p_value"], "95% of chance")
-    ranks.set(xlabel=r"$p$ value of the star's $\chi^2$", ylabel="stars / expected")
+    known = rows["p_value"][np.isfinite(rows["p_value"])]
+    if len(known):
+        style.uniform(ranks, known, "95% of chance")
+        ranks.set(xlabel=r"$p$ value of the star's $\chi^2$", ylabel="stars / expected")
+    else:
+        ranks.set_axis_off()  # of sampled spectra, whose errors are correlated
     if "g_mag" not in rows:
         return fig
 

@@ -78,7 +78,8 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
     if "latent_mean" in rows or "kl" in rows:
         metrics["kl"] = float(np.mean(rows["kl"], dtype=float))
-        metrics["odd_fraction"] = float(np.mean(rows["p_value"] < 1e-4))
+        if np.isfinite(rows["p_value"]).any():  # of sampled spectra it is not known
+            metrics["odd_fraction"] = float(np.mean(rows["p_value"] < 1e-4))
         metrics["missing_bp_fraction"] = float(np.mean(rows["flags"] & 1))
     return metrics
 

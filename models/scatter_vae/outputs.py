@@ -25,7 +25,12 @@ MISFIT = {
     "dof": Output(
         "", "degrees of freedom: coefficients less the effective number of fitted parameters"
     ),
-    "p_value": Output("", "probability of a larger chi^2 for a star of this model", unusual="low"),
+    "p_value": Output(
+        "",
+        "probability of a larger chi^2 for a star of this model; NaN of sampled spectra, whose "
+        "errors are correlated in an unknown way",
+        unusual="low",
+    ),
     "kl": Output("", "KL divergence of the posterior of z from the prior, nats"),
     "outlier_score": Output(
         "",
@@ -42,6 +47,7 @@ MISFIT = {
     "within_95": Output("", "the same within 1.96 sigma: 0.95 if calibrated"),
     "flags": Output("", "bits", bits=FLAGS),
 }
+SAMPLED = "sampled"  # the one band of sampled spectra
 LOG_P_FLAGGED = -9.21  # ln 1e-4
 
 
@@ -116,6 +122,8 @@ def predicted_rows(
     squares = posterior.residual.square().sum(1)
     dof = n - posterior.n_fitted()
     log_p = log_tail(squares, dof)
+    if SAMPLED in bands:
+        log_p = torch.full_like(log_p, torch.nan)
     log_p_z = log_tail(z.square().sum(1), torch.full_like(dof, float(latent)))
     log_errors = torch.where(observed, (batch["errors"] / flux).log(), 0.0).sum(1)
     missing = (batch["observed"] == 0).any(1)

@@ -52,7 +52,14 @@ def galaxy_files(folder: Path) -> None:
     mine |= {f"ERR_{band}": table[f"mag_err_{band}"] for band in "ugrizy"}
     mine |= {"ZSPEC": table["redshift"]}
     write(folder / "table.ecsv", {k: v for k, v in table.items() if k.startswith(("id", "mag_"))})
-    for name in ("cat.fits", "cat_2.fits", "train.fits", "cat.parquet", "zcosmos_train.hdf5"):
+    for name in (
+        "cat.fits",
+        "cat_2.fits",
+        "train.fits",
+        "cat.parquet",
+        "zcosmos_train.hdf5",
+        "cosmos_train.hdf5",
+    ):
         write(folder / name, table | (mine if name in ("cat.fits", "train.fits") else {}))
 
 

@@ -33,6 +33,7 @@ __all__ = ["CatalogueData", "Rows"]
 # Rows that choose the best epoch. Their loss is compared with itself, so that few are enough;
 # `calibrate` takes all of them.
 VALIDATED_ROWS = 2048
+NO_CHOICE = (None, "", "mag")  # units of which columns without one leave no doubt
 MAX_SKIPPED_ROWS = 10_000  # rows that `skip_bad` leaves out: of more it is the column that is bad
 
 
@@ -330,6 +331,19 @@ class CatalogueData(Dataset):
             raise ValueError(text)
         self.warn_once(f"{self.label}: {text}")
 
+    def _say_assumed_units(self, roles: Mapping[str, CatalogueColumn]) -> None:
+        """Of columns that the user has named: those of the file have units in their names."""
+        assumed = {
+            f"'{column.name}' as {column.column.unit}": role
+            for role, column in roles.items()
+            if role in self.columns and column.unit is None and column.column.unit not in NO_CHOICE
+        }
+        if assumed and not self.is_simulation:
+            self.print_once(
+                f"{self.label}: without a unit, taken: {', '.join(assumed)}; another is stated by "
+                f"data.units.{next(iter(assumed.values()))}=<unit>"
+            )
+
     def _with_units(self, catalogue: Catalogue) -> Catalogue:
         """The catalogue with the units that the user states, by role, in place of its own."""
         for role, unit in self.units.items():
@@ -369,6 +383,7 @@ class CatalogueData(Dataset):
         }
         resolve(catalogue.names, named, self.label)
         roles = self.roles(catalogue, training)
+        self._say_assumed_units(roles)
         read = {role: column.name for role, column in roles.items()}
         if_named = {r for r, column in self.declared.items() if column.need(training) == "named"}
         known = self._known_roles()

@@ -32,6 +32,7 @@ from orrery.tables.vectors import vectors
 
 FORMATS = ("coefficients", "sampled")
 CORRELATIONS = ("full", "lowrank", "diagonal")
+LARGEST_NUMBER = 1e10  # coefficient, electron/s, or flux density: of Sirius they are below
 TRUNCATED = 3  # coefficients that are 0 at the end of a star without its irrelevant bases
 ROWS_IN_MEMORY = 20_000  # of shards: for units, components and validation
 
@@ -235,9 +236,11 @@ class ScatterVaeData(CatalogueData):
         missing = np.isnan(x).all(1)
         column, error_column = self._column(role), self._column(error_role)
         hint = "drop those stars"
-        bad = ~np.isfinite(x).all(1) & ~missing
-        first = np.where(bad, x[np.arange(len(x)), (~np.isfinite(x)).argmax(1)], 0.0)
-        refuse(bad, column, first, "is a NaN or inf among a star's numbers", "finite ones", hint)
+        impossible = ~(np.abs(x) < LARGEST_NUMBER)  # and NaN
+        bad = impossible.any(1) & ~missing
+        first = np.where(bad, x[np.arange(len(x)), impossible.argmax(1)], 0.0)
+        refuse(bad, column, first, "is NaN or impossible among a star's numbers",
+               f"finite ones below {LARGEST_NUMBER:g}", hint)  # fmt: skip
         truncated = (x[:, -TRUNCATED:] == 0).all(1) & (band != SAMPLED)
         refuse(
             truncated,

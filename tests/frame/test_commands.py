@@ -224,6 +224,8 @@ def test_a_run_that_is_stopped_says_what_is_saved_and_how_to_go_on(number, code,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # tests that run in the background ignore Ctrl-C, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     last = tmp_path / "last.ckpt"
     while not last.exists() and run.poll() is None:

@@ -46,7 +46,7 @@ def test_csv_goes_without_vectors_and_says_so(runs, galaxies, tmp_path):
     done = door(runs, tmp_path, *words, COLUMNS="200")
     assert done.returncode == 0, done.stderr
     assert "not written: pz, a vector per object, which CSV cannot hold; FITS" in done.stdout
-    assert "note: 100% of the objects are unlike" in done.stdout
+    assert "note: 100% of the 60 objects have the flag unusual" in done.stdout
     assert done.stderr.count("no band u") == 1 and "warnings.warn" not in done.stderr
     names = Table.read(tmp_path / "five.csv").colnames
     assert "z_median" in names and "pz" not in names

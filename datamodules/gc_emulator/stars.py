@@ -30,6 +30,9 @@ MEASUREMENTS = {  # roles: a list, and a star, has all or none of each
     "velocities along the line of sight": ("rv", "rv_error"),
 }
 MIN_SKY_STARS = 10
+# mas: a mean of Gaia's EDR3 and DR3, which goes from about -0.02 (faint stars) to -0.05
+GAIA_ZERO_POINT = -0.04
+MAX_ZERO_POINT = 1.0  # mas: more is another unit
 TRUTH_NAMES = ("W0", "g", "log10_mass", "log10_rh")  # of an anisotropic cluster rh_ra, too
 SKY_TRUTH_NAMES = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
 
@@ -57,8 +60,13 @@ class GCStars(CatalogueData):
 
     Settings:
         distance, distance_error: kpc, a normal prior, for stars on the sky. null: the distance
-            follows from the parallaxes, whose errors are taken as independent; a systematic error
-            in common, about .01 mas of Gaia's, is not included.
+            follows from the parallaxes.
+        parallax_zero_point: mas, subtracted from the parallaxes: the true parallax is that of the
+            catalogue minus the zero point, which of Gaia's is negative. null: `GAIA_ZERO_POINT`,
+            the mean of Gaia's EDR3 and DR3, unless the name of the column has "corr", as of
+            parallaxes that are corrected. A mock has the zero point that is set; null: none.
+        parallax_zero_point_error: mas, of the zero point, an error in common of all parallaxes.
+        parallax_error_inflation: factor of the errors of parallaxes, which are independent.
         centre, radius: stars were selected at ``radius`` [min, max], arcmin, about ``centre``
             [ra, dec], deg; others are dropped.
         completeness: path of a table with columns ``radius``, arcmin, and ``completeness``, the
@@ -93,6 +101,9 @@ class GCStars(CatalogueData):
         truth: Mapping[str, float] | None = None,
         distance: float | None = None,
         distance_error: float | None = None,
+        parallax_zero_point: float | None = None,
+        parallax_zero_point_error: float = 0.01,
+        parallax_error_inflation: float = 1.0,
         centre: Sequence[float] | None = None,
         radius: Sequence[float] | None = None,
         completeness: str | None = None,
@@ -104,6 +115,9 @@ class GCStars(CatalogueData):
         super().__init__(**{**catalogue, "split": "all"})  # nothing is held out
         self.n_stars, self.field = n_stars, field
         self.distance, self.distance_error = distance, distance_error
+        self.parallax_zero_point = parallax_zero_point
+        self.parallax_zero_point_error = parallax_zero_point_error
+        self.parallax_error_inflation = parallax_error_inflation
         self.centre, self.radius = centre, radius
         self.completeness = completeness
         self.mock_error, self.mock_rv_error = mock_error, mock_rv_error
@@ -126,6 +140,21 @@ class GCStars(CatalogueData):
         for name, value in (("distance", distance), ("distance_error", distance_error)):
             if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"data.{name} is {value}; expected kpc, a positive number")
+        if parallax_zero_point is not None and not abs(parallax_zero_point) < MAX_ZERO_POINT:
+            raise ValueError(
+                f"data.parallax_zero_point is {parallax_zero_point}; expected mas, within "
+                f"{MAX_ZERO_POINT:g} of 0, such as {GAIA_ZERO_POINT:g}"
+            )
+        if not 0 <= parallax_zero_point_error < MAX_ZERO_POINT:
+            raise ValueError(
+                f"data.parallax_zero_point_error is {parallax_zero_point_error}; expected mas, "
+                f"0 to {MAX_ZERO_POINT:g}"
+            )
+        if not 0 < parallax_error_inflation < np.inf:
+            raise ValueError(
+                f"data.parallax_error_inflation is {parallax_error_inflation}; expected a factor "
+                f"above 0"
+            )
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -183,10 +212,14 @@ class GCStars(CatalogueData):
         if "ra" not in stars:
             return PhaseSpaceStars(torch.stack([stars[name] for name in PHASE], -1))
         distance = self.distance_prior(stars)
-        return SkyStars(stars, distance, self.selection(), self.field, self.star_rows)
+        error = self.parallax_zero_point_error if "parallax" in stars else 0.0
+        return SkyStars(stars, distance, self.selection(), self.field, self.star_rows, error)
 
     def stars(self) -> dict[str, Tensor]:
-        """The selected stars by role, (n,): in the units of `PHASE`, or deg, mas, mas/yr, km/s."""
+        """The selected stars by role, (n,): in the units of `PHASE`, or deg, mas, mas/yr, km/s.
+
+        The zero point is subtracted from the parallaxes, and their errors are inflated.
+        """
         batches = list(self.prediction_batches())
         names = [name for name in batches[0] if name != "row"]
         stars = {name: torch.cat([batch[name] for batch in batches]) for name in names}
@@ -207,6 +240,9 @@ class GCStars(CatalogueData):
                 f"{self.label} has {len(stars['ra'])} stars; expected {MIN_SKY_STARS} or more on "
                 f"the sky, where the centre of the cluster is inferred, too"
             )
+        if "parallax" in stars:
+            stars["parallax"] = stars["parallax"] - self.zero_point()
+            stars["parallax_error"] = stars["parallax_error"] * self.parallax_error_inflation
         selection = self.selection()
         if selection is None:
             return stars
@@ -228,6 +264,20 @@ class GCStars(CatalogueData):
             )
         self.star_rows = {name: value[inside.numpy()] for name, value in self.star_rows.items()}
         return {name: value[inside] for name, value in stars.items()}
+
+    def zero_point(self) -> float:
+        """Of the parallaxes of these stars, mas."""
+        if self.parallax_zero_point is not None:
+            return float(self.parallax_zero_point)
+        column = str(self.columns.get("parallax", "parallax"))
+        if (self.path is None and self.table is None) or "corr" in column.lower():
+            return 0.0
+        self.warn_once(
+            f"{self.label}: the mean zero point of Gaia DR3, {GAIA_ZERO_POINT:g} ± "
+            f"{self.parallax_zero_point_error:g} mas, is subtracted from the column {column!r}; "
+            f"if that is corrected already: data.parallax_zero_point=0"
+        )
+        return GAIA_ZERO_POINT
 
     def selection(self) -> SkySelection | None:
         """Which stars are in the list; None: all."""
@@ -258,12 +308,13 @@ class GCStars(CatalogueData):
             order = parallax.argsort()
             middle = torch.searchsorted(weight[order].cumsum(0), 0.5 * weight.sum())
             median = float(parallax[order][middle]) if len(order) else 0.0
-            if median * float(weight.sum()) ** 0.5 > 5:
+            error2 = 1 / float(weight.sum()) if len(order) else np.inf
+            if median > 5 * (error2 + self.parallax_zero_point_error**2) ** 0.5:
                 return 1 / median, None
         if distance is None:
             raise ValueError(
-                f"the distance of {self.label} is not known, and its parallaxes do not give it: "
-                f"data.distance=<kpc> data.distance_error=<kpc>"
+                f"the distance of {self.label} is not known, and its parallaxes do not give it to "
+                f"5 sigma: data.distance=<kpc> data.distance_error=<kpc>"
             )
         return float(distance), float(error) if error is not None else 0.05 * float(distance)
 
@@ -288,7 +339,10 @@ class GCStars(CatalogueData):
         centre[:2], centre[2] = centre[:2].deg2rad(), 1e3 * centre[2]
         sky = cluster_stars.to_sky(stars + cluster_stars.from_sky(centre))
         errors = (self.mock_error, self.mock_rv_error)
-        return simulate_survey(sky, centre, n, n_field, errors, self.selection(), generator)
+        columns = simulate_survey(sky, centre, n, n_field, errors, self.selection(), generator)
+        if "parallax" in columns:
+            columns["parallax"] = columns["parallax"] + self.zero_point()
+        return columns
 
     def truth(self) -> dict[str, float]:
         if self.path is not None or self.table is not None:

@@ -69,6 +69,7 @@ def posterior_of(
                 observations.selection,
                 observations.has_field_stars,
                 marginal,
+                observations.parallax_offset_error,
             )
         case BinnedProfiles():
             return ProfilesPosterior(emulator, observations.profiles, observations.distance)

@@ -45,6 +45,7 @@ class SkyStars:
     selection: SkySelection | None = None  # None: every star is in the list
     has_field_stars: bool = False  # whether some of the stars may not be members
     rows: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,): row in the catalogue, ids
+    parallax_offset_error: float = 0.0  # mas: of an error that all parallaxes have in common
 
 
 @dataclass(frozen=True)

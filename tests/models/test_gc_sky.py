@@ -316,7 +316,9 @@ def table_of(data):
         (lambda t: None, {"radius": [3, 1], "centre": [57.3, 28.6]}, "expected \\[<min>, <max>\\]"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*no column 'parallax'", "ignore:.*without a unit")
+@pytest.mark.filterwarnings(
+    "ignore:.*no column 'parallax'", "ignore:.*without a unit", "ignore:.*zero point"
+)
 def test_bad_lists_are_refused(change, settings, message, tmp_path):
     table = table_of(mock(n_stars=20))
     change(table)
@@ -335,9 +337,78 @@ def test_columns_without_a_unit_are_named(tmp_path):
         GCStars(path=str(tmp_path / "stars.csv")).stars()
 
 
+def a_distant_cluster(tmp_path):
+    """Stars at 5 kpc, whose parallaxes have a zero point of -0.035 mas."""
+    truth = TRUTH | PLACE | {"distance": 5.0, "log10_mass": 5.5}
+    data = mock(truth=truth, n_stars=80, mock_error=0.02, parallax_zero_point=-0.035)
+    columns = data.simulate("test")
+    names = [name for name in columns if name not in ("ra_error", "dec_error")]
+    Table({name: columns[name] for name in names}).write(tmp_path / "stars.ecsv")
+    return str(tmp_path / "stars.ecsv")
+
+
+@pytest.mark.filterwarnings("ignore:.*without a unit")
+def test_the_zero_point_of_the_parallaxes_does_not_bias_the_mass(model, tmp_path):
+    path = a_distant_cluster(tmp_path)
+    model.chains, model.warmup, model.draws, model.marginal = 4, 40, 50, True
+    try:
+        for zero_point, limit in ((-0.035, 2.0), (None, 3.0)):
+            data = GCStars(path=path, parallax_zero_point=zero_point)
+            if zero_point is None:
+                with pytest.warns(UserWarning, match="zero point of Gaia DR3, -0.04 ± 0.01 mas"):
+                    stars = data.stars()
+                data.stars = lambda stars=stars: stars
+            metrics = model.infer(data, None, seed=0).metrics
+            z = (metrics["log10_mass"] - 5.5) / metrics["log10_mass_std"]
+            assert abs(z) < limit, zero_point
+            # 0.01 mas of 0.2 is 5% of the distance, and mass goes with its cube
+            assert 0.05 < metrics["log10_mass_std"] < 0.12
+            assert metrics["parallax_offset_std"] == pytest.approx(0.01, rel=0.35)
+    finally:
+        model.marginal = False
+
+
+def test_a_common_offset_of_the_parallaxes_is_a_shift_of_all_of_them(model):
+    data = mock(n_stars=20)
+    stars = star_measurements({name: x[None] for name, x in data.stars().items()})
+    alone = SkyPosterior(model.emulator, stars, (1.0, None))
+    with_offset = SkyPosterior(model.emulator, stars, (1.0, None), parallax_offset_error=0.02)
+    assert with_offset.names == alone.names and with_offset.n_globals == alone.n_globals + 1
+    generator = torch.Generator().manual_seed(0)
+    n = torch.randn(1, 1, alone.n_latents, generator=generator, dtype=D)
+    u, offset = at_truth(alone), torch.full((1, 1, 1), 1.5, dtype=D)
+    shifted = alone.moving._replace(parallax=alone.moving.parallax - 0.03)
+    for rule, latents in ((None, n), (alone.rough_rule, n[..., :0])):
+        found, _, _ = with_offset.log_terms(torch.cat([u, offset, latents], -1), rule)
+        other = SkyPosterior(model.emulator, stars, (1.0, None))
+        other.moving = shifted
+        expected, _, _ = other.log_terms(torch.cat([u, latents], -1), rule)
+        torch.testing.assert_close(found, expected)
+    named = with_offset.named(torch.cat([u, offset], -1))
+    assert float(named["parallax_offset"]) == pytest.approx(0.03)
+
+
+def test_parallaxes_are_corrected_where_they_are_not_yet(tmp_path):
+    table = table_of(mock(n_stars=20))
+    measured = torch.from_numpy(np.array(table["parallax"]))
+    for name, zero_point in (("parallax", -0.04), ("parallax_corrected", 0.0)):
+        table.rename_column(table.colnames[4], name)
+        table.write(path := str(tmp_path / f"{name}.ecsv"))
+        data = GCStars(path=path, columns={"parallax": name}, parallax_error_inflation=1.5)
+        with pytest.warns(UserWarning):  # of units, too
+            stars = data.stars()
+        torch.testing.assert_close(stars["parallax"], measured - zero_point)
+        torch.testing.assert_close(stars["parallax_error"], torch.full((20,), 0.15, dtype=D))
+    plain = mock(n_stars=20, mock_error=None, distance=1.0)
+    assert plain.observations().parallax_offset_error == 0
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"parallax_zero_point": -35.0}, "expected mas, within 1 of 0"),
+        ({"parallax_zero_point_error": -0.01}, "parallax_zero_point_error is -0.01"),
+        ({"parallax_error_inflation": 0.0}, "expected a factor above 0"),
         ({"field": True}, "needs data.radius"),
         ({"radius": [0, 5], "path": "stars.fits"}, "needs its centre: data.centre"),
         ({"distance": -1.0}, "expected kpc"),

@@ -126,6 +126,7 @@ class SkyPosterior:
         stars, relative_error = self.stars, self.n_stars**-0.5
         out = F.normalize(stars.direction.mean(1), dim=-1)
         ra, dec = torch.atan2(out[:, 1], out[:, 0]), out[:, 2].asin()
+        self.ra = ra.remainder(2 * torch.pi)  # (sets,), of the reference
         self.tangent = torch.stack(axes(ra, dec), 1)  # (sets, 3, 3): east, north, outwards
         offset = stars.direction @ self.tangent[:, :2].mT
         offset = offset - offset.median(1, keepdim=True).values
@@ -331,7 +332,12 @@ class SkyPosterior:
         centre, _ = self.centre(flat)
         phase = torch.cat([centre.distance * centre.direction[:, 0], centre.velocity[:, 0]], -1)
         sky = to_sky(phase).view(*u.shape[:-1], 6)
-        sky = torch.cat([sky[..., :2].rad2deg(), 1e-3 * sky[..., 2:3], sky[..., 3:]], -1)
+        # draws about 0 = 360 deg stay together
+        ra = self.ra.view(-1, *[1] * (u.ndim - 1))
+        ra = ra + (sky[..., :1] - ra + torch.pi).remainder(2 * torch.pi) - torch.pi
+        sky = torch.cat(
+            [ra.rad2deg(), sky[..., 1:2].rad2deg(), 1e-3 * sky[..., 2:3], sky[..., 3:]], -1
+        )
         names = [*self.names, *(f"centre_{name}" for name in CENTRE)]
         values = [*physical(u[..., : self.n_cluster]), *sky.unbind(-1)]
         named = dict(zip(names, values, strict=True))

@@ -11,6 +11,7 @@ from astropy.table import Table
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.stars import GCStars
+from orrery.models.gc_emulator.inference import Draws, summary_metrics
 from orrery.models.gc_emulator.members import KMS, log_members
 from orrery.models.gc_emulator.posterior import cluster_of, whitened
 from orrery.models.gc_emulator.sky import SkyPosterior, star_measurements
@@ -256,6 +257,22 @@ def test_gradients_are_finite_for_a_star_at_the_centre_and_one_that_escapes(mode
     (gradient,) = torch.autograd.grad(value.sum(), u)
     assert bool(value.isfinite().all())
     assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("ra", [245.9, -114.1, 359.99, 0.0])
+def test_right_ascensions_are_from_0_to_360_and_their_errors_go_the_shorter_way(model, ra):
+    data = mock(n_stars=50, truth=TRUTH | PLACE | {"ra": ra}, centre=[ra % 360, PLACE["dec"]],
+                radius=[0.0, 20.0])  # fmt: skip
+    stars = data.stars()
+    assert bool(((stars["ra"] >= 0) & (stars["ra"] < 360)).all())
+    posterior = posterior_of(model, data)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(1, 2, 50, posterior.n_globals, generator=generator, dtype=D)
+    draws = posterior.named(u)
+    assert float(draws["centre_ra"].max() - draws["centre_ra"].min()) < 1, "draws stay together"
+    metrics = summary_metrics(Draws(draws, {}, u, []), data.truth())
+    assert 0 <= metrics["centre_ra"] < 360 and metrics["centre_ra_true"] == ra % 360
+    assert abs(metrics["centre_ra_z"]) < 4
 
 
 def assert_truth_within_errors(posterior, data, diverged=0):

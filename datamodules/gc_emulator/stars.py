@@ -72,6 +72,7 @@ class GCStars(CatalogueData):
         completeness: path of a table with columns ``radius``, arcmin, and ``completeness``, the
             fraction of stars that the list includes there.
         field: whether some of the stars may be field stars; of a mock a third are.
+        outliers: whether a few stars in phase space, 10% at most, may not be bound to the cluster.
         n_stars: of the mock.
         truth: parameters of the mock: W0, g, log10_mass (Msun), log10_rh (pc), of an anisotropic
             cluster rh_ra = r_h / r_a; on the sky also ra, dec (deg), distance (kpc), pm_ra, pm_dec
@@ -108,12 +109,13 @@ class GCStars(CatalogueData):
         radius: Sequence[float] | None = None,
         completeness: str | None = None,
         field: bool = False,
+        outliers: bool = True,
         mock_error: float | None = 0.1,
         mock_rv_error: float | None = None,
         **catalogue: Any,
     ) -> None:
         super().__init__(**{**catalogue, "split": "all"})  # nothing is held out
-        self.n_stars, self.field = n_stars, field
+        self.n_stars, self.field, self.outliers = n_stars, field, outliers
         self.distance, self.distance_error = distance, distance_error
         self.parallax_zero_point = parallax_zero_point
         self.parallax_zero_point_error = parallax_zero_point_error
@@ -210,7 +212,8 @@ class GCStars(CatalogueData):
         """The selected stars of the list, or of the mock."""
         stars = self.stars()
         if "ra" not in stars:
-            return PhaseSpaceStars(torch.stack([stars[name] for name in PHASE], -1))
+            phase = torch.stack([stars[name] for name in PHASE], -1)
+            return PhaseSpaceStars(phase, self.outliers, self.star_rows)
         distance = self.distance_prior(stars)
         error = self.parallax_zero_point_error if "parallax" in stars else 0.0
         return SkyStars(stars, distance, self.selection(), self.field, self.star_rows, error)

@@ -57,14 +57,16 @@ def profile_arrays(
 
 
 @torch.no_grad()
-def space_profiles(posterior: PhaseSpacePosterior, u: Tensor) -> Arrays:
+def space_profiles(
+    posterior: PhaseSpacePosterior, u: Tensor, membership: Tensor | None = None
+) -> Arrays:
     """Number density, pc^-3, radial dispersion and one tangential, km/s, over radius, pc.
 
-    ``u`` (1, draws, n_globals).
+    ``u`` (1, draws, n_globals). ``membership`` (stars,): the weight of each star, 1 if None.
     """
     r = posterior.r2[0].sqrt()
     tangential2 = posterior.j2[0] / posterior.r2[0].clamp_min(1e-12)
-    bins = _Bins(r, torch.ones_like(r))
+    bins = _Bins(r, torch.ones_like(r) if membership is None else membership.to(r))
     points = {
         "space_density": bins.counts(4 / 3 * torch.pi * bins.edges**3),
         "sigma_r": bins.dispersion(posterior.v2[0] - tangential2, 1),
@@ -73,7 +75,7 @@ def space_profiles(posterior: PhaseSpacePosterior, u: Tensor) -> Arrays:
     cluster, _ = cluster_of(posterior.emulator, u)
     mass = 10 ** posterior.named(u)["log10_mass"].view(-1, 1)
     r2 = bins.grid.square().expand(len(mass), -1)
-    density = len(r) / mass * cluster.density(r2)
+    density = bins.weight.sum() / mass * cluster.density(r2)
     bands = dict(zip(points, (density, *cluster.dispersions(r2)), strict=True))
     return _binned_arrays(points, bands, bins)
 

@@ -60,7 +60,9 @@ def posterior_of(
     """
     match observations:
         case PhaseSpaceStars():
-            return PhaseSpacePosterior(emulator, observations.phase[None])
+            return PhaseSpacePosterior(
+                emulator, observations.phase[None], observations.has_outliers
+            )
         case SkyStars():
             stars = star_measurements({k: v[None] for k, v in observations.columns.items()})
             return SkyPosterior(

@@ -26,6 +26,8 @@ class PhaseSpaceStars:
     """Stars of known positions and velocities relative to the known centre of their cluster."""
 
     phase: Tensor  # (n, 6): x y z, pc, and their velocities, km/s
+    has_outliers: bool = False  # whether a few of the stars may not be bound
+    rows: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,): row in the catalogue, ids
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A list of stars, of which the posterior of a cluster is inferred."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,7 +56,8 @@ class GCStars(CatalogueData):
     In phase space: ``x y z``, pc, and ``vx vy vz``, km/s, relative to the centre. On the sky:
     ``ra dec`` and, where the list has them, ``pmra pmdec``, ``parallax`` and ``radial_velocity``,
     each with its error, and ``ra_error dec_error``; all but ``ra dec`` may be masked for some
-    stars. Which of the two it is follows from the columns. Without ``path``: a mock.
+    stars. It is on the sky if a column of the sky is mapped (``columns``), in phase space if one of
+    phase space is; otherwise in phase space if all six columns are there. Without ``path``: a mock.
 
     Settings:
         distance, distance_error: kpc, a normal prior, for stars on the sky. null: the distance
@@ -177,14 +178,7 @@ class GCStars(CatalogueData):
         """The columns of phase space or of the sky, by role."""
         names = catalogue.names
         columns = {r: located(self.declared, self.columns, catalogue, r) for r in self.declared}
-        in_space = columns["x"].name in names or "x" in self.columns
-        if not in_space and columns["ra"].name not in names:
-            raise ValueError(
-                f"{self.label} has neither ra and dec, of stars on the sky, nor x y z vx vy vz; "
-                f"map them: data.columns.ra=<column> data.columns.dec=<column>, and so on\n"
-                f"  columns in the file: {', '.join(sorted(names))}"
-            )
-        if in_space:
+        if self._in_space(columns, names):
             return {role: columns[role] for role in PHASE}
         roles = {role: columns[role] for role in SKY}
         for quantity, group in MEASUREMENTS.items():
@@ -199,6 +193,50 @@ class GCStars(CatalogueData):
                     f"{self.label} has no column {', '.join(missing)}: no {quantity} are used"
                 )
         return roles
+
+    def _in_space(self, columns: Mapping[str, CatalogueColumn], names: Collection[str]) -> bool:
+        """Whether the stars are in phase space, not on the sky, by columns mapped or else there.
+
+        ``columns``: by role; ``names``: of the columns in the file.
+        """
+        here = [columns[role].name for role in PHASE if columns[role].name in names]
+        lacking = [columns[role].name for role in PHASE if columns[role].name not in names]
+        mapped = [role for role in self.columns if role in self.declared]
+        to_sky = "for stars on the sky: data.columns.ra=<column> data.columns.dec=<column>"
+        if any(role in PHASE for role in mapped):
+            if on_sky := [role for role in mapped if role not in PHASE]:
+                raise ValueError(
+                    f"data.columns maps {', '.join(mapped)}: stars are either in phase space, "
+                    f"{' '.join(PHASE)}, or on the sky; leave out {', '.join(on_sky)}, or the "
+                    f"others"
+                )
+            return True
+        if mapped:
+            return False
+        has_sky = columns["ra"].name in names
+        if has_sky and here and not lacking:
+            self.warn_once(
+                f"{self.label} has {', '.join(here)}, and is taken as of stars in phase space; "
+                f"{to_sky}"
+            )
+        elif has_sky and len(here) > 1:
+            self.warn_once(
+                f"{self.label} is taken as of stars on the sky: it has no column "
+                f"{', '.join(lacking)}, so that {', '.join(here)} are not used"
+            )
+        elif here and lacking and not has_sky:
+            raise ValueError(
+                f"{self.label} has {', '.join(here)}, of stars in phase space, but no column "
+                f"{', '.join(map(repr, lacking))}; map it: data.columns.{lacking[0]}=<column>, or "
+                f"{to_sky}\n  columns in the file: {', '.join(sorted(names))}"
+            )
+        elif not here and not has_sky:
+            raise ValueError(
+                f"{self.label} has neither ra and dec, of stars on the sky, nor x y z vx vy vz; "
+                f"map them: data.columns.ra=<column> data.columns.dec=<column>, and so on\n"
+                f"  columns in the file: {', '.join(sorted(names))}"
+            )
+        return not lacking
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         values = {role: columns[role] for role in columns if role in self.declared}

@@ -345,6 +345,33 @@ def test_bad_lists_are_refused(change, settings, message, tmp_path):
         data.distance_prior(data.stars())
 
 
+@pytest.mark.filterwarnings("ignore:.*without a unit", "ignore:.*zero point")
+def test_the_columns_decide_between_sky_and_phase_space_and_say_so(tmp_path):
+    table = table_of(mock(n_stars=20))
+    path = str(tmp_path / "stars.ecsv")
+    for name in ("x", "y"):
+        table[name] = np.arange(20.0)  # pixels
+    table.write(path)
+    with pytest.warns(
+        UserWarning, match="on the sky: it has no column z, vx, vy, vz, so that x, y"
+    ):
+        assert "ra" in GCStars(path=path).stars()
+    with pytest.raises(ValueError, match="no column 'z'"):
+        GCStars(path=path, columns={"x": "x"}).stars()
+    with pytest.raises(ValueError, match="leave out ra, or the others"):
+        GCStars(path=path, columns={"x": "x", "ra": "ra"}).stars()
+    for name in ("z", "vx", "vy", "vz"):
+        table[name] = np.arange(20.0)
+    table.write(path, overwrite=True)
+    with pytest.warns(UserWarning, match="in phase space; for stars on the sky: data.columns.ra="):
+        assert "ra" not in GCStars(path=path).stars()
+    assert "ra" in GCStars(path=path, columns={"ra": "ra"}).stars()
+    table.remove_columns(["ra", "vy"])
+    table.write(path, overwrite=True)
+    with pytest.raises(ValueError, match="of stars in phase space, but no column 'vy'; map it: "):
+        GCStars(path=path).stars()
+
+
 def test_columns_without_a_unit_are_named(tmp_path):
     table = table_of(mock(n_stars=20))
     table.write(tmp_path / "stars.csv")

@@ -26,7 +26,11 @@ from orrery.models.gc_emulator.evaluation import (
     posterior_warnings,
 )
 from orrery.models.gc_emulator.figure_data import sky_profiles, space_profiles
-from orrery.models.gc_emulator.goodness_of_fit import goodness_of_fit
+from orrery.models.gc_emulator.goodness_of_fit import (
+    description,
+    goodness_of_fit,
+    star_fit,
+)
 from orrery.models.gc_emulator.inference import (
     ClusterData,
     Draws,
@@ -270,17 +274,28 @@ class GCEmulator(Component):
             if posterior.has_outliers:
                 membership = posterior.mean_membership(u)
                 warnings = warnings + outlier_warnings(membership)
-            figure = or_nothing("profiles.png", lambda: space_profiles(posterior, u, membership))
+            made = or_nothing(
+                "profiles.png", lambda: star_fit(space_profiles(posterior, u, membership))
+            )
         else:
             if posterior.has_field_stars:
                 membership = posterior.mean_membership(draws.with_latents)
-            figure = or_nothing("profiles.png", lambda: sky_profiles(posterior, u, membership))
+            made = or_nothing(
+                "profiles.png", lambda: star_fit(sky_profiles(posterior, u, membership))
+            )
+        p_values = made.get("p_values", {})
+        text, describes = description(p_values)
+        if describes:
+            print(text)
+        else:
+            warnings = [text, *warnings]
+        metrics |= p_values
         if membership is not None:
-            listed = isinstance(observations, PhaseSpaceStars | SkyStars)
-            rows = observations.rows if listed else {}
-            groups["members"] = {**rows, "probability": membership.cpu().numpy()}
+            groups["members"] = {"probability": membership.cpu().numpy()}
+            if isinstance(observations, PhaseSpaceStars | SkyStars):
+                groups["members"] = {**observations.rows, **groups["members"]}
         metrics["n"] = float(posterior.n_stars)
-        figures = {"profiles": figure} if figure else {}
+        figures = {"profiles": made["figure"]} if made else {}
         return Posterior(draws.arrays(), posterior.units, metrics, warnings, groups, figures)
 
     def _calibrate_posteriors(

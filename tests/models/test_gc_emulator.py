@@ -12,8 +12,10 @@ from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.models.gc_emulator.calibration import calibration_metrics
+from orrery.models.gc_emulator.figure_data import space_profiles
+from orrery.models.gc_emulator.goodness_of_fit import description, predictive_p_values
 from orrery.models.gc_emulator.inference import posterior_of
-from orrery.models.gc_emulator.posterior import PhaseSpacePosterior, _log_broad
+from orrery.models.gc_emulator.posterior import PhaseSpacePosterior, _log_broad, whitened
 from orrery.models.inference.hmc import HMC
 from orrery.physics.clusters import cluster_stars
 from orrery.physics.clusters import lowered_isothermal as limepy
@@ -276,6 +278,21 @@ def test_stars_in_bins_lie_about_the_models(mock):
         r, value, error = (data[name][data["kind"] == kind] for name in ("r", "value", "error"))
         model = np.interp(r, data["band_r"][i], data["band"][i][2])
         assert 0.3 < (((value - model) / error) ** 2).mean() < 2.5, kind
+
+
+@pytest.mark.parametrize("compact", [1.0, 0.3])
+def test_a_list_that_the_model_does_not_describe_has_small_p_values(model, compact):
+    stars = GCStars(n_stars=1000, truth=TRUTH, seed=1).stars()
+    phase = torch.stack([stars[name] for name in ("x", "y", "z", "vx", "vy", "vz")], -1)
+    phase[::2, :3] *= compact  # two populations of the same velocities
+    posterior = PhaseSpacePosterior(model.emulator, phase[None])
+    W0, g, log_mass, log_rh = (torch.tensor(value, dtype=D) for value in TRUTH.values())
+    u = whitened(W0, g / limepy.g_limit(W0), log_mass, log_rh).expand(1, 10, 4)
+    p_values = predictive_p_values(space_profiles(posterior, u))
+    text, describes = description(p_values)
+    assert "of the number density" in text and "of the velocity dispersion" in text
+    assert describes == (compact == 1)
+    assert ("the model does not describe these stars" in text) == (compact < 1)
 
 
 def test_an_unbound_star_changes_nothing_and_is_named(mock, model):

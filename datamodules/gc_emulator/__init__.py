@@ -106,7 +106,7 @@ class GCEmulatorData(CatalogueData):
         if self.path is not None or self.table is not None or not self.n_mock:
             return None
         truth = MOCK_TRUTH | ({"rh_ra": MOCK_RH_RA} if self.n_ra > 1 else {})
-        return GCStars(n_stars=self.n_mock, truth=truth, seed=self.seed)
+        return GCStars(n_stars=self.n_mock, truth=truth, seed=self.seed, outliers=False)
 
     def model_arguments(self) -> dict[str, Any]:
         return {"n_W0": self.n_W0, "n_g": self.n_g, "n_ra": self.n_ra}

@@ -33,7 +33,8 @@ def simulate_survey(
 
     if selection is not None:
         ra, dec = np.radians(selection.centre)
-        rho = torch.hypot((sky[:, 0] - ra) * np.cos(dec), sky[:, 1] - dec) / ARCMIN
+        east = torch.remainder(sky[:, 0] - ra + np.pi, 2 * np.pi) - np.pi
+        rho = torch.hypot(east * np.cos(dec), sky[:, 1] - dec) / ARCMIN
         r, completeness = (torch.from_numpy(x) for x in (selection.radius, selection.completeness))
         probability = torch.from_numpy(np.interp(rho, r, completeness, left=0, right=0))
         sky = sky[uniform(len(sky)) < probability]
@@ -69,4 +70,5 @@ def simulate_survey(
     if rv_error is not None:
         columns["radial_velocity"] = (sky[:, 5] + rv_error * normal(n)).numpy()
         columns["radial_velocity_error"] = np.full(n, rv_error)
+    columns["ra"] = columns["ra"] % 360
     return columns

@@ -1,6 +1,6 @@
 """A list of stars, of which the posterior of a cluster is inferred."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,9 @@ MEASUREMENTS = {  # roles: a list, and a star, has all or none of each
     "velocities along the line of sight": ("rv", "rv_error"),
 }
 MIN_SKY_STARS = 10
+# mas: a mean of Gaia's EDR3 and DR3, which goes from about -0.02 (faint stars) to -0.05
+GAIA_ZERO_POINT = -0.04
+MAX_ZERO_POINT = 1.0  # mas: more is another unit
 TRUTH_NAMES = ("W0", "g", "log10_mass", "log10_rh")  # of an anisotropic cluster rh_ra, too
 SKY_TRUTH_NAMES = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
 
@@ -53,17 +56,24 @@ class GCStars(CatalogueData):
     In phase space: ``x y z``, pc, and ``vx vy vz``, km/s, relative to the centre. On the sky:
     ``ra dec`` and, where the list has them, ``pmra pmdec``, ``parallax`` and ``radial_velocity``,
     each with its error, and ``ra_error dec_error``; all but ``ra dec`` may be masked for some
-    stars. Which of the two it is follows from the columns. Without ``path``: a mock.
+    stars. It is on the sky if a column of the sky is mapped (``columns``), in phase space if one of
+    phase space is; otherwise in phase space if all six columns are there. Without ``path``: a mock.
 
     Settings:
         distance, distance_error: kpc, a normal prior, for stars on the sky. null: the distance
-            follows from the parallaxes, whose errors are taken as independent; a systematic error
-            in common, about .01 mas of Gaia's, is not included.
+            follows from the parallaxes.
+        parallax_zero_point: mas, subtracted from the parallaxes: the true parallax is that of the
+            catalogue minus the zero point, which of Gaia's is negative. null: `GAIA_ZERO_POINT`,
+            the mean of Gaia's EDR3 and DR3, unless the name of the column has "corr", as of
+            parallaxes that are corrected. A mock has the zero point that is set; null: none.
+        parallax_zero_point_error: mas, of the zero point, an error in common of all parallaxes.
+        parallax_error_inflation: factor of the errors of parallaxes, which are independent.
         centre, radius: stars were selected at ``radius`` [min, max], arcmin, about ``centre``
             [ra, dec], deg; others are dropped.
         completeness: path of a table with columns ``radius``, arcmin, and ``completeness``, the
             fraction of stars that the list includes there.
         field: whether some of the stars may be field stars; of a mock a third are.
+        outliers: whether a few stars in phase space, 10% at most, may not be bound to the cluster.
         n_stars: of the mock.
         truth: parameters of the mock: W0, g, log10_mass (Msun), log10_rh (pc), of an anisotropic
             cluster rh_ra = r_h / r_a; on the sky also ra, dec (deg), distance (kpc), pm_ra, pm_dec
@@ -93,17 +103,24 @@ class GCStars(CatalogueData):
         truth: Mapping[str, float] | None = None,
         distance: float | None = None,
         distance_error: float | None = None,
+        parallax_zero_point: float | None = None,
+        parallax_zero_point_error: float = 0.01,
+        parallax_error_inflation: float = 1.0,
         centre: Sequence[float] | None = None,
         radius: Sequence[float] | None = None,
         completeness: str | None = None,
         field: bool = False,
+        outliers: bool = True,
         mock_error: float | None = 0.1,
         mock_rv_error: float | None = None,
         **catalogue: Any,
     ) -> None:
         super().__init__(**{**catalogue, "split": "all"})  # nothing is held out
-        self.n_stars, self.field = n_stars, field
+        self.n_stars, self.field, self.outliers = n_stars, field, outliers
         self.distance, self.distance_error = distance, distance_error
+        self.parallax_zero_point = parallax_zero_point
+        self.parallax_zero_point_error = parallax_zero_point_error
+        self.parallax_error_inflation = parallax_error_inflation
         self.centre, self.radius = centre, radius
         self.completeness = completeness
         self.mock_error, self.mock_rv_error = mock_error, mock_rv_error
@@ -126,6 +143,21 @@ class GCStars(CatalogueData):
         for name, value in (("distance", distance), ("distance_error", distance_error)):
             if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"data.{name} is {value}; expected kpc, a positive number")
+        if parallax_zero_point is not None and not abs(parallax_zero_point) < MAX_ZERO_POINT:
+            raise ValueError(
+                f"data.parallax_zero_point is {parallax_zero_point}; expected mas, within "
+                f"{MAX_ZERO_POINT:g} of 0, such as {GAIA_ZERO_POINT:g}"
+            )
+        if not 0 <= parallax_zero_point_error < MAX_ZERO_POINT:
+            raise ValueError(
+                f"data.parallax_zero_point_error is {parallax_zero_point_error}; expected mas, "
+                f"0 to {MAX_ZERO_POINT:g}"
+            )
+        if not 0 < parallax_error_inflation < np.inf:
+            raise ValueError(
+                f"data.parallax_error_inflation is {parallax_error_inflation}; expected a factor "
+                f"above 0"
+            )
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -146,14 +178,7 @@ class GCStars(CatalogueData):
         """The columns of phase space or of the sky, by role."""
         names = catalogue.names
         columns = {r: located(self.declared, self.columns, catalogue, r) for r in self.declared}
-        in_space = columns["x"].name in names or "x" in self.columns
-        if not in_space and columns["ra"].name not in names:
-            raise ValueError(
-                f"{self.label} has neither ra and dec, of stars on the sky, nor x y z vx vy vz; "
-                f"map them: data.columns.ra=<column> data.columns.dec=<column>, and so on\n"
-                f"  columns in the file: {', '.join(sorted(names))}"
-            )
-        if in_space:
+        if self._in_space(columns, names):
             return {role: columns[role] for role in PHASE}
         roles = {role: columns[role] for role in SKY}
         for quantity, group in MEASUREMENTS.items():
@@ -169,6 +194,50 @@ class GCStars(CatalogueData):
                 )
         return roles
 
+    def _in_space(self, columns: Mapping[str, CatalogueColumn], names: Collection[str]) -> bool:
+        """Whether the stars are in phase space, not on the sky, by columns mapped or else there.
+
+        ``columns``: by role; ``names``: of the columns in the file.
+        """
+        here = [columns[role].name for role in PHASE if columns[role].name in names]
+        lacking = [columns[role].name for role in PHASE if columns[role].name not in names]
+        mapped = [role for role in self.columns if role in self.declared]
+        to_sky = "for stars on the sky: data.columns.ra=<column> data.columns.dec=<column>"
+        if any(role in PHASE for role in mapped):
+            if on_sky := [role for role in mapped if role not in PHASE]:
+                raise ValueError(
+                    f"data.columns maps {', '.join(mapped)}: stars are either in phase space, "
+                    f"{' '.join(PHASE)}, or on the sky; leave out {', '.join(on_sky)}, or the "
+                    f"others"
+                )
+            return True
+        if mapped:
+            return False
+        has_sky = columns["ra"].name in names
+        if has_sky and here and not lacking:
+            self.warn_once(
+                f"{self.label} has {', '.join(here)}, and is taken as of stars in phase space; "
+                f"{to_sky}"
+            )
+        elif has_sky and len(here) > 1:
+            self.warn_once(
+                f"{self.label} is taken as of stars on the sky: it has no column "
+                f"{', '.join(lacking)}, so that {', '.join(here)} are not used"
+            )
+        elif here and lacking and not has_sky:
+            raise ValueError(
+                f"{self.label} has {', '.join(here)}, of stars in phase space, but no column "
+                f"{', '.join(map(repr, lacking))}; map it: data.columns.{lacking[0]}=<column>, or "
+                f"{to_sky}\n  columns in the file: {', '.join(sorted(names))}"
+            )
+        elif not here and not has_sky:
+            raise ValueError(
+                f"{self.label} has neither ra and dec, of stars on the sky, nor x y z vx vy vz; "
+                f"map them: data.columns.ra=<column> data.columns.dec=<column>, and so on\n"
+                f"  columns in the file: {', '.join(sorted(names))}"
+            )
+        return not lacking
+
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         values = {role: columns[role] for role in columns if role in self.declared}
         for group in MEASUREMENTS.values():
@@ -181,12 +250,17 @@ class GCStars(CatalogueData):
         """The selected stars of the list, or of the mock."""
         stars = self.stars()
         if "ra" not in stars:
-            return PhaseSpaceStars(torch.stack([stars[name] for name in PHASE], -1))
+            phase = torch.stack([stars[name] for name in PHASE], -1)
+            return PhaseSpaceStars(phase, self.outliers, self.star_rows)
         distance = self.distance_prior(stars)
-        return SkyStars(stars, distance, self.selection(), self.field, self.star_rows)
+        error = self.parallax_zero_point_error if "parallax" in stars else 0.0
+        return SkyStars(stars, distance, self.selection(), self.field, self.star_rows, error)
 
     def stars(self) -> dict[str, Tensor]:
-        """The selected stars by role, (n,): in the units of `PHASE`, or deg, mas, mas/yr, km/s."""
+        """The selected stars by role, (n,): in the units of `PHASE`, or deg, mas, mas/yr, km/s.
+
+        The zero point is subtracted from the parallaxes, and their errors are inflated.
+        """
         batches = list(self.prediction_batches())
         names = [name for name in batches[0] if name != "row"]
         stars = {name: torch.cat([batch[name] for batch in batches]) for name in names}
@@ -207,6 +281,9 @@ class GCStars(CatalogueData):
                 f"{self.label} has {len(stars['ra'])} stars; expected {MIN_SKY_STARS} or more on "
                 f"the sky, where the centre of the cluster is inferred, too"
             )
+        if "parallax" in stars:
+            stars["parallax"] = stars["parallax"] - self.zero_point()
+            stars["parallax_error"] = stars["parallax_error"] * self.parallax_error_inflation
         selection = self.selection()
         if selection is None:
             return stars
@@ -228,6 +305,20 @@ class GCStars(CatalogueData):
             )
         self.star_rows = {name: value[inside.numpy()] for name, value in self.star_rows.items()}
         return {name: value[inside] for name, value in stars.items()}
+
+    def zero_point(self) -> float:
+        """Of the parallaxes of these stars, mas."""
+        if self.parallax_zero_point is not None:
+            return float(self.parallax_zero_point)
+        column = str(self.columns.get("parallax", "parallax"))
+        if (self.path is None and self.table is None) or "corr" in column.lower():
+            return 0.0
+        self.warn_once(
+            f"{self.label}: the mean zero point of Gaia DR3, {GAIA_ZERO_POINT:g} ± "
+            f"{self.parallax_zero_point_error:g} mas, is subtracted from the column {column!r}; "
+            f"if that is corrected already: data.parallax_zero_point=0"
+        )
+        return GAIA_ZERO_POINT
 
     def selection(self) -> SkySelection | None:
         """Which stars are in the list; None: all."""
@@ -258,12 +349,13 @@ class GCStars(CatalogueData):
             order = parallax.argsort()
             middle = torch.searchsorted(weight[order].cumsum(0), 0.5 * weight.sum())
             median = float(parallax[order][middle]) if len(order) else 0.0
-            if median * float(weight.sum()) ** 0.5 > 5:
+            error2 = 1 / float(weight.sum()) if len(order) else np.inf
+            if median > 5 * (error2 + self.parallax_zero_point_error**2) ** 0.5:
                 return 1 / median, None
         if distance is None:
             raise ValueError(
-                f"the distance of {self.label} is not known, and its parallaxes do not give it: "
-                f"data.distance=<kpc> data.distance_error=<kpc>"
+                f"the distance of {self.label} is not known, and its parallaxes do not give it to "
+                f"5 sigma: data.distance=<kpc> data.distance_error=<kpc>"
             )
         return float(distance), float(error) if error is not None else 0.05 * float(distance)
 
@@ -288,7 +380,10 @@ class GCStars(CatalogueData):
         centre[:2], centre[2] = centre[:2].deg2rad(), 1e3 * centre[2]
         sky = cluster_stars.to_sky(stars + cluster_stars.from_sky(centre))
         errors = (self.mock_error, self.mock_rv_error)
-        return simulate_survey(sky, centre, n, n_field, errors, self.selection(), generator)
+        columns = simulate_survey(sky, centre, n, n_field, errors, self.selection(), generator)
+        if "parallax" in columns:
+            columns["parallax"] = columns["parallax"] + self.zero_point()
+        return columns
 
     def truth(self) -> dict[str, float]:
         if self.path is not None or self.table is not None:

@@ -20,9 +20,17 @@ from orrery.models.base import (
 )
 from orrery.models.gc_emulator.calibration import calibration_metrics, simulated_posteriors
 from orrery.models.gc_emulator.emulator import IsothermalEmulator
-from orrery.models.gc_emulator.evaluation import HasMockCluster, posterior_warnings
+from orrery.models.gc_emulator.evaluation import (
+    HasMockCluster,
+    outlier_warnings,
+    posterior_warnings,
+)
 from orrery.models.gc_emulator.figure_data import sky_profiles, space_profiles
-from orrery.models.gc_emulator.goodness_of_fit import goodness_of_fit
+from orrery.models.gc_emulator.goodness_of_fit import (
+    description,
+    goodness_of_fit,
+    star_fit,
+)
 from orrery.models.gc_emulator.inference import (
     ClusterData,
     Draws,
@@ -37,7 +45,7 @@ from orrery.models.layers.grid import counter_uniform
 from orrery.models.layers.slices import in_slices
 from orrery.physics.clusters import lowered_isothermal as limepy
 from orrery.physics.clusters.cluster_projection import project
-from orrery.physics.clusters.observations import SimulatedSets, SkyStars
+from orrery.physics.clusters.observations import PhaseSpaceStars, SimulatedSets, SkyStars
 
 MIN_ENERGY = 1e-3  # of W0: stars of a lower energy are not compared, relative errors of f diverge
 N_RADII, OUTERMOST_RADIUS = 100, 0.99  # projected radii compared, and the last of them, r_t
@@ -261,18 +269,33 @@ class GCEmulator(Component):
             )  # fmt: skip
         stride = max(1, draws.u[0, :, :, 0].numel() // FIGURE_DRAWS)
         u = draws.u.flatten(1, 2)[:, ::stride]
-        groups = {}
+        groups, membership = {}, None
         if isinstance(posterior, PhaseSpacePosterior):
-            figure = or_nothing("profiles.png", lambda: space_profiles(posterior, u))
+            if posterior.has_outliers:
+                membership = posterior.mean_membership(u)
+                warnings = warnings + outlier_warnings(membership)
+            made = or_nothing(
+                "profiles.png", lambda: star_fit(space_profiles(posterior, u, membership))
+            )
         else:
-            membership = None
             if posterior.has_field_stars:
                 membership = posterior.mean_membership(draws.with_latents)
-                rows = observations.rows if isinstance(observations, SkyStars) else {}
-                groups["members"] = {**rows, "probability": membership.cpu().numpy()}
-            figure = or_nothing("profiles.png", lambda: sky_profiles(posterior, u, membership))
+            made = or_nothing(
+                "profiles.png", lambda: star_fit(sky_profiles(posterior, u, membership))
+            )
+        p_values = made.get("p_values", {})
+        text, describes = description(p_values)
+        if describes:
+            print(text)
+        else:
+            warnings = [text, *warnings]
+        metrics |= p_values
+        if membership is not None:
+            groups["members"] = {"probability": membership.cpu().numpy()}
+            if isinstance(observations, PhaseSpaceStars | SkyStars):
+                groups["members"] = {**observations.rows, **groups["members"]}
         metrics["n"] = float(posterior.n_stars)
-        figures = {"profiles": figure} if figure else {}
+        figures = {"profiles": made["figure"]} if made else {}
         return Posterior(draws.arrays(), posterior.units, metrics, warnings, groups, figures)
 
     def _calibrate_posteriors(

@@ -103,5 +103,17 @@ def _sampling(metrics: Mapping[str, float]) -> list[str]:
     return warnings
 
 
+def outlier_warnings(membership: Tensor) -> list[str]:
+    """Stars in phase space that are probably not bound; ``membership`` (n,): probabilities."""
+    outliers = int((membership < 0.5).sum())
+    if not outliers:
+        return []
+    return [
+        f"{outliers} of {len(membership):,} stars are probably not bound to the cluster and hardly "
+        f"count ('probability' of the group 'members' is below 0.5); to take all stars as members: "
+        f"data.outliers=false"
+    ]
+
+
 def _side(pull: float) -> str:
     return "below" if pull < 0 else "above"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orrery.models.gc_emulator.members import KMS
 from orrery.models.gc_emulator.posterior import PhaseSpacePosterior, cluster_of
 from orrery.models.gc_emulator.selection import ARCMIN
 from orrery.models.gc_emulator.sky import SkyPosterior
@@ -56,30 +57,60 @@ def profile_arrays(
     }
 
 
+class Speeds(NamedTuple):
+    """Squared velocities of stars, from which a dispersion is binned."""
+
+    v2: Tensor  # (stars,) mean square of the components, less that of their errors; NaN: unknown
+    error2: Tensor  # (stars,) mean square of the errors
+    components: int
+
+
+class StarProfiles(NamedTuple):
+    """Stars in radial bins, and the models of posterior draws."""
+
+    bins: "Bins"
+    density: tuple[str, Tensor]  # kind; models on `bins.grid`, (draws, radii)
+    speeds: dict[str, tuple[Speeds, Tensor]]  # by kind, with models of the dispersion
+
+    def arrays(self) -> Arrays:
+        """The arrays of `figures.gc_profile.profiles`."""
+        kind, models = self.density
+        power, bins = VOLUME_POWERS[kind], self.bins
+        size = _area(bins) if power == 2 else 4 / 3 * torch.pi * bins.edges**3
+        points, bands = {kind: bins.counts(size)}, {kind: models}
+        for name, (speeds, dispersions) in self.speeds.items():
+            points[name] = bins.dispersion(speeds.v2, speeds.components)
+            bands[name] = dispersions
+        return _binned_arrays(points, bands, bins)
+
+
 @torch.no_grad()
-def space_profiles(posterior: PhaseSpacePosterior, u: Tensor) -> Arrays:
+def space_profiles(
+    posterior: PhaseSpacePosterior, u: Tensor, membership: Tensor | None = None
+) -> StarProfiles:
     """Number density, pc^-3, radial dispersion and one tangential, km/s, over radius, pc.
 
-    ``u`` (1, draws, n_globals).
+    ``u`` (1, draws, n_globals). ``membership`` (stars,): the weight of each star, 1 if None.
     """
     r = posterior.r2[0].sqrt()
     tangential2 = posterior.j2[0] / posterior.r2[0].clamp_min(1e-12)
-    bins = _Bins(r, torch.ones_like(r))
-    points = {
-        "space_density": bins.counts(4 / 3 * torch.pi * bins.edges**3),
-        "sigma_r": bins.dispersion(posterior.v2[0] - tangential2, 1),
-        "sigma_t": bins.dispersion(0.5 * tangential2, 2),
-    }
+    bins = Bins(r, torch.ones_like(r) if membership is None else membership.to(r))
+    none = torch.zeros_like(r)
+    radial = Speeds(posterior.v2[0] - tangential2, none, 1)
+    tangential = Speeds(0.5 * tangential2, none, 2)
     cluster, _ = cluster_of(posterior.emulator, u)
     mass = 10 ** posterior.named(u)["log10_mass"].view(-1, 1)
     r2 = bins.grid.square().expand(len(mass), -1)
-    density = len(r) / mass * cluster.density(r2)
-    bands = dict(zip(points, (density, *cluster.dispersions(r2)), strict=True))
-    return _binned_arrays(points, bands, bins)
+    density = bins.weight.sum() / mass * cluster.density(r2)
+    sigma_r, sigma_t = cluster.dispersions(r2)
+    speeds = {"sigma_r": (radial, sigma_r), "sigma_t": (tangential, sigma_t)}
+    return StarProfiles(bins, ("space_density", density), speeds)
 
 
 @torch.no_grad()
-def sky_profiles(posterior: SkyPosterior, u: Tensor, membership: Tensor | None = None) -> Arrays:
+def sky_profiles(
+    posterior: SkyPosterior, u: Tensor, membership: Tensor | None = None
+) -> StarProfiles:
     """Number density, 1/arcmin2, and dispersions of measured velocities, over radius, arcmin.
 
     ``u`` (1, draws, n_globals). Dispersions of proper motions in mas/yr, along the line of sight
@@ -92,20 +123,21 @@ def sky_profiles(posterior: SkyPosterior, u: Tensor, membership: Tensor | None =
     east, north, _ = axes(torch.atan2(middle[1], middle[0]), middle[2].asin())
     place = stars.direction[0] @ torch.stack([east, north], 1) / ARCMIN
     r = place.norm(dim=1)
-    bins = _Bins(r, torch.ones_like(r) if membership is None else membership.to(r))
+    bins = Bins(r, torch.ones_like(r) if membership is None else membership.to(r))
     selection = posterior.selection
     if selection is not None:
         bins.completeness = lambda r: selection.mean_completeness(middle, r)
-    points = {"density": bins.counts(_area(bins))}
+    # the velocity of the centre in the frame of each star: it differs from star to star
+    bulk = stars.frame[0] @ centre.velocity.mean((0, 1))  # (stars, 3): east, north, outwards
+    speeds: dict[str, Speeds] = {}
     if stars.pm is not None and stars.pm_error is not None:
-        pm = stars.pm[0] - centre.pm.mean((0, 1))
+        pm = stars.pm[0] - bulk[:, :2] / (KMS * centre.distance.mean())
         error2 = 0.5 * stars.pm_error[0].square().sum(1)
         for kind, axis in (("radial", place), ("tangential", place[:, [1, 0]] * _ROTATION)):
-            points[kind] = bins.dispersion(((pm * axis).sum(1) / r).square() - error2, 1)
+            speeds[kind] = Speeds(((pm * axis).sum(1) / r).square() - error2, error2, 1)
     if stars.rv is not None and stars.rv_error is not None:
-        rv = (centre.velocity * middle).sum(-1).mean()
-        v2 = (stars.rv[0] - rv).square() - stars.rv_error[0].square()
-        points["los"] = bins.dispersion(v2, 1)
+        error2 = stars.rv_error[0].square()
+        speeds["los"] = Speeds((stars.rv[0] - bulk[:, 2]).square() - error2, error2, 1)
     cluster, _ = cluster_of(posterior.emulator, u)
     mass = 10 ** posterior.named(u)["log10_mass"].view(-1, 1)
     pc = ARCMIN * centre.distance  # of an arcmin, (draws, 1)
@@ -113,41 +145,55 @@ def sky_profiles(posterior: SkyPosterior, u: Tensor, membership: Tensor | None =
     density = float(bins.weight.sum()) * projected.surface_density * pc.square() / mass
     if selection is not None:
         density = density / selection.log_inside(cluster, centre, mass).exp()
-    dispersions = {
-        kind: model_profile(kind, projected, 1e-3 * centre.distance) for kind in tuple(points)[1:]
+    with_models = {
+        kind: (of_stars, model_profile(kind, projected, 1e-3 * centre.distance))
+        for kind, of_stars in speeds.items()
     }
-    return _binned_arrays(points, {"density": density, **dispersions}, bins)
+    return StarProfiles(bins, ("density", density), with_models)
 
 
-def _area(bins: "_Bins") -> Tensor:
+def _area(bins: "Bins") -> Tensor:
     """Area of the sky inside of the edges of bins, arcmin^2, weighted by completeness."""
     r = torch.linspace(0, float(bins.edges[-1]), AREA_RADII, dtype=torch.float64)
     area = torch.cumulative_trapezoid(2 * torch.pi * r * bins.completeness(r), r)
     return torch.from_numpy(np.interp(bins.edges, r[1:], area, left=0))
 
 
-class _Bins:
+class Bins:
     """Stars in radial bins of equal numbers, and a grid of radii over them."""
 
     def __init__(self, r: Tensor, weight: Tensor) -> None:
-        self.weight = weight
+        self.weight, self.r_of_stars = weight, r
         n = min(MAX_BINS, max(1, len(r) // STARS_PER_BIN))
         ordered = r.sort().values
         inner = ordered[(torch.arange(1, n) * len(r)) // n]
         self.edges = torch.cat([ordered[:1] * 0, inner, ordered[-1:]])
         self.index = torch.searchsorted(inner, r, right=True)
-        self.r = self._sum(weight * r) / self._sum(weight)
+        self.r = self.sum(weight * r) / self.sum(weight)
         self.completeness: Callable[[Tensor], Tensor] = torch.ones_like  # of the list, at radii
         self.grid = torch.from_numpy(
             np.geomspace(0.5 * float(self.r[0]), float(ordered[-1]), BAND_RADII)
         )
 
-    def _sum(self, values: Tensor) -> Tensor:
-        return values.new_zeros(len(self.edges) - 1).index_add_(0, self.index, values)
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums over the stars of each bin, (..., bins), of values (..., stars)."""
+        total = values.new_zeros(*values.shape[:-1], len(self.edges) - 1)
+        return total.index_add_(-1, self.index, values)
+
+    def interpolated(self, models: Tensor, r: Tensor) -> Tensor:
+        """Models on `grid`, (draws, radii), at ``r`` (n,); constant inside of the innermost."""
+        r = r.clamp(self.grid[0], self.grid[-1])
+        right = torch.searchsorted(self.grid, r).clamp(1, len(self.grid) - 1)
+        x = (r / self.grid[right - 1]).log() / (self.grid[right] / self.grid[right - 1]).log()
+        return (1 - x) * models[:, right - 1] + x * models[:, right]
+
+    def at_stars(self, models: Tensor) -> Tensor:
+        """The same at the radius of each star, (draws, stars)."""
+        return self.interpolated(models, self.r_of_stars)
 
     def counts(self, size_within: Tensor) -> tuple[Tensor, Tensor]:
         """Density and its Poisson error; ``size_within``: area or volume inside each edge."""
-        n, size = self._sum(self.weight), size_within.diff()
+        n, size = self.sum(self.weight), size_within.diff()
         return n / size, n.sqrt() / size
 
     def dispersion(self, v2: Tensor, components: int) -> tuple[Tensor, Tensor]:
@@ -156,8 +202,8 @@ class _Bins:
         ``v2`` (stars,): mean square of ``components`` components of each star, NaN if unknown.
         """
         weight = torch.where(v2.isfinite(), self.weight, 0.0)
-        n = self._sum(weight)
-        sigma = (self._sum(weight * v2.nan_to_num()) / n).clamp_min(0).sqrt()
+        n = self.sum(weight)
+        sigma = (self.sum(weight * v2.nan_to_num()) / n).clamp_min(0).sqrt()
         return sigma, sigma / (2 * components * n).sqrt()
 
     def effective_radii(self, model: np.ndarray, power: int) -> np.ndarray:
@@ -170,7 +216,7 @@ class _Bins:
 
 
 def _binned_arrays(
-    points: Mapping[str, tuple[Tensor, Tensor]], bands: Mapping[str, Tensor], bins: _Bins
+    points: Mapping[str, tuple[Tensor, Tensor]], bands: Mapping[str, Tensor], bins: Bins
 ) -> Arrays:
     """Of binned stars: by kind values and errors, (bins,), and models, (draws, radii)."""
     quantiles = torch.tensor(QUANTILES, dtype=torch.float64)

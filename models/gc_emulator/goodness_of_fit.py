@@ -1,14 +1,22 @@
-"""How well binned profiles are fitted: chi^2 of the best model, replicated data, model bands."""
+"""How well profiles and stars are fitted: chi^2, replicated data, p-values, model bands."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.special import gammaincc
 
-from orrery.models.gc_emulator.figure_data import QUANTILES, Arrays, Points, profile_arrays
+from orrery.models.gc_emulator.figure_data import (
+    QUANTILES,
+    VOLUME_POWERS,
+    Arrays,
+    Bins,
+    Points,
+    StarProfiles,
+    profile_arrays,
+)
 from orrery.models.gc_emulator.profiles import ProfilesPosterior
 from orrery.models.gc_emulator.start import newton
 from orrery.physics.clusters.cluster_profiles import model_profile
@@ -17,6 +25,10 @@ REPLICATED_DRAWS = 100  # of each chain, from which data are replicated
 BAND_RADII = 120
 MAX_FRACTION_BELOW_EXTRA = 0.2  # of the counts below the extra error, without a warning
 MAX_DISTANCE_PULL_SIGMA = 2.0  # from the mean of its prior, without a warning
+PREDICTIVE_DRAWS = 50  # whose models are compared with lists of stars
+RADII_PER_BIN = 30
+MIN_PREDICTIVE_P = 1e-3  # below it a model does not describe a list of stars
+P_VALUES = {"p_density": "number density", "p_dispersion": "velocity dispersion"}  # of stars
 MIN_CHI2_PROBABILITY = 1e-3  # of chi^2 or more: below it a model does not fit
 
 
@@ -98,6 +110,73 @@ def _distance_pull(u: Tensor, posterior: ProfilesPosterior) -> list[str]:
         f"the distance is {abs(pull):.1f} sigma {'below' if pull < 0 else 'above'} its prior of "
         f"{posterior.distance[0]:g} ± {posterior.distance[1]:.2g} kpc"
     ]
+
+
+@torch.no_grad()
+def predictive_p_values(profiles: StarProfiles) -> dict[str, float]:
+    """Posterior predictive p-values of stars in radial bins, `P_VALUES`.
+
+    The probability that stars of the models deviate from them more than those observed, in chi^2
+    summed over bins; mean over posterior draws (Gelman, Meng & Stern 1996). Replicated stars have
+    the same total number, and velocities whose kurtosis is that of the data if it is below that of
+    a normal distribution, so that their chi^2 has its usual distribution.
+    """
+    bins, (kind, density) = profiles.bins, profiles.density
+    stride = max(1, len(density) // PREDICTIVE_DRAWS)
+    p_values = {}
+    observed = bins.sum(bins.weight)
+    if len(observed) > 1:
+        expected = _expected_counts(bins, kind, density[::stride])
+        expected = expected * observed.sum() / expected.sum(1, keepdim=True)
+        chi2 = ((observed - expected).square() / expected).sum(1)
+        p_values["p_density"] = _mean_tail(chi2, len(observed) - 1)
+    chi2, n = torch.zeros(()), 0
+    for speeds, dispersions in profiles.speeds.values():
+        weight = torch.where(speeds.v2.isfinite(), bins.weight, 0.0)
+        model = bins.at_stars(dispersions[::stride]).square()  # (draws, stars)
+        variance = 2 * (model + speeds.error2.nan_to_num()).square() / speeds.components
+        off = speeds.v2.nan_to_num() - model
+        scatter = (weight * off.square()).sum(1) / (weight * variance).sum(1)
+        variance = variance * scatter.clamp_max(1)[:, None]
+        difference, known = bins.sum(weight * off), bins.sum(weight) > 1
+        variance = bins.sum(weight.square() * variance)
+        chi2 = chi2 + (difference.square() / variance)[:, known].sum(1)
+        n += int(known.sum())
+    if n:
+        p_values["p_dispersion"] = _mean_tail(chi2, n)
+    return p_values
+
+
+def star_fit(profiles: StarProfiles) -> dict[str, Any]:
+    """Of lists of stars the ``figure`` of profiles, and `predictive_p_values` (``p_values``)."""
+    return {"figure": profiles.arrays(), "p_values": predictive_p_values(profiles)}
+
+
+def _mean_tail(chi2: Tensor, degrees: int) -> float:
+    """Probability of a larger chi^2, mean over ``chi2`` (draws,)."""
+    return float(gammaincc(torch.tensor(0.5 * degrees).to(chi2), 0.5 * chi2).mean())
+
+
+def _expected_counts(bins: Bins, kind: str, density: Tensor) -> Tensor:
+    """Stars in each bin, up to a factor, (draws, bins), of models ``density`` (draws, radii)."""
+    low, high = bins.edges[:-1, None], bins.edges[1:, None]
+    middle = (torch.arange(RADII_PER_BIN, dtype=low.dtype) + 0.5) / RADII_PER_BIN
+    r = low + (high - low) * middle
+    size = r ** (VOLUME_POWERS[kind] - 1) * bins.completeness(r) * (high - low)
+    return (bins.interpolated(density, r.flatten()).unflatten(1, r.shape) * size).mean(2)
+
+
+def description(p_values: Mapping[str, float]) -> tuple[str, bool]:
+    """Whether a model describes a list of stars, by its p-values, in a sentence."""
+    found = {name: p_values[key] for key, name in P_VALUES.items() if key in p_values}
+    if not found:
+        return "too few stars for posterior predictive p-values", True
+    describes = min(found.values()) >= MIN_PREDICTIVE_P
+    text = ", ".join(f"of the {name} {p:.2g}" for name, p in found.items())
+    end = "describes these stars"
+    if not describes:
+        end = "does not describe these stars, and the errors of its parameters mean little"
+    return f"posterior predictive p-value {text}: the model {end}", describes
 
 
 def _replicated(

@@ -22,6 +22,7 @@ from orrery.models.inference.hmc import HMC
 from orrery.physics.clusters.observations import BinnedProfiles, PhaseSpaceStars, SkyStars
 
 SAVE_INTERVAL = 100  # transitions
+PERIODS = {"centre_ra": 360.0}  # deg, of the parameters that are angles
 MAX_LATENTS = 30_000_000  # latent numbers that are kept, of every draw or of every k-th one
 
 
@@ -59,7 +60,9 @@ def posterior_of(
     """
     match observations:
         case PhaseSpaceStars():
-            return PhaseSpacePosterior(emulator, observations.phase[None])
+            return PhaseSpacePosterior(
+                emulator, observations.phase[None], observations.has_outliers
+            )
         case SkyStars():
             stars = star_measurements({k: v[None] for k, v in observations.columns.items()})
             return SkyPosterior(
@@ -69,6 +72,7 @@ def posterior_of(
                 observations.selection,
                 observations.has_field_stars,
                 marginal,
+                observations.parallax_offset_error,
             )
         case BinnedProfiles():
             return ProfilesPosterior(emulator, observations.profiles, observations.distance)
@@ -81,14 +85,23 @@ def posterior_of(
 def summary_metrics(draws: Draws, truth: Mapping[str, float]) -> dict[str, float]:
     """Posterior mean and standard deviation of each parameter of one cluster.
 
-    Where its true value is known also that, and the error in standard deviations, ``<name>_z``.
+    Where its true value is known also that, and the error in standard deviations, ``<name>_z``. Of
+    an angle of `PERIODS` the mean and the truth are from 0 to its period, and the error is the
+    shorter way round.
     """
     metrics = {}
     for name, values in draws.arrays().items():
         metrics[name], metrics[f"{name}_std"] = float(values.mean()), float(values.std())
+        period = PERIODS.get(name)
+        if period:
+            metrics[name] %= period
         if name in truth:
-            metrics[f"{name}_true"] = truth[name]
-            metrics[f"{name}_z"] = (metrics[name] - truth[name]) / metrics[f"{name}_std"]
+            true = truth[name] % period if period else truth[name]
+            error = metrics[name] - true
+            if period:
+                error = (error + 0.5 * period) % period - 0.5 * period
+            metrics[f"{name}_true"] = true
+            metrics[f"{name}_z"] = error / metrics[f"{name}_std"]
     return metrics
 
 

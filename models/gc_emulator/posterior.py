@@ -6,6 +6,7 @@ from 0 to 1. Each parameter is sampled as a coordinate u that is unit normal a p
 weakly constrained posteriors have no long tails.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,9 @@ from orrery.physics.clusters.lowered_isothermal import W0_MAX, W0_MIN, G, g_limi
 
 LOG_MASS, LOG_RH = (5.85, 0.6), (0.7, 0.3)  # means and standard deviations of normal priors
 LOG_RH_MAX = 1.5
+# outliers: prior of the logit of their fraction over the largest one (median 0.3%); their scale
+MAX_OUTLIER_FRACTION, OUTLIER_LOGIT, OUTLIER_SCALE = 0.1, (-3.5, 1.5), 3.0
+DRAWS_AT_ONCE = 8
 PARAMETERS = ("W0", "g", "log10_mass", "log10_rh")
 ANISOTROPY = "rh_ra"  # half-mass over anisotropy radius, where the emulator has it
 UNITS = {"log10_mass": "dex(Msun)", "log10_rh": "dex(pc)"}
@@ -25,37 +29,87 @@ UNITS = {"log10_mass": "dex(Msun)", "log10_rh": "dex(pc)"}
 class PhaseSpacePosterior:
     """Of a cluster given stars of known position, pc, and velocity, km/s, about a known centre.
 
-    ``phase`` (sets, n, 6): each data set has a posterior of its own. A `ClusterPosterior`.
+    ``phase`` (sets, n, 6): each data set has a posterior of its own. A `ClusterPosterior`. With
+    ``has_outliers`` a fraction of the stars, the last of the globals, is not of the cluster: their
+    density, of positions and of velocities, is broad and falls as r^-4, on scales that are
+    `OUTLIER_SCALE` times the medians of the data.
     """
 
     n_latents, units = 0, UNITS
     accept = 0.9
     distance_index = None
 
-    def __init__(self, emulator: IsothermalEmulator, phase: Tensor) -> None:
+    def __init__(
+        self, emulator: IsothermalEmulator, phase: Tensor, has_outliers: bool = False
+    ) -> None:
         self.emulator, self.names = emulator, parameter_names(emulator)
-        self.n_globals, self.n_stars = len(self.names), phase.shape[1]
+        self.n_cluster, self.n_stars = len(self.names), phase.shape[1]
+        self.has_outliers = has_outliers
+        self.n_globals = self.n_cluster + has_outliers
         position, velocity = phase[..., :3], phase[..., 3:]
         self.r2, self.v2, self.j2 = (
             x.square().sum(-1) for x in (position, velocity, torch.linalg.cross(position, velocity))
         )
+        self.log_outlier = _log_broad(self.r2) + _log_broad(self.v2)  # (sets, n)
 
     def log_prob(self, u: Tensor) -> Tensor:
         """ln posterior, (sets, chains), of ``u`` (sets, chains, n_globals)."""
+        members, outliers, log_prior = self._log_terms(u)
+        log_p = members if outliers is None else torch.logaddexp(members, outliers)
+        return log_prior + log_p.sum(-1)
+
+    def _log_terms(self, u: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """ln p of stars as members and as outliers, (sets, chains, n), and the log prior."""
         cluster, log_prior = cluster_of(self.emulator, u)
         r2, v2, j2 = (x.repeat_interleave(u.shape[1], 0) for x in (self.r2, self.v2, self.j2))
-        return log_prior + cluster.log_df(r2, v2, j2).sum(1).view(u.shape[:2])
+        members = cluster.log_df(r2, v2, j2).unflatten(0, u.shape[:2])
+        if not self.has_outliers:
+            return members, None, log_prior
+        fraction = self._outlier_fraction(u)[..., None]
+        members = members + torch.log1p(-fraction)
+        outliers = self.log_outlier[:, None] + fraction.log()
+        return members, outliers, log_prior - 0.5 * u[..., self.n_cluster].square()
+
+    def _outlier_fraction(self, u: Tensor) -> Tensor:
+        middle, width = OUTLIER_LOGIT
+        return MAX_OUTLIER_FRACTION * torch.sigmoid(middle + width * u[..., self.n_cluster])
+
+    @torch.no_grad()
+    def mean_membership(self, u: Tensor) -> Tensor:
+        """Probability that each star is a member, (n,), mean over ``u`` (1, draws, n_globals)."""
+        total = torch.zeros_like(self.r2[0])
+        for part in u.split(DRAWS_AT_ONCE, 1):
+            members, outliers, _ = self._log_terms(part)
+            if outliers is None:
+                return torch.ones_like(total)
+            total += torch.sigmoid(members - outliers)[0].sum(0)
+        return total / u.shape[1]
 
     marginal = log_prob
 
     def candidates(self) -> Iterator[Tensor]:
         """Points (sets, 1, n_globals) of a grid about the virial mass and the median radius."""
         r = self.r2.sqrt().median(1, keepdim=True).values
-        yield from candidate_grid(r, self.v2.mean(1, keepdim=True), self.n_globals)
+        v2 = self.v2.mean(1, keepdim=True)
+        if self.has_outliers:  # of a normal distribution the mean square is 1.27 of the median
+            v2 = 1.27 * self.v2.median(1, keepdim=True).values
+        yield from candidate_grid(r, v2, self.n_globals)
 
     def named(self, u: Tensor) -> dict[str, Tensor]:
         """Named parameters, each of the shape of ``u`` without its last axis."""
-        return dict(zip(self.names, physical(u), strict=True))
+        named = dict(zip(self.names, physical(u[..., : self.n_cluster]), strict=True))
+        if self.has_outliers:
+            named["outlier_fraction"] = self._outlier_fraction(u)
+        return named
+
+
+def _log_broad(x2: Tensor) -> Tensor:
+    """ln density in three dimensions of Student's t of one degree of freedom, (sets, n).
+
+    ``x2`` (sets, n): squared lengths, of whose medians its scale is `OUTLIER_SCALE` times the root.
+    """
+    scale2 = OUTLIER_SCALE**2 * x2.median(1, keepdim=True).values.clamp_min(1e-12)
+    return -2 * torch.log1p(x2 / scale2) - 1.5 * scale2.log() - 2 * math.log(math.pi)
 
 
 def parameter_names(emulator: IsothermalEmulator) -> tuple[str, ...]:

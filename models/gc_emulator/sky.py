@@ -1,8 +1,9 @@
 """The posterior of stars on the sky, with measurement errors, about an unknown centre.
 
 Parameters are those of the cluster and of its centre, the true coordinates of every star as latent
-numbers n (see `models.gc_emulator.members`), and those of a population of field stars if there is
-one. The numbers of a field star are unit normal, so that the mixture
+numbers n (see `models.gc_emulator.members`), those of a population of field stars if there is one,
+and an offset that all parallaxes have in common. The numbers of a field star are unit normal, so
+that the mixture
 
     p(data, n) = (1 - f) p(data, n | cluster) / F + f p(data | field) N(n)
 
@@ -46,10 +47,12 @@ class SkyPosterior:
 
     A `ClusterPosterior`. Globals: `parameter_names`; of the centre the offsets east and north of
     ``reference``, the distance, proper motions and velocity along the line of sight; of the field
-    stars their fraction, and mean and width of every measured column. ``distance``: mean and error
-    of its normal prior, kpc; without an error the prior is flat in its logarithm, and parallaxes
-    decide. ``marginal``: the stars' latent numbers are integrated out, not sampled. Which stars
-    have a velocity must be the same in all sets.
+    stars their fraction, and mean and width of every measured column; last the offset of all
+    parallaxes, measured minus true, in units of its error. ``distance``: mean and error of its
+    normal prior, kpc; without an error the prior is flat in its logarithm, and parallaxes decide.
+    ``marginal``: the stars' latent numbers are integrated out, not sampled.
+    ``parallax_offset_error``: width of the normal prior of that offset about 0, mas; 0: there is
+    none. Which stars have a velocity must be the same in all sets.
     """
 
     accept = 0.9
@@ -57,6 +60,7 @@ class SkyPosterior:
         **UNITS,
         **{f"centre_{name}": unit for name, unit in CENTRE.items()},
         **{f"field_{name}{end}": unit for name, unit in FIELD.items() for end in ("", "_width")},
+        "parallax_offset": "mas",
     }
 
     def __init__(
@@ -67,6 +71,7 @@ class SkyPosterior:
         selection: SkySelection | None = None,
         has_field_stars: bool = False,
         marginal: bool = False,
+        parallax_offset_error: float = 0.0,
     ) -> None:
         self.emulator, self.stars = emulator, stars
         self.selection = None if selection is None else selection_of(selection)
@@ -106,6 +111,9 @@ class SkyPosterior:
         self.n_cluster = len(self.names)
         self.n_with_centre = self.n_cluster + len(CENTRE)
         self.n_globals = self.n_with_centre + (1 + 2 * len(self.measured) if has_field_stars else 0)
+        self.parallax_offset_error = 0.0 if stars.parallax is None else parallax_offset_error
+        if self.parallax_offset_error:
+            self.n_globals += 1
         # whether velocities along the line of sight are integrated in closed form: `log_members`
         self.closed_form = stars.rv is None and self.n_cluster == 4
         every_pm = complete_pm and moving.pm is not None
@@ -118,6 +126,7 @@ class SkyPosterior:
         stars, relative_error = self.stars, self.n_stars**-0.5
         out = F.normalize(stars.direction.mean(1), dim=-1)
         ra, dec = torch.atan2(out[:, 1], out[:, 0]), out[:, 2].asin()
+        self.ra = ra.remainder(2 * torch.pi)  # (sets,), of the reference
         self.tangent = torch.stack(axes(ra, dec), 1)  # (sets, 3, 3): east, north, outwards
         offset = stars.direction @ self.tangent[:, :2].mT
         offset = offset - offset.median(1, keepdim=True).values
@@ -220,6 +229,7 @@ class SkyPosterior:
         """ln p(data, n) of the stars with velocities as members, (sets * chains, stars)."""
         chains = u.shape[1]
         s, typical = self._repeated(chains, 1), self.typical_pm.repeat_interleave(chains, 0)
+        s = self._without_offset(s, u)
         return log_members(s, typical, cluster, centre, n)
 
     def _log_integrated(
@@ -228,6 +238,7 @@ class SkyPosterior:
         """The same integrated over n by a quadrature."""
         (n, log_weights), chains = rule, u.shape[1]
         s, typical = self._repeated(chains, len(n)), self.typical_pm.repeat_interleave(chains, 0)
+        s = self._without_offset(s, u)
         along = self.emulator.with_index_increment(cluster, 0.5) if self.closed_form else None
         per_star = n.repeat(self.moving.frame.shape[1], 1)[None]
         log_p = log_members(s, typical, cluster, centre, per_star, along)
@@ -281,6 +292,16 @@ class SkyPosterior:
 
         return self.moving.map(repeat)
 
+    def _without_offset(self, s: StarMeasurements, u: Tensor) -> StarMeasurements:
+        """Parallaxes without the offset of each chain, (sets * chains, stars)."""
+        if s.parallax is None or not self.parallax_offset_error:
+            return s
+        return s._replace(parallax=s.parallax - self._parallax_offset(u).reshape(-1, 1))
+
+    def _parallax_offset(self, u: Tensor) -> Tensor:
+        """Measured minus true parallax in common, mas; ``u`` without its last axis."""
+        return self.parallax_offset_error * u[..., self.n_globals - 1]
+
     def _log_p(self, u: Tensor, rule: Quadrature | None) -> Tensor:
         members, field, log_prior = self.log_terms(u, rule)
         log_p = torch.logaddexp(members, field) if self.has_field_stars else members
@@ -311,13 +332,20 @@ class SkyPosterior:
         centre, _ = self.centre(flat)
         phase = torch.cat([centre.distance * centre.direction[:, 0], centre.velocity[:, 0]], -1)
         sky = to_sky(phase).view(*u.shape[:-1], 6)
-        sky = torch.cat([sky[..., :2].rad2deg(), 1e-3 * sky[..., 2:3], sky[..., 3:]], -1)
+        # draws about 0 = 360 deg stay together
+        ra = self.ra.view(-1, *[1] * (u.ndim - 1))
+        ra = ra + (sky[..., :1] - ra + torch.pi).remainder(2 * torch.pi) - torch.pi
+        sky = torch.cat(
+            [ra.rad2deg(), sky[..., 1:2].rad2deg(), 1e-3 * sky[..., 2:3], sky[..., 3:]], -1
+        )
         names = [*self.names, *(f"centre_{name}" for name in CENTRE)]
         values = [*physical(u[..., : self.n_cluster]), *sky.unbind(-1)]
         named = dict(zip(names, values, strict=True))
         if self.has_field_stars:
             field = self._field(flat)
             named |= {name: value.view(u.shape[:-1]) for name, value in field.items()}
+        if self.parallax_offset_error:
+            named["parallax_offset"] = self._parallax_offset(u)
         return named
 
 

@@ -1,5 +1,6 @@
 """Stars energies from a lowered isothermal cluster, and coordinates on the sky; float64."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -92,10 +93,10 @@ def from_sky(sky: Tensor) -> Tensor:
 
 
 def to_sky(phase: Tensor) -> Tensor:
-    """The inverse of `from_sky`."""
+    """The inverse of `from_sky`; right ascensions from 0 to 2 pi."""
     position, velocity = phase[..., :3], phase[..., 3:]
     distance = position.norm(dim=-1)
-    ra = torch.atan2(position[..., 1], position[..., 0])
+    ra = torch.atan2(position[..., 1], position[..., 0]).remainder(2 * math.pi)
     dec = torch.asin(position[..., 2] / distance)
     along = [(velocity * axis).sum(-1) for axis in axes(ra, dec)]
     scale = 1e-3 * KMS_PER_MAS_YR_KPC * distance

@@ -26,6 +26,8 @@ class PhaseSpaceStars:
     """Stars of known positions and velocities relative to the known centre of their cluster."""
 
     phase: Tensor  # (n, 6): x y z, pc, and their velocities, km/s
+    has_outliers: bool = False  # whether a few of the stars may not be bound
+    rows: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,): row in the catalogue, ids
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class SkyStars:
     selection: SkySelection | None = None  # None: every star is in the list
     has_field_stars: bool = False  # whether some of the stars may not be members
     rows: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,): row in the catalogue, ids
+    parallax_offset_error: float = 0.0  # mas: of an error that all parallaxes have in common
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The pretrained emulator against the solver, and inference on mocks with known truth."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.models.gc_emulator.calibration import calibration_metrics
+from orrery.models.gc_emulator.figure_data import space_profiles
+from orrery.models.gc_emulator.goodness_of_fit import description, predictive_p_values
 from orrery.models.gc_emulator.inference import posterior_of
+from orrery.models.gc_emulator.posterior import PhaseSpacePosterior, _log_broad, whitened
 from orrery.models.inference.hmc import HMC
 from orrery.physics.clusters import cluster_stars
 from orrery.physics.clusters import lowered_isothermal as limepy
@@ -274,6 +278,60 @@ def test_stars_in_bins_lie_about_the_models(mock):
         r, value, error = (data[name][data["kind"] == kind] for name in ("r", "value", "error"))
         model = np.interp(r, data["band_r"][i], data["band"][i][2])
         assert 0.3 < (((value - model) / error) ** 2).mean() < 2.5, kind
+
+
+@pytest.mark.parametrize("compact", [1.0, 0.3])
+def test_a_list_that_the_model_does_not_describe_has_small_p_values(model, compact):
+    stars = GCStars(n_stars=1000, truth=TRUTH, seed=1).stars()
+    phase = torch.stack([stars[name] for name in ("x", "y", "z", "vx", "vy", "vz")], -1)
+    phase[::2, :3] *= compact  # two populations of the same velocities
+    posterior = PhaseSpacePosterior(model.emulator, phase[None])
+    W0, g, log_mass, log_rh = (torch.tensor(value, dtype=D) for value in TRUTH.values())
+    u = whitened(W0, g / limepy.g_limit(W0), log_mass, log_rh).expand(1, 10, 4)
+    p_values = predictive_p_values(space_profiles(posterior, u))
+    text, describes = description(p_values)
+    assert "of the number density" in text and "of the velocity dispersion" in text
+    assert describes == (compact == 1)
+    assert ("the model does not describe these stars" in text) == (compact < 1)
+
+
+def test_an_unbound_star_changes_nothing_and_is_named(mock, model):
+    _, data, without = mock
+    stars = data.stars()
+    fastest = torch.stack([stars[name] for name in ("vx", "vy", "vz")]).norm(dim=0).max()
+    unbound = {"x": torch.tensor(3.0), "vx": 10 * fastest}
+    stars = {
+        k: torch.cat([x, unbound.get(k, torch.tensor(0.0)).to(x)[None]]) for k, x in stars.items()
+    }
+    with_it = GCStars(n_stars=400, truth=TRUTH, seed=2)
+    with_it.stars = lambda: stars
+    model.chains, model.warmup, model.draws = 4, 150, 200
+    posterior = model.infer(with_it, None, seed=0)
+    for name in TRUTH:
+        shift = posterior.metrics[name] - without.metrics[name]
+        assert abs(shift) < 0.5 * without.metrics[f"{name}_std"], name
+    probability = posterior.groups["members"]["probability"]
+    assert probability[-1] < 1e-6 and probability[:-1].min() > 0.5
+    assert any("1 of 401 stars are probably not bound" in line for line in posterior.warnings)
+    assert not any("not bound to the cluster" in line for line in without.warnings)
+
+
+def test_the_density_of_outliers_integrates_to_one(model):
+    r = torch.linspace(0, 1, 200_001, dtype=D)[1:-1]
+    r, slope = 3 * r / (1 - r), 3 / (1 - r).square()  # to infinity
+    density = _log_broad(r.square()[None])[0].exp()
+    total = torch.trapezoid(4 * math.pi * r.square() * density * slope, dx=1 / 200_000)
+    assert float(total) == pytest.approx(1, abs=1e-3)
+
+
+def test_without_outliers_every_star_is_a_member(model):
+    phase = torch.randn(1, 20, 6, generator=torch.Generator().manual_seed(0), dtype=D)
+    alone, mixed = (PhaseSpacePosterior(model.emulator, phase, has) for has in (False, True))
+    u = torch.zeros(1, 2, 4, dtype=D)
+    assert bool((alone.mean_membership(u) == 1).all()) and alone.n_globals == 4
+    few = torch.cat([u, torch.full((1, 2, 1), -8.0, dtype=D)], -1)  # a fraction of 2e-8
+    prior = 0.5 * few[..., 4].square()
+    torch.testing.assert_close(mixed.log_prob(few) + prior, alone.log_prob(u), rtol=0, atol=1e-4)
 
 
 def test_an_interrupted_chain_resumes_exactly(mock, model, tmp_path, monkeypatch):

@@ -113,7 +113,7 @@ def test_densities_of_the_figure_are_corrected_for_completeness(model):
                 mock_error=None)  # fmt: skip
     posterior = posterior_of(model, mock(n_stars=4000, distance=1.0, mock_error=None), data.stars())
     posterior.selection = selection_of(data.selection())
-    data = sky_profiles(posterior, at_truth(posterior).repeat(1, 5, 1))
+    data = sky_profiles(posterior, at_truth(posterior).repeat(1, 5, 1)).arrays()
     (i,) = np.flatnonzero(data["band_kind"] == "density")
     density = data["kind"] == "density"
     expected = np.interp(data["r"][density], data["band_r"][i], data["band"][i][2])

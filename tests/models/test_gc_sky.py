@@ -11,6 +11,7 @@ from astropy.table import Table
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.stars import GCStars
+from orrery.models.gc_emulator.inference import Draws, summary_metrics
 from orrery.models.gc_emulator.members import KMS, log_members
 from orrery.models.gc_emulator.posterior import cluster_of, whitened
 from orrery.models.gc_emulator.sky import SkyPosterior, star_measurements
@@ -258,6 +259,22 @@ def test_gradients_are_finite_for_a_star_at_the_centre_and_one_that_escapes(mode
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize("ra", [245.9, -114.1, 359.99, 0.0])
+def test_right_ascensions_are_from_0_to_360_and_their_errors_go_the_shorter_way(model, ra):
+    data = mock(n_stars=50, truth=TRUTH | PLACE | {"ra": ra}, centre=[ra % 360, PLACE["dec"]],
+                radius=[0.0, 20.0])  # fmt: skip
+    stars = data.stars()
+    assert bool(((stars["ra"] >= 0) & (stars["ra"] < 360)).all())
+    posterior = posterior_of(model, data)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(1, 2, 50, posterior.n_globals, generator=generator, dtype=D)
+    draws = posterior.named(u)
+    assert float(draws["centre_ra"].max() - draws["centre_ra"].min()) < 1, "draws stay together"
+    metrics = summary_metrics(Draws(draws, {}, u, []), data.truth())
+    assert 0 <= metrics["centre_ra"] < 360 and metrics["centre_ra_true"] == ra % 360
+    assert abs(metrics["centre_ra_z"]) < 4
+
+
 def assert_truth_within_errors(posterior, data, diverged=0):
     for name, truth in data.truth().items():
         z = (posterior.draws[name].mean() - truth) / posterior.draws[name].std()
@@ -316,7 +333,9 @@ def table_of(data):
         (lambda t: None, {"radius": [3, 1], "centre": [57.3, 28.6]}, "expected \\[<min>, <max>\\]"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*no column 'parallax'", "ignore:.*without a unit")
+@pytest.mark.filterwarnings(
+    "ignore:.*no column 'parallax'", "ignore:.*without a unit", "ignore:.*zero point"
+)
 def test_bad_lists_are_refused(change, settings, message, tmp_path):
     table = table_of(mock(n_stars=20))
     change(table)
@@ -324,6 +343,33 @@ def test_bad_lists_are_refused(change, settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         data = GCStars(path=str(tmp_path / "stars.ecsv"), **settings)
         data.distance_prior(data.stars())
+
+
+@pytest.mark.filterwarnings("ignore:.*without a unit", "ignore:.*zero point")
+def test_the_columns_decide_between_sky_and_phase_space_and_say_so(tmp_path):
+    table = table_of(mock(n_stars=20))
+    path = str(tmp_path / "stars.ecsv")
+    for name in ("x", "y"):
+        table[name] = np.arange(20.0)  # pixels
+    table.write(path)
+    with pytest.warns(
+        UserWarning, match="on the sky: it has no column z, vx, vy, vz, so that x, y"
+    ):
+        assert "ra" in GCStars(path=path).stars()
+    with pytest.raises(ValueError, match="no column 'z'"):
+        GCStars(path=path, columns={"x": "x"}).stars()
+    with pytest.raises(ValueError, match="leave out ra, or the others"):
+        GCStars(path=path, columns={"x": "x", "ra": "ra"}).stars()
+    for name in ("z", "vx", "vy", "vz"):
+        table[name] = np.arange(20.0)
+    table.write(path, overwrite=True)
+    with pytest.warns(UserWarning, match="in phase space; for stars on the sky: data.columns.ra="):
+        assert "ra" not in GCStars(path=path).stars()
+    assert "ra" in GCStars(path=path, columns={"ra": "ra"}).stars()
+    table.remove_columns(["ra", "vy"])
+    table.write(path, overwrite=True)
+    with pytest.raises(ValueError, match="of stars in phase space, but no column 'vy'; map it: "):
+        GCStars(path=path).stars()
 
 
 def test_columns_without_a_unit_are_named(tmp_path):
@@ -335,9 +381,78 @@ def test_columns_without_a_unit_are_named(tmp_path):
         GCStars(path=str(tmp_path / "stars.csv")).stars()
 
 
+def a_distant_cluster(tmp_path):
+    """Stars at 5 kpc, whose parallaxes have a zero point of -0.035 mas."""
+    truth = TRUTH | PLACE | {"distance": 5.0, "log10_mass": 5.5}
+    data = mock(truth=truth, n_stars=80, mock_error=0.02, parallax_zero_point=-0.035)
+    columns = data.simulate("test")
+    names = [name for name in columns if name not in ("ra_error", "dec_error")]
+    Table({name: columns[name] for name in names}).write(tmp_path / "stars.ecsv")
+    return str(tmp_path / "stars.ecsv")
+
+
+@pytest.mark.filterwarnings("ignore:.*without a unit")
+def test_the_zero_point_of_the_parallaxes_does_not_bias_the_mass(model, tmp_path):
+    path = a_distant_cluster(tmp_path)
+    model.chains, model.warmup, model.draws, model.marginal = 4, 40, 50, True
+    try:
+        for zero_point, limit in ((-0.035, 2.0), (None, 3.0)):
+            data = GCStars(path=path, parallax_zero_point=zero_point)
+            if zero_point is None:
+                with pytest.warns(UserWarning, match="zero point of Gaia DR3, -0.04 ± 0.01 mas"):
+                    stars = data.stars()
+                data.stars = lambda stars=stars: stars
+            metrics = model.infer(data, None, seed=0).metrics
+            z = (metrics["log10_mass"] - 5.5) / metrics["log10_mass_std"]
+            assert abs(z) < limit, zero_point
+            # 0.01 mas of 0.2 is 5% of the distance, and mass goes with its cube
+            assert 0.05 < metrics["log10_mass_std"] < 0.12
+            assert metrics["parallax_offset_std"] == pytest.approx(0.01, rel=0.35)
+    finally:
+        model.marginal = False
+
+
+def test_a_common_offset_of_the_parallaxes_is_a_shift_of_all_of_them(model):
+    data = mock(n_stars=20)
+    stars = star_measurements({name: x[None] for name, x in data.stars().items()})
+    alone = SkyPosterior(model.emulator, stars, (1.0, None))
+    with_offset = SkyPosterior(model.emulator, stars, (1.0, None), parallax_offset_error=0.02)
+    assert with_offset.names == alone.names and with_offset.n_globals == alone.n_globals + 1
+    generator = torch.Generator().manual_seed(0)
+    n = torch.randn(1, 1, alone.n_latents, generator=generator, dtype=D)
+    u, offset = at_truth(alone), torch.full((1, 1, 1), 1.5, dtype=D)
+    shifted = alone.moving._replace(parallax=alone.moving.parallax - 0.03)
+    for rule, latents in ((None, n), (alone.rough_rule, n[..., :0])):
+        found, _, _ = with_offset.log_terms(torch.cat([u, offset, latents], -1), rule)
+        other = SkyPosterior(model.emulator, stars, (1.0, None))
+        other.moving = shifted
+        expected, _, _ = other.log_terms(torch.cat([u, latents], -1), rule)
+        torch.testing.assert_close(found, expected)
+    named = with_offset.named(torch.cat([u, offset], -1))
+    assert float(named["parallax_offset"]) == pytest.approx(0.03)
+
+
+def test_parallaxes_are_corrected_where_they_are_not_yet(tmp_path):
+    table = table_of(mock(n_stars=20))
+    measured = torch.from_numpy(np.array(table["parallax"]))
+    for name, zero_point in (("parallax", -0.04), ("parallax_corrected", 0.0)):
+        table.rename_column(table.colnames[4], name)
+        table.write(path := str(tmp_path / f"{name}.ecsv"))
+        data = GCStars(path=path, columns={"parallax": name}, parallax_error_inflation=1.5)
+        with pytest.warns(UserWarning):  # of units, too
+            stars = data.stars()
+        torch.testing.assert_close(stars["parallax"], measured - zero_point)
+        torch.testing.assert_close(stars["parallax_error"], torch.full((20,), 0.15, dtype=D))
+    plain = mock(n_stars=20, mock_error=None, distance=1.0)
+    assert plain.observations().parallax_offset_error == 0
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"parallax_zero_point": -35.0}, "expected mas, within 1 of 0"),
+        ({"parallax_zero_point_error": -0.01}, "parallax_zero_point_error is -0.01"),
+        ({"parallax_error_inflation": 0.0}, "expected a factor above 0"),
         ({"field": True}, "needs data.radius"),
         ({"radius": [0, 5], "path": "stars.fits"}, "needs its centre: data.centre"),
         ({"distance": -1.0}, "expected kpc"),

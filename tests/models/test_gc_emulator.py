@@ -295,7 +295,7 @@ def test_a_list_that_the_model_does_not_describe_has_small_p_values(model, compa
     assert ("the model does not describe these stars" in text) == (compact < 1)
 
 
-def test_an_unbound_star_changes_nothing_and_is_named(mock, model):
+def test_an_unbound_star_changes_nothing_and_is_named(mock, model, monkeypatch):
     _, data, without = mock
     stars = data.stars()
     fastest = torch.stack([stars[name] for name in ("vx", "vy", "vz")]).norm(dim=0).max()
@@ -305,7 +305,8 @@ def test_an_unbound_star_changes_nothing_and_is_named(mock, model):
     }
     with_it = GCStars(n_stars=400, truth=TRUTH, seed=2)
     with_it.stars = lambda: stars
-    model.chains, model.warmup, model.draws = 4, 150, 200
+    for setting, value in {"chains": 4, "warmup": 150, "draws": 200}.items():
+        monkeypatch.setattr(model, setting, value)
     posterior = model.infer(with_it, None, seed=0)
     for name in TRUTH:
         shift = posterior.metrics[name] - without.metrics[name]

@@ -16,7 +16,7 @@ NAMES = {"mean": "map, posterior mean", "truth": "truth", "std": "posterior stan
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
 ) -> dict[str, Callable[[], Figure]]:
-    """What draws every figure that the rows allow, by name; for ``data`` see `dust.figure_data`."""
+    """Functions that draw the figures, by name; for ``data`` see `dust.figure_data`."""
     figures = {"sky": sky, "slices": slices, "plane": plane, "sightline": sightline}
     drawn: dict[str, Callable[[], Figure]] = {
         name: partial(figure, data[name]) for name, figure in figures.items() if name in data

@@ -39,7 +39,7 @@ ERRORS = {
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
 ) -> dict[str, Callable[[], Figure]]:
-    """What draws every figure that the rows allow, by name.
+    """Functions that draw the figures which the rows allow, by name.
 
     rows: of tested models the columns `W0`, `g`, `flags` and the errors, each (n,); or draws of the
         `PARAMETERS`, each (chains, draws).

@@ -18,7 +18,7 @@ MAX_HALF_WIDTH = 0.4  # dex, of a 68% interval: of wider posteriors no age is dr
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
 ) -> dict[str, Callable[[], Figure]]:
-    """What draws every figure that the rows allow, by name.
+    """Functions that draw the figures which the rows allow, by name.
 
     rows: of stars of known age ``pit`` (n,), NaN where unknown.
     data: arrays of ``gyrochrones``, ``sun`` and ``clusters``, see `models.gyro.figure_data`.

@@ -26,7 +26,7 @@ INSIDE = {"within_68": (0.683, r"$\pm 1 \sigma$"), "within_95": (0.95, r"$\pm 1.
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
 ) -> dict[str, Callable[[], Figure]]:
-    """What draws every figure that the rows allow, by name, in their order on the page.
+    """Functions that draw the figures, by name, in their order on the page.
 
     rows: of all stars, (n,): `chi2`, `dof`, `p_value`, `within_68`, `within_95`, `flags` and, if
         the instrument is known, `g_mag`, `bp_rp`. Of the first m `spectrum` (else

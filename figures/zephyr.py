@@ -28,7 +28,7 @@ SCORED = ("z_true", "pit", "crps", "nll")  # of rows whose redshift is known
 def draw(
     rows: style.Rows, metrics: Mapping[str, float], data: style.FigureData = style.NO_DATA
 ) -> dict[str, Callable[[], Figure]]:
-    """What draws every figure that the rows and metrics allow, by name, in the order of the report.
+    """Functions that draw the figures, by name, in the order of the report.
 
     rows: one array per column. Of shape (n,): `z_median`, `z_q16`, `z_q84`, `mag_ref` (AB) and
         `responsibility_<source>` (sums to one over sources); where true redshifts are known also

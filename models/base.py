@@ -90,7 +90,7 @@ class Evaluation:
 
 
 def or_nothing(what: str, make: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
-    """What ``make`` returns; nothing and a warning if it fails: no figure costs a result."""
+    """The figure data that ``make`` computes; if it fails, a warning, and no figure of them."""
     try:
         return make()
     except Exception as error:

@@ -164,6 +164,20 @@ def refuse_twice(names: Sequence[str], path: str) -> None:
         raise ValueError(f"{path}: column names occur twice: {twice}; rename one of them")
 
 
+class ByColumn(Catalogue):
+    """A catalogue each column of which is read by itself."""
+
+    def _blocks(
+        self, columns: list[str], rows: int, start: int, stop: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        for first, last in spans(rows, start, stop):
+            yield {name: self._read(name, first, last) for name in columns}
+
+    def _read(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows ``first`` to ``last`` of a column, a masked array where there may be blanks."""
+        raise NotImplementedError
+
+
 def open_binary(path: str) -> gzip.GzipFile | io.BufferedReader:
     """Open for reading, unpacking gzip."""
     return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import h5py
@@ -11,7 +11,7 @@ from astropy.table.meta import get_header_from_yaml
 
 from orrery.tables.vectors import vectors
 
-from .base import Catalogue, plain, spans
+from .base import ByColumn, Catalogue, plain
 from .columns import parse_unit
 from .pandas_hdf5 import PandasCatalogue, frames
 from .sink import Sink, TableMetadata
@@ -134,7 +134,7 @@ def _refuse_absent(path: str, name: str, dataset: h5py.Dataset) -> None:
         )
 
 
-class Hdf5Catalogue(Catalogue):
+class Hdf5Catalogue(ByColumn):
     """Columns by name, each a dataset or a field of a compound dataset."""
 
     def __init__(self, path: str, file: h5py.File, columns: dict[str, h5py.Dataset]) -> None:
@@ -158,12 +158,6 @@ class Hdf5Catalogue(Catalogue):
 
     def close(self) -> None:
         self._file.close()
-
-    def _blocks(
-        self, columns: list[str], rows: int, start: int, stop: int
-    ) -> Iterator[dict[str, np.ndarray]]:
-        for first, last in spans(rows, start, stop):
-            yield {name: self._read(name, first, last) for name in columns}
 
     def _read(self, name: str, first: int, last: int) -> np.ndarray:
         dataset = self._datasets[name]

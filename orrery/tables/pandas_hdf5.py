@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from .base import Catalogue, plain, spans
+from .base import ByColumn, plain
 
 
 def frames(file: h5py.File) -> list[str]:
@@ -36,7 +36,7 @@ class _Column(NamedTuple):
     blank: str  # of text
 
 
-class PandasCatalogue(Catalogue):
+class PandasCatalogue(ByColumn):
     """One data frame of an HDF5 file."""
 
     def __init__(self, path: str, file: h5py.File, group: h5py.Group) -> None:
@@ -48,12 +48,6 @@ class PandasCatalogue(Catalogue):
 
     def close(self) -> None:
         self._file.close()
-
-    def _blocks(
-        self, columns: list[str], rows: int, start: int, stop: int
-    ) -> Iterator[dict[str, np.ndarray]]:
-        for first, last in spans(rows, start, stop):
-            yield {name: self._read(name, first, last) for name in columns}
 
     def _read(self, name: str, first: int, last: int) -> np.ndarray:
         dataset, field, place, kind, blank = self._columns[name]

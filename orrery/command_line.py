@@ -119,6 +119,7 @@ class RefusesUnwritable(Callback):
     """Hydra's callback: a run folder that cannot be written to is refused by a sentence."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config)  # on which the folder's name rests
         _refuse_unwritable(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:

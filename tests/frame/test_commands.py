@@ -257,6 +257,13 @@ def test_the_folder_of_a_run_that_died_with_nothing_saved_is_taken_over(tmp_path
     claim_run_folder(tmp_path)
 
 
+def test_the_default_run_folder_is_named_without_a_warning(tmp_path):
+    done = command(str(ROOT / "evaluate.py"), "checkpoint=gyro", "output=a.txt", cwd=tmp_path)
+    assert "Warning" not in done.stderr and "Callback" not in done.stderr
+    (folder,) = tmp_path.glob("outputs/*/*")
+    assert folder.is_dir()
+
+
 @pytest.mark.parametrize("entry_point", ["train.py", "evaluate.py"])
 def test_a_run_folder_that_cannot_be_written_to_is_refused_by_a_sentence(entry_point, tmp_path):
     (tmp_path / "file").touch()

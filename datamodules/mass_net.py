@@ -1,0 +1,370 @@
+"""Pairs of stars with their relative motion, to learn masses from; or single stars to weigh."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from orrery.datamodules.base import CatalogueData, Rows
+from orrery.datamodules.columns import CatalogueColumn, Column, located
+from orrery.datamodules.values import refuse
+from orrery.physics.wide_binaries import astrometry, motion, population
+from orrery.physics.wide_binaries.population import Population
+from orrery.tables import Catalogue
+
+POSSIBLE_COLOURS, POSSIBLE_ABS_G = (-1.5, 7.0), (-8.0, 20.0)  # mag
+MIN_PARALLAX_SNR = 5.0  # of a pair that is trained on
+MIN_PAIRS = 100
+# E(BP - RP) and A_G per E(B - V) of a G star: Casagrande & VandenBerg (2018, MNRAS 479, L102)
+REDDENING, EXTINCTION = 1.339, 2.74
+STARS = ("1", "2")
+
+
+def _column(name: str, unit: str | None, meaning: str, low: float, high: float) -> Column:
+    """Refused in training where it is impossible, and NaN in prediction."""
+    return Column(name, unit, meaning, low, high, missing=np.nan, strict=True, training="chosen")
+
+
+def _optional(name: str, unit: str | None, meaning: str, low: float, high: float) -> Column:
+    return replace(_column(name, unit, meaning, low, high), strict=False)
+
+
+def _photometry(suffix: str, of: str) -> dict[str, Column]:
+    """Columns of a star's place in the Hertzsprung-Russell diagram."""
+    return {
+        f"bp_rp{suffix}": _column(f"bp_rp{suffix}", "mag", f"colour BP - RP{of}", -5, 30),
+        f"abs_g{suffix}": _column(
+            f"abs_g{suffix}", "mag", f"absolute magnitude G{of}", *POSSIBLE_ABS_G
+        ),
+        f"phot_g_mean_mag{suffix}": _column(
+            f"phot_g_mean_mag{suffix}", "mag", f"apparent magnitude G{of}", -2, 30
+        ),
+        f"parallax{suffix}": replace(
+            _column(f"parallax{suffix}", "mas", f"parallax{of}", 0, 2000),
+            ends="(]", typical=(0.05, 200), typical_hint="are they arcsec?",
+        ),
+        f"parallax_error{suffix}": replace(
+            _column(f"parallax_error{suffix}", "mas", f"error of the parallax{of}", 0, 100),
+            ends="(]", unit_of=f"parallax{suffix}",
+        ),
+        f"ebv{suffix}": _optional(f"ebv{suffix}", "mag", f"E(B - V){of}, if named", -0.3, 20),
+        f"mass{suffix}": replace(
+            _optional(f"mass{suffix}", "Msun", f"true mass{of}, to compare with", 0, 1000),
+            ends="(]",
+        ),
+    }  # fmt: skip
+
+
+def _motion(suffix: str) -> dict[str, Column]:
+    """Columns of a star's position and motion."""
+    of = f" of star {suffix}"
+    return {
+        f"ra{suffix}": _column(f"ra{suffix}", "deg", f"right ascension{of}", -360, 360),
+        f"dec{suffix}": _column(f"dec{suffix}", "deg", f"declination{of}", -90, 90),
+        f"pmra{suffix}": _column(
+            f"pmra{suffix}", "mas/yr", f"proper motion{of} in right ascension, with cos(dec)",
+            -2e4, 2e4,
+        ),
+        f"pmdec{suffix}": _column(
+            f"pmdec{suffix}", "mas/yr", f"proper motion{of} in declination", -2e4, 2e4
+        ),
+        f"pmra_error{suffix}": replace(
+            _column(f"pmra_error{suffix}", "mas/yr", "its error", 0, 100), ends="(]"
+        ),
+        f"pmdec_error{suffix}": replace(
+            _column(f"pmdec_error{suffix}", "mas/yr", "its error", 0, 100), ends="(]"
+        ),
+        f"pmra_pmdec_corr{suffix}": replace(
+            _optional(f"pmra_pmdec_corr{suffix}", None, "their correlation", -1, 1), missing=0.0
+        ),
+        f"dr2_radial_velocity{suffix}": _optional(
+            f"dr2_radial_velocity{suffix}", "km/s", f"radial velocity{of}", -1000, 1000
+        ),
+    }  # fmt: skip
+
+
+class WideBinaryData(CatalogueData):
+    """Wide binaries as in El-Badry, Rix & Heintz (2021), star 1 the brighter; or single stars.
+
+    Training takes pairs: columns of Gaia with suffix 1 and 2. What is predicted may be pairs, or
+    stars with ``bp_rp`` and ``abs_g``, or ``phot_g_mean_mag`` and ``parallax`` in its place.
+
+    A batch of stars holds, each (batch,), ``bp_rp`` and ``abs_g`` with ``bp_rp_error`` and
+    ``abs_g_error``, mag, and ``valid`` (bool). Of pairs these are (batch, 2), and there are
+    ``log_separation`` (log10 AU), ``motion`` (batch, 2) and its ``covariance`` (batch, 2, 2), the
+    mass-scaled velocity of `physics.wide_binaries.motion`, and ``likelihood`` (batch, n_mass, 4)
+    of bound pairs. ``mass`` (batch,) or (batch, 2), Msun, where it is known.
+
+    Pairs whose parallax is below five errors are left out of training, and so are those that move
+    faster than ``largest_circular_mass`` allows.
+
+    Args:
+        n_train, n_test: pairs of the simulation (`physics.wide_binaries.population`).
+        population: what to simulate, the fields of `Population`; null: its defaults.
+        inflate_errors: whether errors are multiplied by what Gaia's are too small by (El-Badry, Rix
+            & Heintz 2021, eq. 16).
+        largest_circular_mass: Msun, by which the catalogue was selected: its pairs move no faster
+            than on a circular orbit about this mass, projected, plus two errors. 5 in El-Badry et
+            al. (2021). null: it was not.
+        catalogue: settings of `CatalogueData`.
+    """
+
+    declared: ClassVar = {
+        **_photometry("", " of a star"),
+        "bp_rp_error": _optional("bp_rp_error", "mag", "error of BP - RP", 0, 10),
+        "abs_g_error": _optional("abs_g_error", "mag", "error of the magnitude", 0, 10),
+        **_photometry("1", " of star 1"),
+        **_photometry("2", " of star 2"),
+        **_motion("1"),
+        **_motion("2"),
+        "pairdistance": replace(
+            _column("pairdistance", "deg", "angle between the stars; without positions", 0, 10),
+            ends="(]",
+        ),
+        "sep_AU": replace(
+            _column("sep_AU", "AU", "projected separation; without positions or angle", 0, 1e7),
+            ends="(]", typical=(20, 3e5), typical_hint="are they pc, or arcsec?",
+        ),
+    }  # fmt: skip
+    decided_by_training: ClassVar = frozenset(("inflate_errors", "largest_circular_mass"))
+
+    def __init__(
+        self,
+        n_train: int = 100_000,
+        n_test: int = 20_000,
+        population: Mapping[str, Any] | None = None,
+        inflate_errors: bool = True,
+        largest_circular_mass: float | None = 5.0,
+        **catalogue: Any,
+    ) -> None:
+        super().__init__(**catalogue)
+        self.n_pairs = {"fit": n_train, "test": n_test}
+        settings = dict(population or {})
+        if unknown := settings.keys() - Population._fields:
+            raise ValueError(
+                f"data.population has no setting {', '.join(sorted(unknown))}; it has "
+                f"{', '.join(Population._fields)}"
+            )
+        self.population = Population(**settings)
+        self.inflate_errors = inflate_errors
+        self.largest_circular_mass = largest_circular_mass
+
+    def model_arguments(self) -> dict[str, Any]:
+        return {"largest_circular_mass": self.largest_circular_mass}
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
+        names = set(catalogue.names)
+
+        def column(role: str) -> CatalogueColumn:
+            return located(self.declared, self.columns, catalogue, role)
+
+        def there(*roles: str) -> bool:
+            return all(role in self.columns or column(role).name in names for role in roles)
+
+        is_pair = training or there("bp_rp1", "bp_rp2")
+        suffixes = STARS if is_pair else ("",)
+        roles = [f"bp_rp{s}" for s in suffixes]
+        optional = [f"{name}{s}" for name in ("mass",) for s in suffixes]
+        optional += [role for s in suffixes if (role := f"ebv{s}") in self.columns]
+        has_abs_g = there(*(f"abs_g{s}" for s in suffixes))
+        roles += [f"{'abs_g' if has_abs_g else 'phot_g_mean_mag'}{s}" for s in suffixes]
+        if not is_pair:
+            optional += ["bp_rp_error", "abs_g_error"]
+            if not has_abs_g:
+                roles.append("parallax")
+                optional.append("parallax_error")
+        else:
+            own = there("parallax1", "parallax2") or not there("parallax")
+            for s in STARS if own else ("",):
+                roles += [f"parallax{s}", f"parallax_error{s}"]
+            for s in STARS:
+                roles += [f"{name}{s}" for name in ("pmra", "pmdec", "pmra_error", "pmdec_error")]
+                optional += [f"pmra_pmdec_corr{s}", f"dr2_radial_velocity{s}"]
+            positions = [f"{name}{s}" for s in STARS for name in ("ra", "dec")]
+            optional += ["pairdistance", "sep_AU"]
+            if not there("pairdistance") and not there("sep_AU"):
+                roles += positions  # which are then asked for
+            else:
+                optional += positions if there(*positions) else []
+        return {role: column(role) for role in (*roles, *(r for r in optional if there(r)))}
+
+    def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
+        if "bp_rp1" in columns:
+            return self._pairs(columns, training)
+        if "abs_g" in columns:
+            abs_g, error = columns["abs_g"], 0.0
+        else:
+            abs_g = columns["phot_g_mean_mag"] + 5 * np.log10(columns["parallax"]) - 10
+            relative = columns.get("parallax_error", np.nan) / columns["parallax"]
+            error = np.nan_to_num(5 / np.log(10) * relative)
+        batch = self._photometry(columns["bp_rp"], abs_g, columns.get("ebv", 0.0))
+        zero = np.zeros(len(abs_g))
+        for role, other in (("bp_rp_error", 0.0), ("abs_g_error", error)):
+            values = np.nan_to_num(columns.get(role, zero))
+            batch[role] = torch.from_numpy(np.hypot(values, other) + zero).float()
+        if "mass" in columns:
+            batch["mass"] = torch.from_numpy(columns["mass"]).float()
+        return batch
+
+    def _photometry(
+        self, bp_rp: np.ndarray, abs_g: np.ndarray, ebv: np.ndarray | float
+    ) -> dict[str, torch.Tensor]:
+        """Colour and magnitude, dereddened, of any shape, and whether both are possible."""
+        ebv = np.nan_to_num(ebv)
+        bp_rp, abs_g = bp_rp - REDDENING * ebv, abs_g - EXTINCTION * ebv
+        valid = (bp_rp > POSSIBLE_COLOURS[0]) & (bp_rp < POSSIBLE_COLOURS[1])
+        valid &= (abs_g > POSSIBLE_ABS_G[0]) & (abs_g < POSSIBLE_ABS_G[1])
+        return {
+            "bp_rp": torch.from_numpy(np.where(valid, bp_rp, 1.0)).float(),
+            "abs_g": torch.from_numpy(np.where(valid, abs_g, 5.0)).float(),
+            "valid": torch.from_numpy(valid),
+        }
+
+    def _pairs(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
+        n = len(columns["bp_rp1"])
+
+        def both(name: str) -> np.ndarray:
+            """The column of both stars, or of the pair for each of them; NaN without it."""
+            values = [columns.get(f"{name}{s}", columns.get(name, np.full(n, np.nan)))
+                      for s in STARS]  # fmt: skip
+            return np.stack(values, 1)
+
+        one_parallax = "parallax1" not in columns
+        parallax, parallax_error = both("parallax"), both("parallax_error")
+        has_positions = {"ra1", "ra2", "dec1", "dec2"} <= columns.keys()
+        angle = self._angle(columns, parallax[:, 0], has_positions)
+        same = (angle == 0) & np.isfinite(angle)
+        name = str(self.columns.get("bp_rp1", "bp_rp1"))
+        what = "is of a star that is paired with itself: no angle between the two"
+        refuse(same, name, columns["bp_rp1"], what, "two different stars", "drop those rows")
+
+        magnitude = both("phot_g_mean_mag")
+        mean = astrometry.pair_parallax(parallax, parallax_error)[0]
+        abs_g = both("abs_g")
+        if "abs_g1" not in columns:
+            abs_g = magnitude + 5 * np.log10(mean)[:, None] - 10
+        inflation = np.ones((n, 2))
+        if self.inflate_errors:
+            apparent = np.where(np.isnan(magnitude), abs_g - 5 * np.log10(mean)[:, None] + 10,
+                                magnitude)  # fmt: skip
+            inflation = astrometry.error_inflation(apparent, angle)
+        double = np.sqrt(2.0) if one_parallax else 1.0  # a mean of two is given once
+        stars = astrometry.Astrometry(
+            both("pmra"),
+            both("pmdec"),
+            both("pmra_error") * inflation,
+            both("pmdec_error") * inflation,
+            np.nan_to_num(both("pmra_pmdec_corr")),
+            parallax,
+            parallax_error * inflation * double,
+            both("dr2_radial_velocity"),
+            both("ra") if has_positions else None,
+            both("dec") if has_positions else None,
+        )
+        pair = astrometry.relative_motion(stars, angle)
+        batch = self._photometry(both("bp_rp"), abs_g, both("ebv"))
+        shown = np.isfinite(pair.motion).all(1) & np.isfinite(pair.covariance).all((1, 2))
+        if training:
+            expected = f"{POSSIBLE_COLOURS}, and M_G {POSSIBLE_ABS_G}, mag"
+            refuse(~batch["valid"].numpy().all(1), name, columns["bp_rp1"],
+                   "is of a pair with a star outside of the diagram", expected, "drop those rows",
+                   accepts_unknown=False)  # fmt: skip
+            refuse(~shown, name, columns["bp_rp1"], "is of a pair without a relative motion",
+                   "positions, parallaxes, proper motions and their errors", "drop those rows",
+                   accepts_unknown=False)  # fmt: skip
+        w = torch.from_numpy(np.where(shown[:, None], pair.motion, 0.0))
+        covariance = torch.from_numpy(np.where(shown[:, None, None], pair.covariance, np.eye(2)))
+        error = 5 / np.log(10) * np.repeat((pair.parallax_error / pair.parallax)[:, None], 2, 1)
+        batch |= {
+            "bp_rp_error": torch.zeros(n, 2),
+            "abs_g_error": torch.from_numpy(np.nan_to_num(error)).float(),
+            "log_separation": torch.from_numpy(
+                np.log10(np.where(shown, pair.separation, 1e3))
+            ).float(),
+            "motion": w.float(),
+            "covariance": covariance.float(),
+            "likelihood": motion.likelihood(w, covariance, directed=has_positions),
+            "moves": torch.from_numpy(shown),
+        }
+        if "mass1" in columns and "mass2" in columns and not training:
+            batch["mass"] = torch.from_numpy(both("mass")).float()
+        return batch
+
+    def _angle(
+        self, columns: Mapping[str, np.ndarray], parallax: np.ndarray, has_positions: bool
+    ) -> np.ndarray:
+        """Angle between the stars, arcsec, from what there is, if all of it agrees."""
+        angles: dict[str, np.ndarray] = {}
+        if has_positions:
+            ra, dec = (np.stack([columns[f"{n}{s}"] for s in STARS], 1) for n in ("ra", "dec"))
+            angles["positions"] = astrometry.angular_separation(ra, dec)
+        if "pairdistance" in columns:
+            angles["pairdistance"] = columns["pairdistance"] * 3600
+        if "sep_AU" in columns:
+            angles["sep_AU"] = columns["sep_AU"] * parallax / 1e3
+        (first, angle), *others = angles.items()
+        for role, other in others:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratios = other / angle
+            ratio = (
+                float(np.median(ratios[np.isfinite(ratios)])) if np.isfinite(ratios).any() else 1
+            )
+            if not 0.5 < ratio < 2:
+                column = self.declared[role]
+                raise ValueError(
+                    f"column '{self.columns.get(role, column.name)}' is taken as {column.unit}, "
+                    f"and is {ratio:.3g} times what {first} give: state its unit by "
+                    f"data.units.{role}=<unit>"
+                )
+        return angle
+
+    # --- training -----------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage != "fit" or self.rows:
+            return
+        super().setup(stage)
+        for name, rows in self.rows.items():
+            error = rows["abs_g_error"][:, 0] * np.log(10) / 5
+            poor = error > 1 / MIN_PARALLAX_SNR
+            fast = self._is_fast(rows)
+            kept = ~(poor | fast)
+            if not bool(kept.all()):
+                self.warn_once(
+                    f"{self.label}, {name}: {int(poor.sum()):,} pairs of a parallax below "
+                    f"{MIN_PARALLAX_SNR:g} errors and {int((fast & ~poor).sum()):,} that move "
+                    f"faster than data.largest_circular_mass={self.largest_circular_mass} allows "
+                    f"are left out"
+                )
+            self.rows[name] = {key: value[kept] for key, value in rows.items()}
+            self.rows[name]["row"] = torch.arange(int(kept.sum()))
+        if len(self.rows["train"]["row"]) < MIN_PAIRS:
+            raise ValueError(
+                f"{len(self.rows['train']['row'])} pairs are left to learn from; expected "
+                f"{MIN_PAIRS} or more"
+            )
+
+    def _is_fast(self, rows: Rows) -> torch.Tensor:
+        speed = rows["motion"].norm(dim=1)
+        if self.largest_circular_mass is None:
+            return torch.zeros_like(speed).bool()
+        error = (0.5 * rows["covariance"].diagonal(dim1=1, dim2=2).sum(1)).sqrt()
+        return speed > self.largest_circular_mass**0.5 + 2 * error
+
+    # --- the simulation -----------------------------------------------------------------------
+
+    def simulate(self, split: str) -> dict[str, np.ndarray]:
+        seed = 2 * self.seed + (split == "test")
+        simulated = self.population._replace(largest_circular_mass=self.largest_circular_mass)
+        columns = population.simulate(self.n_pairs[split], simulated, seed)
+        return {name: values for name, values in columns.items() if name != "is_outlier"}
+
+    def true_alpha(self, log_separation: np.ndarray) -> np.ndarray | None:
+        """Exponent of eccentricity of the simulation; None for a catalogue."""
+        if not self.is_simulation:
+            return None
+        return population.true_alpha(log_separation, self.population.alpha)

@@ -270,7 +270,7 @@ class WideBinaryData(CatalogueData):
         shown = np.isfinite(pair.motion).all(1) & np.isfinite(pair.covariance).all((1, 2))
         if training:
             expected = f"{POSSIBLE_COLOURS}, and M_G {POSSIBLE_ABS_G}, mag"
-            refuse(~batch["valid"].numpy().all(1), name, columns["bp_rp1"],
+            refuse(np.asarray(~batch["valid"].numpy().all(1)), name, columns["bp_rp1"],
                    "is of a pair with a star outside of the diagram", expected, "drop those rows",
                    accepts_unknown=False)  # fmt: skip
             refuse(~shown, name, columns["bp_rp1"], "is of a pair without a relative motion",

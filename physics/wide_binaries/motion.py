@@ -13,6 +13,7 @@ import functools
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -33,7 +34,7 @@ SMALLEST_NOISE = NOISES[0]
 N_POSITIONS = 72  # along each axis
 NOISES_BEYOND = 5.0  # errors beyond sqrt 2 to which the table reaches
 CHUNK = 1024  # pairs, of the working memory
-QUADRATURE = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))  # Gauss-Hermite
+QUADRATURE = 5  # nodes of Gauss & Hermite
 
 
 def thermal_density(u: Tensor) -> Tensor:
@@ -237,9 +238,8 @@ def likelihood(motion: Tensor, covariance: Tensor, directed: bool = True) -> Ten
     """
     if not directed:
         angles = torch.arange(8) * (math.pi / 8)
-        return sum(
-            likelihood(*_rotated(motion, covariance, float(angle))) for angle in angles
-        ) / len(angles)
+        parts = [likelihood(*_rotated(motion, covariance, float(angle))) for angle in angles]
+        return torch.stack(parts).mean(0)
     chunks = zip(motion.split(CHUNK), covariance.split(CHUNK), strict=True)
     return torch.cat([_likelihood(*chunk) for chunk in chunks])
 
@@ -252,7 +252,8 @@ def _likelihood(motion: Tensor, covariance: Tensor) -> Tensor:
     direction = (axes[:, :, 1] * extra[:, None]).float()
     root_mass = (0.5 * log_masses()).exp()
     result = torch.zeros(len(motion), len(root_mass), len(ALPHA_NODES))
-    for node, weight in QUADRATURE:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(QUADRATURE)
+    for node, weight in zip(nodes.tolist(), (weights / weights.sum()).tolist(), strict=True):
         shifted = (motion.float() + node * direction)[:, None] / root_mass[:, None]
         result += weight * noisy_density(shifted, noise[:, None] / root_mass)
     return result / root_mass.square()[:, None]

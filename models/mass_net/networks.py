@@ -10,7 +10,7 @@ from orrery.models.layers.ensemble import Linear
 from orrery.physics.wide_binaries import motion, outliers
 
 BP_RP_CENTRE, BP_RP_SCALE = 1.7, 1.0  # mag
-ABS_G_CENTRE, ABS_G_SCALE = 7.5, 3.5  # mag
+ABS_G_CENTRE, ABS_G_SCALE = 7.5, 2.0  # mag
 LOG_MASS_CENTRE = -0.5  # ln Msun, of a network at its start
 LOG_SEPARATIONS = (2.0, 2.5, 3.0, 3.5, 4.0)  # log10 AU: nodes, linear between, constant beyond
 ALPHA_RANGE = (motion.ALPHA_NODES[0], motion.ALPHA_NODES[-1])

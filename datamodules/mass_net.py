@@ -85,6 +85,13 @@ def _motion(suffix: str) -> dict[str, Column]:
     }  # fmt: skip
 
 
+def _both(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A column of both stars, or one of the pair for each of them, (n, 2); NaN without it."""
+    unknown = np.full(len(columns["bp_rp1"]), np.nan)
+    parts = [columns.get(f"{name}{star}", columns.get(name, unknown)) for star in STARS]
+    return np.stack(parts, 1)
+
+
 class WideBinaryData(CatalogueData):
     """Wide binaries as in El-Badry, Rix & Heintz (2021), star 1 the brighter; or single stars.
 
@@ -225,74 +232,87 @@ class WideBinaryData(CatalogueData):
         }
 
     def _pairs(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
-        n = len(columns["bp_rp1"])
-
-        def both(name: str) -> np.ndarray:
-            """The column of both stars, or of the pair for each of them; NaN without it."""
-            values = [columns.get(f"{name}{s}", columns.get(name, np.full(n, np.nan)))
-                      for s in STARS]  # fmt: skip
-            return np.stack(values, 1)
-
-        one_parallax = "parallax1" not in columns
-        parallax, parallax_error = both("parallax"), both("parallax_error")
         has_positions = {"ra1", "ra2", "dec1", "dec2"} <= columns.keys()
+        parallax = _both(columns, "parallax")
         angle = self._angle(columns, parallax[:, 0], has_positions)
-        same = (angle == 0) & np.isfinite(angle)
         name = str(self.columns.get("bp_rp1", "bp_rp1"))
         what = "is of a star that is paired with itself: no angle between the two"
-        refuse(same, name, columns["bp_rp1"], what, "two different stars", "drop those rows")
-
-        magnitude = both("phot_g_mean_mag")
-        mean = astrometry.pair_parallax(parallax, parallax_error)[0]
-        abs_g = both("abs_g")
-        if "abs_g1" not in columns:
-            abs_g = magnitude + 5 * np.log10(mean)[:, None] - 10
-        inflation = np.ones((n, 2))
-        if self.inflate_errors:
-            apparent = np.where(np.isnan(magnitude), abs_g - 5 * np.log10(mean)[:, None] + 10,
-                                magnitude)  # fmt: skip
-            inflation = astrometry.error_inflation(apparent, angle)
-        double = np.sqrt(2.0) if one_parallax else 1.0  # a mean of two is given once
-        stars = astrometry.Astrometry(
-            both("pmra"),
-            both("pmdec"),
-            both("pmra_error") * inflation,
-            both("pmdec_error") * inflation,
-            np.nan_to_num(both("pmra_pmdec_corr")),
-            parallax,
-            parallax_error * inflation * double,
-            both("dr2_radial_velocity"),
-            both("ra") if has_positions else None,
-            both("dec") if has_positions else None,
+        refuse(np.asarray(angle == 0), name, columns["bp_rp1"], what, "two different stars",
+               "drop those rows")  # fmt: skip
+        magnitude = _both(columns, "phot_g_mean_mag")
+        distance_modulus = 10 - 5 * np.log10(
+            astrometry.pair_parallax(parallax, _both(columns, "parallax_error"))[0][:, None]
         )
-        pair = astrometry.relative_motion(stars, angle)
-        batch = self._photometry(both("bp_rp"), abs_g, both("ebv"))
-        shown = np.isfinite(pair.motion).all(1) & np.isfinite(pair.covariance).all((1, 2))
+        if "abs_g1" in columns:
+            magnitude = _both(columns, "abs_g") + distance_modulus
+        abs_g = magnitude - distance_modulus
+        batch = self._photometry(_both(columns, "bp_rp"), abs_g, _both(columns, "ebv"))
         if training:
-            expected = f"{POSSIBLE_COLOURS}, and M_G {POSSIBLE_ABS_G}, mag"
-            refuse(np.asarray(~batch["valid"].numpy().all(1)), name, columns["bp_rp1"],
-                   "is of a pair with a star outside of the diagram", expected, "drop those rows",
-                   accepts_unknown=False)  # fmt: skip
-            refuse(~shown, name, columns["bp_rp1"], "is of a pair without a relative motion",
-                   "positions, parallaxes, proper motions and their errors", "drop those rows",
-                   accepts_unknown=False)  # fmt: skip
-        w = torch.from_numpy(np.where(shown[:, None], pair.motion, 0.0))
-        covariance = torch.from_numpy(np.where(shown[:, None, None], pair.covariance, np.eye(2)))
-        error = 5 / np.log(10) * np.repeat((pair.parallax_error / pair.parallax)[:, None], 2, 1)
+            self._refuse_outside(columns, abs_g, batch["valid"].numpy())
+        stars = self._astrometry(columns, magnitude, angle, has_positions)
+        pair = astrometry.relative_motion(stars, angle)
+        moves = np.isfinite(pair.motion).all(1) & np.isfinite(pair.covariance).all((1, 2))
+        w = torch.from_numpy(np.where(moves[:, None], pair.motion, 0.0))
+        covariance = torch.from_numpy(np.where(moves[:, None, None], pair.covariance, np.eye(2)))
+        error = np.nan_to_num(5 / np.log(10) * pair.parallax_error / pair.parallax)[:, None]
+        log_separation = np.log10(np.where(moves, pair.separation, 1e3))
         batch |= {
-            "bp_rp_error": torch.zeros(n, 2),
-            "abs_g_error": torch.from_numpy(np.nan_to_num(error)).float(),
-            "log_separation": torch.from_numpy(
-                np.log10(np.where(shown, pair.separation, 1e3))
-            ).float(),
+            "bp_rp_error": torch.zeros(batch["bp_rp"].shape),
+            "abs_g_error": torch.from_numpy(np.repeat(error, 2, 1)).float(),
+            "log_separation": torch.from_numpy(log_separation).float(),
             "motion": w.float(),
             "covariance": covariance.float(),
             "likelihood": motion.likelihood(w, covariance, directed=has_positions),
-            "moves": torch.from_numpy(shown),
+            "moves": torch.from_numpy(moves),
         }
         if "mass1" in columns and "mass2" in columns and not training:
-            batch["mass"] = torch.from_numpy(both("mass")).float()
+            batch["mass"] = torch.from_numpy(_both(columns, "mass")).float()
         return batch
+
+    def _refuse_outside(
+        self, columns: Mapping[str, np.ndarray], abs_g: np.ndarray, valid: np.ndarray
+    ) -> None:
+        """Raise ``ValueError`` about a star outside the Hertzsprung-Russell diagram."""
+        for i, star in enumerate(STARS):
+            possible = (abs_g[:, i] > POSSIBLE_ABS_G[0]) & (abs_g[:, i] < POSSIBLE_ABS_G[1])
+            parts = [r for r in (f"phot_g_mean_mag{star}", "parallax1", "parallax2", "parallax",
+                                 f"abs_g{star}") if r in columns]  # fmt: skip
+            first, *others = (self.columns.get(role, self.declared[role].name) for role in parts)
+            given = " and ".join(f"'{name}'" for name in others)
+            refuse(~possible, str(first), abs_g[:, i],
+                   f"is not a possible absolute magnitude, with {given}",
+                   "mag, {:g} to {:g}".format(*POSSIBLE_ABS_G), "drop those rows",
+                   accepts_unknown=False)  # fmt: skip
+            colour = str(self.columns.get(f"bp_rp{star}", f"bp_rp{star}"))
+            refuse(~valid[:, i], colour, columns[f"bp_rp{star}"], "is not a possible colour",
+                   "mag, {:g} to {:g}, dereddened".format(*POSSIBLE_COLOURS), "drop those rows",
+                   accepts_unknown=False)  # fmt: skip
+
+    def _astrometry(
+        self,
+        columns: Mapping[str, np.ndarray],
+        magnitude: np.ndarray,
+        angle: np.ndarray,
+        has_positions: bool,
+    ) -> astrometry.Astrometry:
+        """What Gaia measured, with larger errors; ``magnitude`` (n, 2), ``angle`` in arcsec."""
+        inflation = np.ones_like(magnitude)
+        if self.inflate_errors:
+            inflation = astrometry.error_inflation(magnitude, angle)
+        # the one parallax of a pair stands for both, each with sqrt 2 of its error
+        share = 1.0 if "parallax1" in columns else np.sqrt(2)
+        return astrometry.Astrometry(
+            pmra=_both(columns, "pmra"),
+            pmdec=_both(columns, "pmdec"),
+            pmra_error=_both(columns, "pmra_error") * inflation,
+            pmdec_error=_both(columns, "pmdec_error") * inflation,
+            correlation=np.nan_to_num(_both(columns, "pmra_pmdec_corr")),
+            parallax=_both(columns, "parallax"),
+            parallax_error=_both(columns, "parallax_error") * inflation * share,
+            radial_velocity=_both(columns, "dr2_radial_velocity"),
+            ra=_both(columns, "ra") if has_positions else None,
+            dec=_both(columns, "dec") if has_positions else None,
+        )
 
     def _angle(
         self, columns: Mapping[str, np.ndarray], parallax: np.ndarray, has_positions: bool

@@ -18,7 +18,7 @@ from orrery.physics.quantities import in_unit
 
 # P(n <= k) of a Poisson distribution of mean 1: how often a pair occurs in a bootstrap
 POISSON = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634)
-DERIVATIVE_STEP = 0.02  # mag
+DERIVATIVE_STEP = 0.05  # mag
 
 
 class MassNet(Component):
@@ -46,6 +46,7 @@ class MassNet(Component):
 
     hr_counts: Tensor
     counts_sorted: Tensor
+    mass_table: Tensor
     n_pairs: Tensor
 
     def __init__(
@@ -77,6 +78,9 @@ class MassNet(Component):
         shape = diagram.N_BP_RP, diagram.N_ABS_G
         self.register_buffer("hr_counts", torch.zeros(shape))
         self.register_buffer("counts_sorted", torch.zeros(1001))
+        # mean of ln m, Msun, over the members, and its error, over the diagram
+        n_x, n_y = (len(axis) for axis in diagram.fine_grid())
+        self.register_buffer("mass_table", torch.full((n_x, n_y, 2), torch.nan))
         self.register_buffer("n_pairs", torch.zeros((), dtype=torch.int64))
 
     # --- the fit ------------------------------------------------------------------------------
@@ -91,12 +95,24 @@ class MassNet(Component):
         self.counts_sorted.copy_(torch.from_numpy(np.quantile(near.numpy(), levels)))
         self.n_pairs.fill_(len(batch["row"]))
 
+    @torch.no_grad()
+    def calibrate(self, data: Data) -> None:
+        """Fill the table of masses, from which they are predicted."""
+        x, y = (axis.to(self.mass_table) for axis in diagram.fine_grid())
+        for i, bp_rp in enumerate(x):
+            log_mass = self.network(bp_rp.expand(len(y)), y)
+            self.mass_table[i] = torch.stack([log_mass.mean(0), log_mass.std(0)], 1)
+
     def loss(self, batch: Batch) -> Tensor:
-        """-ln p of the relative motions, mean over members, each with its bootstrap of pairs."""
+        """-ln p of the relative motions, mean over members, each with its bootstrap of pairs.
+
+        Of alpha and the fraction of outliers against separation there is a weak prior.
+        """
         density = self.density(batch)
         uniform = grid.counter_uniform(batch["row"], self.network.members).T
         weight = torch.bucketize(uniform, torch.tensor(POISSON, device=uniform.device))
-        return -(density.log_p * weight).mean()
+        smooth = self.statistics.roughness().mean() / self.n_pairs.clamp_min(1)
+        return -(density.log_p * weight).mean() + smooth
 
     def density(self, batch: Batch) -> PairDensity:
         """ln p of pairs' relative motions by each member, (members, batch)."""
@@ -117,7 +133,7 @@ class MassNet(Component):
 
     def mean_log_mass(self, bp_rp: Tensor, abs_g: Tensor) -> Tensor:
         """ln m, Msun, of stars, (batch,)."""
-        return self.network(bp_rp, abs_g).mean(0)
+        return diagram.interpolated(self.mass_table, bp_rp, abs_g)[:, 0]
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
@@ -150,9 +166,10 @@ class MassNet(Component):
     def _star(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Mass and its quantiles of stars, and flags, each (batch,)."""
         bp_rp, abs_g, valid = batch["bp_rp"], batch["abs_g"], batch["valid"]
-        log_mass = self.network(bp_rp, abs_g)
-        mean, variance = log_mass.mean(0), log_mass.var(0)
-        for name, step in (("bp_rp_error", (DERIVATIVE_STEP, 0)), ("abs_g_error", (0, 0.02))):
+        mean, std = diagram.interpolated(self.mass_table, bp_rp, abs_g).unbind(1)
+        variance = std.square()
+        steps = {"bp_rp_error": (DERIVATIVE_STEP, 0.0), "abs_g_error": (0.0, DERIVATIVE_STEP)}
+        for name, step in steps.items():
             if bool((batch[name] > 0).any()):
                 moved = self.mean_log_mass(bp_rp + step[0], abs_g + step[1])
                 slope = (moved - mean) / DERIVATIVE_STEP

@@ -13,6 +13,7 @@ BP_RP_CENTRE, BP_RP_SCALE = 1.7, 1.0  # mag
 ABS_G_CENTRE, ABS_G_SCALE = 7.5, 2.0  # mag
 LOG_MASS_CENTRE = -0.5  # ln Msun, of a network at its start
 LOG_SEPARATIONS = (2.0, 2.5, 3.0, 3.5, 4.0)  # log10 AU: nodes, linear between, constant beyond
+ALPHA_BEND, OUTLIER_BEND = 0.2, 0.5  # standard deviations of second differences at nodes
 ALPHA_RANGE = (motion.ALPHA_NODES[0], motion.ALPHA_NODES[-1])
 # Of a tail of outliers, without which the fastest pairs would decide the mass: width of u along
 # each axis, and its weight at the start
@@ -66,6 +67,13 @@ class PairStatistics(nn.Module):
         """Exponent of eccentricity, (members, batch)."""
         low, high = ALPHA_RANGE
         return low + (high - low) * _interpolated(self.alpha_logit, log_separation).sigmoid()
+
+    def roughness(self) -> Tensor:
+        """-ln of the prior on bends of alpha and of the outliers' logit at nodes, (members,)."""
+        low, high = ALPHA_RANGE
+        alpha = low + (high - low) * self.alpha_logit.sigmoid()
+        bends = alpha.diff(n=2).div(ALPHA_BEND), self.outlier_logit.diff(n=2).div(OUTLIER_BEND)
+        return 0.5 * torch.cat(bends, 1).square().sum(1)
 
     def log_outlier_fractions(self, log_separation: Tensor) -> tuple[Tensor, Tensor]:
         """ln of the fractions of outliers and of bound pairs, each (members, batch)."""

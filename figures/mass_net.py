@@ -104,7 +104,7 @@ def motion(arrays: Mapping[str, np.ndarray]) -> Figure:
     axis.plot(u, arrays["thermal"], color=style.TRUTH, ls="--", lw=1.6,
               label="thermal eccentricities, no outliers")  # fmt: skip
     axis.axvline(np.sqrt(2), color=style.INK, lw=1, ls=":")
-    axis.annotate("bound", (np.sqrt(2), axis.get_ylim()[1]), (-6, -4), ha="right", va="top",
+    axis.annotate("bound orbits", (np.sqrt(2), axis.get_ylim()[1]), (-6, -4), ha="right", va="top",
                   textcoords="offset points")  # fmt: skip
     axis.set(xlabel=r"$u = v\,\sqrt{s\,/\,G M}$", ylabel="density", xlim=(0, 3))
     axis.legend()
@@ -126,7 +126,8 @@ def separation(arrays: Mapping[str, np.ndarray]) -> Figure:
         axis.set(xscale="log", xlabel="separation [AU]", ylabel=text)
     axes[0, 0].plot(s, arrays["published_alpha"], color=style.INK, ls=":",
                     label="Gaia's, Hwang et al. (2022)")  # fmt: skip
-    axes[0, 0].axhline(1, color=style.TRUTH, lw=1.2, ls="--", label="thermal")
+    if "true_alpha" in arrays:
+        axes[0, 0].plot(s, arrays["true_alpha"], color=style.TRUTH, ls="--", label="simulated")
     axes[0, 0].legend()
     axes[0, 1].set_ylim(bottom=0)
     return fig

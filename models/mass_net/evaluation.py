@@ -1,7 +1,7 @@
 """Metrics of masses against known ones, their theoretical floor, and of pairs' motions."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,14 +22,6 @@ SEPARATIONS = (3.0, 97.0)  # percentiles of those between which alpha is compare
 SMALLER_IS_BETTER = frozenset(("nll", "lnm_rms_over_floor"))
 
 
-@runtime_checkable
-class HasTrueAlpha(Protocol):
-    """Data that know the exponent of eccentricity of their orbits, as a simulation does."""
-
-    def true_alpha(self, log_separation: np.ndarray) -> np.ndarray | None:
-        """At log10 of separations, AU, (n,); None of a catalogue."""
-
-
 @torch.no_grad()
 def evaluate(model: "MassNet", rows: PredictedRows, data: Data) -> Evaluation:
     """`Evaluation` of masses, where they are known, and of pairs."""
@@ -44,7 +36,7 @@ def evaluate(model: "MassNet", rows: PredictedRows, data: Data) -> Evaluation:
             evaluation.metrics |= floor_metrics(model, pairs)
             nll = -log_density(model, pairs, pairs["mass"].sum(1).log()).double().mean()
             evaluation.baselines["true masses"] = {"nll": float(nll)}
-    evaluation.figures = or_nothing("figures", lambda: figure_data.figure_data(model, pairs, rows))
+    evaluation.figures = or_nothing("figures", lambda: figure_data.figure_data(model, pairs, data))
     batch = next(data.prediction_batches())
     bp_rp, abs_g = (batch[name].reshape(len(batch["row"]), -1)[:, 0] for name in ("bp_rp", "abs_g"))
     star = {"bp_rp": bp_rp, "abs_g": abs_g, "valid": torch.ones_like(bp_rp).bool()}
@@ -109,7 +101,7 @@ def alpha_metrics(model: "MassNet", pairs: Batch, data: Data) -> Metrics:
     """Largest error of alpha over the separations of all but the outermost pairs."""
     low, high = np.percentile(pairs["log_separation"].numpy(), SEPARATIONS)
     x = np.linspace(low, high, 50)
-    true = data.true_alpha(x) if isinstance(data, HasTrueAlpha) else None
+    true = data.true_alpha(x) if isinstance(data, figure_data.HasTrueAlpha) else None
     if true is None:
         return {}
     return {"alpha_bias": float(np.abs(model.statistics_at(x)["alpha"] - true).max())}

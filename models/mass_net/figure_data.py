@@ -1,16 +1,24 @@
 """Arrays that the figures of `mass_net` draw."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from orrery.models.base import Batch
+from orrery.models.base import Batch, Data
 from orrery.physics.wide_binaries import motion, sequences
 
 if TYPE_CHECKING:
     from orrery.models.mass_net import MassNet
+
+
+@runtime_checkable
+class HasTrueAlpha(Protocol):
+    """Data that know the exponent of eccentricity of their orbits, as a simulation does."""
+
+    def true_alpha(self, log_separation: np.ndarray) -> np.ndarray | None:
+        """At log10 of separations, AU, (n,); None of a catalogue."""
+
 
 MAX_POINTS = 20_000
 BP_RP_RANGE, ABS_G_RANGE = (-0.6, 4.8), (-1.5, 16.0)
@@ -19,9 +27,7 @@ NOISE_OF_PAIRS = 0.1  # of u: pairs of more noise are not in its histogram
 
 
 @torch.no_grad()
-def figure_data(
-    model: "MassNet", pairs: Batch, rows: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, np.ndarray]]:
+def figure_data(model: "MassNet", pairs: Batch, data: Data) -> dict[str, dict[str, np.ndarray]]:
     """``diagram``, ``mass_relation``, and of pairs ``motion`` and ``separation``."""
     figures = {"diagram": diagram_arrays(model), "mass_relation": relation_arrays(model)}
     if pairs:
@@ -32,7 +38,7 @@ def figure_data(
             "mass": model.mean_log_mass(bp_rp[chosen], abs_g[chosen]).exp().numpy(),
         }  # fmt: skip
         figures["motion"] = motion_arrays(model, pairs)
-        figures["separation"] = separation_arrays(model, pairs)
+        figures["separation"] = separation_arrays(model, pairs, data)
     return figures
 
 
@@ -89,10 +95,12 @@ def motion_arrays(model: "MassNet", pairs: Batch) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def separation_arrays(model: "MassNet", pairs: Batch) -> dict[str, np.ndarray]:
+def separation_arrays(model: "MassNet", pairs: Batch, data: Data) -> dict[str, np.ndarray]:
     """alpha and the fraction of outliers against log10 of the separation, with errors."""
     low, high = np.percentile(pairs["log_separation"].numpy(), (1, 99))
     x = np.linspace(low, high, 60)
     # published for wide binaries of Gaia by their angles: Hwang et al. (2022, arXiv:2111.01789)
+    true = data.true_alpha(x) if isinstance(data, HasTrueAlpha) else None
     published = 0.91 * np.tanh((x - 2.29) / 0.61) + 0.44
-    return {"log_separation": x, "published_alpha": published, **model.statistics_at(x)}
+    arrays = {"log_separation": x, "published_alpha": published, **model.statistics_at(x)}
+    return arrays if true is None else arrays | {"true_alpha": true}

@@ -32,6 +32,8 @@ class MassNetwork(nn.Module):
         self.members = members
         sizes = [2, *[width] * depth]
         self.hidden = nn.ModuleList(Linear(members, a, b) for a, b in pairwise(sizes))
+        # without it all neurons would turn at the same place, the centre, and leave a kink there
+        torch.nn.init.normal_(self.hidden[0].bias)  # type: ignore[arg-type]
         self.head = Linear(members, width, 1, gain=0.3)
 
     def forward(self, bp_rp: Tensor, abs_g: Tensor) -> Tensor:

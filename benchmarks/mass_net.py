@@ -17,7 +17,8 @@ import argparse
 import csv
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1")
@@ -48,7 +49,9 @@ REFERENCE = {
 N_TRAIN, N_TEST, EPOCHS, BATCH, LR, MEMBERS = 50_000, 20_000, 20, 1024, 1e-2, 2
 
 
-def published_log_p(speed: Tensor, error: Tensor, log_mass: Tensor, normalised: bool) -> Tensor:
+def published_log_p(
+    speed: Tensor, error: Tensor, log_mass: Tensor, normalised: bool = False
+) -> Tensor:
     """ln of their density of |u| sqrt(M), km/s AU^.5, (..., n), of all arguments."""
     root = (0.5 * log_mass).exp()[..., None]
     nodes, weights = (torch.from_numpy(x).float() for x in np.polynomial.hermite_e.hermegauss(9))
@@ -82,9 +85,9 @@ def one_mass_rows(seed: int) -> Iterator[Row]:
             batch = one_mass_batch(mass, fraction, seed)
             speed, error = speeds(batch)
             methods: dict[str, Callable[[Tensor], Tensor]] = {
-                "published": lambda x, s=speed, e=error: published_log_p(s, e, x, False),
-                "normalised": lambda x, s=speed, e=error: published_log_p(s, e, x, True),
-                "mass_net": lambda x, b=batch: our_log_p(b, x),
+                "published": partial(published_log_p, speed, error),
+                "normalised": partial(published_log_p, speed, error, normalised=True),
+                "mass_net": partial(our_log_p, batch),
             }
             for method, log_p in methods.items():
                 best, sigma = most_likely(log_p, math.log(mass))
@@ -145,8 +148,10 @@ def most_likely(log_p: Callable[[Tensor], Tensor], centre: float) -> tuple[float
 
 def compare_rows(seed: int) -> Iterator[Row]:
     """The same network with both losses, on the same pairs."""
-    settings = {"population": REFERENCE, "largest_circular_mass": None}
-    data = WideBinaryData(n_train=N_TRAIN, n_test=N_TEST, seed=seed, val_fraction=0.01, **settings)
+    data = WideBinaryData(
+        n_train=N_TRAIN, n_test=N_TEST, population=REFERENCE, largest_circular_mass=None,
+        seed=seed, val_fraction=0.01,
+    )  # fmt: skip
     data.setup("fit")
     train, batches = data.training_batch(), list(data.prediction_batches())
     test = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
@@ -156,11 +161,11 @@ def compare_rows(seed: int) -> Iterator[Row]:
         return pair_density(statistics, batch, log_mass, None).log_p
 
     def published(batch: Batch, log_mass: Tensor) -> Tensor:
-        return published_log_p(*speeds(batch), log_mass, False)
+        return published_log_p(*speeds(batch), log_mass)
 
     for method, log_p, more in (
-        ("mass_net", ours, list(statistics.parameters())),
-        ("published", published, []),
+        ("mass_net", ours, statistics.parameters()),
+        ("published", published, ()),
     ):
         network = fitted(log_p, train, more, seed)
         with torch.no_grad():
@@ -180,11 +185,14 @@ def compare_rows(seed: int) -> Iterator[Row]:
 
 
 def fitted(
-    log_p: Callable[[Batch, Tensor], Tensor], train: Batch, more: list[Tensor], seed: int
+    log_p: Callable[[Batch, Tensor], Tensor], train: Batch, more: Iterable[Tensor], seed: int
 ) -> MassNetwork:
     torch.manual_seed(seed)
     network = MassNetwork(MEMBERS, 32, 3)
-    groups = [{"params": list(network.parameters()), "lr": LR}, {"params": more, "lr": 5 * LR}]
+    groups = [
+        {"params": list(network.parameters()), "lr": LR},
+        {"params": list(more), "lr": 5 * LR},
+    ]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99))
     n = len(train["row"])
     steps = EPOCHS * (n // BATCH)

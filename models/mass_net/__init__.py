@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from orrery.models.base import Batch, Component, Data, Evaluation, Fit, Output, PredictedRows
@@ -99,9 +100,10 @@ class MassNet(Component):
     def calibrate(self, data: Data) -> None:
         """Fill the table of masses, from which they are predicted."""
         x, y = (axis.to(self.mass_table) for axis in diagram.fine_grid())
+        factor = error_factor(self.network.members)
         for i, bp_rp in enumerate(x):
             log_mass = self.network(bp_rp.expand(len(y)), y)
-            self.mass_table[i] = torch.stack([log_mass.mean(0), log_mass.std(0)], 1)
+            self.mass_table[i] = torch.stack([log_mass.mean(0), factor * log_mass.std(0)], 1)
 
     def loss(self, batch: Batch) -> Tensor:
         """-ln p of the relative motions, mean over members, each with its bootstrap of pairs.
@@ -259,3 +261,12 @@ class MassNet(Component):
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
+
+
+def error_factor(members: int) -> float:
+    """By which the error of the mean of ``members`` bootstraps exceeds their scatter.
+
+    What the pairs are a sample of and the mean of some bootstraps differ as one more bootstrap and
+    that mean do: half of the 68% interval of Student's distribution, times sqrt(1 + 1/members).
+    """
+    return float(stats.t.ppf(stats.norm.cdf(1), members - 1) * math.sqrt(1 + 1 / members))

@@ -81,7 +81,7 @@ class MassNet(Component):
         self.register_buffer("counts_sorted", torch.zeros(1001))
         # mean of ln m, Msun, over the members, and its error, over the diagram
         n_x, n_y = (len(axis) for axis in diagram.fine_grid())
-        self.register_buffer("mass_table", torch.full((n_x, n_y, 2), torch.nan))
+        self.register_buffer("mass_table", torch.zeros(n_x, n_y, 2))
         self.register_buffer("n_pairs", torch.zeros((), dtype=torch.int64))
 
     # --- the fit ------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class MassNet(Component):
         """
         density = self.density(batch)
         uniform = grid.counter_uniform(batch["row"], self.network.members).T
-        weight = torch.bucketize(uniform, torch.tensor(POISSON, device=uniform.device))
+        weight = torch.bucketize(uniform.contiguous(), torch.tensor(POISSON, device=uniform.device))
         smooth = self.statistics.roughness().mean() / self.n_pairs.clamp_min(1)
         return -(density.log_p * weight).mean() + smooth
 

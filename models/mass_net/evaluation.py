@@ -1,5 +1,6 @@
 """Metrics of masses against known ones, their theoretical floor, and of pairs' motions."""
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -111,18 +112,15 @@ def log_density(
     model: "MassNet", pairs: Batch, log_mass: Tensor, outlier_logit: float = 0.0
 ) -> Tensor:
     """ln p of pairs' motions, (n,), at total masses ln M (n,); the outliers' logit is shifted."""
-    statistics = model.statistics
+    statistics = copy.deepcopy(model.statistics)
     statistics.outlier_logit.data += outlier_logit
-    try:
-        parts = []
-        for i in range(0, len(log_mass), 4096):
-            part = {name: values[i : i + 4096] for name, values in pairs.items()}
-            mass = log_mass[i : i + 4096].expand(model.network.members, -1)
-            density = pair_density(statistics, part, mass, model.largest_circular_mass)
-            parts.append(density.log_p.double().logsumexp(0) - np.log(model.network.members))
-        return torch.cat(parts)
-    finally:
-        statistics.outlier_logit.data -= outlier_logit
+    parts = []
+    for i in range(0, len(log_mass), 4096):
+        part = {name: values[i : i + 4096] for name, values in pairs.items()}
+        mass = log_mass[i : i + 4096].expand(model.network.members, -1)
+        density = pair_density(statistics, part, mass, model.largest_circular_mass)
+        parts.append(density.log_p.double().logsumexp(0) - np.log(model.network.members))
+    return torch.cat(parts)
 
 
 def floor_metrics(model: "MassNet", pairs: Batch) -> Metrics:

@@ -103,8 +103,8 @@ class PairStatistics(nn.Module):
     def log_slower(self, speed: float, log_mass: Tensor) -> Tensor:
         """ln of the fraction of outliers slower than ``speed``, a |w|, (members, batch)."""
         u = speed * (-0.5 * log_mass).exp()
-        cumulative = torch.special.ndtr((u[..., None] - self.rings) / outliers.RING_WIDTH)
-        law = (self.log_weights + cumulative.log()).logsumexp(-1)
+        log_p = torch.special.log_ndtr((u[..., None] - self.rings) / outliers.RING_WIDTH)
+        law = (self.log_weights + log_p).logsumexp(-1)
         tail = torch.log(-torch.expm1(-0.5 * (u / TAIL_WIDTH).square()))
         return self._with_tail(law, tail)
 
@@ -116,11 +116,14 @@ class PairStatistics(nn.Module):
 
 
 def _interpolated(values: Tensor, log_separation: Tensor) -> Tensor:
-    """Linear between the nodes: values (members, nodes) at (batch,), (members, batch)."""
+    """Linear between the nodes: values (members, nodes) at (batch,), (members, batch).
+
+    A product, whose gradient is the same in every run; that of an indexed sum is not.
+    """
     start, step = LOG_SEPARATIONS[0], LOG_SEPARATIONS[1] - LOG_SEPARATIONS[0]
     place = ((log_separation - start) / step).clamp(0, len(LOG_SEPARATIONS) - 1)
-    low = place.long().clamp_max(len(LOG_SEPARATIONS) - 2)
-    return torch.lerp(values[:, low], values[:, low + 1], (place - low).to(values))
+    nodes = torch.arange(len(LOG_SEPARATIONS), device=place.device)
+    return values @ (1 - (place - nodes[:, None]).abs()).clamp_min(0).to(values)
 
 
 def bound_density(likelihood: Tensor, log_mass: Tensor, alpha: Tensor) -> Tensor:

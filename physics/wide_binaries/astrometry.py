@@ -83,10 +83,13 @@ def relative_motion(stars: Astrometry, separation: np.ndarray) -> RelativeMotion
         difference[:, 0] += velocity * per_velocity
         unknown = np.where(count > 0, 0.0, RADIAL_VELOCITY_DISPERSION)
         covariance[:, 0, 0] += (unknown * per_velocity) ** 2
+    relative_error = parallax_error / parallax
+    scale *= 1 - 1.875 * relative_error**2  # the mean of parallax^-3/2 is larger by this much
     motion = scale[:, None] * difference
     covariance *= (scale**2)[:, None, None]
-    relative_error = 1.5 * parallax_error / parallax
-    covariance += (relative_error**2)[:, None, None] * motion[:, :, None] * motion[:, None, :]
+    covariance += (
+        ((1.5 * relative_error) ** 2)[:, None, None] * motion[:, :, None] * motion[:, None, :]
+    )
     return RelativeMotion(motion, covariance, au, parallax, parallax_error)
 
 

@@ -196,3 +196,23 @@ def test_the_same_seed_gives_the_same_sky():
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert not np.array_equal(first["ra1"], other["ra1"])
     assert len(first["ra1"]) == 1500
+
+
+def test_a_poor_parallax_does_not_speed_pairs_up():
+    """To second order of its error, of which the power -3/2 is a curved function."""
+    random = np.random.default_rng(2)
+    n, zero = 200_000, np.zeros((200_000, 2))
+    parallax = 5 + 0.5 * np.sqrt(2) * random.standard_normal((n, 2))
+    still = zero + np.array([0.0, 0.4])
+    error = zero + 0.5 * np.sqrt(2)
+    stars = astrometry.Astrometry(
+        still, zero, zero + 1e-3, zero + 1e-3, zero, parallax, error, zero
+    )  # fmt: skip
+    separation = np.full(n, 2.0)
+    found = astrometry.relative_motion(stars, separation)
+    exact = astrometry.relative_motion(
+        stars._replace(parallax=zero + 5, parallax_error=zero + 1e-9), separation
+    )
+    ratio = found.motion[:, 0] / exact.motion[:, 0]
+    assert np.mean(ratio) == pytest.approx(1, abs=0.005)
+    assert np.std(ratio) == pytest.approx(0.15, abs=0.01)

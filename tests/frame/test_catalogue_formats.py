@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import warnings
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,7 @@ from astropy.io.votable.tree import Resource, TableElement, VOTableFile
 from astropy.table import MaskedColumn, QTable, Table
 from catalogues import columns, read, write
 
-from orrery.tables import open_catalogue, read_table
+from orrery.tables import Writer, open_catalogue, read_table
 
 pytestmark = pytest.mark.usefixtures("in_tmp")
 

@@ -383,6 +383,13 @@ class WideBinaryData(CatalogueData):
         columns = population.simulate(self.n_pairs[split], simulated, seed)
         return {name: values for name, values in columns.items() if name != "is_outlier"}
 
+    def provenance(self) -> dict[str, Any]:
+        if self.path is not None:
+            return super().provenance()
+        sizes = {"n_train": self.n_pairs["fit"], "n_test": self.n_pairs["test"]}
+        masses = "of simulated stars: dwarfs as in Pecaut & Mamajek (2013), schematic white dwarfs"
+        return super().provenance() | sizes | {"masses": f"{masses} and giants; not measured"}
+
     def true_alpha(self, log_separation: np.ndarray) -> np.ndarray | None:
         """Exponent of eccentricity of the simulation; None for a catalogue."""
         if not self.is_simulation:

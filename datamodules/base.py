@@ -24,7 +24,7 @@ from orrery.datamodules.batches import (
 )
 from orrery.datamodules.columns import CatalogueColumn, Column, columns_to_read, located
 from orrery.datamodules.dataset import Dataset
-from orrery.datamodules.values import BadValue
+from orrery.datamodules.values import BadValue, no_numbers
 from orrery.tables import Catalogue, files_of, open_catalogue, read_table, sha256, where
 from orrery.tables.columns import is_unknown, known_unit, refuse_unknown, resolve, unused
 
@@ -49,6 +49,7 @@ class CatalogueData(Dataset):
     """
 
     declared: ClassVar[Mapping[str, Column]] = {}  # by role: what `columns` can name
+    may_be_zero: ClassVar = frozenset(("num_workers",))
 
     def __init__(
         self,
@@ -90,6 +91,14 @@ class CatalogueData(Dataset):
         self.removed: dict[str, int] = {}  # rows that each cut removes, of those before it
         self.split = split
         self.batch_size, self.predict_batch_size = batch_size, predict_batch_size
+        for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 <= share < 1:
+                raise ValueError(f"data.{name} is {share}; expected a share of the rows, 0 to 1")
+        if val_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"data.val_fraction and data.test_fraction are {val_fraction} and {test_fraction}, "
+                f"which leaves no rows to train on; expected a sum below 1"
+            )
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.num_workers = num_workers
         self.skip_bad = skip_bad  # whether predictions leave out rows that would be refused
@@ -417,12 +426,19 @@ class CatalogueData(Dataset):
         names = list(dict.fromkeys(wanted.values()))
         row = start
         for chunk in catalogue.chunks(names, self.predict_batch_size, start, stop):
+            self._refuse_booleans(catalogue, roles)
             n = len(next(iter(chunk.values())))
             rows = np.arange(row, row + n)
             row += n
             pick = slice(None) if chosen is None else chosen[rows]
             if len(rows[pick]):
                 yield rows[pick], {role: chunk[name][pick] for role, name in wanted.items()}
+
+    def _refuse_booleans(self, catalogue: Catalogue, roles: Mapping[str, CatalogueColumn]) -> None:
+        """Those with blanks, which come as floats; `CatalogueColumn.values` refuses others."""
+        for column in roles.values():
+            if column.column.kind in ("number", "vector") and catalogue.is_boolean(column.name):
+                raise ValueError(f"{self.label}: {no_numbers(column.name, 'b')}")
 
     def _chosen_rows(self, catalogue: Catalogue) -> np.ndarray | None:
         """Mask of the rows that the cuts keep, or None for all of them."""

@@ -90,11 +90,11 @@ class Evaluation:
 
 
 def or_nothing(what: str, make: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
-    """The figure data that ``make`` computes; if it fails, a warning, and no figure of them."""
+    """What ``make`` computes for a figure or a remark; if it fails, a warning and nothing."""
     try:
         return make()
     except Exception as error:
-        warnings.warn(f"{what} could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
+        warnings.warn(f"{what} could not be made: {type(error).__name__}: {error}", stacklevel=2)
         return {}
 
 
@@ -194,6 +194,7 @@ class Component(L.LightningModule):
 
     migrations: ClassVar[Sequence[Migration]] = ()
     prediction_settings: ClassVar[frozenset[str]] = frozenset()
+    may_be_zero: ClassVar[frozenset[str]] = frozenset(("seed",))  # whole-number settings
 
     record: dict[str, Any]  # of its checkpoint: config, data, versions, metrics
     draw_seed: int = 0  # of random draws among predictions

@@ -10,6 +10,7 @@ from example_files import add, cluster_file
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.profile import GCProfile
+from orrery.models.gc_emulator import goodness_of_fit
 from orrery.models.gc_emulator.profiles import ProfilesPosterior
 from orrery.physics.clusters import lowered_isothermal as limepy
 from orrery.physics.clusters.cluster_profiles import (
@@ -62,6 +63,19 @@ def test_one_group_is_enough(left, tmp_path, model):
     u = next(posterior.candidates())
     assert ("log10_extra" in posterior.named(u)) == (left == "number_density")
     assert bool(posterior.log_prob(u).isfinite().all())
+
+
+def test_a_figure_that_fails_costs_no_draws(tmp_path, model, monkeypatch):
+    def fails(*_):
+        raise ValueError("no band")
+
+    data = GCProfile(path=str(cluster_file(tmp_path / "a.hdf")), distance_error=0.1)
+    posterior = ProfilesPosterior(model.emulator, data.profiles(), data.distance_prior())
+    monkeypatch.setattr(goodness_of_fit, "_figure", fails)
+    u = next(posterior.candidates())[:, None, :20]
+    with pytest.warns(UserWarning, match=r"profiles\.png could not be made: ValueError: no band"):
+        fit = goodness_of_fit.goodness_of_fit(posterior, u, 0)
+    assert fit.figure == {} and "chi2" in fit.metrics and fit.groups
 
 
 def test_a_data_set_left_out_may_be_bad(tmp_path):

@@ -164,15 +164,15 @@ def test_what_is_no_number_is_refused(name, training, kind):
 def test_true_and_false_with_blanks_in_files_are_no_numbers(tmp_path):
     data, tables = ready("gyro")
     table, frame = tables[False].copy(), tables[False].to_pandas()
-    table["prot"] = OTHER_TYPES["bool with blanks"](len(table))
-    frame["prot"] = OTHER_TYPES["objects"](len(frame))
+    table["prot_d"] = OTHER_TYPES["bool with blanks"](len(table))
+    frame["prot_d"] = OTHER_TYPES["objects"](len(frame))
     table.write(tmp_path / "a.ecsv")
     frame.to_parquet(tmp_path / "a.parquet")
     frame.to_csv(tmp_path / "a.csv", index=False)
     for name in ("a.ecsv", "a.parquet", "a.csv"):
         here = copy.copy(data)
         here.path, here.table, here._opened, here.split = str(tmp_path / name), None, None, "all"
-        with pytest.raises(ValueError, match="'prot' holds what is no number: true or false"):
+        with pytest.raises(ValueError, match="'prot_d' holds what is no number: true or false"):
             list(here.prediction_batches())
 
 

@@ -29,7 +29,7 @@ from orrery.models.dust.hmc import draw
 from orrery.models.dust.migrations import inference_setting
 from orrery.models.dust.outputs import BIT
 from orrery.models.dust.prior import Prior, Processes
-from orrery.physics.dust.extinction import Paths, paths
+from orrery.physics.dust.extinction import paths
 from orrery.physics.gaussian_process.icr import ICR, grids, matern
 
 PLACES = SkyCoord(

@@ -10,7 +10,7 @@ from example_files import add, cluster_file
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.profile import GCProfile
-from orrery.models.gc_emulator import goodness_of_fit
+from orrery.models.gc_emulator.goodness_of_fit import goodness_of_fit
 from orrery.models.gc_emulator.profiles import ProfilesPosterior
 from orrery.physics.clusters import lowered_isothermal as limepy
 from orrery.physics.clusters.cluster_profiles import (
@@ -71,10 +71,10 @@ def test_a_figure_that_fails_costs_no_draws(tmp_path, model, monkeypatch):
 
     data = GCProfile(path=str(cluster_file(tmp_path / "a.hdf")), distance_error=0.1)
     posterior = ProfilesPosterior(model.emulator, data.profiles(), data.distance_prior())
-    monkeypatch.setattr(goodness_of_fit, "_figure", fails)
+    monkeypatch.setitem(goodness_of_fit.__globals__, "_figure", fails)
     u = next(posterior.candidates())[:, None, :20]
     with pytest.warns(UserWarning, match=r"profiles\.png could not be made: ValueError: no band"):
-        fit = goodness_of_fit.goodness_of_fit(posterior, u, 0)
+        fit = goodness_of_fit(posterior, u, 0)
     assert fit.figure == {} and "chi2" in fit.metrics and fit.groups
 
 

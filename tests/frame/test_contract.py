@@ -1,6 +1,9 @@
 """What holds for every component of the zoo; a new one is covered by its YAML alone."""
 
+import copy
 import json
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +22,16 @@ pytestmark = pytest.mark.parametrize("component", COMPONENTS)
 
 
 @pytest.fixture
-def parts(component, tmp_path):
-    """A fresh model and its data."""
-    plain = OmegaConf.to_container(config(component, tmp_path), resolve=True)
+def parts(component):
+    """A fresh model and its data, which are not to be changed."""
+    model, data = _parts(component)
+    torch.manual_seed(0)
+    return copy.deepcopy(model), data
+
+
+@cache
+def _parts(component):
+    plain = OmegaConf.to_container(config(component, Path(".")), resolve=True)
     torch.manual_seed(0)
     data = build(plain["data"])
     data.setup("fit")

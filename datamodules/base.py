@@ -27,6 +27,7 @@ from orrery.datamodules.dataset import Dataset
 from orrery.datamodules.values import BadValue, no_numbers
 from orrery.tables import Catalogue, files_of, open_catalogue, read_table, sha256, where
 from orrery.tables.columns import is_unknown, known_unit, refuse_unknown, resolve, unused
+from orrery.tables.numbered import NumberedColumns, numbered_columns
 
 __all__ = ["CatalogueData", "Rows"]
 
@@ -267,7 +268,7 @@ class CatalogueData(Dataset):
         A file is opened once, and again only where it has changed.
         """
         if self.table is not None:
-            return self._with_units(read_table(self.table))
+            return self._as_declared(read_table(self.table))
         if self.path is not None:
             return nullcontext(self._file())
         if which not in self._simulated:
@@ -281,7 +282,7 @@ class CatalogueData(Dataset):
                 self._opened[1].close()
                 self._opened = None
             catalogue = open_catalogue(self.path or "", self.group)
-            self._opened = version, self._with_units(catalogue)
+            self._opened = version, self._as_declared(catalogue)
         return self._opened[1]
 
     def _version(self) -> Any:
@@ -353,8 +354,20 @@ class CatalogueData(Dataset):
                 f"data.units.{next(iter(assumed.values()))}=<unit>"
             )
 
-    def _with_units(self, catalogue: Catalogue) -> Catalogue:
-        """The catalogue with the units that the user states, by role, in place of its own."""
+    def _as_declared(self, catalogue: Catalogue) -> Catalogue:
+        """The catalogue with vectors joined of numbered columns, and the units the user states."""
+        vectors = {}
+        for role, column in self.declared.items():
+            name = str(self.columns.get(role, column.name))
+            if column.kind == "vector" and name not in catalogue.names:
+                try:
+                    columns = numbered_columns(catalogue.names, name)
+                except ValueError as error:
+                    raise ValueError(f"{self.label}: {error}") from error
+                if columns:
+                    vectors[name] = columns
+        if vectors:
+            catalogue = NumberedColumns(catalogue, vectors)
         for role, unit in self.units.items():
             column = self.declared.get(role) or self.declared.get(f"{role}_{{band}}")
             default = column.name if column else role

@@ -40,9 +40,10 @@ Columns = Mapping[str, tuple[np.ndarray, str | None]]  # values and unit
 class GCProfile(Dataset):
     """Number density and velocity dispersions in bins of radius, from tables or GCfit's file.
 
-    Tables, of any format but HDF5, are described in `profile_table`. GCfit's HDF5 file has groups ``number_density``, ``velocity_dispersion`` and ``proper_motion``,
-    each a data set or a folder of data sets: radii ``r``, values and their errors ``Δ<value>``, or
-    ``Δ<value>,up`` and ``Δ<value>,down``, with their units in the attribute ``unit``; a constant
+    Tables, of any format but HDF5, are described in `profile_table`. GCfit's HDF5 file has groups
+    ``number_density``, ``velocity_dispersion`` and ``proper_motion``, each a data set or a folder
+    of data sets: radii ``r``, values and their errors ``Δ<value>``, or ``Δ<value>,up`` and
+    ``Δ<value>,down``, with their units in the attribute ``unit``; a constant
     ``background`` is an attribute of a number density. Without ``path``: a mock.
 
     Settings:
@@ -98,7 +99,8 @@ class GCProfile(Dataset):
         if distance is None:
             raise ValueError(
                 f"{self.label} has no distance (of an HDF5 file the attribute 'd' of its group "
-                f"'initials', in kpc); angles and proper motions need one: data.distance=<kpc> data.distance_error=<kpc>"
+                f"'initials', in kpc); angles and proper motions need one: data.distance=<kpc> "
+                f"data.distance_error=<kpc>"
             )
         if self.distance_error is not None:
             return distance, float(self.distance_error)

@@ -1,6 +1,8 @@
 """Stars on the sky: densities against brute force, mocks with known truth, bad lists."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -457,9 +459,43 @@ def test_parallaxes_are_corrected_where_they_are_not_yet(tmp_path):
     assert plain.observations().parallax_offset_error == 0
 
 
+def test_zero_points_are_those_of_each_star(tmp_path, monkeypatch):
+    def get_zpt(g, nu_eff, pseudocolour, ecl_lat, solved, _warnings):
+        assert set(solved) <= {31, 95} and not _warnings
+        zero_point = -0.001 * g + 0.01 * np.where(solved == 31, nu_eff, pseudocolour)
+        return np.where(g < 21, zero_point + 1e-4 * ecl_lat, np.nan)
+
+    table = table_of(mock(n_stars=20))
+    solved = np.array([31, 95] * 9 + [31, 3])
+    g = np.append(np.linspace(12, 20, 18), [22.0, 15.0])
+    colour = np.full(20, 1.5)
+    table["phot_g_mean_mag"], table["astrometric_params_solved"] = g, solved
+    table["nu_eff_used_in_astrometry"] = np.where(solved == 31, colour, np.nan)
+    table["pseudocolour"] = np.where(solved == 95, colour, np.nan)
+    table["ecl_lat"] = np.full(20, 30.0)
+    table.write(path := str(tmp_path / "stars.ecsv"))
+    data = GCStars(path=path, parallax_zero_point="lindegren")
+    monkeypatch.setitem(sys.modules, "zero_point", None)
+    with pytest.raises(ValueError, match="pip install gaiadr3-zeropoint"):
+        data.stars()
+    package = SimpleNamespace(zpt=SimpleNamespace(load_tables=lambda: None, get_zpt=get_zpt))
+    monkeypatch.setitem(sys.modules, "zero_point", package)
+    with pytest.warns(UserWarning, match="2 of 20 stars lie outside the magnitudes"):
+        stars = data.stars()
+    expected = np.append(-0.001 * g[:18] + 0.015 + 0.003, [-0.04, -0.04])
+    np.testing.assert_allclose(table["parallax"] - stars["parallax"].numpy(), expected)
+    assert not any(name.startswith(("phot", "nu", "pseudo")) for name in stars)
+    table.remove_column("pseudocolour")
+    table.write(path, overwrite=True)
+    with pytest.raises(ValueError, match="no column 'pseudocolour'"):
+        GCStars(path=path, parallax_zero_point="lindegren").stars()
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"parallax_zero_point": "gaia"}, "within 1 of 0, such as -0.04, or lindegren"),
+        ({"parallax_zero_point": "lindegren"}, "is for Gaia's stars; of a mock expected mas"),
         ({"parallax_zero_point": -35.0}, "expected mas, within 1 of 0"),
         ({"parallax_zero_point_error": -0.01}, "parallax_zero_point_error is -0.01"),
         ({"parallax_error_inflation": 0.0}, "expected a factor above 0"),

@@ -357,9 +357,9 @@ class CatalogueData(Dataset):
     def _as_declared(self, catalogue: Catalogue) -> Catalogue:
         """The catalogue with vectors joined of numbered columns, and the units the user states."""
         vectors = {}
-        for role, column in self.declared.items():
-            name = str(self.columns.get(role, column.name))
-            if column.kind == "vector" and name not in catalogue.names:
+        for role, declared in self.declared.items():
+            name = str(self.columns.get(role, declared.name))
+            if declared.kind == "vector" and name not in catalogue.names:
                 try:
                     columns = numbered_columns(catalogue.names, name)
                 except ValueError as error:

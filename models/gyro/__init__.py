@@ -178,8 +178,8 @@ class Gyro(Component):
         self.register_buffer("left_out_scores", scores)  # columns: `LeftOutScores`
         # mag: bluest and reddest of each cluster
         self.register_buffer("colour_ranges", torch.tensor([[0.5, 3.0]]).repeat(n_clusters, 1))
-        # of ln p(log10 P | colour) of training stars, in order; NaN: not known
-        self.register_buffer("density_levels", torch.full((N_LEVELS,), torch.nan))
+        # of ln p(log10 P | colour) of training stars, in order; infinite: not known
+        self.register_buffer("density_levels", torch.full((N_LEVELS,), torch.inf))
         self.table = DensityTable(grid.centres(edges))
 
     # --- the fit ------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class Gyro(Component):
         All cells of log10 age count alike, so that settings of the prior do not change the rank.
         """
         rank = torch.searchsorted(self.density_levels, log_p.logsumexp(1).contiguous())
-        return torch.where(self.density_levels[0].isnan(), torch.nan, rank / N_LEVELS)
+        return torch.where(self.density_levels[0].isinf(), torch.nan, rank / N_LEVELS)
 
     def log_likelihood_left_out(self, batch: Batch, cluster: int) -> Tensor:
         """ln p (batch, n_grid) of stars at each age, by networks that hold ``cluster`` out."""

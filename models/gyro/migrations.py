@@ -44,7 +44,7 @@ def ranks_unknown(
     config: dict[str, Any], state_dict: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Version 3 to 4: without the densities of training stars, their rank is NaN."""
-    return config, {**state_dict, "density_levels": torch.full((N_LEVELS,), torch.nan)}
+    return config, {**state_dict, "density_levels": torch.full((N_LEVELS,), torch.inf)}
 
 
 def _candidate(scale: Tensor) -> Tensor:

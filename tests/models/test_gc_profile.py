@@ -271,7 +271,7 @@ def test_gradient_is_that_of_finite_differences(model):
 
 @pytest.fixture(scope="module")
 def mock(model, tmp_path_factory):
-    model.chains, model.warmup, model.draws = 4, 150, 250
+    model.chains, model.warmup, model.draws = 4, 120, 200
     data = GCProfile(truth=TRUTH, seed=1)
     return model.infer(data, tmp_path_factory.mktemp("mock"), seed=0)
 

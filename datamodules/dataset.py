@@ -14,6 +14,8 @@ class Dataset(L.LightningDataModule):
 
     Most are catalogues, see `datamodules.base.CatalogueData`; others implement `JointData`, or ask
     for objects to be drawn, by `GenerationRequest`. ``origin`` says where the data come from.
+
+    Whole-number settings of a data module are 1 or more, but for those in ``may_be_zero``.
     """
 
     decided_by_training: ClassVar[frozenset[str]] = frozenset()  # settings on which weights rest

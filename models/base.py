@@ -181,6 +181,7 @@ class Component(L.LightningModule):
     10. ``reinitialised_on_finetune(name, settings)``: weights that ``init_from`` does not take.
     11. ``migrations``: how checkpoints of older versions become today's.
     12. ``prediction_settings``: its settings that may be changed after the fit.
+    13. ``may_be_zero``: its whole-number settings that may be 0; others are 1 or more.
 
     A batch is a dict of tensors by physical name, and so are predicted rows. ``__init__`` takes
     plain scalars, strings, lists and dicts only, so that a checkpoint is loaded with

@@ -24,9 +24,10 @@ from orrery.datamodules.batches import (
 )
 from orrery.datamodules.columns import CatalogueColumn, Column, columns_to_read, located
 from orrery.datamodules.dataset import Dataset
-from orrery.datamodules.values import BadValue
+from orrery.datamodules.values import BadValue, no_numbers
 from orrery.tables import Catalogue, files_of, open_catalogue, read_table, sha256, where
 from orrery.tables.columns import is_unknown, known_unit, refuse_unknown, resolve, unused
+from orrery.tables.numbered import NumberedColumns, numbered_columns
 
 __all__ = ["CatalogueData", "Rows"]
 
@@ -49,6 +50,7 @@ class CatalogueData(Dataset):
     """
 
     declared: ClassVar[Mapping[str, Column]] = {}  # by role: what `columns` can name
+    may_be_zero: ClassVar = frozenset(("num_workers",))
 
     def __init__(
         self,
@@ -90,6 +92,14 @@ class CatalogueData(Dataset):
         self.removed: dict[str, int] = {}  # rows that each cut removes, of those before it
         self.split = split
         self.batch_size, self.predict_batch_size = batch_size, predict_batch_size
+        for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 <= share < 1:
+                raise ValueError(f"data.{name} is {share}; expected a share of the rows, 0 to 1")
+        if val_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"data.val_fraction and data.test_fraction are {val_fraction} and {test_fraction}, "
+                f"which leaves no rows to train on; expected a sum below 1"
+            )
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.num_workers = num_workers
         self.skip_bad = skip_bad  # whether predictions leave out rows that would be refused
@@ -258,7 +268,7 @@ class CatalogueData(Dataset):
         A file is opened once, and again only where it has changed.
         """
         if self.table is not None:
-            return self._with_units(read_table(self.table))
+            return self._as_declared(read_table(self.table))
         if self.path is not None:
             return nullcontext(self._file())
         if which not in self._simulated:
@@ -272,7 +282,7 @@ class CatalogueData(Dataset):
                 self._opened[1].close()
                 self._opened = None
             catalogue = open_catalogue(self.path or "", self.group)
-            self._opened = version, self._with_units(catalogue)
+            self._opened = version, self._as_declared(catalogue)
         return self._opened[1]
 
     def _version(self) -> Any:
@@ -344,8 +354,20 @@ class CatalogueData(Dataset):
                 f"data.units.{next(iter(assumed.values()))}=<unit>"
             )
 
-    def _with_units(self, catalogue: Catalogue) -> Catalogue:
-        """The catalogue with the units that the user states, by role, in place of its own."""
+    def _as_declared(self, catalogue: Catalogue) -> Catalogue:
+        """The catalogue with vectors joined of numbered columns, and the units the user states."""
+        vectors = {}
+        for role, declared in self.declared.items():
+            name = str(self.columns.get(role, declared.name))
+            if declared.kind == "vector" and name not in catalogue.names:
+                try:
+                    columns = numbered_columns(catalogue.names, name)
+                except ValueError as error:
+                    raise ValueError(f"{self.label}: {error}") from error
+                if columns:
+                    vectors[name] = columns
+        if vectors:
+            catalogue = NumberedColumns(catalogue, vectors)
         for role, unit in self.units.items():
             column = self.declared.get(role) or self.declared.get(f"{role}_{{band}}")
             default = column.name if column else role
@@ -417,12 +439,19 @@ class CatalogueData(Dataset):
         names = list(dict.fromkeys(wanted.values()))
         row = start
         for chunk in catalogue.chunks(names, self.predict_batch_size, start, stop):
+            self._refuse_booleans(catalogue, roles)
             n = len(next(iter(chunk.values())))
             rows = np.arange(row, row + n)
             row += n
             pick = slice(None) if chosen is None else chosen[rows]
             if len(rows[pick]):
                 yield rows[pick], {role: chunk[name][pick] for role, name in wanted.items()}
+
+    def _refuse_booleans(self, catalogue: Catalogue, roles: Mapping[str, CatalogueColumn]) -> None:
+        """Those with blanks, which come as floats; `CatalogueColumn.values` refuses others."""
+        for column in roles.values():
+            if column.column.kind in ("number", "vector") and catalogue.is_boolean(column.name):
+                raise ValueError(f"{self.label}: {no_numbers(column.name, 'b')}")
 
     def _chosen_rows(self, catalogue: Catalogue) -> np.ndarray | None:
         """Mask of the rows that the cuts keep, or None for all of them."""

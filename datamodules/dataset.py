@@ -14,9 +14,12 @@ class Dataset(L.LightningDataModule):
 
     Most are catalogues, see `datamodules.base.CatalogueData`; others implement `JointData`, or ask
     for objects to be drawn, by `GenerationRequest`. ``origin`` says where the data come from.
+
+    Whole-number settings of a data module are 1 or more, but for those in ``may_be_zero``.
     """
 
     decided_by_training: ClassVar[frozenset[str]] = frozenset()  # settings on which weights rest
+    may_be_zero: ClassVar[frozenset[str]] = frozenset(("seed",))  # whole-number settings
     keep: Sequence[str] = ()  # columns that are carried into the predictions
     group_by: str | None = None
     split = "all"  # rows to predict: all, or those held out of training
@@ -82,8 +85,6 @@ class GenerationRequest(Dataset):
 
     def __init__(self, n: int = 1000, seed: int = 0) -> None:
         super().__init__(seed=seed)
-        if n < 1:
-            raise ValueError(f"data.n={n}; expected how many objects to draw, 1 or more")
         self.n = n
 
     @property

@@ -67,6 +67,7 @@ class DustData(CatalogueData):
         catalogue: settings of `CatalogueData`.
     """
 
+    may_be_zero: ClassVar = frozenset(("clouds",))
     decided_by_training: ClassVar = frozenset(
         ("nside", "n_radial", "nearest", "farthest", "base_nside")
     )

@@ -31,10 +31,15 @@ def refuse_other_types(values: np.ndarray, column: str) -> None:
     if kind == "O" and any(isinstance(cell, bool | np.bool_) for cell in values.flat):
         kind = "b"
     if kind in NOT_NUMBERS:
-        raise ValueError(
-            f"column '{column}' holds what is no number: {NOT_NUMBERS[kind]}; expected real "
-            f"numbers: convert it, or name another column"
-        )
+        raise ValueError(no_numbers(column, kind))
+
+
+def no_numbers(column: str, kind: str) -> str:
+    """That a column is of ``kind``, one of `NOT_NUMBERS`."""
+    return (
+        f"column '{column}' holds what is no number: {NOT_NUMBERS[kind]}; expected real numbers: "
+        f"convert it, or name another column"
+    )
 
 
 def numbers(values: np.ndarray, column: str) -> np.ndarray:

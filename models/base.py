@@ -90,11 +90,11 @@ class Evaluation:
 
 
 def or_nothing(what: str, make: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
-    """The figure data that ``make`` computes; if it fails, a warning, and no figure of them."""
+    """What ``make`` computes for a figure or a remark; if it fails, a warning and nothing."""
     try:
         return make()
     except Exception as error:
-        warnings.warn(f"{what} could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
+        warnings.warn(f"{what} could not be made: {type(error).__name__}: {error}", stacklevel=2)
         return {}
 
 
@@ -181,6 +181,7 @@ class Component(L.LightningModule):
     10. ``reinitialised_on_finetune(name, settings)``: weights that ``init_from`` does not take.
     11. ``migrations``: how checkpoints of older versions become today's.
     12. ``prediction_settings``: its settings that may be changed after the fit.
+    13. ``may_be_zero``: its whole-number settings that may be 0; others are 1 or more.
 
     A batch is a dict of tensors by physical name, and so are predicted rows. ``__init__`` takes
     plain scalars, strings, lists and dicts only, so that a checkpoint is loaded with
@@ -194,6 +195,7 @@ class Component(L.LightningModule):
 
     migrations: ClassVar[Sequence[Migration]] = ()
     prediction_settings: ClassVar[frozenset[str]] = frozenset()
+    may_be_zero: ClassVar[frozenset[str]] = frozenset(("seed",))  # whole-number settings
 
     record: dict[str, Any]  # of its checkpoint: config, data, versions, metrics
     draw_seed: int = 0  # of random draws among predictions

@@ -93,7 +93,11 @@ def check_weights(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def check_settings(made: type, settings: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for a setting that the constructor does not have, or of another type."""
+    """Raise ``ValueError`` for a setting that the constructor does not have, or that is impossible.
+
+    It is of another type, or a whole number below 1, or below 0 where ``may_be_zero`` of the class
+    or of one of its bases names it.
+    """
     known = settings_of(made)
     for name in settings:
         if name not in known:
@@ -103,11 +107,17 @@ def check_settings(made: type, settings: Mapping[str, Any]) -> None:
             )
     section = "model" if made.__module__.startswith("orrery.models.") else "data"
     declared = annotations(made)
+    may_be_zero = {n for base in made.__mro__ for n in vars(base).get("may_be_zero", ())}
     for name, value in settings.items():
-        if name in declared and not _fits(value, declared[name]):
+        if name not in declared:
+            continue
+        if not _fits(value, declared[name]):
             raise ValueError(
                 f"{section}.{name} is {value!r:.80}; expected {_in_words(declared[name])}"
             )
+        least = 0 if name in may_be_zero else 1
+        if declared[name] in (int, int | None) and value is not None and value < least:
+            raise ValueError(f"{section}.{name} is {value}; expected {least} or more")
 
 
 def check_sizes(settings: Mapping[str, Any]) -> None:

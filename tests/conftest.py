@@ -44,6 +44,8 @@ def train(
     from orrery.train import train
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orrery.evaluation.timing.REPEATS", 1)
+        patch.setattr("orrery.figures.style.DPI", 40)
         if not evaluated:  # for tests of weights: figures and metrics cost more than the fit
             patch.setattr("orrery.evaluation.evaluate.evaluate", lambda *_: {})
         return train(config(component, run_dir, *overrides), list(overrides))

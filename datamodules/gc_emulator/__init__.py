@@ -56,6 +56,7 @@ class GCEmulatorData(CatalogueData):
             )
 
     decided_by_training: ClassVar = frozenset(("n_W0", "n_g", "n_ra"))
+    may_be_zero: ClassVar = frozenset(("n_mock",))
     declared: ClassVar = {
         "W0": _parameter("W0", "central potential; the domain is 1.5 to 14"),
         "g": _parameter("g", "truncation, from 0 to 0.3 below its limit"),

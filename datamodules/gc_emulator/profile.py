@@ -11,6 +11,7 @@ import torch
 from astropy import units as u
 
 from orrery.datamodules.dataset import Dataset
+from orrery.datamodules.gc_emulator.profile_table import is_table, profiles_of_tables
 from orrery.datamodules.values import refuse
 from orrery.physics.clusters.cluster_profiles import (
     UNITS,
@@ -37,16 +38,18 @@ Columns = Mapping[str, tuple[np.ndarray, str | None]]  # values and unit
 
 
 class GCProfile(Dataset):
-    """Number density and velocity dispersions in bins of radius, from a file in GCfit's layout.
+    """Number density and velocity dispersions in bins of radius, from tables or GCfit's file.
 
-    Such an HDF5 file has groups ``number_density``, ``velocity_dispersion`` and ``proper_motion``,
-    each a data set or a folder of data sets: radii ``r``, values and their errors ``Δ<value>``, or
-    ``Δ<value>,up`` and ``Δ<value>,down``, with their units in the attribute ``unit``; a constant
+    Tables, of any format but HDF5, are described in `profile_table`. GCfit's HDF5 file has groups
+    ``number_density``, ``velocity_dispersion`` and ``proper_motion``, each a data set or a folder
+    of data sets: radii ``r``, values and their errors ``Δ<value>``, or ``Δ<value>,up`` and
+    ``Δ<value>,down``, with their units in the attribute ``unit``; a constant
     ``background`` is an attribute of a number density. Without ``path``: a mock.
 
     Settings:
         distance, distance_error: kpc, a normal prior; null: the file's distance, and 2% of it.
-        exclude: names of data sets that are not used.
+        columns, units: of tables, by role: the name of its column, and its unit if it has none.
+        exclude: names of data sets of an HDF5 file that are not used.
         truth: parameters of the mock: W0, g, log10_mass (Msun), log10_rh (pc), distance (kpc).
     """
 
@@ -55,6 +58,8 @@ class GCProfile(Dataset):
         path: str | None = None,
         distance: float | None = None,
         distance_error: float | None = None,
+        columns: Mapping[str, str] | None = None,
+        units: Mapping[str, str] | None = None,
         exclude: Sequence[str] = (),
         truth: Mapping[str, float] | None = None,
         seed: int = 0,
@@ -62,6 +67,10 @@ class GCProfile(Dataset):
     ) -> None:
         super().__init__(path, seed, origin)
         self.exclude = list(exclude)
+        self.columns = {role: str(name) for role, name in (columns or {}).items() if name}
+        self.units = {role: str(unit) for role, unit in (units or {}).items() if unit}
+        if self.path is not None and is_table(self.path) and self.exclude:
+            raise ValueError("data.exclude is for HDF5 files; of a table, leave the column out")
         self.distance, self.distance_error = distance, distance_error
         self.true_parameters = {k: float(v) for k, v in (truth or {}).items()}
         if self.path is None and set(self.true_parameters) != set(TRUTH_NAMES):
@@ -89,8 +98,9 @@ class GCProfile(Dataset):
         distance = self._file_distance if self.distance is None else float(self.distance)
         if distance is None:
             raise ValueError(
-                f"{self.label} has no distance, the attribute 'd' of its group 'initials', in kpc; "
-                f"angles and proper motions need one: data.distance=<kpc> data.distance_error=<kpc>"
+                f"{self.label} has no distance (of an HDF5 file the attribute 'd' of its group "
+                f"'initials', in kpc); angles and proper motions need one: data.distance=<kpc> "
+                f"data.distance_error=<kpc>"
             )
         if self.distance_error is not None:
             return distance, float(self.distance_error)
@@ -114,9 +124,15 @@ class GCProfile(Dataset):
     # --- a file -------------------------------------------------------------------------------
 
     def _from_file(self, path: str) -> list[Profile]:
+        if is_table(path):
+            remarks: list[str] = []
+            profiles = profiles_of_tables(path, self.columns, self.units, remarks)
+            for remark in remarks:
+                self.warn_once(remark)
+            return profiles
         if not Path(path).is_file():
             raise FileNotFoundError(f"data.path={path}: there is no such file")
-        profiles: list[Profile] = []
+        profiles = []
         try:
             with h5py.File(path, "r") as file:
                 initials = file["initials"].attrs if "initials" in file else {}

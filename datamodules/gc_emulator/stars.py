@@ -32,6 +32,15 @@ MEASUREMENTS = {  # roles: a list, and a star, has all or none of each
 MIN_SKY_STARS = 10
 # mas: a mean of Gaia's EDR3 and DR3, which goes from about -0.02 (faint stars) to -0.05
 GAIA_ZERO_POINT = -0.04
+LINDEGREN = "lindegren"  # zero points star by star, arXiv:2012.01742
+ZERO_POINT_COLUMNS = {  # of the archive, in the order of the arguments of `zpt.get_zpt`
+    "phot_g_mean_mag": "mag",
+    "nu_eff_used_in_astrometry": "um-1",
+    "pseudocolour": "um-1",
+    "ecl_lat": "deg",
+    "astrometric_params_solved": "",
+}
+SOLUTIONS = (31, 95)  # astrometric_params_solved of five and of six parameters
 MAX_ZERO_POINT = 1.0  # mas: more is another unit
 TRUTH_NAMES = ("W0", "g", "log10_mass", "log10_rh")  # of an anisotropic cluster rh_ra, too
 SKY_TRUTH_NAMES = ("ra", "dec", "distance", "pm_ra", "pm_dec", "rv")  # deg, kpc, mas/yr, km/s
@@ -65,7 +74,9 @@ class GCStars(CatalogueData):
         parallax_zero_point: mas, subtracted from the parallaxes: the true parallax is that of the
             catalogue minus the zero point, which of Gaia's is negative. null: `GAIA_ZERO_POINT`,
             the mean of Gaia's EDR3 and DR3, unless the name of the column has "corr", as of
-            parallaxes that are corrected. A mock has the zero point that is set; null: none.
+            parallaxes that are corrected. "lindegren": of each star, by its magnitude, colour and
+            place (Lindegren et al. 2021), from `ZERO_POINT_COLUMNS` by the package
+            gaiadr3-zeropoint. A mock has the zero point that is set; null: none.
         parallax_zero_point_error: mas, of the zero point, an error in common of all parallaxes.
         parallax_error_inflation: factor of the errors of parallaxes, which are independent.
         centre, radius: stars were selected at ``radius`` [min, max], arcmin, about ``centre``
@@ -95,6 +106,10 @@ class GCStars(CatalogueData):
         "parallax_error": _error("parallax_error", "mas", "the parallax"),
         "rv": _measured("radial_velocity", "km/s", "velocity along the line of sight"),
         "rv_error": _error("radial_velocity_error", "km/s", "that velocity"),
+        **{
+            name: _measured(name, unit, f"for data.parallax_zero_point={LINDEGREN}")
+            for name, unit in ZERO_POINT_COLUMNS.items()
+        },
     }
 
     def __init__(
@@ -103,7 +118,7 @@ class GCStars(CatalogueData):
         truth: Mapping[str, float] | None = None,
         distance: float | None = None,
         distance_error: float | None = None,
-        parallax_zero_point: float | None = None,
+        parallax_zero_point: float | str | None = None,
         parallax_zero_point_error: float = 0.01,
         parallax_error_inflation: float = 1.0,
         centre: Sequence[float] | None = None,
@@ -143,10 +158,15 @@ class GCStars(CatalogueData):
         for name, value in (("distance", distance), ("distance_error", distance_error)):
             if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"data.{name} is {value}; expected kpc, a positive number")
-        if parallax_zero_point is not None and not abs(parallax_zero_point) < MAX_ZERO_POINT:
+        mean = None if parallax_zero_point == LINDEGREN else parallax_zero_point
+        if mean is not None and (isinstance(mean, str) or not abs(mean) < MAX_ZERO_POINT):
             raise ValueError(
                 f"data.parallax_zero_point is {parallax_zero_point}; expected mas, within "
-                f"{MAX_ZERO_POINT:g} of 0, such as {GAIA_ZERO_POINT:g}"
+                f"{MAX_ZERO_POINT:g} of 0, such as {GAIA_ZERO_POINT:g}, or {LINDEGREN}"
+            )
+        if self.path is None and parallax_zero_point == LINDEGREN:
+            raise ValueError(
+                f"data.parallax_zero_point={LINDEGREN} is for Gaia's stars; of a mock expected mas"
             )
         if not 0 <= parallax_zero_point_error < MAX_ZERO_POINT:
             raise ValueError(
@@ -166,7 +186,8 @@ class GCStars(CatalogueData):
         unitless = [
             f"{column.name} ({column.column.unit})"
             for column in roles.values()
-            if column.name in catalogue.names and column.name not in catalogue.units
+            if column.column.unit and column.name in catalogue.names
+            if column.name not in catalogue.units
         ]
         if unitless and (self.path is not None or self.table is not None):
             self.warn_once(
@@ -192,6 +213,8 @@ class GCStars(CatalogueData):
                 self.warn_once(
                     f"{self.label} has no column {', '.join(missing)}: no {quantity} are used"
                 )
+        if self.parallax_zero_point == LINDEGREN and "parallax" in roles:
+            roles |= {name: columns[name] for name in ZERO_POINT_COLUMNS}
         return roles
 
     def _in_space(self, columns: Mapping[str, CatalogueColumn], names: Collection[str]) -> bool:
@@ -282,7 +305,8 @@ class GCStars(CatalogueData):
                 f"the sky, where the centre of the cluster is inferred, too"
             )
         if "parallax" in stars:
-            stars["parallax"] = stars["parallax"] - self.zero_point()
+            stars["parallax"] = stars["parallax"] - self.zero_point(stars)
+            stars = {name: x for name, x in stars.items() if name not in ZERO_POINT_COLUMNS}
             stars["parallax_error"] = stars["parallax_error"] * self.parallax_error_inflation
         selection = self.selection()
         if selection is None:
@@ -306,8 +330,10 @@ class GCStars(CatalogueData):
         self.star_rows = {name: value[inside.numpy()] for name, value in self.star_rows.items()}
         return {name: value[inside] for name, value in stars.items()}
 
-    def zero_point(self) -> float:
-        """Of the parallaxes of these stars, mas."""
+    def zero_point(self, stars: Mapping[str, Tensor]) -> float | Tensor:
+        """Of the parallaxes of these stars, mas: the same for all, or (n,)."""
+        if self.parallax_zero_point == LINDEGREN:
+            return self._zero_point_by_star(stars)
         if self.parallax_zero_point is not None:
             return float(self.parallax_zero_point)
         column = str(self.columns.get("parallax", "parallax"))
@@ -319,6 +345,31 @@ class GCStars(CatalogueData):
             f"if that is corrected already: data.parallax_zero_point=0"
         )
         return GAIA_ZERO_POINT
+
+    def _zero_point_by_star(self, stars: Mapping[str, Tensor]) -> Tensor:
+        """The published zero points; of stars outside of their domain the mean, with a warning."""
+        try:
+            from zero_point import zpt
+        except ImportError as error:
+            raise ValueError(
+                f"data.parallax_zero_point={LINDEGREN} needs a package: pip install "
+                f"gaiadr3-zeropoint; or give the mean, {GAIA_ZERO_POINT:g}"
+            ) from error
+        zpt.load_tables()
+        arguments = [stars[name].numpy() for name in ZERO_POINT_COLUMNS]
+        solved = np.isin(arguments[-1], SOLUTIONS)
+        found = np.full(len(solved), np.nan)
+        if solved.any():
+            found[solved] = zpt.get_zpt(*(x[solved] for x in arguments), _warnings=False)
+        unknown = np.isnan(found) & ~stars["parallax"].isnan().numpy()
+        if unknown.any():
+            self.warn_once(
+                f"{self.label}: {int(unknown.sum()):,} of {len(unknown):,} stars lie outside the "
+                f"magnitudes (6 to 21) and colours of Lindegren et al. (2021), or lack a column of "
+                f"{', '.join(ZERO_POINT_COLUMNS)}; their zero point is taken as "
+                f"{GAIA_ZERO_POINT:g} mas"
+            )
+        return torch.from_numpy(np.where(np.isnan(found), GAIA_ZERO_POINT, found))
 
     def selection(self) -> SkySelection | None:
         """Which stars are in the list; None: all."""
@@ -382,7 +433,7 @@ class GCStars(CatalogueData):
         errors = (self.mock_error, self.mock_rv_error)
         columns = simulate_survey(sky, centre, n, n_field, errors, self.selection(), generator)
         if "parallax" in columns:
-            columns["parallax"] = columns["parallax"] + self.zero_point()
+            columns["parallax"] = columns["parallax"] + self.zero_point({})
         return columns
 
     def truth(self) -> dict[str, float]:

@@ -34,6 +34,7 @@ FORMATS = ("coefficients", "sampled")
 CORRELATIONS = ("full", "lowrank", "diagonal")
 LARGEST_NUMBER = 1e10  # coefficient, electron/s, or flux density: of Sirius they are below
 TRUNCATED = 3  # coefficients that are 0 at the end of a star without its irrelevant bases
+GAIAXPY_WAVELENGTHS = "sampling"  # nm, in the header of GaiaXPy's ECSV
 ROWS_IN_MEMORY = 20_000  # of shards: for units, components and validation
 
 
@@ -107,9 +108,9 @@ class ScatterVaeData(CatalogueData):
         names = set(catalogue.names)
         if self.format == SAMPLED:
             roles = ["spectrum", "spectrum_error"]
-            name = self._column("wavelength")
-            if name in catalogue.constants:
-                self._compare_wavelengths(np.asarray(catalogue.constants[name], float)[None])
+            name, constants = self._column("wavelength"), catalogue.constants
+            if (grid := constants.get(name, constants.get(GAIAXPY_WAVELENGTHS))) is not None:
+                self._compare_wavelengths(np.asarray(grid, float)[None])
             elif name in names or "wavelength" in self.columns:
                 roles.append("wavelength")
             elif self.wavelengths and not training:

@@ -16,7 +16,6 @@ from orrery.models.base import (
     Output,
     Posterior,
     PredictedRows,
-    or_nothing,
 )
 from orrery.models.gc_emulator.calibration import calibration_metrics, simulated_posteriors
 from orrery.models.gc_emulator.emulator import IsothermalEmulator
@@ -265,7 +264,7 @@ class GCEmulator(Component):
             warnings, metrics = fit.warnings + warnings, metrics | fit.metrics
             return Posterior(
                 draws.arrays(), posterior.units, metrics, warnings, fit.groups,
-                {"profiles": fit.figure},
+                {"profiles": fit.figure} if fit.figure else {},
             )  # fmt: skip
         stride = max(1, draws.u[0, :, :, 0].numel() // FIGURE_DRAWS)
         u = draws.u.flatten(1, 2)[:, ::stride]
@@ -274,16 +273,11 @@ class GCEmulator(Component):
             if posterior.has_outliers:
                 membership = posterior.mean_membership(u)
                 warnings = warnings + outlier_warnings(membership)
-            made = or_nothing(
-                "profiles.png", lambda: star_fit(space_profiles(posterior, u, membership))
-            )
+            figure, p_values = star_fit(lambda: space_profiles(posterior, u, membership))
         else:
             if posterior.has_field_stars:
                 membership = posterior.mean_membership(draws.with_latents)
-            made = or_nothing(
-                "profiles.png", lambda: star_fit(sky_profiles(posterior, u, membership))
-            )
-        p_values = made.get("p_values", {})
+            figure, p_values = star_fit(lambda: sky_profiles(posterior, u, membership))
         text, describes = description(p_values)
         if describes:
             print(text)
@@ -295,7 +289,7 @@ class GCEmulator(Component):
             if isinstance(observations, PhaseSpaceStars | SkyStars):
                 groups["members"] = {**observations.rows, **groups["members"]}
         metrics["n"] = float(posterior.n_stars)
-        figures = {"profiles": made["figure"]} if made else {}
+        figures = {"profiles": figure} if figure else {}
         return Posterior(draws.arrays(), posterior.units, metrics, warnings, groups, figures)
 
     def _calibrate_posteriors(

@@ -1,13 +1,14 @@
 """How well profiles and stars are fitted: chi^2, replicated data, p-values, model bands."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.special import gammaincc
 
+from orrery.models.base import or_nothing
 from orrery.models.gc_emulator.figure_data import (
     QUANTILES,
     VOLUME_POWERS,
@@ -38,7 +39,7 @@ class GoodnessOfFit(NamedTuple):
     metrics: dict[str, float]
     warnings: list[str]
     groups: dict[str, Arrays]  # of ArviZ
-    figure: Arrays
+    figure: Arrays  # empty if it failed
 
 
 def goodness_of_fit(posterior: ProfilesPosterior, u: Tensor, seed: int) -> GoodnessOfFit:
@@ -49,7 +50,7 @@ def goodness_of_fit(posterior: ProfilesPosterior, u: Tensor, seed: int) -> Goodn
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
         groups = _replicated(posterior, named, thinned.shape[:2], generator)
-        figure = _figure(posterior, named)
+        figure = or_nothing("profiles.png", lambda: _figure(posterior, named))
     return GoodnessOfFit(metrics, misfits + _distance_pull(u, posterior), groups, figure)
 
 
@@ -147,9 +148,17 @@ def predictive_p_values(profiles: StarProfiles) -> dict[str, float]:
     return p_values
 
 
-def star_fit(profiles: StarProfiles) -> dict[str, Any]:
-    """Of lists of stars the ``figure`` of profiles, and `predictive_p_values` (``p_values``)."""
-    return {"figure": profiles.arrays(), "p_values": predictive_p_values(profiles)}
+def star_fit(make: Callable[[], StarProfiles]) -> tuple[Arrays, dict[str, float]]:
+    """Of a list of stars, whose profiles ``make`` computes, figure data and p-values.
+
+    What fails is empty, with a warning: it does not cost the draws.
+    """
+    made = or_nothing("profiles.png", lambda: {"profiles": make()})
+    if not made:
+        return {}, {}
+    profiles: StarProfiles = made["profiles"]
+    figure = or_nothing("profiles.png", profiles.arrays)
+    return figure, or_nothing("p-values", lambda: predictive_p_values(profiles))
 
 
 def _mean_tail(chi2: Tensor, degrees: int) -> float:
@@ -170,7 +179,10 @@ def description(p_values: Mapping[str, float]) -> tuple[str, bool]:
     """Whether a model describes a list of stars, by its p-values, in a sentence."""
     found = {name: p_values[key] for key, name in P_VALUES.items() if key in p_values}
     if not found:
-        return "too few stars for posterior predictive p-values", True
+        return (
+            "there are no posterior predictive p-values: they need stars in two radial bins",
+            True,
+        )
     describes = min(found.values()) >= MIN_PREDICTIVE_P
     text = ", ".join(f"of the {name} {p:.2g}" for name, p in found.items())
     end = "describes these stars"

@@ -38,12 +38,14 @@ from orrery.models.gyro.left_out import (
 )
 from orrery.models.gyro.migrations import (
     discrepancy_with_turnover,
+    ranks_unknown,
     rename_settings_and_tensors,
 )
 from orrery.models.gyro.networks import FLOWS, Contamination, Rotation
-from orrery.models.gyro.outputs import BIT, QUANTILES, outputs
+from orrery.models.gyro.outputs import BIT, N_LEVELS, OF_PERIODS, QUANTILES, outputs
 from orrery.models.gyro.stars import stars_batch
 from orrery.models.layers import grid
+from orrery.models.layers.slices import slices
 from orrery.models.layers.stack import DensityStack
 from orrery.physics.quantities import in_unit
 from orrery.physics.rotation.gyrochrones import (
@@ -61,6 +63,7 @@ FAST_ROTATOR_RATIO = 0.5  # period over that of the slow sequence
 MISFIT_DENSITY = 0.1  # per dex: a period less likely at any age is a misfit
 MISFIT_RATIO = 1.2  # period over that of the slow sequence at the oldest age
 N_PERIOD_DRAWS = 16  # per star
+STARS_PER_SLICE = 4096
 
 
 @runtime_checkable
@@ -108,6 +111,7 @@ class Gyro(Component):
     migrations: ClassVar[Sequence[Migration]] = (
         rename_settings_and_tensors,
         discrepancy_with_turnover,
+        ranks_unknown,
     )
 
     prediction_settings: ClassVar = frozenset(("prior", "youngest", "oldest", "field_scatter"))
@@ -164,6 +168,7 @@ class Gyro(Component):
         self.discrepancies: Tensor
         self.left_out_scores: Tensor
         self.colour_ranges: Tensor
+        self.density_levels: Tensor
         grid_ends = math.log10(1e3 * GRID_START_GYR), math.log10(1e3 * GRID_END_GYR)
         edges = torch.linspace(*grid_ends, n_grid + 1)
         self.register_buffer("edges", edges, persistent=False)
@@ -173,6 +178,8 @@ class Gyro(Component):
         self.register_buffer("left_out_scores", scores)  # columns: `LeftOutScores`
         # mag: bluest and reddest of each cluster
         self.register_buffer("colour_ranges", torch.tensor([[0.5, 3.0]]).repeat(n_clusters, 1))
+        # of ln p(log10 P | colour) of training stars, in order; infinite: not known
+        self.register_buffer("density_levels", torch.full((N_LEVELS,), torch.inf))
         self.table = DensityTable(grid.centres(edges))
 
     # --- the fit ------------------------------------------------------------------------------
@@ -211,11 +218,29 @@ class Gyro(Component):
 
     @torch.no_grad()
     def calibrate(self, data: Data) -> None:
-        """Fill the table of densities; scores of held-out clusters, and the discrepancy."""
+        """Fill the table of densities; scores of held-out clusters, discrepancy, ranks."""
         self.table.fill(self.rotation)
+        self.density_levels = self.levels(data.training_batch()).to(self.density_levels)
         scores, discrepancies = left_out_scores(self, data.training_batch())
         self.discrepancies = discrepancies.to(self.discrepancies)
         self.left_out_scores = scores.to(self.left_out_scores)
+
+    def levels(self, batch: Batch) -> Tensor:
+        """Quantiles of ln p(log10 P | colour) of stars, from the least to the largest."""
+        parts = [
+            self.with_contamination(self.table.log_likelihood(part, self.field_scatter), part)
+            for part in slices(batch, STARS_PER_SLICE)
+        ]
+        density = torch.cat([part.logsumexp(1) for part in parts]).sort().values
+        return density[torch.linspace(0, len(density) - 1, N_LEVELS).round().long()]
+
+    def period_rank(self, log_p: Tensor) -> Tensor:
+        """Fraction of the training stars of less probable periods, (batch,), of (batch, n_grid).
+
+        All cells of log10 age count alike, so that settings of the prior do not change the rank.
+        """
+        rank = torch.searchsorted(self.density_levels, log_p.logsumexp(1).contiguous())
+        return torch.where(self.density_levels[0].isinf(), torch.nan, rank / N_LEVELS)
 
     def log_likelihood_left_out(self, batch: Batch, cluster: int) -> Tensor:
         """ln p (batch, n_grid) of stars at each age, by networks that hold ``cluster`` out."""
@@ -268,8 +293,9 @@ class Gyro(Component):
         u = grid.counter_uniform(batch["row"], 2 * N_PERIOD_DRAWS, self.draw_seed)
         ages = grid.quantile(cdf, self.edges, u[:, :N_PERIOD_DRAWS])
         rows["period_draws"] = 10 ** self.table.draw(colour, ages, u[:, N_PERIOD_DRAWS:])
+        rows["period_rank"] = self.period_rank(log_p)
         rows["log_likelihood"] = log_p
-        for name in (*QUANTILES, "age_mean", "log_evidence", "period_draws", "log_likelihood"):
+        for name in (*QUANTILES, *OF_PERIODS):
             mask = valid.view(-1, *[1] * (rows[name].ndim - 1))
             rows[name] = torch.where(mask, rows[name], torch.nan)
         if "log_age" in batch:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from orrery.models.gyro.discrepancy import SCALES, TURNOVERS
+from orrery.models.gyro.outputs import N_LEVELS
 from orrery.physics.rotation.gyrochrones import PLATEAU_MYR
 
 SETTINGS = {"judge": "benchmark_clusters", "field": "field_scatter"}
@@ -37,6 +38,13 @@ def discrepancy_with_turnover(
     of_all = state_dict.pop("discrepancy")
     state_dict["discrepancies"] = torch.stack([_candidate(x) for x in (*of_others, of_all)])
     return config, state_dict
+
+
+def ranks_unknown(
+    config: dict[str, Any], state_dict: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Version 3 to 4: without the densities of training stars, their rank is NaN."""
+    return config, {**state_dict, "density_levels": torch.full((N_LEVELS,), torch.inf)}
 
 
 def _candidate(scale: Tensor) -> Tensor:

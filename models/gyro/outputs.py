@@ -19,6 +19,8 @@ FLAGS = {
     f"log g below {EVOLVED_LOGG:g}",
     "misfit": "period that no age explains",
 }
+OF_PERIODS = ("age_mean", "log_evidence", "period_rank", "period_draws", "log_likelihood")
+N_LEVELS = 1001  # of the densities of training stars, in equal steps of their rank
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 
 
@@ -28,6 +30,11 @@ def outputs(edges: Tensor) -> dict[str, Output | Constant]:
         **{name: Output("Gyr", f"{100 * q:g}% quantile of age") for name, q in QUANTILES.items()},
         "age_mean": Output("Gyr", "mean of age"),
         "log_evidence": Output("", "ln p(log10 P | colour), per dex, with ages by their prior"),
+        "period_rank": Output(
+            "",
+            "fraction of the training stars whose periods are less probable at their colours",
+            unusual="low",
+        ),
         "flags": Output("", "bits", bits=FLAGS),
         "period_draws": Output("d", "periods expected at this colour, age by its posterior"),
         "log_likelihood": Output("", "ln p(log10 P | age, colour) on the grid log10_age_myr"),

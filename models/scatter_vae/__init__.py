@@ -71,6 +71,7 @@ class ScatterVAE(Component):
     migrations: ClassVar = (em_rounds_setting,)
 
     prediction_settings: ClassVar = frozenset(("wavelengths", "refine"))
+    may_be_zero: ClassVar = frozenset(("refine", "em_rounds"))
 
     def __init__(
         self,

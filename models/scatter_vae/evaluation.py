@@ -1,13 +1,13 @@
 """Scores of `scatter_vae`: predicted rows, the truth of a simulation, and PCA as a baseline."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from orrery.models.base import Batch, Data, Evaluation, PredictedRows
+from orrery.models.base import Batch, Data, Evaluation, PredictedRows, or_nothing
 from orrery.models.scatter_vae.inference import Whitening, gaussian_nll
 
 if TYPE_CHECKING:
@@ -37,10 +37,11 @@ def evaluate(model: "ScatterVAE", rows: PredictedRows, data: Data) -> Evaluation
     evaluation = Evaluation(metrics(rows), warnings=warnings(rows, model.latent))
     with torch.inference_mode():
         examples = {k: v.to(model.device) for k, v in rows.examples.items()}
-        observed = {k: v.cpu().numpy() for k, v in model.observed_spectra(examples).items()}
+        observed = or_nothing("spectra.png", lambda: _numpy(model.observed_spectra(examples)))
         compared, evaluation.figures = compare(model, data)
     evaluation.metrics |= compared
-    evaluation.figures["spectra"] = observed
+    if observed:
+        evaluation.figures["spectra"] = observed
     if truth := true_rows(data, model.bands):
         evaluation.baselines["true model"] = metrics(truth)
     evaluation.timings = timing_cases(model, next(data.prediction_batches()))
@@ -78,9 +79,6 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
     if "latent_mean" in rows or "kl" in rows:
         metrics["kl"] = float(np.mean(rows["kl"], dtype=float))
-        if np.isfinite(rows["p_value"]).any():  # of sampled spectra it is not known
-            metrics["odd_fraction"] = float(np.mean(rows["p_value"] < 1e-4))
-        metrics["missing_bp_fraction"] = float(np.mean(rows["flags"] & 1))
     return metrics
 
 
@@ -189,21 +187,25 @@ def compare(model: "ScatterVAE", data: Data) -> tuple[dict[str, float], dict[str
         pca = pca_rows(model, batch, k)
         metrics[f"pca{k}_chi2_median"] = float(pca["chi2"].median())
         metrics[f"pca{k}_nll"] = float(pca["nll"].mean())
-    scatter = {
-        "learned": (rows["scatter"] / flux).median(0).values.numpy(),
-        "error": (batch["errors"] / flux).median(0).values.numpy(),
-    }
+    scatter = {"learned": rows["scatter"], "error": batch["errors"]}
     truth = true_spectra(data, batch["row"])
     if truth is not None:
         metrics |= truth_metrics(rows, batch, *truth)
-        scatter["true"] = (truth[1] / flux).median(0).values.numpy()
+        scatter["true"] = truth[1]
         if len(model.bands) > 1:
             metrics |= imputation_metrics(model, batch, truth[0])
-    return metrics, {
-        "latent": {name: rows[name].numpy() for name in LATENT_COLUMNS if name in rows},
-        "scatter": scatter,
-        "generated": model.generate(N_GENERATED),
+    latent = {name: rows[name] for name in LATENT_COLUMNS if name in rows}
+    made: dict[str, Callable[[], Arrays]] = {
+        "latent": lambda: _numpy(latent),
+        "scatter": lambda: _numpy({k: (v / flux).median(0).values for k, v in scatter.items()}),
+        "generated": lambda: model.generate(N_GENERATED),
     }
+    figures = {name: or_nothing(f"{name}.png", arrays) for name, arrays in made.items()}
+    return metrics, {name: arrays for name, arrays in figures.items() if arrays}
+
+
+def _numpy(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {name: values.cpu().numpy() for name, values in tensors.items()}
 
 
 def truth_metrics(

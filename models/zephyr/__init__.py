@@ -83,6 +83,7 @@ class Zephyr(Component):
     """
 
     prediction_settings: ClassVar = frozenset(("target_source", "n_grid", "n_samples", "z_grid"))
+    may_be_zero: ClassVar = frozenset(("n_samples",))
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from orrery.models.base import Data, Evaluation, PredictedRows, or_nothing
 from orrery.models.layers import grid
-from orrery.models.zephyr.photometry import BIT
 from orrery.physics.galaxies.redshift_scores import nmad, outlier_fraction
 
 if TYPE_CHECKING:
@@ -75,7 +74,6 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
     if "pit_raw" in rows:  # predicted rows, not those of the true posterior
         values["pit_ks_raw"] = _ks_distance(rows["pit_raw"].astype(float))
-        values["ood_fraction"] = float(np.mean(rows["flags"] & BIT["unusual"] > 0))
     return values
 
 

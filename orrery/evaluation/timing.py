@@ -7,6 +7,8 @@ import torch
 
 from orrery.models.base import Component
 
+REPEATS = 5  # the tests run each case once
+
 
 def timings(
     model: Component, cases: Mapping[str, tuple[Callable[[], object], int]]
@@ -40,7 +42,7 @@ def timings(
 def best_of_five(run: Callable[[], object]) -> float:
     """Least process CPU time of five runs, s."""
     times = []
-    for _ in range(5):
+    for _ in range(REPEATS):
         started = time.process_time()
         run()
         times.append(time.process_time() - started)

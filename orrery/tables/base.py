@@ -45,6 +45,7 @@ class Catalogue:
         self.constants: dict[str, np.ndarray] = {}  # arrays that are not one per row, if known
         # Whether a column has blanks anywhere; columns not listed are scanned when asked for.
         self._blank: dict[str, bool] = {}
+        self._boolean: set[str] = set()
         self._as_text: dict[str, bool] = {}  # whether a column with blanks has longer integers
 
     def __len__(self) -> int:
@@ -115,6 +116,10 @@ class Catalogue:
         for block in self._masked_blocks(columns, rows, start, stop):
             yield {c: self._fill(c, block[c]) for c in columns}
 
+    def is_boolean(self, column: str) -> bool:
+        """Whether a column that was read is of true and false, also where blanks make it floats."""
+        return column in self._boolean
+
     def is_identifier(self, column: str) -> bool:
         """Whether a column that was read is text for the sake of its long integers."""
         return self._as_text.get(column, False)
@@ -140,6 +145,8 @@ class Catalogue:
             yield {c: block[c] for c in columns}
 
     def _fill(self, column: str, values: np.ndarray) -> np.ndarray:
+        if values.dtype.kind == "b":
+            self._boolean.add(column)
         if self._blank[column] and values.dtype.kind in "biu":
             if self._as_text[column]:
                 mask = np.ma.getmaskarray(values)

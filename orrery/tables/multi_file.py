@@ -52,6 +52,8 @@ class Chain(Catalogue):
                         dtypes[c][path] = self._in_our_unit(first[c], c, part).dtype
                         if part.is_identifier(c):
                             identifiers.add(c)
+                        if part.is_boolean(c):
+                            self._boolean.add(c)
         for c, of_files in dtypes.items():
             if c in identifiers and all(kind.kind in "iuO" for kind in of_files.values()):
                 self._kinds[c] = np.dtype(object)

@@ -31,6 +31,11 @@ from .text_layout import (
     read_head,
 )
 
+# Types of ECSV files that Arrow does not know, those of GaiaXPy and of Java programs among them
+ECSV_TYPES = {
+    "float128": "float64", "float16": "float32", "long": "int64", "short": "int16",
+    "byte": "int8", "double": "float64", "boolean": "bool", "object": "string", "char": "string",
+}  # fmt: skip
 _GUESSES = (pa.int64(), pa.uint64(), pa.float64(), pa.bool_())
 # How blanks are spelt in number columns; text columns keep these words.
 _BLANKS = ["", "nan", "NaN", "NAN", "null", "NULL", "NA", "N/A", "n/a", "None", "--"]
@@ -90,8 +95,8 @@ def open_ecsv(path: str, group: str | None) -> Catalogue:
     for column in columns:
         if match := _VECTOR.fullmatch(column.get("subtype", "")):
             shape = tuple(int(n) for n in match[2].split(","))
-            vectors[column["name"]] = (match[1], shape)
-        known = column["datatype"].replace("float128", "float64").replace("float16", "float32")
+            vectors[column["name"]] = (ECSV_TYPES.get(match[1], match[1]), shape)
+        known = ECSV_TYPES.get(column["datatype"], column["datatype"])
         try:
             types[column["name"]] = pa.type_for_alias(known)
         except ValueError as error:
@@ -99,7 +104,11 @@ def open_ecsv(path: str, group: str | None) -> Catalogue:
                 f"{path}: column {column['name']!r} has type {known!r}, which cannot be read"
             ) from error
     units = {column["name"]: column.get("unit") for column in columns}
-    return TextCatalogue(path, names, delimiter, skip, types, vectors, units)
+    catalogue = TextCatalogue(path, names, delimiter, skip, types, vectors, units)
+    for name, value in dict(metadata.get("meta") or {}).items():
+        if isinstance(value, list) and value and all(isinstance(x, int | float) for x in value):
+            catalogue.constants[name] = np.array(value)
+    return catalogue
 
 
 class TextCatalogue(Catalogue):

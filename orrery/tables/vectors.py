@@ -14,6 +14,7 @@ from pyarrow import csv
 
 _BLANK_CELLS = {"", "null", "none", "nan", "--", "()", "[]"}
 _BLANK_NUMBERS = ["", "null", "NULL", "None", "nan", "NaN", "NAN", "--", "masked"]
+_BLANK_NUMBERS += [f" {blank}" for blank in _BLANK_NUMBERS]  # after a comma
 # What Python writes around the numbers of an array: "array([1., 2.], dtype=float32)" and
 # "[np.float64(1.0), np.float64(2.0)]".
 _ARRAY = re.compile(r"(?:np\.)?array\((.*?)(?:,\s*dtype=[\w.]+)?\)", re.DOTALL)

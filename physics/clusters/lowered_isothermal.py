@@ -323,13 +323,15 @@ def g_max(W0: Tensor) -> Tensor:
     """
     W0 = W0.double()
     limit = 1e4 * solve(W0, torch.ones_like(W0), steps=200).rh
-    low, high = torch.ones_like(W0), torch.full_like(W0, 3.5)
-    for _ in range(20):
-        middle = 0.5 * (low + high)
-        rt = solve(W0, middle, steps=200).rt
-        finite = (rt > 0) & (rt < limit)
-        low, high = torch.where(finite, middle, low), torch.where(finite, high, middle)
-    return 0.5 * (low + high)
+    low, width = torch.ones_like(W0), 2.5
+    parts = torch.arange(1, 4, dtype=W0.dtype, device=W0.device) / 4
+    for _ in range(10):  # two bisections at once: a solution costs its steps, not its models
+        g = low[:, None] + width * parts
+        rt = solve(W0[:, None].expand_as(g).flatten(), g.flatten(), steps=200).rt.view_as(g)
+        finite = (rt > 0) & (rt < limit[:, None])
+        width = width / 4
+        low = low + width * finite.cumprod(1).sum(1)
+    return low + 0.5 * width
 
 
 def g_limit(W0: Tensor, rh_ra: Tensor | None = None) -> Tensor:

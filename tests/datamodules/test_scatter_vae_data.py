@@ -113,6 +113,59 @@ def test_arrays_as_text_are_read(few_stars):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
 
 
+def numbered(table, first, stem="{}"):
+    """A column per number, such as of Avro or a database, with the first number in its name."""
+    flat = {}
+    for name, values in table.items():
+        if values.ndim == 1:
+            flat[name] = values
+            continue
+        for i, column in enumerate(values.T):
+            flat[f"{stem.format(name)}_{first + i}"] = column
+    return flat
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_column_per_coefficient_is_read(few_stars, first, tmp_path):
+    few = {  # of 7 and 9 coefficients: nothing is known of their number
+        name: values if values.ndim == 1 else values[:, : {"bp": 7, "rp": 9}[name[:2]]]
+        for name, values in few_stars.items()
+        if "correlations" not in name
+    }
+    settings = {"columns": {"flux": "phot_g_mean_flux"}, "correlations": "diagonal"}
+    theirs = read(few, True, **settings)
+    names = {f"{b}_coefficients": f"{b}_coeff" for b in xp.BANDS}
+    flat = {names.get(name, name): values for name, values in few.items()}
+    settings["columns"] |= names
+    Table(numbered(flat, first)).write(tmp_path / "flat.csv")
+    for table in (numbered(flat, first), Table.read(tmp_path / "flat.csv")):
+        ours = read(table, True, **settings)
+        for name in theirs:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
+    table = numbered(flat, first)
+    del table["bp_coeff_4"]
+    with pytest.raises(ValueError, match=r"bp_coeff_.* are the numbers of an array, and number 4 "):
+        read(table, True, **settings)
+
+
+def test_wavelengths_of_gaiaxpys_own_ecsv_are_read(tmp_path):
+    header = "# %ECSV 1.0\n# ---\n# delimiter: ','\n# datatype:\n"
+    header += "# - {name: source_id, datatype: int64}\n"
+    for name, kind in (("flux", "float64"), ("flux_error", "float32")):
+        header += f"# - {{name: {name}, datatype: string, subtype: '{kind}[4]', "
+        header += "unit: W.nm**-1.m**-2}\n"
+    sampling = [400.0, 500.0, 600.0, 700.0]
+    row = '"[1e-16, 2e-16, 2e-16, 2e-16]","[1e-18, 1e-18, 1e-18, 1e-18]"'
+    (tmp_path / "xp.ecsv").write_text(
+        f"{header}# meta:\n#   sampling: {sampling}\nsource_id,flux,flux_error\n"
+        f"5853498713190525696,{row}\n5762406957886626816,{row}\n"
+    )
+    data = ScatterVaeData(path=str(tmp_path / "xp.ecsv"), format="sampled", split="all")
+    (batch,) = data.prediction_batches()
+    np.testing.assert_allclose(batch["coefficients"].numpy().ravel()[-1], 2e-16, rtol=1e-6)
+    assert data.wavelengths == sampling
+
+
 def test_simulated_stars_can_have_the_correlations_of_real_ones(few_stars, tmp_path):
     np.savez(tmp_path / "real.npz", **{k: v for k, v in few_stars.items() if "correlations" in k})
     data = ScatterVaeData(n_train=30, n_test=30, correlations_of=str(tmp_path / "real.npz"))

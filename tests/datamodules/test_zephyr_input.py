@@ -11,6 +11,7 @@ from conftest import BANDS
 from orrery import pretrained
 from orrery.checkpoint import build, restore
 from orrery.datamodules.zephyr import ZephyrData
+from orrery.evaluation import flagged
 from orrery.models.zephyr import evaluation
 from orrery.models.zephyr.photometry import BIT
 
@@ -105,7 +106,7 @@ def test_objects_unlike_the_training_set_raise_a_warning(model, galaxies):
     with pytest.warns(UserWarning, match="the flag unusual: unlike 99.9% of the training objects"):
         rows = model.predict(galaxies)
     rows = {name: np.asarray(rows[name]) for name in rows.colnames}
-    assert evaluation.metrics(rows)["ood_fraction"] == 1
+    assert flagged.shares(model.columns, rows)["unusual"] == 1
 
 
 def test_a_catalogue_in_the_tail_of_the_training_set_is_noticed(model):

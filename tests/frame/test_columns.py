@@ -31,6 +31,8 @@ BAD = {
 OTHER_TYPES = {
     "complex": lambda n: np.full(n, 1 + 2j),
     "bool": lambda n: np.ones(n, bool),
+    "bool with blanks": lambda n: np.ma.array(np.ones(n, bool), mask=np.arange(n) % 3 == 1),
+    "objects": lambda n: np.array([None, *[True] * (n - 1)], object),
     "dates": lambda n: np.full(n, np.datetime64("2026-01-01")),
     "text": lambda n: np.full(n, "x☆"),
 }
@@ -158,6 +160,21 @@ def test_what_is_no_number_is_refused(name, training, kind):
             table[column] = OTHER_TYPES[kind](len(table))
             with pytest.raises(ValueError, match=f"'{column}'"):
                 batches(data, table, training)
+
+
+def test_true_and_false_with_blanks_in_files_are_no_numbers(tmp_path):
+    data, tables = ready("gyro")
+    table, frame = tables[False].copy(), tables[False].to_pandas()
+    table["prot_d"] = OTHER_TYPES["bool with blanks"](len(table))
+    frame["prot_d"] = OTHER_TYPES["objects"](len(frame))
+    table.write(tmp_path / "a.ecsv")
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    for name in ("a.ecsv", "a.parquet", "a.csv"):
+        here = copy.copy(data)
+        here.path, here.table, here._opened, here.split = str(tmp_path / name), None, None, "all"
+        with pytest.raises(ValueError, match="'prot_d' holds what is no number: true or false"):
+            list(here.prediction_batches())
 
 
 @pytest.mark.parametrize(("name", "training"), CASES)

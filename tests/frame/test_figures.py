@@ -370,11 +370,11 @@ def test_a_figure_that_fails_is_a_warning_and_the_report_comes_without_it(tmp_pa
     monkeypatch.setattr(zephyr, "calibration", fails)
     rows = make_rows(40)
     data = {"examples": contributions(rows)}
-    with pytest.warns(UserWarning, match=r"calibration\.png could not be drawn: .*Axis limits"):
+    with pytest.warns(UserWarning, match=r"calibration\.png could not be made: .*Axis limits"):
         drawn = draw_figures(tmp_path, "zephyr", rows, {}, data)
     names = [path.stem for path, _ in drawn]
     assert names == ["redshifts", "examples", "responsibilities", "binned"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n}.png" for n in names)
     del rows["z_median"]  # without it not even the list of figures is there
-    with pytest.warns(UserWarning, match="the figures could not be drawn"):
+    with pytest.warns(UserWarning, match="the figures could not be made"):
         assert draw_figures(tmp_path, "zephyr", rows, {}, data) == []

@@ -10,10 +10,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from orrery import command_line
-from orrery.checkpoint import RECORD, build, read_checkpoint
+from orrery import command_line, pretrained
+from orrery.checkpoint import RECORD, build, read_checkpoint, restore
 from orrery.datamodules.base import CatalogueData
 from orrery.datamodules.dataset import Dataset
+from orrery.record import annotations, check_settings
 
 CONFIGS = ROOT / "configs"
 EXPERIMENTS = command_line.choices("experiment")
@@ -102,3 +103,38 @@ def test_what_is_inherited_is_no_choice():
     assert "data: dust," in done.stdout and "_catalogue" not in done.stdout
     done = command("train.py", "data=_catalog")
     assert done.returncode != 0 and "near: _catalogue" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "data").glob("[!_]*.yaml")), ids=lambda p: p.stem
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_and_counts_are_positive(path, value):
+    cls = target(path)
+    may_be_zero = {name for base in cls.__mro__ for name in vars(base).get("may_be_zero", ())}
+    for name, kind in annotations(cls).items():
+        if kind not in (int, int | None) or (value == 0 and name in may_be_zero):
+            continue
+        least = 0 if name in may_be_zero else 1
+        with pytest.raises(ValueError, match=rf"data\.{name} is {value}; expected {least} or more"):
+            check_settings(cls, {name: value})
+
+
+def test_chains_of_a_trained_model_are_positive():
+    checkpoint = read_checkpoint(pretrained.find("gc_emulator"))
+    for name in ("chains", "warmup", "draws"):
+        with pytest.raises(ValueError, match=rf"model\.{name} is 0; expected 1 or more"):
+            restore(checkpoint, {name: 0})
+
+
+@pytest.mark.parametrize(
+    "shares, message",
+    [
+        ({"val_fraction": -0.1}, "data.val_fraction is -0.1; expected a share"),
+        ({"test_fraction": 1.5}, "data.test_fraction is 1.5; expected a share"),
+        ({"val_fraction": 0.6, "test_fraction": 0.5}, "leaves no rows to train on"),
+    ],
+)
+def test_shares_of_rows_leave_some_to_train_on(shares, message):
+    with pytest.raises(ValueError, match=message):
+        CatalogueData(**shares)

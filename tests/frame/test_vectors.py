@@ -182,6 +182,23 @@ def test_an_ecsv_vector_may_be_blank():
     )
 
 
+@pytest.mark.parametrize("kind", ["object", "string", "string, subtype: json"])
+@pytest.mark.parametrize("blank", ["null", "", "[null, null, null]"])
+def test_an_ecsv_of_other_programs_is_read(kind, blank, tmp_path):
+    """Java's `long`, and arrays in JSON."""
+    path = tmp_path / "x.ecsv"
+    path.write_text(
+        "# %ECSV 1.0\n# ---\n# delimiter: ','\n# datatype:\n# - {name: id, datatype: long}\n"
+        f'# - {{name: v, datatype: {kind}}}\nid,v\n5853498713190525696,"[1.5, null, 3.5]"\n'
+        f'5762406957886626816,"{blank}"\n'
+    )
+    with open_catalogue(path) as catalogue:
+        (chunk,) = catalogue.chunks(["id", "v"])
+    assert chunk["id"].tolist() == [5853498713190525696, 5762406957886626816]
+    values = vectors(chunk["v"], "v")
+    np.testing.assert_array_equal(values, [[1.5, np.nan, 3.5], [np.nan] * 3])
+
+
 def test_a_truncated_gzip_of_csv_is_named():
     rows = "".join(f'{i},"({i * 7919 % 1000}.0, {i * 104729 % 9973}.0)"\n' for i in range(20_000))
     packed = gzip.compress(("id,v\n" + rows).encode())

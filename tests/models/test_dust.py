@@ -29,7 +29,7 @@ from orrery.models.dust.hmc import draw
 from orrery.models.dust.migrations import inference_setting
 from orrery.models.dust.outputs import BIT
 from orrery.models.dust.prior import Prior, Processes
-from orrery.physics.dust.extinction import Paths, paths
+from orrery.physics.dust.extinction import paths
 from orrery.physics.gaussian_process.icr import ICR, grids, matern
 
 PLACES = SkyCoord(
@@ -95,11 +95,15 @@ def test_the_field_follows_its_scale():
 
 
 def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(model):
-    prior, stars, _, generator = model
-    prior = prior._replace(by_scale=None)
+    generator = model[-1]
+    levels = grids(4, 12, 100.0, 1000.0)
+    gp, _ = Processes("icr", levels, matern, learned=False).at(150.0)
+    gp.to(dtype=torch.float64)
+    prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5))
     # three stars of different pixels, measured to 10%
-    pixel = torch.tensor([5, 300, 700])
-    known = Stars(pixel, Paths(*(x[:3] for x in stars.paths)))
+    pixel = torch.tensor([5, 90, 170])
+    parallax = torch.tensor([1.5, 2.0, 3.0], dtype=torch.float64)
+    known = Stars(pixel, paths(levels[-1].boundaries, parallax, 0.05 * parallax))
     value = 3 * Extinction(prior, known, torch.zeros(1, prior.n_latents, dtype=torch.float64)).value
     error = 0.1 * value[0]
     start = torch.randn(8, prior.n_latents, generator=generator, dtype=torch.float64)

@@ -386,7 +386,7 @@ def test_stars_that_no_cluster_could_hold_are_warned_of(model, tmp_path):
 
 def test_anisotropy_of_a_mock_is_found(anisotropic, tmp_path):
     truth = {"W0": 6.0, "g": 1.2, "log10_mass": 5.5, "log10_rh": 0.7, "rh_ra": 0.7}
-    anisotropic.chains, anisotropic.warmup, anisotropic.draws = 4, 150, 200
+    anisotropic.chains, anisotropic.warmup, anisotropic.draws = 4, 100, 120
     data = GCStars(n_stars=1000, truth=truth, seed=1)
     metrics = anisotropic.infer(data, tmp_path, seed=0).metrics
     assert all(abs(metrics[f"{name}_z"]) < 4 for name in truth)

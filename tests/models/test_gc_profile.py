@@ -4,12 +4,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from astropy import units as u
+from astropy.table import QTable, Table, vstack
 from conftest import ROOT, command
 from example_files import add, cluster_file
 
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.profile import GCProfile
+from orrery.models.gc_emulator.goodness_of_fit import goodness_of_fit
 from orrery.models.gc_emulator.profiles import ProfilesPosterior
 from orrery.physics.clusters import lowered_isothermal as limepy
 from orrery.physics.clusters.cluster_profiles import (
@@ -64,6 +67,19 @@ def test_one_group_is_enough(left, tmp_path, model):
     assert bool(posterior.log_prob(u).isfinite().all())
 
 
+def test_a_figure_that_fails_costs_no_draws(tmp_path, model, monkeypatch):
+    def fails(*_):
+        raise ValueError("no band")
+
+    data = GCProfile(path=str(cluster_file(tmp_path / "a.hdf")), distance_error=0.1)
+    posterior = ProfilesPosterior(model.emulator, data.profiles(), data.distance_prior())
+    monkeypatch.setitem(goodness_of_fit.__globals__, "_figure", fails)
+    u = next(posterior.candidates())[:, None, :20]
+    with pytest.warns(UserWarning, match=r"profiles\.png could not be made: ValueError: no band"):
+        fit = goodness_of_fit(posterior, u, 0)
+    assert fit.figure == {} and "chi2" in fit.metrics and fit.groups
+
+
 def test_a_data_set_left_out_may_be_bad(tmp_path):
     path = cluster_file(tmp_path / "a.hdf")
     with h5py.File(path, "a") as file:
@@ -113,6 +129,67 @@ def test_bad_files_are_refused(change, message, tmp_path):
         change(file)
     with pytest.raises(ValueError, match=message):
         GCProfile(path=str(path)).profiles()
+
+
+SPEEDS = {  # those of `cluster_file`
+    "r": [0.1, 0.5, 2, 8], "los": [9.0, 9, 8, 6], "los_error_up": np.full(4, 0.5),
+    "los_error_down": np.full(4, 0.4),
+}  # fmt: skip
+MINE = {"r": "R", "los": "sigma", "los_error_up": "e_up", "los_error_down": "e_down"}
+
+
+@pytest.mark.filterwarnings("ignore:.*columns without a unit")
+def test_tables_give_the_profiles_of_the_hdf_file(tmp_path):
+    hdf = GCProfile(path=str(cluster_file(tmp_path / "a.hdf")))
+    theirs = {profile.kind: profile for profile in hdf.profiles()}
+    counts = theirs["density"]
+    Table(SPEEDS).write(tmp_path / "speeds.csv")
+    mine = {MINE[name]: values for name, values in SPEEDS.items()}
+    Table(mine | {"R": 60 * np.array(SPEEDS["r"])}).write(tmp_path / "mine.csv")
+    both = QTable(SPEEDS | {"r": 60 * np.array(SPEEDS["r"]) * u.arcsec})
+    both["los"], both["density"] = both["los"] * u.km / u.s, counts.value.numpy() * u.arcmin**-2
+    both["density_error"] = [5.0, 4, 1, 0.1] * u.arcmin**-2
+    more = QTable({"r": [3.0] * u.arcmin, "density": [9.0] * u.arcmin**-2})
+    more["density_error"] = [1.0] * u.arcmin**-2
+    vstack([both, more]).write(tmp_path / "both.ecsv")  # no velocity there: blank
+    settings = {"mine.csv": {"columns": MINE, "units": {"r": "arcsec"}}}
+    for name in ("speeds.csv", "mine.csv", "both.ecsv"):
+        data = GCProfile(path=str(tmp_path / name), distance=5.0, **settings.get(name, {}))
+        ours = {profile.kind: profile for profile in data.profiles()}
+        for a, b in zip(ours["los"][2:], theirs["los"][2:], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert len(ours["density"].r) == 5
+    np.testing.assert_allclose(ours["density"].value[:4], counts.value)
+    assert data.distance_prior() == (5.0, pytest.approx(0.1)) and data.provenance()["rows"] == 9
+    (tmp_path / "mine.csv").unlink()
+    data = GCProfile(path=str(tmp_path / "*.csv"), distance=5.0)
+    assert [profile.name for profile in data.profiles()] == ["speeds_los"]
+
+
+@pytest.mark.filterwarnings("ignore:.*columns without a unit")
+@pytest.mark.parametrize(
+    "change, settings, message",
+    [
+        ({"los": [9.0, -9, 8, 6]}, {}, r"'los': -9.0 is not a valid velocity disp.*\(row 1,"),
+        ({"los": [9.0, np.inf, 8, 6]}, {}, r"'los': inf is not a valid"),
+        ({"los_error_up": [0.5, 0.5, 0, 1]}, {}, r"'los_error_up': 0.0 is not a valid.*\(row 2,"),
+        ({"los_error_up": [0.5, np.nan, 1, 1]}, {}, r"'los_error_up': nan is no error of a value"),
+        ({"r": [-1.0, 1, 2, 3]}, {}, r"'r': -1.0 is not a valid radius"),
+        ({"los_error_up": None}, {}, "no column 'los_error_up'"),
+        ({"los_error_up": None, "los_error_down": None}, {}, "no column 'los_error'"),
+        ({"los": None}, {}, "has no profile; expected a column density"),
+        ({"los": [np.nan] * 4}, {}, "'los' is blank in all rows"),
+        ({}, {"columns": {"loss": "sigma"}}, "data.columns.loss is none of the roles"),
+        ({}, {"columns": {"los": "sigma"}}, "no column 'sigma'"),
+        ({}, {"units": {"los": "mas/yr"}}, "'los' is in 'mas / yr'"),
+        ({}, {"exclude": ["los"]}, "data.exclude is for HDF5 files"),
+    ],
+)
+def test_bad_tables_are_refused(change, settings, message, tmp_path):
+    table = {name: values for name, values in (SPEEDS | change).items() if values is not None}
+    Table(table).write(tmp_path / "speeds.csv")
+    with pytest.raises(ValueError, match=message):
+        GCProfile(path=str(tmp_path / "speeds.csv"), distance=5.0, **settings).profiles()
 
 
 def test_no_hdf_file_or_half_of_one_is_refused(tmp_path):
@@ -194,7 +271,7 @@ def test_gradient_is_that_of_finite_differences(model):
 
 @pytest.fixture(scope="module")
 def mock(model, tmp_path_factory):
-    model.chains, model.warmup, model.draws = 4, 150, 250
+    model.chains, model.warmup, model.draws = 4, 120, 200
     data = GCProfile(truth=TRUTH, seed=1)
     return model.infer(data, tmp_path_factory.mktemp("mock"), seed=0)
 

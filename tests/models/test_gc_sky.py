@@ -1,6 +1,8 @@
 """Stars on the sky: densities against brute force, mocks with known truth, bad lists."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from astropy.table import Table
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.stars import GCStars
+from orrery.models.gc_emulator.goodness_of_fit import star_fit
 from orrery.models.gc_emulator.inference import Draws, summary_metrics
 from orrery.models.gc_emulator.members import KMS, log_members
 from orrery.models.gc_emulator.posterior import cluster_of, whitened
@@ -74,10 +77,11 @@ def at_truth(posterior):
 @pytest.mark.parametrize("kind", ["model", "anisotropic"])
 def test_a_star_is_as_probable_as_f_integrated_over_what_is_not_measured(kind, request):
     model = request.getfixturevalue(kind)
-    data = mock(n_stars=12, mock_error=1e-4)
+    n_stars = 10
+    data = mock(n_stars=n_stars, mock_error=1e-4)
     columns = {k: v for k, v in data.stars().items() if k[:2] not in ("ra", "de", "pa")}
     columns |= {name: data.stars()[name] for name in ("ra", "dec")}
-    posterior = posterior_of(model, mock(n_stars=12, distance=1.0), columns)
+    posterior = posterior_of(model, mock(n_stars=n_stars, distance=1.0), columns)
     u = at_truth(posterior)
     cluster, _ = cluster_of(model.emulator, u)
     centre, _ = posterior.centre(u)
@@ -85,16 +89,16 @@ def test_a_star_is_as_probable_as_f_integrated_over_what_is_not_measured(kind, r
     grid = torch.linspace(-7, 7, 141, dtype=D)
     z, v = (x.flatten() for x in torch.meshgrid(grid, grid, indexing="ij"))
     stars = posterior._repeated(1, len(z))
-    n = torch.zeros(1, 12 * len(z), 4, dtype=D)
-    n[..., 0], n[..., 1] = z.repeat(12), v.repeat(12)
-    log_p = log_members(stars, posterior.typical_pm, cluster, centre, n).view(12, -1)
+    n = torch.zeros(1, n_stars * len(z), 4, dtype=D)
+    n[..., 0], n[..., 1] = z.repeat(n_stars), v.repeat(n_stars)
+    log_p = log_members(stars, posterior.typical_pm, cluster, centre, n).view(n_stars, -1)
     step = float(grid[1] - grid[0])
     found = log_p.logsumexp(1) + 2 * math.log(step) + math.log(2 * math.pi)
     # the same in parsec and km/s, by brute force
     phase = torch.stack([columns["ra"].deg2rad(), columns["dec"].deg2rad(), 0 * columns["ra"],
                          columns["pm_ra"], columns["pm_dec"], 0 * columns["ra"]], -1)  # fmt: skip
-    for i in range(12):
-        depth = torch.linspace(-1.5, 1.5, 3001, dtype=D).pow(3) * 20 + 1e3 * PLACE["distance"]
+    for i in range(n_stars // 2):  # brute force is slow
+        depth = torch.linspace(-1.5, 1.5, 1501, dtype=D).pow(3) * 20 + 1e3 * PLACE["distance"]
         sky = phase[i].repeat(len(depth), 1)
         sky[:, 2] = depth
         middle = cluster_stars.from_sky(
@@ -104,7 +108,7 @@ def test_a_star_is_as_probable_as_f_integrated_over_what_is_not_measured(kind, r
         moving = cluster_stars.from_sky(sky) - middle
         out = cluster_stars.axes(sky[:, 0], sky[:, 1])[2]
         across = moving[:, 3:] - (moving[:, 3:] * out).sum(1, keepdim=True) * out
-        along = torch.linspace(-40, 40, 1601, dtype=D)
+        along = torch.linspace(-40, 40, 801, dtype=D)
         r2 = moving[:, :3].square().sum(1)[:, None].expand(-1, len(along))
         v2 = across.square().sum(1)[:, None] + along**2
         velocity = across[:, None] + along[:, None] * out[:, None]
@@ -283,32 +287,40 @@ def assert_truth_within_errors(posterior, data, diverged=0):
 
 
 def test_a_mock_among_field_stars_gives_back_its_truth(model, tmp_path):
-    data = mock(field=True, radius=[1.0, 25.0], mock_rv_error=1.0)
+    data = mock(field=True, radius=[1.0, 25.0], mock_rv_error=1.0, n_stars=90)
     stars = data.stars()
     stars["rv"][::2] = torch.nan  # measured for every other star
     data.stars = lambda: stars
-    model.chains, model.warmup, model.draws = 4, 150, 150
+    model.chains, model.warmup, model.draws = 4, 70, 60
     posterior = model.infer(data, tmp_path, seed=0)
     assert_truth_within_errors(posterior, data)
     assert posterior.metrics["centre_rv_std"] < 1.5
     member = posterior.groups["members"]["probability"]
-    n_members = 200 - 200 // 3
+    n_members = 90 - 90 // 3
     assert member[:n_members].mean() > 0.95
     assert member[n_members:].mean() < 0.1
 
 
 @pytest.mark.slow
 def test_a_projected_mock_gives_back_its_truth(model, tmp_path):
-    data = mock(mock_error=None, mock_rv_error=1.0, distance=1.0, distance_error=0.02)
+    data = mock(mock_error=None, mock_rv_error=1.0, distance=1.0, distance_error=0.02, n_stars=100)
     stars = data.stars()
     stars["rv"][::4] = torch.nan  # where there is nothing but the position
     data.stars = lambda: stars
-    model.chains, model.warmup, model.draws = 4, 150, 150
+    model.chains, model.warmup, model.draws = 4, 100, 80
     posterior = model.infer(data, tmp_path, seed=0)
-    assert_truth_within_errors(posterior, data, diverged=3)  # of 600
-    assert posterior.metrics["log10_mass_std"] < 0.15
+    assert_truth_within_errors(posterior, data, diverged=2)  # of 320
+    assert posterior.metrics["log10_mass_std"] < 0.2
     assert posterior.metrics["centre_pm_ra_std"] > 5  # nothing measures it
     assert list(posterior.figures["profiles"]["band_kind"]) == ["density", "los"]
+
+
+def test_profiles_that_fail_cost_no_draws():
+    def fails():
+        raise ValueError("no bins")
+
+    with pytest.warns(UserWarning, match=r"profiles\.png could not be made: ValueError: no bins"):
+        assert star_fit(fails) == ({}, {})
 
 
 def table_of(data):
@@ -447,9 +459,43 @@ def test_parallaxes_are_corrected_where_they_are_not_yet(tmp_path):
     assert plain.observations().parallax_offset_error == 0
 
 
+def test_zero_points_are_those_of_each_star(tmp_path, monkeypatch):
+    def get_zpt(g, nu_eff, pseudocolour, ecl_lat, solved, _warnings):
+        assert set(solved) <= {31, 95} and not _warnings
+        zero_point = -0.001 * g + 0.01 * np.where(solved == 31, nu_eff, pseudocolour)
+        return np.where(g < 21, zero_point + 1e-4 * ecl_lat, np.nan)
+
+    table = table_of(mock(n_stars=20))
+    solved = np.array([31, 95] * 9 + [31, 3])
+    g = np.append(np.linspace(12, 20, 18), [22.0, 15.0])
+    colour = np.full(20, 1.5)
+    table["phot_g_mean_mag"], table["astrometric_params_solved"] = g, solved
+    table["nu_eff_used_in_astrometry"] = np.where(solved == 31, colour, np.nan)
+    table["pseudocolour"] = np.where(solved == 95, colour, np.nan)
+    table["ecl_lat"] = np.full(20, 30.0)
+    table.write(path := str(tmp_path / "stars.ecsv"))
+    data = GCStars(path=path, parallax_zero_point="lindegren")
+    monkeypatch.setitem(sys.modules, "zero_point", None)
+    with pytest.raises(ValueError, match="pip install gaiadr3-zeropoint"):
+        data.stars()
+    package = SimpleNamespace(zpt=SimpleNamespace(load_tables=lambda: None, get_zpt=get_zpt))
+    monkeypatch.setitem(sys.modules, "zero_point", package)
+    with pytest.warns(UserWarning, match="2 of 20 stars lie outside the magnitudes"):
+        stars = data.stars()
+    expected = np.append(-0.001 * g[:18] + 0.015 + 0.003, [-0.04, -0.04])
+    np.testing.assert_allclose(table["parallax"] - stars["parallax"].numpy(), expected)
+    assert not any(name.startswith(("phot", "nu", "pseudo")) for name in stars)
+    table.remove_column("pseudocolour")
+    table.write(path, overwrite=True)
+    with pytest.raises(ValueError, match="no column 'pseudocolour'"):
+        GCStars(path=path, parallax_zero_point="lindegren").stars()
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"parallax_zero_point": "gaia"}, "within 1 of 0, such as -0.04, or lindegren"),
+        ({"parallax_zero_point": "lindegren"}, "is for Gaia's stars; of a mock expected mas"),
         ({"parallax_zero_point": -35.0}, "expected mas, within 1 of 0"),
         ({"parallax_zero_point_error": -0.01}, "parallax_zero_point_error is -0.01"),
         ({"parallax_error_inflation": 0.0}, "expected a factor above 0"),

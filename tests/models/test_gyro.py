@@ -8,6 +8,7 @@ import torch
 from conftest import command, fresh_python
 
 from orrery import pretrained
+from orrery.checkpoint import build
 from orrery.datamodules.gyro import GyroData
 from orrery.models.gyro import BIT
 from orrery.models.gyro.ages import (
@@ -27,6 +28,7 @@ from orrery.models.gyro.discrepancy import (
     mean_scale_and_turnover,
     without_colour_offset,
 )
+from orrery.models.gyro.migrations import ranks_unknown
 from orrery.models.gyro.networks import Contamination, Rotation
 from orrery.models.layers import grid
 from orrery.physics.rotation import gyrochrones
@@ -347,6 +349,35 @@ def test_what_is_shipped_is_what_the_card_says(shipped):
     )
 
 
+def test_periods_in_hours_make_a_catalogue_unlike_the_training_set(shipped):
+    """Fast M dwarfs, whose hours taken as days are possible periods of each of them."""
+    random = np.random.default_rng(0)
+    colour, days = random.uniform(2.3, 3.0, 40), 10 ** random.uniform(-0.6, 0.0, 40)
+    with pytest.warns(UserWarning, match=r"unlike the training set: .* have period_rank below 0.1"):
+        hours = shipped.predict({"bp_rp0": colour, "prot_d": 24 * days})
+    assert not (np.asarray(hours["flags"]) & BIT["misfit"]).any()
+    colour = random.uniform(0.6, 2.5, 400)
+    rows = shipped.predict({"bp_rp0": colour, "prot_d": 10 ** random.uniform(0.5, 1.3, 400)})
+    rows = shipped.predict({"bp_rp0": colour, "prot_d": np.asarray(rows["period_draws"])[:, 0]})
+    rank = np.asarray(rows["period_rank"])
+    assert ((rank >= 0) & (rank <= 1)).all() and np.mean(rank < 0.1) < 0.2
+    assert not any("period_rank" in remark for remark in rows.meta["remarks"])
+
+
+def test_training_stars_have_uniform_ranks_and_those_of_an_old_checkpoint_none(runs):
+    model = pretrained.load(runs("gyro") / "best.ckpt")
+    data = build(model.record["config"]["data"])
+    data.setup("fit")
+    batch = data.training_batch()
+    log_p = model.table.log_likelihood(batch, model.field_scatter)
+    log_p = model.with_contamination(log_p, batch).detach()
+    rank = model.period_rank(log_p).sort().values
+    torch.testing.assert_close(rank, torch.linspace(0, 1, len(rank)), rtol=0, atol=0.01)
+    _, state = ranks_unknown({}, {})
+    model.density_levels.copy_(state["density_levels"])
+    assert model.period_rank(log_p).isnan().all()
+
+
 def test_benchmark_clusters_are_among_the_training_clusters(in_tmp):
     done = command(
         "train.py", "model=gyro", "experiment=gyro_quick", "model.benchmark_clusters=[Nowhere]"
@@ -356,7 +387,7 @@ def test_benchmark_clusters_are_among_the_training_clusters(in_tmp):
 
 def test_a_checkpoint_of_the_first_schema_is_read_by_todays_names(shipped):
     settings = shipped.record["config"]["model"]
-    assert shipped.record["schema_version"] == 3 and not {"judge", "field"} & settings.keys()
+    assert shipped.record["schema_version"] == 4 and not {"judge", "field"} & settings.keys()
     assert len(settings["benchmark_clusters"]) == sum(shipped.is_benchmark) == 10
     assert settings["field_scatter"] == shipped.field_scatter == 0.04
 

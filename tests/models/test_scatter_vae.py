@@ -9,6 +9,7 @@ from scipy.stats import chi2
 from torch.distributions import MultivariateNormal
 
 from orrery import pretrained
+from orrery.checkpoint import build
 from orrery.datamodules.dataset import GenerationRequest
 from orrery.evaluation.evaluate import generate
 from orrery.models.scatter_vae import evaluation
@@ -208,7 +209,7 @@ def test_generated_stars_are_a_command(tmp_path):
         ([], "generated objects need a file: output=<file>"),
         (["columns=[spectra]", f"output={tmp_path}/a.fits"], "no output 'spectra'; there are"),
         ([f"output={tmp_path}/a.csv"], "a vector per object, which CSV cannot hold"),
-        (["data.n=0", f"output={tmp_path}/a.fits"], "expected how many objects to draw"),
+        (["data.n=0", f"output={tmp_path}/a.fits"], "data.n is 0; expected 1 or more"),
         (["checkpoint=zephyr", f"output={tmp_path}/a.fits"], "zephyr draws no objects"),
     ):
         done = command(*words, *changed, run)
@@ -229,3 +230,18 @@ def test_wavelengths_are_the_users(runs, tmp_path):
     with open_catalogue(tmp_path / "xp.hdf5") as catalogue:
         (chunk,) = catalogue.chunks(["spectrum", "spectrum_error"])
     assert chunk["spectrum"].shape == (20, 31) and (chunk["spectrum_error"] > 0).all()
+
+
+def test_figure_data_that_fail_cost_no_metrics(runs, monkeypatch):
+    def fails(_):
+        raise ValueError("no spectra")
+
+    model = pretrained.load(runs("scatter_vae") / "best.ckpt")
+    data = build(model.record["config"]["data"])
+    monkeypatch.setattr(model, "generate", fails)
+    with (
+        torch.inference_mode(),
+        pytest.warns(UserWarning, match=r"generated\.png could not be made: .*no spectra"),
+    ):
+        metrics, figures = evaluation.compare(model, data)
+    assert "pca6_nll" in metrics and list(figures) == ["latent", "scatter"]

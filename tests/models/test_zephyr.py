@@ -352,7 +352,7 @@ def test_label_noise_is_recovered_and_calibration_holds(tmp_path):
 
     from orrery.train import train as run
 
-    settings = ["members=4", "folds=2", "width=96", "epochs=25"]
+    settings = ["members=2", "folds=2", "width=96", "epochs=15"]
     overrides = [f"run_dir={tmp_path}", *(f"model.{s}" for s in settings)]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         metrics = run(compose("train", overrides), overrides)

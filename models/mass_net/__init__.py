@@ -57,7 +57,7 @@ class MassNet(Component):
         depth: int = 3,
         largest_circular_mass: float | None = 5.0,
         lr: float = 1e-2,
-        weight_decay: float = 0.3,
+        weight_decay: float = 0.1,
         epochs: int = 20,
     ) -> None:
         statistics = ("alpha_logit", "outlier_logit", "tail_logit")

@@ -126,7 +126,7 @@ def score_of(model: Any, data: Any) -> Score:
             del row[other]
         parts = []
         for rho in log_rho.exp().split(64):
-            a, variance = mean_and_variance(rho[:, stars.pixel].double(), stars.paths, model.widths)
+            a, variance = mean_and_variance(stars.along(rho).double(), stars.paths, model.widths)
             variance = variance + held_out["extinction_error"].square()
             parts.append(log_normal(held_out["extinction"], a, variance))
         log_p = torch.cat(parts)

@@ -13,12 +13,12 @@ from orrery.models.base import Batch, Component, Data, Evaluation, Fit, Output, 
 from orrery.models.dust.evaluation import evaluate
 from orrery.models.dust.field import Density, Extinction, Stars
 from orrery.models.dust.hmc import Draws, draw, likelihood
-from orrery.models.dust.migrations import inference_setting
+from orrery.models.dust.migrations import inference_setting, nothing_within_voxels
 from orrery.models.dust.noise import all_gather, chunks, normal
 from orrery.models.dust.outputs import OUTPUTS, log_density, predicted_rows
 from orrery.models.dust.prior import N_HYPER, Prior, Processes, refuse_too_large_map
 from orrery.models.dust.query import locate_stars, map_arrays, query
-from orrery.models.dust.variational import Linearisation, preconditioner
+from orrery.models.dust.variational import Linearisation, preconditioner, share_within_voxels
 from orrery.models.inference import mgvi
 from orrery.models.layers.slices import in_slices
 from orrery.physics.dust.extinction import Paths
@@ -41,7 +41,8 @@ class Dust(Component):
 
     ln rho is a Gaussian process of Matern covariance, whose mean and amplitude are learned with it.
     The extinction of a star is the integral of the density along its sightline, averaged over the
-    distances that its parallax allows; their variance is added to that of the measurement. An epoch
+    distances that its parallax allows; their variance is added to that of the measurement, and that
+    of structure within voxels: a share, learned, of the extinction of each voxel. An epoch
     is an outer iteration of variational inference: it draws samples about the mean and moves the
     mean to the least energy. Processes share out the samples.
 
@@ -78,7 +79,7 @@ class Dust(Component):
         epochs: outer iterations.
     """
 
-    migrations: ClassVar = (inference_setting,)
+    migrations: ClassVar = (inference_setting, nothing_within_voxels)
 
     def __init__(
         self,
@@ -135,6 +136,7 @@ class Dust(Component):
         self.register_buffer("elbo", torch.tensor(0.0))  # of the variational posterior, nats
         # of the prior: ln of the mean density, 1/pc, as first guessed
         self.register_buffer("log_mean_density", torch.tensor(-8.0))
+        self.register_buffer("substructure", torch.tensor(0.0))
         # the constant density that fits the stars best, 1/pc, and the scatter about it
         self.register_buffer("constant_density", torch.tensor([1e-4, 0.1]))
         self.register_buffer("n_stars", torch.zeros(self.grid.shape[0], dtype=torch.int32))
@@ -143,6 +145,7 @@ class Dust(Component):
 
     residuals: Tensor
     posterior: Tensor
+    substructure: Tensor  # standard deviation of the extinction within a voxel, over its mean
     diagnostics: Tensor
     elbo: Tensor
     log_scale: Tensor
@@ -199,8 +202,8 @@ class Dust(Component):
         direction, parallax, error = (
             batch[name] for name in ("direction", "parallax", "parallax_error")
         )
-        pixel, paths = locate_stars(self.grid, direction, parallax, error, by_prior)
-        return Stars(pixel, Paths(*(x.to(self.mean.dtype) for x in paths)))
+        stars = locate_stars(self.grid, direction, parallax, error, by_prior)
+        return stars._replace(paths=Paths(*(x.to(self.mean.dtype) for x in stars.paths)))
 
     @torch.no_grad()
     def calibrate(self, data: Data) -> None:
@@ -229,7 +232,7 @@ class Dust(Component):
     def hmc_draws(self, batch: Batch, start: Tensor) -> Draws:
         """From the posterior itself; chains begin at variational samples ``start``."""
         stars = self.stars(batch)
-        log_p = likelihood(self.grid, stars, batch, self.noise_dof)
+        log_p = likelihood(self.grid, stars, batch, self.noise_dof, float(self.substructure))
         variance = self._variance(batch, stars, start)
         return draw(self.prior, log_p, stars, variance, start, self.transitions, self.seed)
 
@@ -245,7 +248,7 @@ class Dust(Component):
         numbers = {"amplitude": self.amplitude[0] * (self.amplitude[1] * hyper[:, 1]).exp()}
         if self.scale_error:
             numbers["scale_pc"] = self.scale * (self.scale_error * hyper[:, 2]).exp()
-        fitted: dict[str, float] = {}
+        fitted = {"substructure": float(self.substructure)}
         for name, values in numbers.items():
             fitted |= {name: float(values.mean()), f"{name}_std": float(values.std())}
         if self.noise_dof is None:
@@ -269,16 +272,28 @@ class Dust(Component):
 
     @torch.no_grad()
     def _variance(self, batch: Batch, stars: Stars, samples: Tensor) -> Tensor:
-        """Variance (stars,) of the measurement and, for the current samples, over the distances.
+        """Variance (stars,) of the measurement and, for the current samples, over the distances
+        and within voxels.
 
         With Student's distribution that of the normal which gives a star the same weight.
         """
         at = Extinction(self.prior, stars, samples)
-        variance = batch["extinction_error"].square() + at.variance(self.widths).mean(0)
+        distances, squares = (x.mean(0) for x in at.scatter(self.widths))
+        variance = batch["extinction_error"].square() + distances
+        variance = variance + self.substructure.square() * squares
         if self.noise_dof is None or not bool(self.residuals.any()):
             return variance
         square = (at.value - batch["extinction"]).square().mean(0) / variance
         return variance * (self.noise_dof + square) / (self.noise_dof + 1)
+
+    @torch.no_grad()
+    def _learn_substructure(self, batch: Batch, stars: Stars, samples: Tensor) -> None:
+        """The most probable one for the current samples: a step of expectation maximisation."""
+        at = Extinction(self.prior, stars, samples)
+        distances, squares = (x.mean(0) for x in at.scatter(self.widths))
+        misfit = (at.value - batch["extinction"]).square().mean(0)
+        variance = batch["extinction_error"].square() + distances
+        self.substructure.copy_(share_within_voxels(misfit, variance, squares))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """An outer iteration: samples about the mean, then the mean of the least energy."""
@@ -315,6 +330,7 @@ class Dust(Component):
 
         Far from the solution the amplitude would overshoot without it, and return slowly.
         """
+        self._learn_substructure(batch, stars, samples)
         variance = inflation * self._variance(batch, stars, samples)
         data = mgvi.Data(batch["extinction"].to(mean), variance)
         model = partial(Extinction, self.prior, stars)
@@ -355,14 +371,17 @@ class Dust(Component):
         return cached[1]
 
     def _log_density(self, batch: Batch, stars: Stars) -> Tensor:
-        return log_density(self.rho(), self.widths, stars, batch, self.noise_dof)
+        within = float(self.substructure)
+        return log_density(self.rho(), self.widths, stars, batch, self.noise_dof, within)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         return in_slices(self._rows, batch, STARS_AT_ONCE)
 
     def _rows(self, batch: Batch) -> dict[str, Tensor]:
         stars = self.stars(batch, by_prior=True)
-        predicted = predicted_rows(self.rho(), self.grid.boundaries, self.n_stars, stars, batch)
+        predicted = predicted_rows(
+            self.rho(), self.grid.boundaries, self.n_stars, stars, batch, float(self.substructure)
+        )
         if "extinction" in batch:
             predicted["log_density"] = self._log_density(batch, stars)
         return predicted

@@ -162,7 +162,7 @@ def reference_densities(
             "heldout_lpd_constant_without_scatter": (constant, 0.0),
         }
         if truth is not None:
-            references["heldout_lpd_truth"] = truth.to(posterior.log_rho)[stars.pixel], 0.0
+            references["heldout_lpd_truth"] = stars.along(truth[None].to(posterior.log_rho))[0], 0.0
         for name, (rho, added_scatter) in references.items():
             mean, variance = mean_and_variance(rho, stars.paths, widths)
             total = variance + batch["extinction_error"].square() + added_scatter**2

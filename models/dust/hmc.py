@@ -19,7 +19,7 @@ from orrery.models.dust.prior import HMC_EIGENVECTORS, N_CHAINS, N_HYPER, Prior
 from orrery.models.inference.diagnostics import ess, rhat
 from orrery.models.inference.hmc import HMC
 from orrery.models.inference.matrix_free import leading_eigenvectors
-from orrery.physics.dust.extinction import Distances, distances, log_marginal
+from orrery.physics.dust.extinction import Distances, distances, log_marginal, voxel_squares
 from orrery.physics.gaussian_process.icr import Grid
 
 WARM_UP = 0.35  # share of the transitions in which chains adapt
@@ -39,20 +39,23 @@ class Draws(NamedTuple):
 
 
 def likelihood(
-    grid: Grid, stars: Stars, batch: Batch, dof: float | None
+    grid: Grid, stars: Stars, batch: Batch, dof: float | None, substructure: float
 ) -> Callable[[Tensor], Tensor]:
     """rho (samples, pixels, shells) -> ln likelihood (samples,), over all distances of the stars.
 
-    ``batch``: that of `models.dust.Dust`; ``dof``: of the errors of extinctions.
+    ``batch``: that of `models.dust.Dust`; ``dof``: of the errors of extinctions;
+    ``substructure``: see `models.dust.Dust`.
     """
     parallax = batch["parallax"]
+    paths = stars.paths
     at = distances(grid.boundaries.to(parallax), parallax, batch["parallax_error"])
 
     def log_p(rho: Tensor) -> Tensor:
         value, error = (batch[name].to(rho) for name in ("extinction", "extinction_error"))
         at_rho = Distances(at.shell, at.part.to(rho), at.log_weight.to(rho))
-        rho_of_star, widths = rho[:, stars.pixel], grid.widths.to(rho)
-        return log_marginal(rho_of_star, at_rho, widths, value, error**2, dof).double().sum(1)
+        rho_of_star, widths = stars.along(rho), grid.widths.to(rho)
+        variance = error**2 + substructure**2 * voxel_squares(rho_of_star, paths)
+        return log_marginal(rho_of_star, at_rho, widths, value, variance, dof).double().sum(1)
 
     return log_p
 

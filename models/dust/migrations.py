@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 BUFFERS = {"even": "constant_density", "log_density": "log_mean_density", "chains": "diagnostics"}
@@ -18,3 +19,10 @@ def inference_setting(
     inference = model.pop("guide", "curved")
     model["inference"] = "geovi" if inference == "curved" else inference
     return {**config, "model": model}, {BUFFERS.get(k, k): v for k, v in state.items()}
+
+
+def nothing_within_voxels(
+    config: dict[str, Any], state: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """To version 3: maps without structure within voxels."""
+    return config, {**state, "substructure": torch.tensor(0.0)}

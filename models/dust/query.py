@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from orrery.models.dust.field import Stars
+from orrery.models.dust.field import Interpolation, Stars
 from orrery.physics.dust.extinction import Paths, is_poor, paths, paths_by_prior
+from orrery.physics.gaussian_process import healpix
 from orrery.physics.gaussian_process.icr import Grid
 
 if TYPE_CHECKING:  # astropy.coordinates takes a second to import
@@ -20,8 +22,8 @@ PLACES_AT_ONCE = 8192
 def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bool) -> np.ndarray:
     """Extinction E to ``coords`` (...), or E per pc there, of ``rho`` (samples, pixels, shells).
 
-    "mean" and "std" are (...), "samples" (samples, ...). Of the voxel that a place is in, the path
-    up to the place counts. NaN beyond the map; nearer than it the extinction is 0 and the density
+    "mean" and "std" are (...), "samples" (samples, ...). Between the centres of pixels every sample
+    is interpolated; of the shell that a place is in, the path up to the place counts. NaN beyond the map; nearer than it the extinction is 0 and the density
     NaN. Raises ``ValueError`` for another mode, and for coordinates without a distance.
     """
     from astropy import units as u
@@ -44,12 +46,12 @@ def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bo
         pixel, shell = grid.voxel(place, d)
         if integrated:
             lengths = paths(grid.boundaries, 1e3 / d, 0 * d).lengths.to(rho)
-            values = (rho[:, pixel] * lengths).sum(2)
             outside = d > grid.boundaries[-1]
-        else:
-            values = rho[:, pixel, shell.clamp(0, grid.shells - 1)]
+        else:  # a path of 1 pc in the shell of the place
+            lengths = one_hot(shell.clamp(0, grid.shells - 1), grid.shells).to(rho)
             outside = (shell < 0) | (shell >= grid.shells)
-        parts.append(torch.where(outside, torch.nan, values))
+        stars = Stars(pixel, interpolation(grid, place), Paths(lengths, lengths))
+        parts.append(torch.where(outside, torch.nan, stars.integral(rho)))
     samples = torch.cat(parts, 1).view(-1, *coords.shape)
     return summary(samples, mode).numpy()
 
@@ -78,6 +80,11 @@ def map_arrays(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, 
     return arrays | {mode: summary(samples, mode).numpy() for mode in ("mean", "std")}
 
 
+def interpolation(grid: Grid, direction: Tensor) -> Interpolation:
+    """Between the pixels of ``grid``, in each ``direction`` (stars, 3)."""
+    return Interpolation(*healpix.bilinear(grid.nside, direction), len(healpix.centres(grid.nside)))
+
+
 def locate_stars(
     grid: Grid, direction: Tensor, parallax: Tensor, error: Tensor, by_prior: bool = False
 ) -> Stars:
@@ -93,4 +100,4 @@ def locate_stars(
     lengths, squares = (torch.cat(part) for part in zip(*parts, strict=True))
     if by_prior and bool((poor := is_poor(parallax, error)).any()):
         lengths[poor], squares[poor] = paths_by_prior(edges, parallax[poor], error[poor])
-    return Stars(pixel, Paths(lengths, squares))
+    return Stars(pixel, interpolation(grid, direction), Paths(lengths, squares))

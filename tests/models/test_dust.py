@@ -29,7 +29,9 @@ from orrery.models.dust.hmc import draw
 from orrery.models.dust.migrations import inference_setting
 from orrery.models.dust.outputs import BIT
 from orrery.models.dust.prior import Prior, Processes
-from orrery.physics.dust.extinction import Paths, paths
+from orrery.models.dust.query import interpolation, locate_stars
+from orrery.physics.dust.extinction import Paths
+from orrery.physics.gaussian_process import healpix
 from orrery.physics.gaussian_process.icr import ICR, grids, matern
 
 PLACES = SkyCoord(
@@ -51,9 +53,9 @@ def model():
     gp.to(dtype=torch.float64), by_scale.to(dtype=torch.float64)
     prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5), (0.1, 0.3), by_scale)
     generator = torch.Generator().manual_seed(0)
-    pixel = torch.randint(768, (40,), generator=generator)
+    direction = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     parallax = 1 + 4 * torch.rand(40, generator=generator, dtype=torch.float64)
-    stars = Stars(pixel, paths(levels[-1].boundaries, parallax, 0.05 * parallax))
+    stars = locate_stars(levels[-1], direction, parallax, 0.05 * parallax)
     latents = torch.randn(3, prior.n_latents, generator=generator, dtype=torch.float64)
     return prior, stars, latents, generator
 
@@ -70,10 +72,7 @@ def test_the_derivative_is_that_of_differences_and_has_its_transpose(model):
     torch.testing.assert_close(at.vjp_mean(w), at.vjp(w).mean(0, keepdim=True))
 
 
-@pytest.mark.parametrize("most", [0, 100])
-def test_the_metric_is_that_of_the_derivative(model, most, monkeypatch):
-    """By matrices of the pixels, and star by star."""
-    monkeypatch.setattr("orrery.models.dust.field.MAX_ROWS_PER_STAR", most)
+def test_the_metric_is_that_of_the_derivative(model):
     prior, stars, latents, generator = model
     prior = prior._replace(by_scale=None)
     at = Extinction(prior, stars, latents)
@@ -97,15 +96,17 @@ def test_the_field_follows_its_scale():
 def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(model):
     prior, stars, _, generator = model
     prior = prior._replace(by_scale=None)
-    # three stars of different pixels, measured to 10%
+    # three stars in the middle of different pixels, measured to 10%
     pixel = torch.tensor([5, 300, 700])
-    known = Stars(pixel, Paths(*(x[:3] for x in stars.paths)))
+    grid = grids(8, 12, 100.0, 1000.0)[-1]
+    between = interpolation(grid, grid.positions[pixel, 0])
+    known = Stars(pixel, between, Paths(*(x[:3] for x in stars.paths)))
     value = 3 * Extinction(prior, known, torch.zeros(1, prior.n_latents, dtype=torch.float64)).value
     error = 0.1 * value[0]
     start = torch.randn(8, prior.n_latents, generator=generator, dtype=torch.float64)
 
     def log_likelihood(rho):
-        found = (rho[:, pixel] * known.paths.lengths).sum(2)
+        found = known.integral(rho)
         return -0.5 * ((found - value[0]) / error).square().sum(1)
 
     drawn = draw(prior, log_likelihood, known, error**2, start, transitions=100, seed=0)
@@ -142,6 +143,24 @@ def test_a_query_counts_a_part_of_a_voxel_and_grows_outwards(dust):
     assert slope <= density[middle : middle + 2].max() * 1.0001
     far = SkyCoord(0 * u.deg, 0 * u.deg, distance=5000 * u.pc, frame="galactic")
     assert np.isnan(dust.query(far))
+
+
+def test_a_query_is_interpolated_between_pixels(dust):
+    """At a pixel's centre it is the pixel's, and there is no step from one to the next."""
+    centre, density = dust.grid.positions[5, 6], dust.rho().mean(0)[5, 6]
+
+    def there(xyz):
+        return SkyCoord(*(xyz * u.pc), representation_type="cartesian", frame="galactic")
+
+    found = dust.query(there(centre.numpy()), integrated=False)
+    assert found == pytest.approx(float(density), rel=1e-4)
+    other = dust.grid.positions[healpix.neighbours(dust.grid.nside, torch.tensor([5]))[0, 1], 6]
+    line = centre + torch.linspace(0, 1, 500)[:, None] * (other - centre)
+    line = line / line.norm(dim=1, keepdim=True) * centre.norm()
+    for mode in ("mean", "std"):
+        values = dust.query(there(line.numpy().T), mode)
+        steps = np.abs(np.diff(values))
+        assert steps.max() < 0.05 * np.ptp(values)
 
 
 def test_coordinates_without_a_distance_are_refused(dust):

@@ -259,7 +259,7 @@ def main() -> None:
         possible = truth["possible"][held_out][within]
         at_truth = log_normal(x, possible.mean(1), SIGMA**2 + possible.var(1))
         density, scatter = model.constant_density.tolist()
-        path = (test["distance"] - float(model.grid.boundaries[0])).clip(0)
+        path = test["distance"]
         spread = (density * test["distance_error"]) ** 2 + SIGMA**2 + scatter**2
         constant = scores(x, density * path, spread)
         deviation = (x - mean) / found["pull"]
@@ -275,8 +275,6 @@ def main() -> None:
             rows.append({"seed": seed, "method": name, **row})
             print({k: v if isinstance(v, str | int) else f"{v:.4g}" for k, v in rows[-1].items()},
                   flush=True)  # fmt: skip
-        if hasattr(model, "substructure"):
-            print(model.fitted_parameters())
         names = ("seed", "method", "rms", "lpd", "coverage_68", "gap_closed", "seconds")
         with options.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, names, restval="", lineterminator="\n")

@@ -13,11 +13,11 @@ from orrery.models.base import Batch, Component, Data, Evaluation, Fit, Output, 
 from orrery.models.dust.evaluation import evaluate
 from orrery.models.dust.field import Density, Extinction, Stars
 from orrery.models.dust.hmc import Draws, draw, likelihood
-from orrery.models.dust.migrations import inference_setting, nothing_within_voxels
+from orrery.models.dust.migrations import inference_setting, no_substructure_nearer_dust_or_disc
 from orrery.models.dust.noise import all_gather, chunks, normal
 from orrery.models.dust.outputs import OUTPUTS, log_density, predicted_rows
 from orrery.models.dust.prior import N_HYPER, Prior, Processes, refuse_too_large_map
-from orrery.models.dust.query import locate_stars, map_arrays, query
+from orrery.models.dust.query import edges, locate_stars, map_arrays, query
 from orrery.models.dust.variational import Linearisation, preconditioner, share_within_voxels
 from orrery.models.inference import mgvi
 from orrery.models.layers.slices import in_slices
@@ -63,6 +63,9 @@ class Dust(Component):
         clumps: share of the variance of ln rho that has half the scale: clouds are sharper.
         amplitude, amplitude_error: median of the standard deviation of ln rho; error of its ln.
         mean_error: of the mean of ln rho, about that of a constant density.
+        decline_error: of the decline of ln rho with height above the Galactic plane, 1/pc, about 0:
+            1 over the scale height of the disc; 0: no disc.
+        nearer_error: of ln of the density nearer than the map, about the same; 0: no dust there.
         noise_dof: degrees of freedom of Student's distribution of extinctions, for catalogues with
             outliers; None: normal.
         inference: "geovi", geometric variational inference (arXiv:2105.10470): samples follow the
@@ -79,7 +82,7 @@ class Dust(Component):
         epochs: outer iterations.
     """
 
-    migrations: ClassVar = (inference_setting, nothing_within_voxels)
+    migrations: ClassVar = (inference_setting, no_substructure_nearer_dust_or_disc)
 
     def __init__(
         self,
@@ -96,6 +99,8 @@ class Dust(Component):
         amplitude: float = 1.0,
         amplitude_error: float = 0.5,
         mean_error: float = 1.0,
+        nearer_error: float = 1.0,
+        decline_error: float = 0.01,
         noise_dof: float | None = None,
         inference: str = "geovi",
         pairs: int = 4,
@@ -117,6 +122,7 @@ class Dust(Component):
         self.pairs, self.tolerance, self.seed = pairs, tolerance, seed
         self.inference, self.draws, self.transitions = inference, draws, transitions
         self.amplitude, self.mean_error = (amplitude, amplitude_error), mean_error
+        self.nearer_error, self.decline_error = nearer_error, decline_error
         self.scale, self.scale_error, self.noise_dof = scale, scale_error, noise_dof
         levels = grids(nside, n_radial, nearest, farthest, base_nside)
         # latents and densities of all samples with their derivatives
@@ -140,7 +146,9 @@ class Dust(Component):
         # the constant density that fits the stars best, 1/pc, and the scatter about it
         self.register_buffer("constant_density", torch.tensor([1e-4, 0.1]))
         self.register_buffer("n_stars", torch.zeros(self.grid.shape[0], dtype=torch.int32))
-        self.register_buffer("widths", self.grid.widths.float(), persistent=False)
+        self.register_buffer("widths", edges(self.grid).diff().float(), persistent=False)
+        height = self.grid.positions[..., 2].abs().float()
+        self.register_buffer("height", height, persistent=False)
         self._cached_rho: tuple[tuple[float, ...], Tensor] | None = None
 
     residuals: Tensor
@@ -152,7 +160,8 @@ class Dust(Component):
     log_mean_density: Tensor
     constant_density: Tensor
     n_stars: Tensor  # of the training set, by pixel
-    widths: Tensor  # of the shells, pc
+    height: Tensor  # of the voxels above or below the Galactic plane, pc, (pixels, shells)
+    widths: Tensor  # of the shells from us to the edge of the map, pc
 
     @property
     def current_scale(self) -> float:
@@ -171,9 +180,11 @@ class Dust(Component):
             if process:
                 process.to(self.mean.device, self.mean.dtype)
         mean, scale = float(self.log_mean_density), float(self.log_scale)
-        return Prior(
-            gp, (mean, self.mean_error), self.amplitude, (scale, self.scale_error), by_scale
-        )
+        nearer = (-math.inf, 0.0)
+        if self.nearer_error:
+            nearer = math.log(float(self.constant_density[0])), self.nearer_error
+        means = (mean, self.mean_error), self.amplitude, (scale, self.scale_error)
+        return Prior(gp, *means, by_scale, nearer, self.decline_error * self.height)
 
     # --- the fit ------------------------------------------------------------------------------
 
@@ -245,9 +256,14 @@ class Dust(Component):
     def fitted_parameters(self) -> dict[str, float]:
         """Amplitude of ln density, scale if learned, pc, ELBO, and diagnostics of chains."""
         hyper = self.samples()[:, -N_HYPER:].double()
+        nearer = self.rho_from_us()[:, 0, 0].double() * self.widths[0]
         numbers = {"amplitude": self.amplitude[0] * (self.amplitude[1] * hyper[:, 1]).exp()}
         if self.scale_error:
             numbers["scale_pc"] = self.scale * (self.scale_error * hyper[:, 2]).exp()
+        if self.nearer_error:
+            numbers["extinction_nearer"] = nearer
+        if self.decline_error:
+            numbers["decline"] = self.decline_error * hyper[:, 4]
         fitted = {"substructure": float(self.substructure)}
         for name, values in numbers.items():
             fitted |= {name: float(values.mean()), f"{name}_std": float(values.std())}
@@ -303,7 +319,7 @@ class Dust(Component):
                 f"model.pairs={self.pairs} cannot be shared evenly by {world} processes"
             )
         if self.scale_error:
-            step = self.scale_error * self.mean.detach()[0, -1] - self.log_scale
+            step = self.scale_error * self.mean.detach()[0, 2 - N_HYPER] - self.log_scale
             self.log_scale += step.clamp(-MAX_LOG_SCALE_STEP, MAX_LOG_SCALE_STEP)
         with torch.no_grad():
             tempered = min(TEMPERED_ITERATIONS, self.fit.epochs - 1) - self.current_epoch
@@ -362,25 +378,30 @@ class Dust(Component):
 
     def rho(self) -> Tensor:
         """Extinction per pc of the samples, (2 pairs, pixels, shells)."""
+        return self.rho_from_us()[..., 1:]
+
+    def rho_from_us(self) -> Tensor:
+        """`rho` after the density nearer than the map, (2 pairs, pixels, shells + 1)."""
         state = self.mean.detach(), self.residuals, self.posterior
         key = tuple(float(x.square().sum()) for x in state)
         cached = self._cached_rho
         if cached is None or cached[0] != key or cached[1].device != self.device:
             with torch.no_grad():
-                cached = self._cached_rho = key, Density(self.prior, self.samples()).log.exp()
+                cached = self._cached_rho = key, Density(self.prior, self.samples()).log_from_us.exp()
         return cached[1]
 
     def _log_density(self, batch: Batch, stars: Stars) -> Tensor:
         within = float(self.substructure)
-        return log_density(self.rho(), self.widths, stars, batch, self.noise_dof, within)
+        return log_density(self.rho_from_us(), self.widths, stars, batch, self.noise_dof, within)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         return in_slices(self._rows, batch, STARS_AT_ONCE)
 
     def _rows(self, batch: Batch) -> dict[str, Tensor]:
         stars = self.stars(batch, by_prior=True)
+        within = float(self.substructure)
         predicted = predicted_rows(
-            self.rho(), self.grid.boundaries, self.n_stars, stars, batch, float(self.substructure)
+            self.rho_from_us(), edges(self.grid), self.n_stars, stars, batch, within
         )
         if "extinction" in batch:
             predicted["log_density"] = self._log_density(batch, stars)
@@ -395,14 +416,14 @@ class Dust(Component):
         ``mode``: "mean", "std" or "samples", (samples, ...); without ``integrated`` the density
         at that place, E per pc.
         """
-        return query(self.rho().cpu().float(), self.grid, coords, mode, integrated)
+        return query(self.rho_from_us().cpu().float(), self.grid, coords, mode, integrated)
 
     def sky_map(self, columns: list[str] | None) -> dict[str, Any]:
         """The map as arrays: mean and std, or with ``columns=["samples"]`` the samples."""
-        return map_arrays(self.rho().cpu(), self.grid, columns)
+        return map_arrays(self.rho_from_us().cpu(), self.grid, columns)
 
     def domain_of_validity(self) -> list[str]:
-        edges = self.grid.boundaries
+        bounds = self.grid.boundaries
         errors = {
             "hmc": "errors are those of the posterior, drawn by HMC",
             "geovi": "variational errors: 68% intervals hold 67% on average on ten synthetic "
@@ -410,9 +431,10 @@ class Dust(Component):
         }
         too_small = "variational errors, too small: model.inference=hmc has better ones"
         return [
-            f"all directions, {float(edges[0]):.0f} to {float(edges[-1]):.0f} pc; voxels of Nside "
+            f"all directions, {float(bounds[0]):.0f} to {float(bounds[-1]):.0f} pc; voxels of Nside "
             f"{self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
             "structure smaller than a voxel is not resolved; `flags` say where the map ends",
-            "extinction nearer than the innermost boundary is not counted",
+            "nearer than the innermost boundary "
+            + ("dust has one density in all directions" if self.nearer_error else "is no dust"),
             errors.get(self.inference, too_small),
         ]

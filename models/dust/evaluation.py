@@ -13,6 +13,7 @@ from orrery.models.base import Batch, Data, Evaluation, PredictedRows, or_nothin
 from orrery.models.dust.field import Stars
 from orrery.models.dust.figure_data import figure_data
 from orrery.models.dust.outputs import BIT
+from orrery.models.dust.query import edges
 from orrery.models.dust.variational import NONLINEAR_INFERENCE
 from orrery.physics.densities import log_normal
 from orrery.physics.dust.extinction import mean_and_variance
@@ -71,7 +72,7 @@ def evaluate(model: "Dust", rows: PredictedRows, data: Data) -> Evaluation:
     evaluation.metrics |= map_metrics(posterior, data)
     truth, stars = true_density(data), sampled_stars(data, FIGURE_STARS)
     evaluation.figures = or_nothing(
-        "figures", lambda: figure_data(rho.cpu().float(), model.grid, truth, stars)
+        "figures", lambda: figure_data(model.rho_from_us().cpu().float(), model.grid, truth, stars)
     )
     evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
     gp, batch = model.prior.gp, next(data.prediction_batches())
@@ -150,7 +151,7 @@ def reference_densities(
 
     Sums are taken batch by batch, so that memory does not grow with the number of stars.
     """
-    widths = posterior.grid.widths.to(posterior.log_rho)
+    widths = edges(posterior.grid).diff().to(posterior.log_rho)
     density, scatter = posterior.constant_density.tolist()
     sums: dict[str, float] = {}
     n = 0
@@ -162,7 +163,8 @@ def reference_densities(
             "heldout_lpd_constant_without_scatter": (constant, 0.0),
         }
         if truth is not None:
-            references["heldout_lpd_truth"] = stars.along(truth[None].to(posterior.log_rho))[0], 0.0
+            from_us = torch.nn.functional.pad(truth[None], (1, 0))  # nearer there is no dust
+            references["heldout_lpd_truth"] = stars.along(from_us.to(posterior.log_rho))[0], 0.0
         for name, (rho, added_scatter) in references.items():
             mean, variance = mean_and_variance(rho, stars.paths, widths)
             total = variance + batch["extinction_error"].square() + added_scatter**2
@@ -173,9 +175,12 @@ def reference_densities(
 
 
 def observed_voxels(stars: Stars, n_pixels: int, widths: Tensor) -> Tensor:
-    """Mask of the voxels that the light of any of ``stars`` crosses, (pixels, shells)."""
+    """Mask of the voxels that the light of any of ``stars`` crosses, (pixels, shells).
+
+    ``widths`` (shells,): of the map's shells, pc.
+    """
     observed = torch.zeros(n_pixels, len(widths), dtype=torch.bool)
-    crossed = stars.paths.lengths > CROSSED_SHARE * widths
+    crossed = stars.paths.lengths[:, 1:] > CROSSED_SHARE * widths
     pixel, shell = stars.pixel[:, None].expand(crossed.shape), torch.arange(len(widths))
     observed[pixel[crossed], shell.expand(crossed.shape)[crossed]] = True
     return observed

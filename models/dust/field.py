@@ -41,7 +41,10 @@ class Interpolation:
 
 
 class Stars(NamedTuple):
-    """Where stars are, and the paths of their light."""
+    """Where stars are, and the paths of their light.
+
+    "Shells" are those from us to the edge of the map: what is nearer than it is the first.
+    """
 
     pixel: Tensor  # (stars,), that each is in
     between: Interpolation
@@ -63,14 +66,19 @@ class Stars(NamedTuple):
 
 
 class Density:
-    """ln rho = m + a s, (samples, pixels, shells), at latents ``u`` (samples, n)."""
+    """ln rho = m - d |z| + a s, (samples, pixels, shells), at latents ``u`` (samples, n).
+
+    ``log_nearer`` (samples, 1, 1) is that of all places nearer than the map. With it as the first
+    shell of every pixel there are shells + 1 of them from us to the edge of the map.
+    """
 
     def __init__(self, prior: Prior, u: Tensor) -> None:
         self.prior = prior
         excitations, hyper = u[:, :-N_HYPER], u[:, -N_HYPER:, None, None]
         (mean, mean_error), (amplitude, error) = prior.mean, prior.amplitude
-        self.m = mean + mean_error * hyper[:, 0]
+        self.m = mean + mean_error * hyper[:, 0] - prior.decline * hyper[:, 4]
         self.a = (math.log(amplitude) + error * hyper[:, 1]).exp()
+        self.log_nearer = prior.nearer[0] + prior.nearer[1] * hyper[:, 3]
         self.s = prior.gp.apply(excitations)
         if prior.by_scale:
             self.by_scale = prior.by_scale.apply(excitations)  # d s / d ln scale
@@ -82,35 +90,47 @@ class Density:
         """ln of the density, 1/pc."""
         return self.m + self.a * self.s
 
+    @property
+    def log_from_us(self) -> Tensor:
+        """`log` after the density nearer than the map, (samples, pixels, shells + 1)."""
+        return after(self.log_nearer, self.log)
+
     def jvp(self, v: Tensor) -> Tensor:
-        """The change of ln rho, (samples, pixels, shells), with latents, ``v`` (samples or 1, n)."""
+        """The change of `log_from_us` with latents, ``v`` (samples or 1, n)."""
         prior, hyper = self.prior, v[:, -N_HYPER:, None, None]
         s = prior.gp.apply(v[:, :-N_HYPER])
         if prior.by_scale:
             s = s + self.scale_offset * prior.by_scale.apply(v[:, :-N_HYPER])
             s = s + prior.scale[1] * hyper[:, 2] * self.by_scale
-        return (
-            prior.mean[1] * hyper[:, 0]
-            + self.a * s
-            + prior.amplitude[1] * hyper[:, 1] * (self.a * self.s)
-        )
+        mean, amplitude = prior.mean[1] * hyper[:, 0], prior.amplitude[1] * hyper[:, 1]
+        mean = mean - prior.decline * hyper[:, 4]
+        change = mean + self.a * s + amplitude * (self.a * self.s)
+        return after(prior.nearer[1] * hyper[:, 3], change)
 
     def vjp(
         self, gradient: Tensor, over_samples: Callable[[Tensor], Tensor] = lambda g: g
     ) -> Tensor:
-        """Gradient by latents, (samples, n), of that by ln rho, (samples, pixels, shells).
+        """Gradient by latents, (samples, n), of that by `log_from_us`.
 
         ``over_samples``: a reduction over samples, such as their mean.
         """
-        prior, by_s = self.prior, self.a * gradient
+        prior, nearer, gradient = self.prior, gradient[..., 0], gradient[..., 1:]
+        by_s = self.a * gradient
         field = prior.gp.adjoint(over_samples(by_s))
         hyper = gradient.new_zeros(len(gradient), N_HYPER)
         hyper[:, 0] = prior.mean[1] * gradient.sum((1, 2))
         hyper[:, 1] = prior.amplitude[1] * (by_s * self.s).sum((1, 2))
+        hyper[:, 3] = prior.nearer[1] * nearer.sum(1)
+        hyper[:, 4] = -(prior.decline * gradient).sum((1, 2))
         if prior.by_scale:
             hyper[:, 2] = prior.scale[1] * (by_s * self.by_scale).sum((1, 2))
             field = field + prior.by_scale.adjoint(over_samples(self.scale_offset * by_s))
         return torch.cat([field, over_samples(hyper)], 1)
+
+
+def after(first: Tensor, shells: Tensor) -> Tensor:
+    """``shells`` (samples, pixels, shells) after ``first`` (samples or 1, 1, 1) in every pixel."""
+    return torch.cat([first.expand(*shells.shape[:2], 1), shells], 2)
 
 
 class Extinction:
@@ -119,7 +139,7 @@ class Extinction:
     def __init__(self, prior: Prior, stars: Stars, u: Tensor) -> None:
         self.stars = stars
         self.density = Density(prior, u)
-        self.rho = self.density.log.exp()
+        self.rho = self.density.log_from_us.exp()
         self.value = stars.integral(self.rho)  # (samples, stars)
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -144,5 +164,5 @@ class Extinction:
         return variance, voxel_squares(rho, self.stars.paths)
 
     def _log_rho_gradient(self, w: Tensor) -> Tensor:
-        """By ln rho, (samples, pixels, shells), of ``w`` (samples, stars), that by extinction."""
+        """By `Density.log_from_us` of ``w`` (samples, stars), that by extinction."""
         return self.rho * self.stars.integral_adjoint(w)

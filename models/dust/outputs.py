@@ -11,7 +11,7 @@ from orrery.physics.dust.extinction import is_poor, mean_and_variance, voxel_squ
 
 
 FLAGS = {
-    "nearer": "nearer than the map",
+    "nearer": "nearer than the map: dust has one density in all directions, if any",
     "beyond": "beyond the map, extinction to its edge",
     "empty_pixel": "no training star in this pixel",
     "poor_distance": "parallax below 3 errors: the distance rests on a prior, and is uncertain",
@@ -34,7 +34,7 @@ OUTPUTS = {
 
 def predicted_rows(
     rho: Tensor,
-    boundaries: Tensor,
+    edges: Tensor,
     n_stars: Tensor,
     stars: Stars,
     batch: Batch,
@@ -42,14 +42,15 @@ def predicted_rows(
 ) -> dict[str, Tensor]:
     """`OUTPUTS` but ``log_density``, (stars,) each, and (stars, samples) of the samples.
 
-    ``rho`` (samples, pixels, shells), 1/pc; ``boundaries`` (shells + 1,), pc; ``n_stars``
-    (pixels,), of the training set; ``substructure``: see `models.dust.Dust`.
+    ``rho`` (samples, pixels, shells), 1/pc, from us to the edge of the map, and ``edges``
+    (shells + 1,), pc, of which the first shell is nearer than the map; ``n_stars`` (pixels,), of
+    the training set; ``substructure``: see `models.dust.Dust`.
     """
     along = stars.along(rho)
-    mean, variance = mean_and_variance(along, stars.paths, boundaries.diff().to(rho))
+    mean, variance = mean_and_variance(along, stars.paths, edges.diff().to(rho))
     within = substructure**2 * voxel_squares(along, stars.paths).mean(0)
     distance = 1e3 / batch["parallax"].clamp_min(1e-6)  # a star of negative parallax is far away
-    flags = (distance < boundaries[0]).short() + 2 * (distance > boundaries[-1]).short()
+    flags = (distance < edges[1]).short() + 2 * (distance > edges[-1]).short()
     columns = {
         "extinction": mean.mean(0),
         "extinction_std": mean.std(0, correction=0),

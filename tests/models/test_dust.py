@@ -26,7 +26,7 @@ from orrery.models.dust.evaluation import (
 )
 from orrery.models.dust.field import Density, Extinction, Stars
 from orrery.models.dust.hmc import draw
-from orrery.models.dust.migrations import inference_setting
+from orrery.models.dust.migrations import inference_setting, no_substructure_nearer_dust_or_disc
 from orrery.models.dust.outputs import BIT
 from orrery.models.dust.prior import Prior, Processes
 from orrery.models.dust.query import interpolation, locate_stars
@@ -51,7 +51,8 @@ def model():
     levels = grids(8, 12, 100.0, 1000.0)
     gp, by_scale = Processes("icr", levels, matern, learned=True).at(150.0)
     gp.to(dtype=torch.float64), by_scale.to(dtype=torch.float64)
-    prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5), (0.1, 0.3), by_scale)
+    prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5), (0.1, 0.3), by_scale, (-8.5, 0.7), 0.003 * height)
+    height = levels[-1].positions[..., 2].abs()
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     parallax = 1 + 4 * torch.rand(40, generator=generator, dtype=torch.float64)
@@ -121,6 +122,7 @@ def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(mode
 
 def test_density_is_log_normal_as_the_prior_says(model):
     prior, _, _, generator = model
+    prior = prior._replace(decline=0.0)
     latents = torch.randn(200, prior.n_latents, generator=generator, dtype=torch.float64)
     log_rho = Density(prior, latents).log
     # m ~ N(-8, 1), and the mean of a^2 is exp(2 0.5^2)
@@ -194,7 +196,9 @@ def test_flags_say_where_the_map_ends_and_where_it_has_no_stars(dust):
         "distance": [10.0, 500.0, 9000.0, 500.0],
     })  # fmt: skip
     assert found["flags"].tolist() == [1, 0, 2, 4]
-    assert found["extinction"][0] == 0
+    here = SkyCoord(other.lon, other.lat, distance=10 * u.pc, frame="galactic")
+    assert found["extinction"][0] == pytest.approx(float(dust.query(here)), rel=1e-4)
+    assert 0 < found["extinction"][0] < found["extinction"][1]
 
 
 def test_the_map_is_a_file_in_the_layout_of_dustmaps(runs, dust, tmp_path):
@@ -489,6 +493,9 @@ def test_a_checkpoint_of_the_first_version_has_todays_settings():
     config, state = inference_setting({"model": {"nside": 8}, "data": {}}, old)
     assert config["model"] == {"nside": 8, "clumps": 0.0, "inference": "geovi"}
     assert set(state) == {"constant_density", "mean"}
+    config, state = no_substructure_nearer_dust_or_disc(config, state)
+    assert config["model"]["nearer_error"] == 0 and state["substructure"] == 0
+    assert state["mean"].shape == (1, 5)
 
 
 def test_stars_are_scored_batch_by_batch_as_all_together(dust):

@@ -106,8 +106,8 @@ def metrics_row(model: Any, data: Any, samples: Tensor, method: str) -> dict[str
 def score_of(model: Any, data: Any, substructure: float = 0.0) -> Score:
     """A function that scores a posterior by the truth and by held-out stars.
 
-    Of ``log_rho`` (draws, pixels, shells from us) and ``amplitude`` (draws,); ``mirrored``: the draws are
-    pairs about their mean; ``substructure``: see `models.dust.Dust`.
+    Of ``log_rho`` (draws, pixels, shells from us) and ``amplitude`` (draws,); ``mirrored``: the
+    draws are pairs about their mean; ``substructure``: see `models.dust.Dust`.
     """
     data.setup("fit")
     truth = data.true_density().log().float()

@@ -105,9 +105,7 @@ def catalogue(sky: Sky, seed: int) -> tuple[Rows, Rows]:
     true = np.array([np.interp(d, edges, e) for d, e in zip(r, to, strict=True)])
     share = (np.arange(32) + 0.5) / 32
     parallax = 1e3 / observed[:, None] * (1 + relative[:, None] * math.sqrt(2) * _erfinv(share))
-    possible = [
-        np.interp(1e3 / p, edges, e) for p, e in zip(parallax.clip(0.5), to, strict=True)
-    ]
+    possible = [np.interp(1e3 / p, edges, e) for p, e in zip(parallax.clip(0.5), to, strict=True)]
     stars = {
         "l": np.degrees(np.arctan2(direction[:, 1], direction[:, 0])),
         "b": np.degrees(np.arcsin(direction[:, 2])),
@@ -129,7 +127,7 @@ def log_normal(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndar
 
 
 def scores(x: np.ndarray, mean: np.ndarray, variance: np.ndarray, log_p: Any = None) -> Rows:
-    """Of extinctions ``x`` (stars,) that were predicted; ``log_p`` if it is not that of a normal."""
+    """Of predicted extinctions ``x`` (stars,); ``log_p`` if it is not that of a normal."""
     return {
         "rms": np.sqrt(np.mean((x - mean) ** 2)),
         "lpd": np.mean(log_normal(x, mean, variance) if log_p is None else log_p),
@@ -190,9 +188,7 @@ def peers(train: Rows, test: Rows) -> dict[str, Rows]:
         return scores(test["extinction"], mean, a + b * v)
 
     found["neighbours"] = scored(neighbours)
-    by_width = {
-        width: np.mean((x - kernel(train, xyz, xyz, 1, width)[0]) ** 2) for width in WIDTHS
-    }
+    by_width = {width: np.mean((x - kernel(train, xyz, xyz, 1, width)[0]) ** 2) for width in WIDTHS}
     best = min(by_width, key=lambda width: by_width[width])
     found["kernel"] = scored(lambda *given: kernel(*given, best))
     return found

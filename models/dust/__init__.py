@@ -387,7 +387,10 @@ class Dust(Component):
         cached = self._cached_rho
         if cached is None or cached[0] != key or cached[1].device != self.device:
             with torch.no_grad():
-                cached = self._cached_rho = key, Density(self.prior, self.samples()).log_from_us.exp()
+                cached = self._cached_rho = (
+                    key,
+                    Density(self.prior, self.samples()).log_from_us.exp(),
+                )
         return cached[1]
 
     def _log_density(self, batch: Batch, stars: Stars) -> Tensor:
@@ -431,8 +434,8 @@ class Dust(Component):
         }
         too_small = "variational errors, too small: model.inference=hmc has better ones"
         return [
-            f"all directions, {float(bounds[0]):.0f} to {float(bounds[-1]):.0f} pc; voxels of Nside "
-            f"{self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
+            f"all directions, {float(bounds[0]):.0f} to {float(bounds[-1]):.0f} pc; voxels of "
+            f"Nside {self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
             "structure smaller than a voxel is not resolved; `flags` say where the map ends",
             "nearer than the innermost boundary "
             + ("dust has one density in all directions" if self.nearer_error else "is no dust"),

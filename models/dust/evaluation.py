@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from scipy import stats
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from orrery.models.base import Batch, Data, Evaluation, PredictedRows, or_nothing
@@ -29,6 +30,8 @@ CROSSED_SHARE = 0.5  # of a voxel's depth that the light of a star crosses, for 
 FIGURE_STARS = 20_000  # at most, from which the figure of a sightline is drawn
 
 LEFT_OUT = BIT["nearer"] | BIT["beyond"] | BIT["poor_distance"]  # of the metrics
+# of `coarse_map_warnings`: stars, correlation of their residuals, errors beyond which those are cut
+MIN_PAIRS, ALIKE, LARGEST_PULL = 100, 0.15, 4.0
 SMALLER_IS_BETTER = frozenset(("chi2", "icr_covariance_error"))
 
 
@@ -71,6 +74,7 @@ def evaluate(model: "Dust", rows: PredictedRows, data: Data) -> Evaluation:
     )
     evaluation.metrics |= map_metrics(posterior, data)
     truth, stars = true_density(data), sampled_stars(data, FIGURE_STARS)
+    evaluation.warnings = coarse_map_warnings(model, stars)
     evaluation.figures = or_nothing(
         "figures", lambda: figure_data(model.rho_from_us().cpu().float(), model.grid, truth, stars)
     )
@@ -98,6 +102,27 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         "heldout_lpd": float(rows["log_density"][known].mean(dtype=float)),
         "chi2": float(np.mean(pull**2)),
     }
+
+
+def coarse_map_warnings(model: "Dust", stars: dict[str, Tensor]) -> list[str]:
+    """A sentence if residuals of neighbouring ``stars`` are alike: there is more to resolve."""
+    rows = model.predict_step(stars)
+    used = (rows["flags"] & LEFT_OUT == 0) & rows["pull"].isfinite()
+    n = int(used.sum())
+    if n < MIN_PAIRS:
+        return []
+    xyz = (stars["direction"] * (1e3 / stars["parallax"].clamp_min(1e-6))[:, None])[used].cpu()
+    nearest = cKDTree(xyz.numpy()).query(xyz.numpy(), 2)[1][:, 1]
+    pull = rows["pull"][used].double().cpu().clamp(-LARGEST_PULL, LARGEST_PULL).numpy()
+    correlation = float(np.corrcoef(pull, pull[nearest])[0, 1])
+    if correlation < max(ALIKE, 3 / n**0.5):
+        return []
+    nside = 2 * model.grid.nside
+    return [
+        f"residuals of neighbouring stars are alike (correlation {correlation:.2f}): structure "
+        f"that stars resolve is smaller than the voxels; try finer ones, model.nside={nside} "
+        f"model.n_radial={4 * nside + 4}"
+    ]
 
 
 def true_density(data: Data) -> Tensor | None:

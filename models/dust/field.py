@@ -60,7 +60,7 @@ class Stars(NamedTuple):
         return torch.stack([(self.between.apply(one) * lengths).sum(1) for one in rho])
 
     def integral_adjoint(self, by_star: Tensor) -> Tensor:
-        """The transpose of `integral`: (samples, pixels, shells) of ``by_star`` (samples, stars)."""
+        """Its transpose: (samples, pixels, shells) of ``by_star`` (samples, stars)."""
         lengths = self.paths.lengths
         return torch.stack([self.between.adjoint(one[:, None] * lengths) for one in by_star])
 

@@ -42,7 +42,7 @@ class Draws(NamedTuple):
 def likelihood(
     grid: Grid, stars: Stars, batch: Batch, dof: float | None, substructure: float
 ) -> Callable[[Tensor], Tensor]:
-    """rho (samples, pixels, shells from us) -> ln likelihood (samples,), over all distances of the stars.
+    """rho (samples, pixels, shells from us) -> ln likelihood (samples,), over all distances.
 
     ``batch``: that of `models.dust.Dust`; ``dof``: of the errors of extinctions;
     ``substructure``: see `models.dust.Dust`.
@@ -72,8 +72,8 @@ def draw(
 ) -> Draws:
     """``transitions`` of every chain, of which the warm-up is discarded.
 
-    ``log_likelihood``: of rho (chains, pixels, shells from us), (chains,). ``samples`` (samples, latents)
-    are those of the variational posterior of ``stars``, whose noise has the ``variance`` (stars,).
+    ``log_likelihood``: of rho (chains, pixels, shells from us), (chains,). ``samples`` (samples,
+    latents) are those of the variational posterior of ``stars``, whose noise has the ``variance`` (stars,).
     """
     mean = samples.mean(0, keepdim=True)
     # between the mean, where curvature is too small, and samples, which stray from the data

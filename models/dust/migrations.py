@@ -32,4 +32,7 @@ def no_substructure_nearer_dust_or_disc(
     for name in ("mean", "residuals", "posterior"):
         if name in state:
             state[name] = torch.nn.functional.pad(state[name], (0, 2))
-    return {**config, "model": {**config["model"], "nearer_error": 0.0, "decline_error": 0.0}}, state
+    return {
+        **config,
+        "model": {**config["model"], "nearer_error": 0.0, "decline_error": 0.0},
+    }, state

@@ -9,7 +9,6 @@ from orrery.models.dust.field import Stars
 from orrery.physics.densities import log_student
 from orrery.physics.dust.extinction import is_poor, mean_and_variance, voxel_squares
 
-
 FLAGS = {
     "nearer": "nearer than the map: dust has one density in all directions, if any",
     "beyond": "beyond the map, extinction to its edge",
@@ -19,7 +18,9 @@ FLAGS = {
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 OUTPUTS = {
     "extinction": Output("", "posterior mean, E of Zhang, Green & Rix (2023); A_V = 2.8 E"),
-    "extinction_std": Output("", "posterior standard deviation of extinction, of the mean of voxels"),
+    "extinction_std": Output(
+        "", "posterior standard deviation of extinction, of the mean of voxels"
+    ),
     "extinction_std_distance": Output("", "standard deviation that the distance error adds"),
     "extinction_std_within": Output(
         "", "scatter of stars about the mean of their voxels, of structure within those"

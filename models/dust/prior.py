@@ -23,7 +23,7 @@ LOG_SCALE_STEP = 0.1  # of the difference quotient of the field by ln scale
 
 
 class Prior(NamedTuple):
-    """ln rho = m - d |z| + a s, m ~ N(mean, error), ln a ~ N(ln amplitude, error), and s of a kernel.
+    """ln rho = m - d |z| + a s: m and ln a are normal, and s is of a kernel.
 
     With ``by_scale`` the scale of the kernel is learned, too, and ln scale is normal: ``gp`` is the
     process at ``scale[0]``, ln of the current scale over its median, ``by_scale`` its derivative.

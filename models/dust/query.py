@@ -25,11 +25,13 @@ def edges(grid: Grid) -> Tensor:
 
 
 def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bool) -> np.ndarray:
-    """Extinction E to ``coords`` (...), or E per pc there, of ``rho`` (samples, pixels, shells + 1).
+    """Extinction E to ``coords`` (...), or E per pc there.
 
-    "mean" and "std" are (...), "samples" (samples, ...). Between the centres of pixels every sample
-    is interpolated; of the shell that a place is in, the path up to the place counts. NaN beyond the map; nearer than it the density is NaN, and the extinction
-    that of the first of ``rho``, the same in all directions. Raises ``ValueError`` for another mode, and for coordinates without a distance.
+    ``rho`` (samples, pixels, shells + 1), 1/pc: the first shell is nearer than the map. "mean" and
+    "std" are (...), "samples" (samples, ...). Between the centres of pixels every sample is
+    interpolated; of the shell that a place is in, the path up to the place counts. NaN beyond the
+    map, and nearer than it for a density. Raises ``ValueError`` for another mode, and for
+    coordinates without a distance.
     """
     from astropy import units as u
 
@@ -71,7 +73,10 @@ def summary(samples: Tensor, mode: str) -> Tensor:
 
 
 def map_arrays(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any]:
-    """The content of a map file of ``rho`` (samples, pixels, shells + 1): see `orrery.evaluation.sky_map.write_sky_map`."""
+    """The content of a map file: see `orrery.evaluation.sky_map.write_sky_map`.
+
+    ``rho`` (samples, pixels, shells + 1), 1/pc: the first shell is nearer than the map.
+    """
     if columns not in (None, ["samples"]):
         raise ValueError(f"columns={columns}: a map is mean and std, or columns=[samples]")
     samples = rho[..., 1:].transpose(1, 2).contiguous()  # (samples, shells, pixels)

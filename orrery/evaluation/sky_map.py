@@ -38,7 +38,9 @@ def write_sky_map(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str
         nearer = np.zeros_like(arrays["samples"][:, 0]) + arrays["nearer_samples"][:, None]
         image(f"INTEGRATED INNER {within}", nearer, f"I{inner}")
     else:
-        mean, std = (np.full_like(arrays["mean"][0], arrays[f"nearer_{m}"]) for m in ("mean", "std"))
+        mean, std = (
+            np.full_like(arrays["mean"][0], arrays[f"nearer_{m}"]) for m in ("mean", "std")
+        )
         image("MEAN", arrays["mean"], "extinction density")
         image(f"MEAN OF INTEGRATED INNER {within}", mean, f"I{inner}")
         image("STD.", arrays["std"], "std. of extinction density")

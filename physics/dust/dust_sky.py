@@ -99,7 +99,9 @@ def stars(
     pixels, weights = healpix.bilinear(grid.nside, direction)
     lengths = (distance[:, None] - grid.boundaries[:-1]).clamp_min(0)
     lengths = torch.minimum(lengths, grid.widths)
-    extinction = sum(w * (rho[p] * lengths).sum(1) for p, w in zip(pixels.T, weights.T, strict=True))
+    extinction = sum(
+        w * (rho[p] * lengths).sum(1) for p, w in zip(pixels.T, weights.T, strict=True)
+    )
     noise = sigma * normal(n)[kept]
     return Stars(direction, parallax, error, extinction + noise, torch.full_like(noise, sigma),
                  distance, extinction)  # fmt: skip

@@ -130,7 +130,8 @@ def log_marginal(
     """Log density of a measured ``extinction`` (stars,), over all distances: (..., stars).
 
     ``rho`` (..., stars, shells): density along each sightline; ``variance`` (..., stars) and
-    ``dof`` are those of the measurement, see `log_student`. `mean_and_variance` gives its normal approximation.
+    ``dof`` are those of the measurement, see `log_student`. `mean_and_variance` gives its normal
+    approximation.
     """
     column = rho * widths
     below = column.cumsum(-1) - column

@@ -17,7 +17,7 @@ from dustmaps.edenhofer2023 import Edenhofer2023Query
 
 from orrery import pretrained
 from orrery.checkpoint import RECORD, read_checkpoint
-from orrery.datamodules.dust import DustData
+from orrery.datamodules.dust import DustData, resolution
 from orrery.models.dust.evaluation import (
     MapPosterior,
     map_metrics,
@@ -51,8 +51,8 @@ def model():
     levels = grids(8, 12, 100.0, 1000.0)
     gp, by_scale = Processes("icr", levels, matern, learned=True).at(150.0)
     gp.to(dtype=torch.float64), by_scale.to(dtype=torch.float64)
-    prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5), (0.1, 0.3), by_scale, (-8.5, 0.7), 0.003 * height)
     height = levels[-1].positions[..., 2].abs()
+    prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5), (0.1, 0.3), by_scale, (-8.5, 0.7), 0.003 * height)
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     parallax = 1 + 4 * torch.rand(40, generator=generator, dtype=torch.float64)
@@ -432,6 +432,44 @@ def test_extinction_in_magnitudes_is_converted(tmp_path):
         DustData(**SMALL, extinction_unit="mag")
 
 
+def batch_of(columns, **settings):
+    data = DustData(**SMALL, **settings)
+    data.table, data.split = Table(columns), "all"
+    (batch,) = data.prediction_batches()
+    return batch
+
+
+def test_other_extinctions_are_converted_with_the_scatter_of_the_conversion():
+    """A_G is 0.78 A_V, with a scatter of 8%; E(B-V) is A_V / 3.1."""
+    star = {"l": [30.0], "b": [10.0], "distance": [300.0], "extinction_error": [0.01]}
+    for unit, value, scatter in (("A_G", 2.8 * 0.78, 0.08), ("E_BV", 2.8 / 3.1, 0.06)):
+        batch = batch_of(star | {"extinction": [value]}, extinction_unit=unit)
+        assert float(batch["extinction"]) == pytest.approx(1)
+        error = math.hypot(0.01 / value, scatter)
+        assert float(batch["extinction_error"]) == pytest.approx(error, rel=1e-5)
+
+
+def test_percentiles_of_a_distance_are_those_of_its_parallax():
+    star = {"l": [30.0], "b": [10.0], "distance": [500.0]}
+    found = batch_of(star | {"distance_lower": [400.0], "distance_upper": [800.0]})
+    assert float(found["parallax"] - found["parallax_error"]) == pytest.approx(1e3 / 800)
+    assert float(found["parallax"] + found["parallax_error"]) == pytest.approx(1e3 / 400)
+    with pytest.raises(ValueError, match=r"'distance_lower'.*not below the 84th percentile"):
+        batch_of(star | {"distance_lower": [800.0], "distance_upper": [400.0]})
+    with pytest.raises(ValueError, match="no column 'distance_upper'"):
+        batch_of(star | {"distance_lower": [400.0]})
+
+
+def test_the_resolution_follows_from_the_number_of_stars():
+    assert resolution(4000, None, None) == (8, 36)
+    assert resolution(20_000, None, None) == (16, 68)
+    assert resolution(1e7, None, None) == (32, 132)
+    assert resolution(1e7, 4, None) == (4, 20) and resolution(1e7, 4, 12) == (4, 12)
+    data = DustData(None, None, 100.0, 1000.0, n_stars=300, val_fraction=0)
+    data.setup("fit")
+    assert data.model_arguments() == data.inferred_settings() == {"nside": 8, "n_radial": 36}
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -439,7 +477,12 @@ def test_extinction_in_magnitudes_is_converted(tmp_path):
         (["model.n_radial=35"], "do not come of whole shells"),
         (["model.nside=1024", "model.n_radial=516"], "GB"),
         (
-            ["model.nside=32", "model.inference=hmc", "model.transitions=30000"],
+            [
+                "model.nside=32",
+                "model.n_radial=36",
+                "model.inference=hmc",
+                "model.transitions=30000",
+            ],
             "model.transitions=<less>",
         ),
     ],

@@ -27,6 +27,7 @@ import csv
 import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,8 +85,11 @@ def sky(seed: int) -> Sky:
     angle = random.uniform(0, 2 * np.pi, N_CLOUDS)
     distance = random.uniform(80, 700, N_CLOUDS)
     height = random.uniform(-80, 80, N_CLOUDS)
-    radii = np.exp(random.uniform(*np.log(CLOUD_RADII), N_CLOUDS))
-    columns = np.exp(random.uniform(*np.log(CLOUD_COLUMNS), N_CLOUDS))
+
+    def log_uniform(low: float, high: float) -> np.ndarray:
+        return np.exp(random.uniform(math.log(low), math.log(high), N_CLOUDS))
+
+    radii, columns = log_uniform(*CLOUD_RADII), log_uniform(*CLOUD_COLUMNS)
     centres = np.stack([distance * np.cos(angle), distance * np.sin(angle), height], 1)
     return Sky(centres, radii, columns / (radii * np.sqrt(2 * np.pi)))
 
@@ -190,7 +194,7 @@ def peers(train: Rows, test: Rows) -> dict[str, Rows]:
     found["neighbours"] = scored(neighbours)
     by_width = {width: np.mean((x - kernel(train, xyz, xyz, 1, width)[0]) ** 2) for width in WIDTHS}
     best = min(by_width, key=lambda width: by_width[width])
-    found["kernel"] = scored(lambda *given: kernel(*given, best))
+    found["kernel"] = scored(partial(kernel, width=best))
     return found
 
 
@@ -201,12 +205,10 @@ def data_of(stars: Rows, words: list[str]) -> tuple[dict[str, Any], Any]:
     """Settings of the component with those of ``words``, and ``stars`` as its data."""
     with initialize_config_dir(str(command_line.CONFIGS), version_base="1.3"):
         config = compose("train", ["model=dust", "data.test_fraction=0", *words])
-    settings, data_settings = (
-        OmegaConf.to_container(config[name], resolve=True) for name in ("model", "data")
-    )
-    data: Any = build(data_settings | {"split": "all"})  # type: ignore[operator]
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    data = build(plain["data"] | {"split": "all"})
     data.table = Table(stars)
-    return settings, data  # type: ignore[return-value]
+    return plain["model"], data
 
 
 def fitted(train: Rows, words: list[str]) -> tuple[Any, float]:
@@ -259,8 +261,9 @@ def main() -> None:
         spread = (density * test["distance_error"]) ** 2 + SIGMA**2 + scatter**2
         constant = scores(x, density * path, spread)
         deviation = (x - mean) / found["pull"]
-        methods = {
-            "dust": scores(x, mean, deviation**2, found["log_density"]) | {"seconds": seconds},
+        methods: dict[str, Rows] = {
+            "dust": scores(x, mean, deviation**2, found["log_density"])
+            | {"seconds": np.array(seconds)},
             **peers(train, test),
             "constant": constant,
             "truth": scores(x, possible.mean(1), SIGMA**2 + possible.var(1)),

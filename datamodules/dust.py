@@ -77,9 +77,10 @@ class DustData(CatalogueData):
     Columns by role: ``l b`` or ``ra dec``, deg; ``parallax parallax_error``, mas, or ``distance``,
     pc, with or without ``distance_error``, or ``distance_lower distance_upper``, its percentiles;
     ``extinction extinction_error``. The catalogue of Zhang, Green & Rix (2023) is read as it is;
-    ``train_where="quality_flags<8"`` keeps its reliable stars. Predictions need only position and distance. A batch: ``direction`` (batch, 3), Galactic unit
-    vectors; ``parallax`` and ``parallax_error`` (batch,), mas; ``extinction`` and
-    ``extinction_error`` (batch,), E, NaN where unknown.
+    ``train_where="quality_flags<8"`` keeps its reliable stars. Predictions need only position and
+    distance. A batch: ``direction`` (batch, 3), Galactic unit vectors; ``parallax`` and
+    ``parallax_error`` (batch,), mas; ``extinction`` and ``extinction_error`` (batch,), E, NaN where
+    unknown.
 
     Args:
         nside, n_radial, nearest, farthest, base_nside: the grid, as of `models.dust.Dust`. Of None

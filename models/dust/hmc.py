@@ -73,7 +73,8 @@ def draw(
     """``transitions`` of every chain, of which the warm-up is discarded.
 
     ``log_likelihood``: of rho (chains, pixels, shells from us), (chains,). ``samples`` (samples,
-    latents) are those of the variational posterior of ``stars``, whose noise has the ``variance`` (stars,).
+    latents) are those of the variational posterior of ``stars``, whose noise has the ``variance``
+    (stars,).
     """
     mean = samples.mean(0, keepdim=True)
     # between the mean, where curvature is too small, and samples, which stray from the data

@@ -61,13 +61,14 @@ class Dust(Component):
         scale, scale_error: of the kernel, pc; the error of ln scale, with which the scale is
             learned, or 0.
         clumps: share of the variance of ln rho that has half the scale: clouds are sharper.
-        amplitude, amplitude_error: median of the standard deviation of ln rho; error of its ln.
+        amplitude, amplitude_error: median of the standard deviation of ln rho; error of its ln, a
+            small one: with 0.5 the amplitude runs away where clouds are much smaller than voxels.
         mean_error: of the mean of ln rho, about that of a constant density.
         decline_error: of the decline of ln rho with height above the Galactic plane, 1/pc, about 0:
             1 over the scale height of the disc; 0: no disc.
         nearer_error: of ln of the density nearer than the map, about the same; 0: no dust there.
-        noise_dof: degrees of freedom of Student's distribution of extinctions, for catalogues with
-            outliers; None: normal.
+        noise_dof: degrees of freedom of Student's distribution of extinctions, since structure
+            within voxels has tails, and catalogues have outliers; None: normal.
         inference: "geovi", geometric variational inference (arXiv:2105.10470): samples follow the
             data where the model is nonlinear; those of the last iterations make the map. "mgvi",
             metric Gaussian variational inference (arXiv:1901.11033): linear samples, which stray
@@ -97,11 +98,11 @@ class Dust(Component):
         scale_error: float = 0.0,
         clumps: float = 0.1,
         amplitude: float = 1.0,
-        amplitude_error: float = 0.5,
+        amplitude_error: float = 0.03,
         mean_error: float = 1.0,
         nearer_error: float = 1.0,
         decline_error: float = 0.01,
-        noise_dof: float | None = None,
+        noise_dof: float | None = 4.0,
         inference: str = "geovi",
         pairs: int = 4,
         draws: int = 32,
@@ -429,8 +430,8 @@ class Dust(Component):
         bounds = self.grid.boundaries
         errors = {
             "hmc": "errors are those of the posterior, drawn by HMC",
-            "geovi": "variational errors: 68% intervals hold 67% on average on ten synthetic "
-            "skies, 59 to 76% on one of them, and less in compact clouds",
+            "geovi": "variational errors, of the mean over a voxel: see docs/dust.md for what "
+            "68% intervals hold; within compact clouds they hold less",
         }
         too_small = "variational errors, too small: model.inference=hmc has better ones"
         return [

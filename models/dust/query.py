@@ -40,7 +40,7 @@ def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bo
     coords = coords.galactic
     if not coords.size:
         return np.empty(coords.shape if mode != "samples" else (len(rho), *coords.shape))
-    if coords.distance.unit == u.dimensionless_unscaled:
+    if coords.spherical.distance.unit == u.dimensionless_unscaled:
         raise ValueError(
             "the map is in three dimensions, and these coordinates have no distance: "
             "SkyCoord(l=..., b=..., distance=... * u.pc, frame='galactic')"

@@ -205,10 +205,11 @@ def data_of(stars: Rows, words: list[str]) -> tuple[dict[str, Any], Any]:
     """Settings of the component with those of ``words``, and ``stars`` as its data."""
     with initialize_config_dir(str(command_line.CONFIGS), version_base="1.3"):
         config = compose("train", ["model=dust", "data.test_fraction=0", *words])
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    data = build(plain["data"] | {"split": "all"})
+    settings: Any = OmegaConf.to_container(config["model"], resolve=True)
+    data_settings: Any = OmegaConf.to_container(config["data"], resolve=True)
+    data = build(data_settings | {"split": "all"})
     data.table = Table(stars)
-    return plain["model"], data
+    return settings, data
 
 
 def fitted(train: Rows, words: list[str]) -> tuple[Any, float]:

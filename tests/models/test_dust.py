@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import healpy
 import numpy as np
@@ -20,6 +21,7 @@ from orrery.checkpoint import RECORD, read_checkpoint
 from orrery.datamodules.dust import DustData, resolution
 from orrery.models.dust.evaluation import (
     MapPosterior,
+    coarse_map_warnings,
     map_metrics,
     sampled_stars,
     student_coverage,
@@ -539,6 +541,19 @@ def test_a_checkpoint_of_the_first_version_has_todays_settings():
     config, state = no_substructure_nearer_dust_or_disc(config, state)
     assert config["model"]["nearer_error"] == 0 and state["substructure"] == 0
     assert state["mean"].shape == (1, 5)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_residuals_of_neighbours_that_are_alike_are_warned_of(dust, alike):
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    stars = {"direction": direction, "parallax": torch.full((400,), 2.0, dtype=torch.float64)}
+    side, noise = direction[:, 0].sign(), torch.randn(400, generator=generator)
+    rows = {"flags": torch.zeros(400, dtype=torch.int16), "pull": noise + alike * side}
+    model = SimpleNamespace(grid=dust.grid, predict_step=lambda stars: rows)
+    found = coarse_map_warnings(model, stars)
+    assert len(found) == alike
+    assert not alike or "model.nside=8 model.n_radial=36" in found[0]
 
 
 def test_stars_are_scored_batch_by_batch_as_all_together(dust):

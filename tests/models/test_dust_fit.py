@@ -64,6 +64,17 @@ def test_the_share_within_voxels_is_that_of_the_residuals():
         assert float(share_within_voxels(misfit, noise, squares)) == pytest.approx(share, abs=0.02)
 
 
+def test_dust_nearer_than_the_map_is_not_in_its_first_shell():
+    """A tenth more for every star: it is the extinction at the inner boundary."""
+    raised = table()
+    raised["extinction"] += 0.1
+    data = DustData(**SMALL, val_fraction=0, test_fraction=0)
+    data.table = raised
+    dust = fitted(data, pairs=2, draws=4, epochs=4)
+    dust.eval().calibrate(data)
+    assert dust.fitted_parameters()["extinction_nearer"] == pytest.approx(0.1, abs=0.03)
+
+
 def test_structure_within_voxels_is_in_the_errors_of_stars():
     """Extinctions that differ by half from star to star, by more than the errors."""
     lumpy = table()

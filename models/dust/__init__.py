@@ -310,7 +310,8 @@ class Dust(Component):
         distances, squares = (x.mean(0) for x in at.scatter(self.widths))
         misfit = (at.value - batch["extinction"]).square().mean(0)
         variance = batch["extinction_error"].square() + distances
-        self.substructure.copy_(share_within_voxels(misfit, variance, squares))
+        share = share_within_voxels(misfit, variance, squares, self.noise_dof)
+        self.substructure.copy_(share)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """An outer iteration: samples about the mean, then the mean of the least energy."""

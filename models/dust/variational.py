@@ -71,13 +71,19 @@ class Linearisation(NamedTuple):
         return mgvi.Solver(tolerance, MAX_CG_STEPS, self.preconditioner)
 
 
-def share_within_voxels(misfit: Tensor, variance: Tensor, squares: Tensor) -> Tensor:
+def share_within_voxels(
+    misfit: Tensor, variance: Tensor, squares: Tensor, dof: float | None
+) -> Tensor:
     """The share s, scalar, for which residuals of a variance of ``variance`` + s^2 ``squares`` are
-    most probable; ``misfit``: the mean squares of residuals over samples. All (stars,).
+    most probable; ``misfit``: the mean squares of residuals over samples. All (stars,). ``dof``: of
+    Student's distribution; None: normal.
     """
     tried = SHARES.to(variance)
     total = variance + tried[:, None].square() * squares
-    return tried[(misfit / total + total.log()).sum(1).argmin()]
+    square = misfit / total
+    if dof is not None:
+        square = (dof + 1) * torch.log1p(square / dof)
+    return tried[(square + total.log()).sum(1).argmin()]
 
 
 def preconditioner(model: mgvi.Model, data: mgvi.Data, mean: Tensor) -> LinearOperator:

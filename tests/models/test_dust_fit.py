@@ -61,7 +61,11 @@ def test_the_share_within_voxels_is_that_of_the_residuals():
     for share in (0.0, 0.4):
         total = noise + share**2 * squares
         misfit = total * torch.randn(20_000, generator=generator).square()
-        assert float(share_within_voxels(misfit, noise, squares)) == pytest.approx(share, abs=0.02)
+        found = share_within_voxels(misfit, noise, squares, None)
+        assert float(found) == pytest.approx(share, abs=0.02)
+    chi2 = torch.randn(20_000, 4, generator=generator).square().mean(1)  # of Student's
+    found = share_within_voxels(misfit / chi2, noise, squares, 4.0)
+    assert float(found) == pytest.approx(0.4, abs=0.03)
 
 
 def test_dust_nearer_than_the_map_is_not_in_its_first_shell():

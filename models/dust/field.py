@@ -52,7 +52,10 @@ class Stars(NamedTuple):
 
     def along(self, rho: Tensor) -> Tensor:
         """The density along each sightline, (samples, stars, shells), of that of all pixels."""
-        return torch.stack([self.between.apply(one) for one in rho])
+        along = rho.new_empty(len(rho), len(self.pixel), rho.shape[2])
+        for i, one in enumerate(rho):  # not stacked, which would take the memory twice
+            along[i] = self.between.apply(one)
+        return along
 
     def integral(self, rho: Tensor) -> Tensor:
         """Over the mean paths, (samples, stars), of ``rho`` (samples, pixels, shells)."""

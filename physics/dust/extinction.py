@@ -95,7 +95,7 @@ def voxel_squares(rho: Tensor, paths: Paths) -> Tensor:
     The extinction of a star scatters by a share of the root of it about that of the voxels' means,
     if each voxel has structure of its own.
     """
-    return (rho * paths.lengths).square().sum(-1)
+    return torch.linalg.vector_norm(rho * paths.lengths, dim=-1).square()
 
 
 class Distances(NamedTuple):

@@ -140,7 +140,7 @@ class Extinction:
     """The extinction of stars at latents ``u`` (samples, n): `models.inference.mgvi.Linear`."""
 
     def __init__(self, prior: Prior, stars: Stars, u: Tensor) -> None:
-        self.stars = stars
+        self.stars, self.latents = stars, u
         self.density = Density(prior, u)
         self.rho = self.density.log_from_us.exp()
         self.value = stars.integral(self.rho)  # (samples, stars)
@@ -158,7 +158,14 @@ class Extinction:
         """v -> J^T ``weight`` J v, the mean over samples; v (any, n)."""
         if len(self.rho) == 1:
             return lambda v: self.vjp(weight * self.jvp(v))
-        return lambda v: torch.cat([self.vjp_mean(weight * self.jvp(one)) for one in v[:, None]])
+
+        def product(v: Tensor) -> Tensor:
+            if len(v) <= len(self.rho):
+                return torch.cat([self.vjp_mean(weight * self.jvp(one)) for one in v[:, None]])
+            each = [Extinction(self.density.prior, self.stars, u) for u in self.latents[:, None]]
+            return torch.stack([at.vjp(weight * at.jvp(v)) for at in each]).mean(0)
+
+        return product
 
     def scatter(self, widths: Tensor) -> tuple[Tensor, Tensor]:
         """Variance over the distances of the stars, and `voxel_squares`, (samples, stars)."""

@@ -82,7 +82,9 @@ def test_the_metric_is_that_of_the_derivative(model):
     weight = 1 + torch.rand(len(stars.pixel), generator=generator, dtype=torch.float64)
     v = torch.randn(2, prior.n_latents, generator=generator, dtype=torch.float64)
     exact = [at.vjp(weight * at.jvp(one)).mean(0) for one in v[:, None]]
-    torch.testing.assert_close(at.metric(weight)(v), torch.stack(exact))
+    metric = at.metric(weight)
+    torch.testing.assert_close(metric(v), torch.stack(exact))
+    torch.testing.assert_close(metric(v.repeat(3, 1))[:2], torch.stack(exact))
 
 
 def test_the_field_follows_its_scale():

@@ -70,7 +70,7 @@ MIN_GAIN = 1e-2  # nats that a Newton step gains, or it is the last: ours and th
 class Result(NamedTuple):
     """A posterior, and its cost."""
 
-    log_rho: Tensor  # (samples, pixels, shells)
+    log_rho: Tensor  # (samples, pixels, shells from us)
     amplitude: Tensor  # (samples,)
     costs: dict[str, float]
 
@@ -153,7 +153,7 @@ def orrery(settings: dict[str, Any], data: Any, plain: bool = False) -> tuple[An
     trainer.fit(model, datamodule=data)
     fitted = time.process_time()
     model.eval().calibrate(data)
-    log_rho = model.rho().log()
+    log_rho = model.rho_from_us().log()
     ended = time.process_time()
     (median, error), latents = model.amplitude, model.samples().detach()
     amplitude = (math.log(median) + error * latents[:, 1 - N_HYPER]).exp()
@@ -208,10 +208,11 @@ def nifty_run(
         return mean + mean_error * x["mean"] + a * field(x["xi"], held)
 
     def inference(held: Any, stars: Any, variance: Any) -> Any:
-        pixel, lengths, extinction = stars
+        pixels, weights, lengths, extinction = stars
 
         def forward(x: Any) -> Any:
-            return (jnp.exp(log_rho(x, held))[pixel] * lengths).sum(1)
+            around = jnp.exp(log_rho(x, held))[pixels]  # (stars, 4, shells)
+            return ((around * weights[..., None]).sum(1) * lengths).sum(1)
 
         likelihood = jft.Gaussian(
             extinction,
@@ -242,7 +243,8 @@ def nifty_run(
     every_log_rho = jax.jit(jax.vmap(log_rho, (0, None)))
 
     def density(x: Any, held: Any) -> Tensor:
-        return torch.tensor(np.asarray(every_log_rho(x, held)))
+        of_map = torch.tensor(np.asarray(every_log_rho(x, held)))
+        return torch.nn.functional.pad(of_map, (1, 0), value=-math.inf)  # nearer is no dust
 
     def run(seed: int, iterations: int) -> Result:
         began = time.process_time()
@@ -250,13 +252,15 @@ def nifty_run(
             held = jax.block_until_ready(build_matrices())
         held = jax.tree.map(lambda m: jnp.asarray(m, dtype), held)
         placed = model.stars(batch)
+        lengths = placed.paths.lengths[:, 1:]
         stars = (
-            jnp.asarray(placed.pixel.numpy(), jnp.int32),
-            *(jnp.asarray(x.numpy(), dtype) for x in (placed.paths.lengths, batch["extinction"])),
+            jnp.asarray(placed.between.pixels.numpy(), jnp.int32),
+            *(jnp.asarray(x.numpy(), dtype) for x in (placed.between.weights, lengths)),
+            jnp.asarray(batch["extinction"].numpy(), dtype),
         )
 
         def variance(x: Any) -> Any:
-            rho = density(x, held).exp()[:, placed.pixel]
+            rho = placed.along(density(x, held).exp())
             along = mean_and_variance(rho, placed.paths, model.widths)[1].mean(0)
             return jnp.asarray((batch["extinction_error"].square() + along).numpy(), dtype)
 

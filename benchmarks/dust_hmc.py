@@ -41,7 +41,7 @@ from orrery.models.dust.evaluation import (
 from orrery.models.dust.field import Density
 from orrery.models.dust.prior import N_HYPER
 from orrery.physics.densities import log_normal
-from orrery.physics.dust.extinction import mean_and_variance
+from orrery.physics.dust.extinction import mean_and_variance, voxel_squares
 from orrery.runs import data_for
 
 Score = Callable[[Tensor, Tensor, bool], dict[str, float]]
@@ -95,23 +95,23 @@ def hmc(model: Any, data: Any, transitions: int) -> dict[str, Any]:
 
 def metrics_row(model: Any, data: Any, samples: Tensor, method: str) -> dict[str, Any]:
     """Of ``samples`` (draws, latents)."""
-    log_rho = torch.cat([Density(model.prior, u).log for u in samples.split(64)])
+    log_rho = torch.cat([Density(model.prior, u).log_from_us for u in samples.split(64)])
     median, error = model.amplitude
     amplitude = (math.log(median) + error * samples[:, 1 - N_HYPER]).exp()
     sky = {"seed": data.seed, "clouds": data.clouds, "method": method, "draws": len(samples)}
-    metrics = score_of(model, data)(log_rho, amplitude, method == "mgvi")
-    return sky | metrics | {"std": float(log_rho.std(0).median())}
+    metrics = score_of(model, data, float(model.substructure))(log_rho, amplitude, method == "mgvi")
+    return sky | metrics | {"std": float(log_rho[..., 1:].std(0).median())}
 
 
-def score_of(model: Any, data: Any) -> Score:
+def score_of(model: Any, data: Any, substructure: float = 0.0) -> Score:
     """A function that scores a posterior by the truth and by held-out stars.
 
-    Of ``log_rho`` (draws, pixels, shells) and ``amplitude`` (draws,); ``mirrored``: the draws are
-    pairs about their mean.
+    Of ``log_rho`` (draws, pixels, shells from us) and ``amplitude`` (draws,); ``mirrored``: the
+    draws are pairs about their mean; ``substructure``: see `models.dust.Dust`.
     """
     data.setup("fit")
     truth = data.true_density().log().float()
-    observed = observed_voxels(model.stars(data.training_batch()), len(truth), model.widths)
+    observed = observed_voxels(model.stars(data.training_batch()), len(truth), model.widths[1:])
     data.setup("test")
     batches = list(stars_with_extinction(data))
     held_out = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
@@ -119,21 +119,25 @@ def score_of(model: Any, data: Any) -> Score:
 
     def score(log_rho: Tensor, amplitude: Tensor, mirrored: bool) -> dict[str, float]:
         posterior = MapPosterior(
-            model.grid, model.gp, kernel, log_rho, model.stars, mirrored, model.constant_density
-        )
+            model.grid, model.gp, kernel, log_rho[..., 1:], model.stars, mirrored,
+            model.constant_density,
+        )  # fmt: skip
         row = map_metrics(posterior, data)
         for other in ("icr_covariance_error", "heldout_lpd_constant_without_scatter"):
             del row[other]
         parts = []
         for rho in log_rho.exp().split(64):
-            a, variance = mean_and_variance(rho[:, stars.pixel].double(), stars.paths, model.widths)
+            along = stars.along(rho).double()
+            a, variance = mean_and_variance(along, stars.paths, model.widths)
+            variance = variance + substructure**2 * voxel_squares(along, stars.paths)
             variance = variance + held_out["extinction_error"].square()
             parts.append(log_normal(held_out["extinction"], a, variance))
         log_p = torch.cat(parts)
         row["heldout_lpd"] = float((log_p.logsumexp(0) - math.log(len(log_p))).mean())
         constant, best = row["heldout_lpd_constant"], row["heldout_lpd_truth"]
         row["gap_closed"] = (row["heldout_lpd"] - constant) / (best - constant)
-        row["z_std"] = float(((truth - log_rho.mean(0)) / log_rho.std(0))[observed].std())
+        z = (truth - log_rho[..., 1:].mean(0)) / log_rho[..., 1:].std(0)
+        row["z_std"] = float(z[observed].std())
         return row | {"amplitude": float(amplitude.mean()), "amplitude_std": float(amplitude.std())}
 
     return score

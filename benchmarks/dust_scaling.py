@@ -43,7 +43,6 @@ from torch import Tensor
 from orrery.evaluation.timing import best_of_five
 from orrery.models.dust import MAX_NEWTON_STEPS, Dust
 from orrery.models.dust.field import Extinction
-from orrery.models.dust.prior import N_HYPER
 from orrery.models.dust.variational import MAX_CG_STEPS, NONLINEAR_STEPS, preconditioner
 from orrery.models.inference import mgvi
 from orrery.models.inference.matrix_free import LinearOperator
@@ -140,7 +139,7 @@ def star_costs(grid: Grid, generator: torch.Generator) -> dict[str, float]:
     reached = (share > 1e-3).sum(1).double().mean()
     closed = (share > 1 - 1e-3).sum(1).double().mean()
     return {
-        "bytes_per_star": 4 * (2 * grid.shells + 2 * (grid.shells + N_HYPER)),
+        "bytes_per_star": 4 * 2 * (grid.shells + 1) + 2 * 4 * 16,  # paths, four pixels and weights
         "star_shells": float(reached),
         "open_shells": float(reached - closed),
     }

@@ -23,12 +23,38 @@ from orrery.tables import Catalogue
 GALACTIC, EQUATORIAL = ("l", "b"), ("ra", "dec")
 ECLIPTIC = ("ecl_lon", "ecl_lat", "elon", "elat", "lambda", "beta")
 MIN_STARS = 100  # of a training set
-EXTINCTIONS = ("E", "A_V")  # units of extinction: of Zhang, Green & Rix (2023), and magnitudes
+STARS_PER_PIXEL = 4  # training stars, of the resolution that is chosen
+COARSEST, FINEST = 8, 32  # Nside that is chosen
 A_V_PER_E = 2.8  # Zhang, Green & Rix (2023), sec. 3
+# Kinds of extinction: its ratio to E, and the relative scatter of that from star to star. A_G, A_BP
+# and A_RP: mean and scatter of the ratios to A_V of Gaia Collaboration, Babusiaux et al. (2018),
+# A&A 616, A10, table 1, over (BP - RP)_0 from 0.3 to 1.8 and A_V from 0 to 2. E(B-V): R_V of 3.1
+# with the scatter of Schlafly et al. (2016), ApJ 821, 78.
+EXTINCTIONS = {
+    "E": (1.0, 0.0),
+    "A_V": (A_V_PER_E, 0.0),
+    "A_G": (A_V_PER_E * 0.78, 0.08),
+    "A_BP": (A_V_PER_E * 1.03, 0.04),
+    "A_RP": (A_V_PER_E * 0.58, 0.02),
+    "E_BV": (A_V_PER_E / 3.1, 0.06),
+}
 # their catalogue, doi:10.5281/zenodo.7811871: stellar parameters (stars, 5) and their errors, of
 # which the last two are E and the parallax, mas
 ZGR23 = {"estimates": "stellar_params_est", "errors": "stellar_params_err"}
+PERCENTILES = ("distance_lower", "distance_upper")  # 16th and 84th
 MEASURED = ("extinction", "extinction_error")
+
+
+def resolution(n_stars: float, nside: int | None, n_radial: int | None) -> tuple[int, int]:
+    """Nside and shells of a map of ``n_stars``; those that are not None stay.
+
+    The finest pixels that hold `STARS_PER_PIXEL` stars on average, and shells to match.
+    """
+    if nside is None:
+        nside = COARSEST
+        while nside < FINEST and 12 * (2 * nside) ** 2 * STARS_PER_PIXEL <= n_stars:
+            nside *= 2
+    return nside, 4 + 4 * nside if n_radial is None else n_radial
 
 
 def _position(name: str, unit: str, meaning: str, low: float, high: float) -> Column:
@@ -49,18 +75,21 @@ class DustData(CatalogueData):
     """Directions, distances and extinctions of stars: a catalogue, or a synthetic sky.
 
     Columns by role: ``l b`` or ``ra dec``, deg; ``parallax parallax_error``, mas, or ``distance``,
-    pc, with or without ``distance_error``; ``extinction extinction_error``. The catalogue of Zhang,
-    Green & Rix (2023) is read as it is; ``train_where="quality_flags<8"`` keeps its reliable stars.
-    Predictions need only position and distance. A batch: ``direction`` (batch, 3), Galactic unit
-    vectors; ``parallax`` and ``parallax_error`` (batch,), mas; ``extinction`` and
-    ``extinction_error`` (batch,), E, NaN where unknown.
+    pc, with or without ``distance_error``, or ``distance_lower distance_upper``, its percentiles;
+    ``extinction extinction_error``. The catalogue of Zhang, Green & Rix (2023) is read as it is;
+    ``train_where="quality_flags<8"`` keeps its reliable stars. Predictions need only position and
+    distance. A batch: ``direction`` (batch, 3), Galactic unit vectors; ``parallax`` and
+    ``parallax_error`` (batch,), mas; ``extinction`` and ``extinction_error`` (batch,), E, NaN where
+    unknown.
 
     Args:
-        nside, n_radial, nearest, farthest, base_nside: the grid, as of `models.dust.Dust`.
+        nside, n_radial, nearest, farthest, base_nside: the grid, as of `models.dust.Dust`. Of None
+            the number of training stars decides: see `resolution`.
         n_stars: of the synthetic sky (`physics.dust.dust_sky`), before the cut in parallax.
         min_parallax_snr: stars whose parallax is less than so many errors are left out of a
             training set, as are those beyond the grid.
-        extinction_unit: "E", of Zhang, Green & Rix (2023), or "A_V", which is 2.8 E.
+        extinction_unit: "E", of Zhang, Green & Rix (2023), or another of `EXTINCTIONS`, which is
+            converted: the scatter of the conversion is added to the errors.
         mean, amplitude, scale: of the synthetic sky's ln density, 1/pc, and its scale, pc.
         clouds: compact clouds in the synthetic sky.
         sigma: error of its extinctions, E.
@@ -89,6 +118,14 @@ class DustData(CatalogueData):
             _position("distance_error", "pc", "error of the distance; 0 without", 0, 1e9),
             unit_of="distance",
         ),
+        "distance_lower": replace(
+            _position("distance_lower", "pc", "16th percentile of the distance", 1, 1e7),
+            required_with="distance_upper",
+        ),
+        "distance_upper": replace(
+            _position("distance_upper", "pc", "84th percentile of the distance", 1, 1e7),
+            required_with="distance_lower",
+        ),
         "extinction": Column(
             "extinction", None, "extinction, in data.extinction_unit", -10, 100, "()", truth=True,
             prediction="chosen",
@@ -103,8 +140,8 @@ class DustData(CatalogueData):
 
     def __init__(
         self,
-        nside: int,
-        n_radial: int,
+        nside: int | None,
+        n_radial: int | None,
         nearest: float,
         farthest: float,
         base_nside: int = 4,
@@ -119,14 +156,18 @@ class DustData(CatalogueData):
         **catalogue: Any,
     ) -> None:
         super().__init__(**catalogue)
-        self.grid = (nside, n_radial, nearest, farthest, base_nside)
+        self.resolution, self.radii, self.base_nside = (
+            (nside, n_radial),
+            (nearest, farthest),
+            base_nside,
+        )
         self.n_stars, self.min_parallax_snr = n_stars, min_parallax_snr
         if extinction_unit not in EXTINCTIONS:
             raise ValueError(
                 f"data.extinction_unit is '{extinction_unit}'; it is E, of Zhang, Green & Rix "
-                f"(2023), or A_V = {A_V_PER_E} E"
+                f"(2023), or one of {', '.join(list(EXTINCTIONS)[1:])}"
             )
-        self.e_per_unit = 1.0 if extinction_unit == "E" else 1 / A_V_PER_E
+        self.per_e, self.conversion_scatter = EXTINCTIONS[extinction_unit]
         self.log_density, self.clouds = (mean, amplitude, scale), clouds
         self.sigma = sigma
         self._sky: tuple[Tensor, dust_sky.Stars] | None = None
@@ -154,7 +195,9 @@ class DustData(CatalogueData):
         roles = list(pair)
         if column("extinction").name not in names and set(ZGR23.values()) <= names:
             return {role: column(role) for role in (*roles, *ZGR23)}
-        if wanted("distance"):
+        if any(wanted(role) for role in PERCENTILES):
+            roles += PERCENTILES
+        elif wanted("distance"):
             roles += ["distance", *(["distance_error"] if wanted("distance_error") else [])]
         else:
             roles += ["parallax", "parallax_error"]
@@ -178,10 +221,11 @@ class DustData(CatalogueData):
         unit = catalogue.units.get(column)
         if unit is None or unit == u.dimensionless_unscaled:
             return None
-        if self.e_per_unit == 1:
+        if self.per_e == 1:
             self.warn_once(
                 f"{self.label}: column '{column}' is in {unit}, and is taken as E of Zhang, Green "
-                f"& Rix (2023); if it is A_V = {A_V_PER_E} E, set data.extinction_unit=A_V"
+                f"& Rix (2023); if it is A_V = {A_V_PER_E} E, set data.extinction_unit=A_V, or "
+                f"one of {', '.join(list(EXTINCTIONS)[2:])}"
             )
         return "mag"
 
@@ -196,7 +240,14 @@ class DustData(CatalogueData):
         if "extinction" in values:  # NaN where its error is unknown
             values["extinction"] = values["extinction"] + 0 * values["extinction_error"]
         batch = {"direction": self._direction(values)}
-        if "distance" in values:
+        if "distance_lower" in values:
+            low, high = (values[role] for role in PERCENTILES)
+            refuse(low >= high, str(self.columns.get("distance_lower", "distance_lower")), low,
+                   "is not below the 84th percentile", "pc, the 16th percentile",
+                   "swap the columns, or drop those stars")  # fmt: skip
+            # 1/d is normal, with these percentiles
+            parallax, error = 0.5 * (1e3 / low + 1e3 / high), 0.5 * (1e3 / low - 1e3 / high)
+        elif "distance" in values:
             parallax = 1e3 / values["distance"]
             error = parallax * values.get("distance_error", 0 * parallax) / values["distance"]
         else:
@@ -206,9 +257,11 @@ class DustData(CatalogueData):
                    "without an error gives no distance", "mas, above 0",
                    "drop those stars")  # fmt: skip
         batch |= {"parallax": torch.from_numpy(parallax), "parallax_error": torch.from_numpy(error)}
-        for name in ("extinction", "extinction_error"):
-            if name in values:
-                batch[name] = torch.from_numpy(values[name] * self.e_per_unit).float()
+        if "extinction" in values:
+            e, error = (values[name] / self.per_e for name in MEASURED)
+            error = np.hypot(error, self.conversion_scatter * np.abs(e))
+            batch |= {"extinction": torch.from_numpy(e).float()}
+            batch |= {"extinction_error": torch.from_numpy(error).float()}
         return batch
 
     def _direction(self, values: Mapping[str, np.ndarray]) -> Tensor:
@@ -223,7 +276,7 @@ class DustData(CatalogueData):
         if stage != "fit" or self.rows:
             return
         super().setup(stage)
-        farthest = self.grid[3]
+        farthest = self.radii[1]
         for name, rows in self.rows.items():
             precise = rows["parallax"] > self.min_parallax_snr * rows["parallax_error"]
             within = rows["parallax"] > 1e3 / farthest
@@ -242,6 +295,14 @@ class DustData(CatalogueData):
                 f"{MIN_STARS} or more"
             )
 
+        self.resolution = resolution(len(self.rows["train"]["row"]), *self.resolution)
+
+    def model_arguments(self) -> dict[str, Any]:
+        return dict(zip(("nside", "n_radial"), self.resolution, strict=True))
+
+    def inferred_settings(self) -> dict[str, Any]:
+        return self.model_arguments()
+
     def train_dataloader(self) -> DataLoader:
         """All stars as one batch, in every process: processes share out samples, not stars."""
         return DataLoader([self.rows["train"]], batch_size=None)  # type: ignore[arg-type]
@@ -255,7 +316,9 @@ class DustData(CatalogueData):
     def _simulation(self) -> tuple[Tensor, dust_sky.Stars]:
         if self._sky is None:
             generator = torch.Generator().manual_seed(self.seed)
-            grid: Grid = grids(*self.grid)[-1]
+            n_training = self.n_stars * (1 - self.test_fraction)
+            self.resolution = resolution(n_training, *self.resolution)
+            grid: Grid = grids(*self.resolution, *self.radii, self.base_nside)[-1]
             refuse_too_large(
                 200 * math.prod(grid.shape), f"a synthetic sky of {math.prod(grid.shape):,} voxels",
                 "model.nside=<less> model.n_radial=<less>",

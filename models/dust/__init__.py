@@ -13,12 +13,12 @@ from orrery.models.base import Batch, Component, Data, Evaluation, Fit, Output, 
 from orrery.models.dust.evaluation import evaluate
 from orrery.models.dust.field import Density, Extinction, Stars
 from orrery.models.dust.hmc import Draws, draw, likelihood
-from orrery.models.dust.migrations import inference_setting
+from orrery.models.dust.migrations import inference_setting, no_substructure_nearer_dust_or_disc
 from orrery.models.dust.noise import all_gather, chunks, normal
 from orrery.models.dust.outputs import OUTPUTS, log_density, predicted_rows
 from orrery.models.dust.prior import N_HYPER, Prior, Processes, refuse_too_large_map
-from orrery.models.dust.query import locate_stars, map_arrays, query
-from orrery.models.dust.variational import Linearisation, preconditioner
+from orrery.models.dust.query import edges, locate_stars, map_arrays, query
+from orrery.models.dust.variational import Linearisation, preconditioner, share_within_voxels
 from orrery.models.inference import mgvi
 from orrery.models.layers.slices import in_slices
 from orrery.physics.dust.extinction import Paths
@@ -41,7 +41,8 @@ class Dust(Component):
 
     ln rho is a Gaussian process of Matern covariance, whose mean and amplitude are learned with it.
     The extinction of a star is the integral of the density along its sightline, averaged over the
-    distances that its parallax allows; their variance is added to that of the measurement. An epoch
+    distances that its parallax allows; their variance is added to that of the measurement, and that
+    of structure within voxels: a share, learned, of the extinction of each voxel. An epoch
     is an outer iteration of variational inference: it draws samples about the mean and moves the
     mean to the least energy. Processes share out the samples.
 
@@ -60,10 +61,14 @@ class Dust(Component):
         scale, scale_error: of the kernel, pc; the error of ln scale, with which the scale is
             learned, or 0.
         clumps: share of the variance of ln rho that has half the scale: clouds are sharper.
-        amplitude, amplitude_error: median of the standard deviation of ln rho; error of its ln.
+        amplitude, amplitude_error: median of the standard deviation of ln rho; error of its ln, a
+            small one: with 0.5 the amplitude runs away where clouds are much smaller than voxels.
         mean_error: of the mean of ln rho, about that of a constant density.
-        noise_dof: degrees of freedom of Student's distribution of extinctions, for catalogues with
-            outliers; None: normal.
+        decline_error: of the decline of ln rho with height above the Galactic plane, 1/pc, about 0:
+            1 over the scale height of the disc; 0: no disc.
+        nearer_error: of ln of the density nearer than the map, about the same; 0: no dust there.
+        noise_dof: degrees of freedom of Student's distribution of extinctions, since structure
+            within voxels has tails, and catalogues have outliers; None: normal.
         inference: "geovi", geometric variational inference (arXiv:2105.10470): samples follow the
             data where the model is nonlinear; those of the last iterations make the map. "mgvi",
             metric Gaussian variational inference (arXiv:1901.11033): linear samples, which stray
@@ -78,7 +83,7 @@ class Dust(Component):
         epochs: outer iterations.
     """
 
-    migrations: ClassVar = (inference_setting,)
+    migrations: ClassVar = (inference_setting, no_substructure_nearer_dust_or_disc)
 
     def __init__(
         self,
@@ -93,9 +98,11 @@ class Dust(Component):
         scale_error: float = 0.0,
         clumps: float = 0.1,
         amplitude: float = 1.0,
-        amplitude_error: float = 0.5,
+        amplitude_error: float = 0.03,
         mean_error: float = 1.0,
-        noise_dof: float | None = None,
+        nearer_error: float = 1.0,
+        decline_error: float = 0.01,
+        noise_dof: float | None = 4.0,
         inference: str = "geovi",
         pairs: int = 4,
         draws: int = 32,
@@ -116,6 +123,7 @@ class Dust(Component):
         self.pairs, self.tolerance, self.seed = pairs, tolerance, seed
         self.inference, self.draws, self.transitions = inference, draws, transitions
         self.amplitude, self.mean_error = (amplitude, amplitude_error), mean_error
+        self.nearer_error, self.decline_error = nearer_error, decline_error
         self.scale, self.scale_error, self.noise_dof = scale, scale_error, noise_dof
         levels = grids(nside, n_radial, nearest, farthest, base_nside)
         # latents and densities of all samples with their derivatives
@@ -135,21 +143,26 @@ class Dust(Component):
         self.register_buffer("elbo", torch.tensor(0.0))  # of the variational posterior, nats
         # of the prior: ln of the mean density, 1/pc, as first guessed
         self.register_buffer("log_mean_density", torch.tensor(-8.0))
+        self.register_buffer("substructure", torch.tensor(0.0))
         # the constant density that fits the stars best, 1/pc, and the scatter about it
         self.register_buffer("constant_density", torch.tensor([1e-4, 0.1]))
         self.register_buffer("n_stars", torch.zeros(self.grid.shape[0], dtype=torch.int32))
-        self.register_buffer("widths", self.grid.widths.float(), persistent=False)
+        self.register_buffer("widths", edges(self.grid).diff().float(), persistent=False)
+        height = self.grid.positions[..., 2].abs().float()
+        self.register_buffer("height", height, persistent=False)
         self._cached_rho: tuple[tuple[float, ...], Tensor] | None = None
 
     residuals: Tensor
     posterior: Tensor
+    substructure: Tensor  # standard deviation of the extinction within a voxel, over its mean
     diagnostics: Tensor
     elbo: Tensor
     log_scale: Tensor
     log_mean_density: Tensor
     constant_density: Tensor
     n_stars: Tensor  # of the training set, by pixel
-    widths: Tensor  # of the shells, pc
+    height: Tensor  # of the voxels above or below the Galactic plane, pc, (pixels, shells)
+    widths: Tensor  # of the shells from us to the edge of the map, pc
 
     @property
     def current_scale(self) -> float:
@@ -168,9 +181,11 @@ class Dust(Component):
             if process:
                 process.to(self.mean.device, self.mean.dtype)
         mean, scale = float(self.log_mean_density), float(self.log_scale)
-        return Prior(
-            gp, (mean, self.mean_error), self.amplitude, (scale, self.scale_error), by_scale
-        )
+        nearer = (-math.inf, 0.0)
+        if self.nearer_error:
+            nearer = math.log(float(self.constant_density[0])), self.nearer_error
+        means = (mean, self.mean_error), self.amplitude, (scale, self.scale_error)
+        return Prior(gp, *means, by_scale, nearer, self.decline_error * self.height)
 
     # --- the fit ------------------------------------------------------------------------------
 
@@ -199,8 +214,8 @@ class Dust(Component):
         direction, parallax, error = (
             batch[name] for name in ("direction", "parallax", "parallax_error")
         )
-        pixel, paths = locate_stars(self.grid, direction, parallax, error, by_prior)
-        return Stars(pixel, Paths(*(x.to(self.mean.dtype) for x in paths)))
+        stars = locate_stars(self.grid, direction, parallax, error, by_prior)
+        return stars._replace(paths=Paths(*(x.to(self.mean.dtype) for x in stars.paths)))
 
     @torch.no_grad()
     def calibrate(self, data: Data) -> None:
@@ -229,7 +244,7 @@ class Dust(Component):
     def hmc_draws(self, batch: Batch, start: Tensor) -> Draws:
         """From the posterior itself; chains begin at variational samples ``start``."""
         stars = self.stars(batch)
-        log_p = likelihood(self.grid, stars, batch, self.noise_dof)
+        log_p = likelihood(self.grid, stars, batch, self.noise_dof, float(self.substructure))
         variance = self._variance(batch, stars, start)
         return draw(self.prior, log_p, stars, variance, start, self.transitions, self.seed)
 
@@ -242,10 +257,15 @@ class Dust(Component):
     def fitted_parameters(self) -> dict[str, float]:
         """Amplitude of ln density, scale if learned, pc, ELBO, and diagnostics of chains."""
         hyper = self.samples()[:, -N_HYPER:].double()
+        nearer = self.rho_from_us()[:, 0, 0].double() * self.widths[0]
         numbers = {"amplitude": self.amplitude[0] * (self.amplitude[1] * hyper[:, 1]).exp()}
         if self.scale_error:
             numbers["scale_pc"] = self.scale * (self.scale_error * hyper[:, 2]).exp()
-        fitted: dict[str, float] = {}
+        if self.nearer_error:
+            numbers["extinction_nearer"] = nearer
+        if self.decline_error:
+            numbers["decline"] = self.decline_error * hyper[:, 4]
+        fitted = {"substructure": float(self.substructure)}
         for name, values in numbers.items():
             fitted |= {name: float(values.mean()), f"{name}_std": float(values.std())}
         if self.noise_dof is None:
@@ -269,16 +289,29 @@ class Dust(Component):
 
     @torch.no_grad()
     def _variance(self, batch: Batch, stars: Stars, samples: Tensor) -> Tensor:
-        """Variance (stars,) of the measurement and, for the current samples, over the distances.
+        """Variance (stars,) of the measurement and, for the current samples, over the distances
+        and within voxels.
 
         With Student's distribution that of the normal which gives a star the same weight.
         """
         at = Extinction(self.prior, stars, samples)
-        variance = batch["extinction_error"].square() + at.variance(self.widths).mean(0)
+        distances, squares = (x.mean(0) for x in at.scatter(self.widths))
+        variance = batch["extinction_error"].square() + distances
+        variance = variance + self.substructure.square() * squares
         if self.noise_dof is None or not bool(self.residuals.any()):
             return variance
         square = (at.value - batch["extinction"]).square().mean(0) / variance
         return variance * (self.noise_dof + square) / (self.noise_dof + 1)
+
+    @torch.no_grad()
+    def _learn_substructure(self, batch: Batch, stars: Stars, samples: Tensor) -> None:
+        """The most probable one for the current samples: a step of expectation maximisation."""
+        at = Extinction(self.prior, stars, samples)
+        distances, squares = (x.mean(0) for x in at.scatter(self.widths))
+        misfit = (at.value - batch["extinction"]).square().mean(0)
+        variance = batch["extinction_error"].square() + distances
+        share = share_within_voxels(misfit, variance, squares, self.noise_dof)
+        self.substructure.copy_(share)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """An outer iteration: samples about the mean, then the mean of the least energy."""
@@ -288,7 +321,7 @@ class Dust(Component):
                 f"model.pairs={self.pairs} cannot be shared evenly by {world} processes"
             )
         if self.scale_error:
-            step = self.scale_error * self.mean.detach()[0, -1] - self.log_scale
+            step = self.scale_error * self.mean.detach()[0, 2 - N_HYPER] - self.log_scale
             self.log_scale += step.clamp(-MAX_LOG_SCALE_STEP, MAX_LOG_SCALE_STEP)
         with torch.no_grad():
             tempered = min(TEMPERED_ITERATIONS, self.fit.epochs - 1) - self.current_epoch
@@ -315,6 +348,7 @@ class Dust(Component):
 
         Far from the solution the amplitude would overshoot without it, and return slowly.
         """
+        self._learn_substructure(batch, stars, samples)
         variance = inflation * self._variance(batch, stars, samples)
         data = mgvi.Data(batch["extinction"].to(mean), variance)
         model = partial(Extinction, self.prior, stars)
@@ -346,23 +380,34 @@ class Dust(Component):
 
     def rho(self) -> Tensor:
         """Extinction per pc of the samples, (2 pairs, pixels, shells)."""
+        return self.rho_from_us()[..., 1:]
+
+    def rho_from_us(self) -> Tensor:
+        """`rho` after the density nearer than the map, (2 pairs, pixels, shells + 1)."""
         state = self.mean.detach(), self.residuals, self.posterior
         key = tuple(float(x.square().sum()) for x in state)
         cached = self._cached_rho
         if cached is None or cached[0] != key or cached[1].device != self.device:
             with torch.no_grad():
-                cached = self._cached_rho = key, Density(self.prior, self.samples()).log.exp()
+                cached = self._cached_rho = (
+                    key,
+                    Density(self.prior, self.samples()).log_from_us.exp(),
+                )
         return cached[1]
 
     def _log_density(self, batch: Batch, stars: Stars) -> Tensor:
-        return log_density(self.rho(), self.widths, stars, batch, self.noise_dof)
+        within = float(self.substructure)
+        return log_density(self.rho_from_us(), self.widths, stars, batch, self.noise_dof, within)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         return in_slices(self._rows, batch, STARS_AT_ONCE)
 
     def _rows(self, batch: Batch) -> dict[str, Tensor]:
         stars = self.stars(batch, by_prior=True)
-        predicted = predicted_rows(self.rho(), self.grid.boundaries, self.n_stars, stars, batch)
+        within = float(self.substructure)
+        predicted = predicted_rows(
+            self.rho_from_us(), edges(self.grid), self.n_stars, stars, batch, within
+        )
         if "extinction" in batch:
             predicted["log_density"] = self._log_density(batch, stars)
         return predicted
@@ -376,24 +421,25 @@ class Dust(Component):
         ``mode``: "mean", "std" or "samples", (samples, ...); without ``integrated`` the density
         at that place, E per pc.
         """
-        return query(self.rho().cpu().float(), self.grid, coords, mode, integrated)
+        return query(self.rho_from_us().cpu().float(), self.grid, coords, mode, integrated)
 
     def sky_map(self, columns: list[str] | None) -> dict[str, Any]:
         """The map as arrays: mean and std, or with ``columns=["samples"]`` the samples."""
-        return map_arrays(self.rho().cpu(), self.grid, columns)
+        return map_arrays(self.rho_from_us().cpu(), self.grid, columns)
 
     def domain_of_validity(self) -> list[str]:
-        edges = self.grid.boundaries
+        bounds = self.grid.boundaries
         errors = {
             "hmc": "errors are those of the posterior, drawn by HMC",
-            "geovi": "variational errors: 68% intervals hold 67% on average on ten synthetic "
-            "skies, 59 to 76% on one of them, and less in compact clouds",
+            "geovi": "variational errors, of the mean over a voxel: see docs/dust.md for what "
+            "68% intervals hold; within compact clouds they hold less",
         }
         too_small = "variational errors, too small: model.inference=hmc has better ones"
         return [
-            f"all directions, {float(edges[0]):.0f} to {float(edges[-1]):.0f} pc; voxels of Nside "
-            f"{self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
+            f"all directions, {float(bounds[0]):.0f} to {float(bounds[-1]):.0f} pc; voxels of "
+            f"Nside {self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
             "structure smaller than a voxel is not resolved; `flags` say where the map ends",
-            "extinction nearer than the innermost boundary is not counted",
+            "nearer than the innermost boundary "
+            + ("dust has one density in all directions" if self.nearer_error else "is no dust"),
             errors.get(self.inference, too_small),
         ]

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from scipy import stats
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from orrery.models.base import Batch, Data, Evaluation, PredictedRows, or_nothing
 from orrery.models.dust.field import Stars
 from orrery.models.dust.figure_data import figure_data
 from orrery.models.dust.outputs import BIT
+from orrery.models.dust.query import edges
 from orrery.models.dust.variational import NONLINEAR_INFERENCE
 from orrery.physics.densities import log_normal
 from orrery.physics.dust.extinction import mean_and_variance
@@ -28,6 +30,8 @@ CROSSED_SHARE = 0.5  # of a voxel's depth that the light of a star crosses, for 
 FIGURE_STARS = 20_000  # at most, from which the figure of a sightline is drawn
 
 LEFT_OUT = BIT["nearer"] | BIT["beyond"] | BIT["poor_distance"]  # of the metrics
+# of `coarse_map_warnings`: stars, correlation of their residuals, errors beyond which those are cut
+MIN_PAIRS, ALIKE, LARGEST_PULL = 100, 0.15, 4.0
 SMALLER_IS_BETTER = frozenset(("chi2", "icr_covariance_error"))
 
 
@@ -70,8 +74,9 @@ def evaluate(model: "Dust", rows: PredictedRows, data: Data) -> Evaluation:
     )
     evaluation.metrics |= map_metrics(posterior, data)
     truth, stars = true_density(data), sampled_stars(data, FIGURE_STARS)
+    evaluation.warnings = coarse_map_warnings(model, stars)
     evaluation.figures = or_nothing(
-        "figures", lambda: figure_data(rho.cpu().float(), model.grid, truth, stars)
+        "figures", lambda: figure_data(model.rho_from_us().cpu().float(), model.grid, truth, stars)
     )
     evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
     gp, batch = model.prior.gp, next(data.prediction_batches())
@@ -97,6 +102,27 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         "heldout_lpd": float(rows["log_density"][known].mean(dtype=float)),
         "chi2": float(np.mean(pull**2)),
     }
+
+
+def coarse_map_warnings(model: "Dust", stars: dict[str, Tensor]) -> list[str]:
+    """A sentence if residuals of neighbouring ``stars`` are alike: there is more to resolve."""
+    rows = model.predict_step(stars)
+    used = (rows["flags"] & LEFT_OUT == 0) & rows["pull"].isfinite()
+    n = int(used.sum())
+    if n < MIN_PAIRS:
+        return []
+    xyz = (stars["direction"] * (1e3 / stars["parallax"].clamp_min(1e-6))[:, None])[used].cpu()
+    nearest = cKDTree(xyz.numpy()).query(xyz.numpy(), 2)[1][:, 1]
+    pull = rows["pull"][used].double().cpu().clamp(-LARGEST_PULL, LARGEST_PULL).numpy()
+    correlation = float(np.corrcoef(pull, pull[nearest])[0, 1])
+    if correlation < max(ALIKE, 3 / n**0.5):
+        return []
+    nside = 2 * model.grid.nside
+    return [
+        f"residuals of neighbouring stars are alike (correlation {correlation:.2f}): structure "
+        f"that stars resolve is smaller than the voxels; try finer ones, model.nside={nside} "
+        f"model.n_radial={4 * nside + 4}"
+    ]
 
 
 def true_density(data: Data) -> Tensor | None:
@@ -150,7 +176,7 @@ def reference_densities(
 
     Sums are taken batch by batch, so that memory does not grow with the number of stars.
     """
-    widths = posterior.grid.widths.to(posterior.log_rho)
+    widths = edges(posterior.grid).diff().to(posterior.log_rho)
     density, scatter = posterior.constant_density.tolist()
     sums: dict[str, float] = {}
     n = 0
@@ -162,7 +188,8 @@ def reference_densities(
             "heldout_lpd_constant_without_scatter": (constant, 0.0),
         }
         if truth is not None:
-            references["heldout_lpd_truth"] = truth.to(posterior.log_rho)[stars.pixel], 0.0
+            from_us = torch.nn.functional.pad(truth[None], (1, 0))  # nearer there is no dust
+            references["heldout_lpd_truth"] = stars.along(from_us.to(posterior.log_rho))[0], 0.0
         for name, (rho, added_scatter) in references.items():
             mean, variance = mean_and_variance(rho, stars.paths, widths)
             total = variance + batch["extinction_error"].square() + added_scatter**2
@@ -173,9 +200,12 @@ def reference_densities(
 
 
 def observed_voxels(stars: Stars, n_pixels: int, widths: Tensor) -> Tensor:
-    """Mask of the voxels that the light of any of ``stars`` crosses, (pixels, shells)."""
+    """Mask of the voxels that the light of any of ``stars`` crosses, (pixels, shells).
+
+    ``widths`` (shells,): of the map's shells, pc.
+    """
     observed = torch.zeros(n_pixels, len(widths), dtype=torch.bool)
-    crossed = stars.paths.lengths > CROSSED_SHARE * widths
+    crossed = stars.paths.lengths[:, 1:] > CROSSED_SHARE * widths
     pixel, shell = stars.pixel[:, None].expand(crossed.shape), torch.arange(len(widths))
     observed[pixel[crossed], shell.expand(crossed.shape)[crossed]] = True
     return observed

@@ -18,8 +18,9 @@ Arrays = dict[str, np.ndarray]
 def figure_data(
     rho: Tensor, grid: Grid, truth: Tensor | None, stars: Mapping[str, Tensor]
 ) -> dict[str, Arrays]:
-    """Arrays of each figure; ``rho`` (samples, pixels, shells), ``truth`` (pixels, shells), 1/pc.
+    """Arrays of each figure; ``truth`` (pixels, shells), 1/pc.
 
+    ``rho`` (samples, pixels, shells + 1): the first is nearer than the map.
     Images of the sky are (latitudes, longitudes), b rising and l falling from 180 deg, in E.
 
     - sky: ``mean``, ``truth``, ``std``, through the map.
@@ -27,7 +28,7 @@ def figure_data(
     - plane: ln density at b = 0, ``mean`` and ``truth`` (y, x), over ``extent``, pc.
     - sightline: of the pixel with most of ``stars``, see `sightline`.
     """
-    extinction = rho * grid.widths.to(rho)
+    nearer, extinction = rho[..., 0] * grid.boundaries[0], rho[..., 1:] * grid.widths.to(rho)
     bounds = grid.boundaries.numpy()
     inner = np.searchsorted(bounds, [float(bounds[0]), *SLICES, float(bounds[-1])][1:-1])
     parts = [part for part in np.split(np.arange(grid.shells), inner) if len(part)]
@@ -45,7 +46,7 @@ def figure_data(
         plane[name] = np.where(voxel < 0, np.nan, log.numpy()[voxel.clip(0)])
     first, second = extinction.sum(2).chunk(2)
     sky["std"] = (0.5 * (first - second)).square().mean(0).sqrt().numpy()[pixel]
-    line = sightline(extinction, grid, truth, stars)
+    line = sightline(extinction, nearer.to(rho), grid, truth, stars)
     return {"sky": sky, "slices": slices, "plane": plane, "sightline": line}
 
 
@@ -70,13 +71,18 @@ def plane_voxels(grid: Grid) -> np.ndarray:
 
 
 def sightline(
-    extinction: Tensor, grid: Grid, truth: Tensor | None, stars: Mapping[str, Tensor]
+    extinction: Tensor,
+    nearer: Tensor,
+    grid: Grid,
+    truth: Tensor | None,
+    stars: Mapping[str, Tensor],
 ) -> Arrays:
     """Of the pixel with most ``stars``: ``samples`` (samples, shells + 1) and ``truth``, E to the
     distances ``edges``, pc; of its stars ``parallax``, ``parallax_error``, mas, ``extinction`` and
     ``extinction_error``, E.
 
-    ``extinction`` (samples, pixels, shells): E of each voxel.
+    ``extinction`` (samples, pixels, shells): E of each voxel; ``nearer`` (samples, pixels): up to
+    them.
     """
     pixel = grid.voxel(stars["direction"], torch.ones(len(stars["parallax"])))[0]
     fullest = int(pixel.mode().values)
@@ -86,6 +92,7 @@ def sightline(
         return torch.nn.functional.pad(values.cumsum(-1), (1, 0)).numpy()
 
     arrays = {"edges": grid.boundaries.numpy(), "samples": cumulative(extinction[:, fullest])}
+    arrays["samples"] += nearer[:, fullest, None].numpy()
     if truth is not None:
         arrays["truth"] = cumulative(truth[fullest] * grid.widths)
     for name in ("parallax", "parallax_error", "extinction", "extinction_error"):

@@ -16,10 +16,11 @@ from torch import Tensor
 from orrery.models.base import Batch
 from orrery.models.dust.field import Density, Extinction, Stars
 from orrery.models.dust.prior import HMC_EIGENVECTORS, N_CHAINS, N_HYPER, Prior
+from orrery.models.dust.query import edges
 from orrery.models.inference.diagnostics import ess, rhat
 from orrery.models.inference.hmc import HMC
 from orrery.models.inference.matrix_free import leading_eigenvectors
-from orrery.physics.dust.extinction import Distances, distances, log_marginal
+from orrery.physics.dust.extinction import Distances, distances, log_marginal, voxel_squares
 from orrery.physics.gaussian_process.icr import Grid
 
 WARM_UP = 0.35  # share of the transitions in which chains adapt
@@ -39,20 +40,23 @@ class Draws(NamedTuple):
 
 
 def likelihood(
-    grid: Grid, stars: Stars, batch: Batch, dof: float | None
+    grid: Grid, stars: Stars, batch: Batch, dof: float | None, substructure: float
 ) -> Callable[[Tensor], Tensor]:
-    """rho (samples, pixels, shells) -> ln likelihood (samples,), over all distances of the stars.
+    """rho (samples, pixels, shells from us) -> ln likelihood (samples,), over all distances.
 
-    ``batch``: that of `models.dust.Dust`; ``dof``: of the errors of extinctions.
+    ``batch``: that of `models.dust.Dust`; ``dof``: of the errors of extinctions;
+    ``substructure``: see `models.dust.Dust`.
     """
     parallax = batch["parallax"]
-    at = distances(grid.boundaries.to(parallax), parallax, batch["parallax_error"])
+    paths = stars.paths
+    at = distances(edges(grid).to(parallax), parallax, batch["parallax_error"])
 
     def log_p(rho: Tensor) -> Tensor:
         value, error = (batch[name].to(rho) for name in ("extinction", "extinction_error"))
         at_rho = Distances(at.shell, at.part.to(rho), at.log_weight.to(rho))
-        rho_of_star, widths = rho[:, stars.pixel], grid.widths.to(rho)
-        return log_marginal(rho_of_star, at_rho, widths, value, error**2, dof).double().sum(1)
+        rho_of_star, widths = stars.along(rho), edges(grid).diff().to(rho)
+        variance = error**2 + substructure**2 * voxel_squares(rho_of_star, paths)
+        return log_marginal(rho_of_star, at_rho, widths, value, variance, dof).double().sum(1)
 
     return log_p
 
@@ -68,8 +72,9 @@ def draw(
 ) -> Draws:
     """``transitions`` of every chain, of which the warm-up is discarded.
 
-    ``log_likelihood``: of rho (chains, pixels, shells), (chains,). ``samples`` (samples, latents)
-    are those of the variational posterior of ``stars``, whose noise has the ``variance`` (stars,).
+    ``log_likelihood``: of rho (chains, pixels, shells from us), (chains,). ``samples`` (samples,
+    latents) are those of the variational posterior of ``stars``, whose noise has the ``variance``
+    (stars,).
     """
     mean = samples.mean(0, keepdim=True)
     # between the mean, where curvature is too small, and samples, which stray from the data
@@ -93,7 +98,7 @@ def draw(
             u = latents(y[0].to(samples))
             density = Density(prior, u)
             with torch.enable_grad():
-                log_rho = density.log.requires_grad_()
+                log_rho = density.log_from_us.requires_grad_()
                 log_p = log_likelihood(log_rho.exp())
                 (by_log_rho,) = torch.autograd.grad(log_p.sum(), log_rho)
             ctx.gradient = stretch(density.vjp(by_log_rho) - u)[None].to(y)

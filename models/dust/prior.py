@@ -4,13 +4,17 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from torch import Tensor
+
 from orrery.memory import refuse_too_large
 from orrery.physics.gaussian_process.icr import ICR, Grid, memory
 from orrery.physics.gaussian_process.kernel import Kernel
 from orrery.physics.gaussian_process.linear_map import GaussianProcess, Slope
 from orrery.physics.gaussian_process.vecchia import Vecchia
 
-N_HYPER = 3  # latents after the excitations: of the mean, ln amplitude and ln scale
+# latents after the excitations: of the mean, ln amplitude, ln scale, the density nearer than the
+# map, and the decline of ln density with the height above the plane
+N_HYPER = 5
 # voxels that one is conditioned on in Vecchia's approximation, and those of dense Cholesky
 N_NEIGHBOURS, N_DENSE = 48, 1000
 VECCHIA_BYTES = 1600  # per voxel: twice the matrices, for the memory that their making takes
@@ -19,10 +23,12 @@ LOG_SCALE_STEP = 0.1  # of the difference quotient of the field by ln scale
 
 
 class Prior(NamedTuple):
-    """ln rho = m + a s, m ~ N(mean, error), ln a ~ N(ln amplitude, error), and s of a kernel.
+    """ln rho = m - d |z| + a s: m and ln a are normal, and s is of a kernel.
 
     With ``by_scale`` the scale of the kernel is learned, too, and ln scale is normal: ``gp`` is the
     process at ``scale[0]``, ln of the current scale over its median, ``by_scale`` its derivative.
+    The decline d with the height above the Galactic plane is normal about 0: of a disc, 1 over its
+    scale height. Nearer than the map the density is one number, and its logarithm is normal.
     """
 
     gp: GaussianProcess
@@ -30,6 +36,9 @@ class Prior(NamedTuple):
     amplitude: tuple[float, float]  # median, and the error of ln amplitude
     scale: tuple[float, float] = (0.0, 0.0)  # ln (current / median), and the error of ln scale
     by_scale: GaussianProcess | None = None
+    # ln of the density nearer than the map, and its error; -inf: there is none
+    nearer: tuple[float, float] = (-math.inf, 0.0)
+    decline: Tensor | float = 0.0  # its error times |z| of the voxels, (pixels, shells)
 
     @property
     def n_latents(self) -> int:

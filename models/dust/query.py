@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from orrery.models.dust.field import Stars
+from orrery.models.dust.field import Interpolation, Stars
 from orrery.physics.dust.extinction import Paths, is_poor, paths, paths_by_prior
+from orrery.physics.gaussian_process import healpix
 from orrery.physics.gaussian_process.icr import Grid
 
 if TYPE_CHECKING:  # astropy.coordinates takes a second to import
@@ -17,12 +19,19 @@ MODES = ("mean", "std", "samples")
 PLACES_AT_ONCE = 8192
 
 
-def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bool) -> np.ndarray:
-    """Extinction E to ``coords`` (...), or E per pc there, of ``rho`` (samples, pixels, shells).
+def edges(grid: Grid) -> Tensor:
+    """Of the shells from us to the edge of the map, (shells + 2,), pc; the first is nearer."""
+    return torch.nn.functional.pad(grid.boundaries, (1, 0))
 
-    "mean" and "std" are (...), "samples" (samples, ...). Of the voxel that a place is in, the path
-    up to the place counts. NaN beyond the map; nearer than it the extinction is 0 and the density
-    NaN. Raises ``ValueError`` for another mode, and for coordinates without a distance.
+
+def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bool) -> np.ndarray:
+    """Extinction E to ``coords`` (...), or E per pc there.
+
+    ``rho`` (samples, pixels, shells + 1), 1/pc: the first shell is nearer than the map. "mean" and
+    "std" are (...), "samples" (samples, ...). Between the centres of pixels every sample is
+    interpolated; of the shell that a place is in, the path up to the place counts. NaN beyond the
+    map, and nearer than it for a density. Raises ``ValueError`` for another mode, and for
+    coordinates without a distance.
     """
     from astropy import units as u
 
@@ -31,7 +40,7 @@ def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bo
     coords = coords.galactic
     if not coords.size:
         return np.empty(coords.shape if mode != "samples" else (len(rho), *coords.shape))
-    if coords.distance.unit == u.dimensionless_unscaled:
+    if coords.spherical.distance.unit == u.dimensionless_unscaled:
         raise ValueError(
             "the map is in three dimensions, and these coordinates have no distance: "
             "SkyCoord(l=..., b=..., distance=... * u.pc, frame='galactic')"
@@ -43,13 +52,13 @@ def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bo
     for place, d in zip(xyz.split(PLACES_AT_ONCE), distance.split(PLACES_AT_ONCE), strict=True):
         pixel, shell = grid.voxel(place, d)
         if integrated:
-            lengths = paths(grid.boundaries, 1e3 / d, 0 * d).lengths.to(rho)
-            values = (rho[:, pixel] * lengths).sum(2)
+            lengths = paths(edges(grid), 1e3 / d, 0 * d).lengths.to(rho)
             outside = d > grid.boundaries[-1]
-        else:
-            values = rho[:, pixel, shell.clamp(0, grid.shells - 1)]
+        else:  # a path of 1 pc in the shell of the place
+            lengths = one_hot(shell.clamp(0, grid.shells - 1) + 1, grid.shells + 1).to(rho)
             outside = (shell < 0) | (shell >= grid.shells)
-        parts.append(torch.where(outside, torch.nan, values))
+        stars = Stars(pixel, interpolation(grid, place), Paths(lengths, lengths))
+        parts.append(torch.where(outside, torch.nan, stars.integral(rho)))
     samples = torch.cat(parts, 1).view(-1, *coords.shape)
     return summary(samples, mode).numpy()
 
@@ -64,18 +73,30 @@ def summary(samples: Tensor, mode: str) -> Tensor:
 
 
 def map_arrays(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any]:
-    """The content of a map file: see `orrery.evaluation.sky_map.write_sky_map`."""
+    """The content of a map file: see `orrery.evaluation.sky_map.write_sky_map`.
+
+    ``rho`` (samples, pixels, shells + 1), 1/pc: the first shell is nearer than the map.
+    """
     if columns not in (None, ["samples"]):
         raise ValueError(f"columns={columns}: a map is mean and std, or columns=[samples]")
-    samples = rho.transpose(1, 2).contiguous()  # (samples, shells, pixels)
+    samples = rho[..., 1:].transpose(1, 2).contiguous()  # (samples, shells, pixels)
+    nearer = rho[:, 0, 0] * float(grid.boundaries[0])
     arrays: dict[str, Any] = {
         "nside": grid.nside,
         "centres": grid.centres.numpy(),
         "boundaries": grid.boundaries.numpy(),
     }
     if columns:
-        return arrays | {"samples": samples.numpy()}
-    return arrays | {mode: summary(samples, mode).numpy() for mode in ("mean", "std")}
+        return arrays | {"samples": samples.numpy(), "nearer_samples": nearer.numpy()}
+    for mode in ("mean", "std"):
+        arrays[mode] = summary(samples, mode).numpy()
+        arrays[f"nearer_{mode}"] = summary(nearer, mode).numpy()
+    return arrays
+
+
+def interpolation(grid: Grid, direction: Tensor) -> Interpolation:
+    """Between the pixels of ``grid``, in each ``direction`` (stars, 3)."""
+    return Interpolation(*healpix.bilinear(grid.nside, direction), len(healpix.centres(grid.nside)))
 
 
 def locate_stars(
@@ -87,10 +108,10 @@ def locate_stars(
     such stars.
     """
     pixel = grid.voxel(direction, 1e3 / parallax.clamp_min(1e-6))[0].to(parallax.device)
-    edges = grid.boundaries.to(parallax)
+    bounds = edges(grid).to(parallax)
     pairs = zip(parallax.split(PLACES_AT_ONCE), error.split(PLACES_AT_ONCE), strict=True)
-    parts = [paths(edges, *pair) for pair in pairs]
+    parts = [paths(bounds, *pair) for pair in pairs]
     lengths, squares = (torch.cat(part) for part in zip(*parts, strict=True))
     if by_prior and bool((poor := is_poor(parallax, error)).any()):
-        lengths[poor], squares[poor] = paths_by_prior(edges, parallax[poor], error[poor])
-    return Stars(pixel, Paths(lengths, squares))
+        lengths[poor], squares[poor] = paths_by_prior(bounds, parallax[poor], error[poor])
+    return Stars(pixel, interpolation(grid, direction), Paths(lengths, squares))

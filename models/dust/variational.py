@@ -15,6 +15,7 @@ PRECONDITIONED_LATENTS, PRECONDITIONER_EIGENVECTORS = 2**15, 150
 MAX_CG_STEPS = 300  # of conjugate gradients
 NONLINEAR_STEPS = 2  # Gauss-Newton steps from a linear sample to a nonlinear one
 SAMPLES_AT_ONCE = 8  # that are updated together
+SHARES = torch.cat([torch.zeros(1), torch.logspace(-2, 0.5, 200)])  # of `share_within_voxels`
 
 
 class Linearisation(NamedTuple):
@@ -68,6 +69,21 @@ class Linearisation(NamedTuple):
 
     def _solver(self, tolerance: float) -> mgvi.Solver:
         return mgvi.Solver(tolerance, MAX_CG_STEPS, self.preconditioner)
+
+
+def share_within_voxels(
+    misfit: Tensor, variance: Tensor, squares: Tensor, dof: float | None
+) -> Tensor:
+    """The share s, scalar, for which residuals of a variance of ``variance`` + s^2 ``squares`` are
+    most probable; ``misfit``: the mean squares of residuals over samples. All (stars,). ``dof``: of
+    Student's distribution; None: normal.
+    """
+    tried = SHARES.to(variance)
+    total = variance + tried[:, None].square() * squares
+    square = misfit / total
+    if dof is not None:
+        square = (dof + 1) * torch.log1p(square / dof)
+    return tried[(square + total.log()).sum(1).argmin()]
 
 
 def preconditioner(model: mgvi.Model, data: mgvi.Data, mean: Tensor) -> LinearOperator:

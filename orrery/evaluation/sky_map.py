@@ -14,8 +14,8 @@ def write_sky_map(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str
 
     ``arrays``: ``nside``; ``centres`` and ``boundaries`` of the shells, pc; and either ``mean`` and
     ``std`` of the extinction per pc, (shells, pixels), nested Galactic HEALPix, or ``samples``,
-    (samples, shells, pixels). What is nearer than the first boundary is zero. The file appears
-    when it is complete.
+    (samples, shells, pixels). ``nearer_mean`` and ``nearer_std``, or ``nearer_samples`` (samples,):
+    extinction up to the first boundary, in all directions. The file appears when it is complete.
     """
     from astropy.io import fits
 
@@ -35,14 +35,16 @@ def write_sky_map(path: str | Path, arrays: Mapping[str, Any], meta: Mapping[str
     inner = f"nner density integrated within {within.lower()}"
     if "samples" in arrays:
         image("SAMPLES", arrays["samples"], "extinction density")
-        nothing = np.zeros_like(arrays["samples"][:, 0])
-        image(f"INTEGRATED INNER {within}", nothing, f"I{inner}")
+        nearer = np.zeros_like(arrays["samples"][:, 0]) + arrays["nearer_samples"][:, None]
+        image(f"INTEGRATED INNER {within}", nearer, f"I{inner}")
     else:
-        nothing = np.zeros_like(arrays["mean"][0])
+        mean, std = (
+            np.full_like(arrays["mean"][0], arrays[f"nearer_{m}"]) for m in ("mean", "std")
+        )
         image("MEAN", arrays["mean"], "extinction density")
-        image(f"MEAN OF INTEGRATED INNER {within}", nothing, f"I{inner}")
+        image(f"MEAN OF INTEGRATED INNER {within}", mean, f"I{inner}")
         image("STD.", arrays["std"], "std. of extinction density")
-        image(f"STD. OF INTEGRATED INNER {within}", nothing, f"std. of i{inner}")
+        image(f"STD. OF INTEGRATED INNER {within}", std, f"std. of i{inner}")
     for what in ("centres", "boundaries"):
         name = f"radial pixel {'centers' if what == 'centres' else what}"
         column = fits.Column(name, "D", unit="pc", array=arrays[what])

@@ -2,8 +2,9 @@
 
 ln of the density is a Gaussian process of Matern covariance, here by random Fourier features
 (Rahimi & Recht 2007), independent of the methods that make maps; compact clouds are added. The sky
-is constant within the voxels of a grid. Not in it: the Galactic disc, the Local Bubble, stars
-that extinction hides, errors of extinction that depend on colour.
+is given at the voxels of a grid: it is constant within a shell, and between the centres of pixels
+it is interpolated. Not in it: the Galactic disc, the Local Bubble, stars that extinction hides,
+errors of extinction that depend on colour.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from orrery.physics.gaussian_process import healpix
 from orrery.physics.gaussian_process.icr_grid import Grid
 
 FEATURES = 2000
@@ -94,9 +96,12 @@ def stars(
     kept = (parallax > min_snr * error) & (true > 0)
     direction, parallax, error, true = (x[kept] for x in (direction, parallax, error, true))
     distance = 1e3 / true
-    pixel, _ = grid.voxel(direction, distance)
+    pixels, weights = healpix.bilinear(grid.nside, direction)
     lengths = (distance[:, None] - grid.boundaries[:-1]).clamp_min(0)
-    extinction = (rho[pixel] * torch.minimum(lengths, grid.widths)).sum(1)
+    lengths = torch.minimum(lengths, grid.widths)
+    extinction = sum(
+        w * (rho[p] * lengths).sum(1) for p, w in zip(pixels.T, weights.T, strict=True)
+    )
     noise = sigma * normal(n)[kept]
     return Stars(direction, parallax, error, extinction + noise, torch.full_like(noise, sigma),
                  distance, extinction)  # fmt: skip

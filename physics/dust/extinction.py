@@ -89,6 +89,15 @@ def mean_and_variance(rho: Tensor, paths: Paths, widths: Tensor) -> tuple[Tensor
     return mean, (second - mean.square()).clamp_min(0)
 
 
+def voxel_squares(rho: Tensor, paths: Paths) -> Tensor:
+    """Squares of the extinctions of the voxels along each sightline, summed, (..., stars).
+
+    The extinction of a star scatters by a share of the root of it about that of the voxels' means,
+    if each voxel has structure of its own.
+    """
+    return torch.linalg.vector_norm(rho * paths.lengths, dim=-1).square()
+
+
 class Distances(NamedTuple):
     """Quadrature over the possible distances of stars, (stars, n)."""
 
@@ -120,14 +129,15 @@ def log_marginal(
 ) -> Tensor:
     """Log density of a measured ``extinction`` (stars,), over all distances: (..., stars).
 
-    ``rho`` (..., stars, shells): density along each sightline; ``variance`` and ``dof`` are those
-    of the measurement, see `log_student`. `mean_and_variance` gives its normal approximation.
+    ``rho`` (..., stars, shells): density along each sightline; ``variance`` (..., stars) and
+    ``dof`` are those of the measurement, see `log_student`. `mean_and_variance` gives its normal
+    approximation.
     """
     column = rho * widths
     below = column.cumsum(-1) - column
     shell = at.shell.expand(*rho.shape[:-1], -1)
     to_distance = below.gather(-1, shell) + rho.gather(-1, shell) * at.part
-    log_p = log_student(extinction[:, None], to_distance, variance[:, None], dof)
+    log_p = log_student(extinction[:, None], to_distance, variance[..., None], dof)
     return (log_p + at.log_weight).logsumexp(-1)
 
 

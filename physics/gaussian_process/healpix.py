@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from astropy import units
 from astropy_healpix import core
 from torch import Tensor
 
@@ -34,6 +35,20 @@ def pixel(nside: int, directions: Tensor) -> Tensor:
     unit = torch.nn.functional.normalize(directions.double().cpu(), dim=-1).numpy()
     found = core.xyz_to_healpix(*np.moveaxis(unit, -1, 0), nside, order="nested")
     return torch.as_tensor(found)
+
+
+def bilinear(nside: int, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """The four pixels about each of the ``directions`` (n, 3), and their weights, (n, 4) both.
+
+    Weights are those of bilinear interpolation between the pixels' centres; their sum is 1.
+    """
+    count(nside)
+    x, y, z = directions.double().cpu().numpy().T
+    lon, lat = np.arctan2(y, x) % (2 * np.pi), np.arctan2(z, np.hypot(x, y))
+    pixels, weights = core.bilinear_interpolation_weights(
+        lon * units.rad, lat * units.rad, nside, order="nested"
+    )
+    return torch.from_numpy(pixels.T.copy()), torch.from_numpy(weights.T.copy())
 
 
 def neighbours(nside: int, pixels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import healpy
 import numpy as np
@@ -17,19 +18,21 @@ from dustmaps.edenhofer2023 import Edenhofer2023Query
 
 from orrery import pretrained
 from orrery.checkpoint import RECORD, read_checkpoint
-from orrery.datamodules.dust import DustData
+from orrery.datamodules.dust import DustData, resolution
 from orrery.models.dust.evaluation import (
     MapPosterior,
+    coarse_map_warnings,
     map_metrics,
     sampled_stars,
     student_coverage,
 )
-from orrery.models.dust.field import Density, Extinction, Stars
+from orrery.models.dust.field import Density, Extinction
 from orrery.models.dust.hmc import draw
-from orrery.models.dust.migrations import inference_setting
+from orrery.models.dust.migrations import inference_setting, no_substructure_nearer_dust_or_disc
 from orrery.models.dust.outputs import BIT
 from orrery.models.dust.prior import Prior, Processes
-from orrery.physics.dust.extinction import paths
+from orrery.models.dust.query import locate_stars
+from orrery.physics.gaussian_process import healpix
 from orrery.physics.gaussian_process.icr import ICR, grids, matern
 
 PLACES = SkyCoord(
@@ -49,11 +52,12 @@ def model():
     levels = grids(8, 12, 100.0, 1000.0)
     gp, by_scale = Processes("icr", levels, matern, learned=True).at(150.0)
     gp.to(dtype=torch.float64), by_scale.to(dtype=torch.float64)
-    prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5), (0.1, 0.3), by_scale)
+    height = levels[-1].positions[..., 2].abs()
+    prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5), (0.1, 0.3), by_scale, (-8.5, 0.7), 0.003 * height)
     generator = torch.Generator().manual_seed(0)
-    pixel = torch.randint(768, (40,), generator=generator)
+    direction = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     parallax = 1 + 4 * torch.rand(40, generator=generator, dtype=torch.float64)
-    stars = Stars(pixel, paths(levels[-1].boundaries, parallax, 0.05 * parallax))
+    stars = locate_stars(levels[-1], direction, parallax, 0.05 * parallax)
     latents = torch.randn(3, prior.n_latents, generator=generator, dtype=torch.float64)
     return prior, stars, latents, generator
 
@@ -70,17 +74,16 @@ def test_the_derivative_is_that_of_differences_and_has_its_transpose(model):
     torch.testing.assert_close(at.vjp_mean(w), at.vjp(w).mean(0, keepdim=True))
 
 
-@pytest.mark.parametrize("most", [0, 100])
-def test_the_metric_is_that_of_the_derivative(model, most, monkeypatch):
-    """By matrices of the pixels, and star by star."""
-    monkeypatch.setattr("orrery.models.dust.field.MAX_ROWS_PER_STAR", most)
+def test_the_metric_is_that_of_the_derivative(model):
     prior, stars, latents, generator = model
     prior = prior._replace(by_scale=None)
     at = Extinction(prior, stars, latents)
     weight = 1 + torch.rand(len(stars.pixel), generator=generator, dtype=torch.float64)
     v = torch.randn(2, prior.n_latents, generator=generator, dtype=torch.float64)
     exact = [at.vjp(weight * at.jvp(one)).mean(0) for one in v[:, None]]
-    torch.testing.assert_close(at.metric(weight)(v), torch.stack(exact))
+    metric = at.metric(weight)
+    torch.testing.assert_close(metric(v), torch.stack(exact))
+    torch.testing.assert_close(metric(v.repeat(3, 1))[:2], torch.stack(exact))
 
 
 def test_the_field_follows_its_scale():
@@ -100,16 +103,17 @@ def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(mode
     gp, _ = Processes("icr", levels, matern, learned=False).at(150.0)
     gp.to(dtype=torch.float64)
     prior = Prior(gp, (-8.0, 1.0), (1.0, 0.5))
-    # three stars of different pixels, measured to 10%
+    # three stars in the middle of different pixels, measured to 10%
     pixel = torch.tensor([5, 90, 170])
     parallax = torch.tensor([1.5, 2.0, 3.0], dtype=torch.float64)
-    known = Stars(pixel, paths(levels[-1].boundaries, parallax, 0.05 * parallax))
+    direction = levels[-1].positions[pixel, 0]
+    known = locate_stars(levels[-1], direction, parallax, 0.05 * parallax)
     value = 3 * Extinction(prior, known, torch.zeros(1, prior.n_latents, dtype=torch.float64)).value
     error = 0.1 * value[0]
     start = torch.randn(8, prior.n_latents, generator=generator, dtype=torch.float64)
 
     def log_likelihood(rho):
-        found = (rho[:, pixel] * known.paths.lengths).sum(2)
+        found = known.integral(rho)
         return -0.5 * ((found - value[0]) / error).square().sum(1)
 
     drawn = draw(prior, log_likelihood, known, error**2, start, transitions=100, seed=0)
@@ -124,6 +128,7 @@ def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(mode
 
 def test_density_is_log_normal_as_the_prior_says(model):
     prior, _, _, generator = model
+    prior = prior._replace(decline=0.0)
     latents = torch.randn(200, prior.n_latents, generator=generator, dtype=torch.float64)
     log_rho = Density(prior, latents).log
     # m ~ N(-8, 1), and the mean of a^2 is exp(2 0.5^2)
@@ -146,6 +151,24 @@ def test_a_query_counts_a_part_of_a_voxel_and_grows_outwards(dust):
     assert slope <= density[middle : middle + 2].max() * 1.0001
     far = SkyCoord(0 * u.deg, 0 * u.deg, distance=5000 * u.pc, frame="galactic")
     assert np.isnan(dust.query(far))
+
+
+def test_a_query_is_interpolated_between_pixels(dust):
+    """At a pixel's centre it is the pixel's, and there is no step from one to the next."""
+    centre, density = dust.grid.positions[5, 6], dust.rho().mean(0)[5, 6]
+
+    def there(xyz):
+        return SkyCoord(*(xyz * u.pc), representation_type="cartesian", frame="galactic")
+
+    found = dust.query(there(centre.numpy()), integrated=False)
+    assert found == pytest.approx(float(density), rel=1e-4)
+    other = dust.grid.positions[healpix.neighbours(dust.grid.nside, torch.tensor([5]))[0, 1], 6]
+    line = centre + torch.linspace(0, 1, 500)[:, None] * (other - centre)
+    line = line / line.norm(dim=1, keepdim=True) * centre.norm()
+    for mode in ("mean", "std"):
+        values = dust.query(there(line.numpy().T), mode)
+        steps = np.abs(np.diff(values))
+        assert steps.max() < 0.05 * np.ptp(values)
 
 
 def test_coordinates_without_a_distance_are_refused(dust):
@@ -179,7 +202,9 @@ def test_flags_say_where_the_map_ends_and_where_it_has_no_stars(dust):
         "distance": [10.0, 500.0, 9000.0, 500.0],
     })  # fmt: skip
     assert found["flags"].tolist() == [1, 0, 2, 4]
-    assert found["extinction"][0] == 0
+    here = SkyCoord(other.lon, other.lat, distance=10 * u.pc, frame="galactic")
+    assert found["extinction"][0] == pytest.approx(float(dust.query(here)), rel=1e-4)
+    assert 0 < found["extinction"][0] < found["extinction"][1]
 
 
 def test_the_map_is_a_file_in_the_layout_of_dustmaps(runs, dust, tmp_path):
@@ -413,6 +438,44 @@ def test_extinction_in_magnitudes_is_converted(tmp_path):
         DustData(**SMALL, extinction_unit="mag")
 
 
+def batch_of(columns, **settings):
+    data = DustData(**SMALL, **settings)
+    data.table, data.split = Table(columns), "all"
+    (batch,) = data.prediction_batches()
+    return batch
+
+
+def test_other_extinctions_are_converted_with_the_scatter_of_the_conversion():
+    """A_G is 0.78 A_V, with a scatter of 8%; E(B-V) is A_V / 3.1."""
+    star = {"l": [30.0], "b": [10.0], "distance": [300.0], "extinction_error": [0.01]}
+    for unit, value, scatter in (("A_G", 2.8 * 0.78, 0.08), ("E_BV", 2.8 / 3.1, 0.06)):
+        batch = batch_of(star | {"extinction": [value]}, extinction_unit=unit)
+        assert float(batch["extinction"]) == pytest.approx(1)
+        error = math.hypot(0.01 / value, scatter)
+        assert float(batch["extinction_error"]) == pytest.approx(error, rel=1e-5)
+
+
+def test_percentiles_of_a_distance_are_those_of_its_parallax():
+    star = {"l": [30.0], "b": [10.0], "distance": [500.0]}
+    found = batch_of(star | {"distance_lower": [400.0], "distance_upper": [800.0]})
+    assert float(found["parallax"] - found["parallax_error"]) == pytest.approx(1e3 / 800)
+    assert float(found["parallax"] + found["parallax_error"]) == pytest.approx(1e3 / 400)
+    with pytest.raises(ValueError, match=r"'distance_lower'.*not below the 84th percentile"):
+        batch_of(star | {"distance_lower": [800.0], "distance_upper": [400.0]})
+    with pytest.raises(ValueError, match="no column 'distance_upper'"):
+        batch_of(star | {"distance_lower": [400.0]})
+
+
+def test_the_resolution_follows_from_the_number_of_stars():
+    assert resolution(4000, None, None) == (8, 36)
+    assert resolution(20_000, None, None) == (16, 68)
+    assert resolution(1e7, None, None) == (32, 132)
+    assert resolution(1e7, 4, None) == (4, 20) and resolution(1e7, 4, 12) == (4, 12)
+    data = DustData(None, None, 100.0, 1000.0, n_stars=300, val_fraction=0)
+    data.setup("fit")
+    assert data.model_arguments() == data.inferred_settings() == {"nside": 8, "n_radial": 36}
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -420,7 +483,12 @@ def test_extinction_in_magnitudes_is_converted(tmp_path):
         (["model.n_radial=35"], "do not come of whole shells"),
         (["model.nside=1024", "model.n_radial=516"], "GB"),
         (
-            ["model.nside=32", "model.inference=hmc", "model.transitions=30000"],
+            [
+                "model.nside=32",
+                "model.n_radial=36",
+                "model.inference=hmc",
+                "model.transitions=30000",
+            ],
             "model.transitions=<less>",
         ),
     ],
@@ -474,6 +542,22 @@ def test_a_checkpoint_of_the_first_version_has_todays_settings():
     config, state = inference_setting({"model": {"nside": 8}, "data": {}}, old)
     assert config["model"] == {"nside": 8, "clumps": 0.0, "inference": "geovi"}
     assert set(state) == {"constant_density", "mean"}
+    config, state = no_substructure_nearer_dust_or_disc(config, state)
+    assert config["model"]["nearer_error"] == 0 and state["substructure"] == 0
+    assert state["mean"].shape == (1, 5)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_residuals_of_neighbours_that_are_alike_are_warned_of(dust, alike):
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    stars = {"direction": direction, "parallax": torch.full((400,), 2.0, dtype=torch.float64)}
+    side, noise = direction[:, 0].sign(), torch.randn(400, generator=generator)
+    rows = {"flags": torch.zeros(400, dtype=torch.int16), "pull": noise + alike * side}
+    model = SimpleNamespace(grid=dust.grid, predict_step=lambda stars: rows)
+    found = coarse_map_warnings(model, stars)
+    assert len(found) == alike
+    assert not alike or "model.nside=8 model.n_radial=36" in found[0]
 
 
 def test_stars_are_scored_batch_by_batch_as_all_together(dust):

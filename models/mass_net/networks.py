@@ -35,14 +35,17 @@ class MassNetwork(nn.Module):
         # without it all neurons would turn at the same place, the centre, and leave a kink there
         torch.nn.init.normal_(self.hidden[0].bias)  # type: ignore[arg-type]
         self.head = Linear(members, width, 1, gain=0.3)
+        # a plane, which weight decay leaves alone: it would pull all masses to the centre
+        self.trend = nn.Parameter(torch.zeros(members, 2, 1))
 
     def forward(self, bp_rp: Tensor, abs_g: Tensor) -> Tensor:
         x = torch.stack([(bp_rp - BP_RP_CENTRE) / BP_RP_SCALE,
                          (abs_g - ABS_G_CENTRE) / ABS_G_SCALE], -1)  # fmt: skip
         x = x.expand(self.members, *x.shape)
+        trend = x @ self.trend
         for layer in self.hidden:
             x = torch.tanh(layer(x))
-        return LOG_MASS_CENTRE + self.head(x)[..., 0]
+        return LOG_MASS_CENTRE + (trend + self.head(x))[..., 0]
 
 
 class PairStatistics(nn.Module):

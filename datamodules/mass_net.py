@@ -153,10 +153,16 @@ class WideBinaryData(CatalogueData):
         super().__init__(**catalogue)
         self.n_pairs = {"fit": n_train, "test": n_test}
         settings = dict(population or {})
-        if unknown := settings.keys() - Population._fields:
+        known = [name for name in Population._fields if name != "largest_circular_mass"]
+        if unknown := settings.keys() - set(known):
             raise ValueError(
                 f"data.population has no setting {', '.join(sorted(unknown))}; it has "
-                f"{', '.join(Population._fields)}"
+                f"{', '.join(known)}"
+            )
+        if largest_circular_mass is not None and not largest_circular_mass > 0:
+            raise ValueError(
+                f"data.largest_circular_mass={largest_circular_mass}; expected Msun above 0, or "
+                f"null where the catalogue was not selected by velocity"
             )
         self.population = Population(**settings)
         self.inflate_errors = inflate_errors

@@ -234,6 +234,13 @@ def test_a_population_too_faint_to_be_seen_is_refused():
 def test_an_unknown_setting_of_the_population_is_refused():
     with pytest.raises(ValueError, match="has no setting distanse"):
         WideBinaryData(population={"distanse": 100})
+    with pytest.raises(ValueError, match="has no setting largest_circular_mass"):
+        WideBinaryData(population={"largest_circular_mass": 2.0})
+
+
+def test_a_selection_by_a_mass_below_zero_is_refused():
+    with pytest.raises(ValueError, match="largest_circular_mass=-5"):
+        WideBinaryData(largest_circular_mass=-5)
 
 
 @pytest.mark.skipif(not FILE.is_file(), reason="real data are not here")

@@ -126,8 +126,12 @@ def test_quantities_and_arrays_are_taken(model):
     assert answer["mass"].shape == answer["flags"].shape == (2, 3)
     with pytest.raises(ValueError, match="does not convert"):
         model.mass(0.82 * u.m, 4.67)
-    with pytest.raises(ValueError, match="errors of 0 or more"):
+    with pytest.raises(
+        ValueError, match=r"e_abs_g is -1.0 for 1 of 1 stars; expected an error of 0"
+    ):
         model.mass(0.82, 4.67, e_abs_g=-1)
+    with pytest.raises(ValueError, match="bp_rp is nan for 1 of 2 stars"):
+        model.mass([0.82, np.nan], 4.67)
 
 
 def test_stars_of_a_table_get_the_same_mass(model):

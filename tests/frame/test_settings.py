@@ -143,6 +143,6 @@ def test_shares_of_rows_leave_some_to_train_on(shares, message):
 def test_open_sections_of_the_data_can_be_set_when_training():
     text = (ROOT / "train.py").read_text()
     for path in (CONFIGS / "data").glob("*.yaml"):
-        for name, value in OmegaConf.load(path).items():
-            if OmegaConf.is_dict(value) and not value:
+        for name, value in OmegaConf.to_container(OmegaConf.load(path)).items():
+            if value == {}:
                 assert f'"data.{name}"' in text, f"{path.stem}: data.{name}.<key>="

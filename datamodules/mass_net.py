@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from orrery.datamodules.base import CatalogueData, Rows
-from orrery.datamodules.columns import CatalogueColumn, Column, located
+from orrery.datamodules.columns import FEW, CatalogueColumn, Column, located
 from orrery.datamodules.values import refuse
 from orrery.physics.wide_binaries import astrometry, motion, population
 from orrery.physics.wide_binaries.population import Population
@@ -17,6 +17,8 @@ from orrery.tables import Catalogue
 POSSIBLE_COLOURS, POSSIBLE_ABS_G = (-1.5, 7.0), (-8.0, 20.0)  # mag
 MIN_PARALLAX_SNR = 5.0  # of a pair that is trained on
 MIN_PAIRS = 100
+# of a catalogue, its median: separation in AU, and |w|, of bound pairs about .5 sqrt(M / Msun)
+TYPICAL_SEPARATION, TYPICAL_MOTION = (20.0, 3e5), (0.05, 5.0)
 # E(BP - RP) and A_G per E(B - V) of a G star: Casagrande & VandenBerg (2018, MNRAS 479, L102)
 REDDENING, EXTINCTION = 1.339, 2.74
 STARS = ("1", "2")
@@ -49,7 +51,7 @@ def _photometry(suffix: str, of: str) -> dict[str, Column]:
             _column(f"parallax_error{suffix}", "mas", f"error of the parallax{of}", 0, 100),
             ends="(]", unit_of=f"parallax{suffix}",
         ),
-        f"ebv{suffix}": _optional(f"ebv{suffix}", "mag", f"E(B - V){of}, if named", -0.3, 20),
+        f"ebv{suffix}": _column(f"ebv{suffix}", "mag", f"E(B - V){of}, if named", -0.3, 20),
         f"mass{suffix}": replace(
             _optional(f"mass{suffix}", "Msun", f"true mass{of}, to compare with", 0, 1000),
             ends="(]",
@@ -71,16 +73,17 @@ def _motion(suffix: str) -> dict[str, Column]:
             f"pmdec{suffix}", "mas/yr", f"proper motion{of} in declination", -2e4, 2e4
         ),
         f"pmra_error{suffix}": replace(
-            _column(f"pmra_error{suffix}", "mas/yr", "its error", 0, 100), ends="(]"
+            _column(f"pmra_error{suffix}", "mas/yr", f"error of pmra{of}", 0, 100), ends="(]"
         ),
         f"pmdec_error{suffix}": replace(
-            _column(f"pmdec_error{suffix}", "mas/yr", "its error", 0, 100), ends="(]"
+            _column(f"pmdec_error{suffix}", "mas/yr", f"error of pmdec{of}", 0, 100), ends="(]"
         ),
         f"pmra_pmdec_corr{suffix}": replace(
-            _optional(f"pmra_pmdec_corr{suffix}", None, "their correlation", -1, 1), missing=0.0
+            _optional(f"pmra_pmdec_corr{suffix}", None, f"correlation of both{of}", -1, 1),
+            missing=0.0,
         ),
         f"dr2_radial_velocity{suffix}": _optional(
-            f"dr2_radial_velocity{suffix}", "km/s", f"radial velocity{of}", -1000, 1000
+            f"dr2_radial_velocity{suffix}", "km/s", f"radial velocity{of}", -900, 900
         ),
     }  # fmt: skip
 
@@ -127,12 +130,13 @@ class WideBinaryData(CatalogueData):
         **_motion("1"),
         **_motion("2"),
         "pairdistance": replace(
-            _column("pairdistance", "deg", "angle between the stars; without positions", 0, 10),
-            ends="(]",
+            _column("pairdistance", "deg", "angle between the stars", 0, 10),
+            ends="(]", typical=(5e-5, 0.5), typical_hint="are they arcsec?",
         ),
         "sep_AU": replace(
-            _column("sep_AU", "AU", "projected separation; without positions or angle", 0, 1e7),
-            ends="(]", typical=(20, 3e5), typical_hint="are they pc, or arcsec?",
+            _column("sep_AU", "AU", "projected separation of the stars", 0, 1e7),
+            ends="(]", typical=TYPICAL_SEPARATION,
+            typical_hint="are they pc, kAU, or an angle, which is data.columns.pairdistance?",
         ),
     }  # fmt: skip
     decided_by_training: ClassVar = frozenset(("inflate_errors", "largest_circular_mass"))
@@ -149,10 +153,16 @@ class WideBinaryData(CatalogueData):
         super().__init__(**catalogue)
         self.n_pairs = {"fit": n_train, "test": n_test}
         settings = dict(population or {})
-        if unknown := settings.keys() - Population._fields:
+        known = [name for name in Population._fields if name != "largest_circular_mass"]
+        if unknown := settings.keys() - set(known):
             raise ValueError(
                 f"data.population has no setting {', '.join(sorted(unknown))}; it has "
-                f"{', '.join(Population._fields)}"
+                f"{', '.join(known)}"
+            )
+        if largest_circular_mass is not None and not largest_circular_mass > 0:
+            raise ValueError(
+                f"data.largest_circular_mass={largest_circular_mass}; expected Msun above 0, or "
+                f"null where the catalogue was not selected by velocity"
             )
         self.population = Population(**settings)
         self.inflate_errors = inflate_errors
@@ -162,6 +172,21 @@ class WideBinaryData(CatalogueData):
         return {"largest_circular_mass": self.largest_circular_mass}
 
     # --- reading ------------------------------------------------------------------------------
+
+    def columns_of(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
+        """Of single stars without the columns that a training on pairs has named."""
+        names = set(catalogue.names)
+        of_pairs = {role for role in self.columns if role[-1] in STARS}
+        if not training and of_pairs and names.isdisjoint(self.columns[r] for r in of_pairs):
+            single = {
+                role: located(self.declared, self.columns, catalogue, role).name
+                for role in ("bp_rp", "abs_g")
+            }
+            if single["abs_g"] in names:
+                of_pairs |= {"phot_g_mean_mag", "parallax", "parallax_error"}
+            if single["bp_rp"] in names:
+                self.columns = {r: name for r, name in self.columns.items() if r not in of_pairs}
+        return super().columns_of(catalogue, training)
 
     def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         names = set(catalogue.names)
@@ -173,10 +198,17 @@ class WideBinaryData(CatalogueData):
             return all(role in self.columns or column(role).name in names for role in roles)
 
         is_pair = training or there("bp_rp1", "bp_rp2")
+        is_pair |= any(role[-1] in STARS for role in self.columns)
         suffixes = STARS if is_pair else ("",)
         roles = [f"bp_rp{s}" for s in suffixes]
         optional = [f"{name}{s}" for name in ("mass",) for s in suffixes]
-        optional += [role for s in suffixes if (role := f"ebv{s}") in self.columns]
+        reddening = [role for role in ("ebv", "ebv1", "ebv2") if role in self.columns]
+        if is_pair and reddening in (["ebv1"], ["ebv2"]):
+            raise ValueError(
+                f"data.columns.{reddening[0]} is named alone; expected ebv1 and ebv2, or ebv, "
+                f"which is that of the pair"
+            )
+        optional += [role for role in reddening if is_pair or role == "ebv"]
         has_abs_g = there(*(f"abs_g{s}" for s in suffixes))
         roles += [f"{'abs_g' if has_abs_g else 'phot_g_mean_mag'}{s}" for s in suffixes]
         if not is_pair:
@@ -193,7 +225,8 @@ class WideBinaryData(CatalogueData):
                 optional += [f"pmra_pmdec_corr{s}", f"dr2_radial_velocity{s}"]
             positions = [f"{name}{s}" for s in STARS for name in ("ra", "dec")]
             optional += ["pairdistance", "sep_AU"]
-            if not there("pairdistance") and not there("sep_AU"):
+            named = any(role in self.columns for role in positions)
+            if named or not (there("pairdistance") or there("sep_AU")):
                 roles += positions  # which are then asked for
             else:
                 optional += positions if there(*positions) else []
@@ -221,7 +254,6 @@ class WideBinaryData(CatalogueData):
         self, bp_rp: np.ndarray, abs_g: np.ndarray, ebv: np.ndarray | float
     ) -> dict[str, torch.Tensor]:
         """Colour and magnitude, dereddened, of any shape, and whether both are possible."""
-        ebv = np.nan_to_num(ebv)
         bp_rp, abs_g = bp_rp - REDDENING * ebv, abs_g - EXTINCTION * ebv
         valid = (bp_rp > POSSIBLE_COLOURS[0]) & (bp_rp < POSSIBLE_COLOURS[1])
         valid &= (abs_g > POSSIBLE_ABS_G[0]) & (abs_g < POSSIBLE_ABS_G[1])
@@ -235,23 +267,29 @@ class WideBinaryData(CatalogueData):
         has_positions = {"ra1", "ra2", "dec1", "dec2"} <= columns.keys()
         parallax = _both(columns, "parallax")
         angle = self._angle(columns, parallax[:, 0], has_positions)
-        name = str(self.columns.get("bp_rp1", "bp_rp1"))
-        what = "is of a star that is paired with itself: no angle between the two"
-        refuse(np.asarray(angle == 0), name, columns["bp_rp1"], what, "two different stars",
-               "drop those rows")  # fmt: skip
         magnitude = _both(columns, "phot_g_mean_mag")
         distance_modulus = 10 - 5 * np.log10(
             astrometry.pair_parallax(parallax, _both(columns, "parallax_error"))[0][:, None]
         )
         if "abs_g1" in columns:
             magnitude = _both(columns, "abs_g") + distance_modulus
+        name = str(self.columns.get("bp_rp1", "bp_rp1"))
+        same = [columns[f"{role}1"] == columns[f"{role}2"] for role in ("bp_rp", "pmra", "pmdec")]
+        same.append(magnitude[:, 0] == magnitude[:, 1])
+        what = "is of a star that is paired with itself: no angle or no difference between the two"
+        refuse((angle == 0) | np.all(same, 0), name, columns["bp_rp1"], what, "two different stars",
+               "drop those rows")  # fmt: skip
         abs_g = magnitude - distance_modulus
-        batch = self._photometry(_both(columns, "bp_rp"), abs_g, _both(columns, "ebv"))
+        ebv = _both(columns, "ebv") if columns.keys() & {"ebv", "ebv1"} else 0.0
+        batch = self._photometry(_both(columns, "bp_rp"), abs_g, ebv)
         if training:
             self._refuse_outside(columns, abs_g, batch["valid"].numpy())
         stars = self._astrometry(columns, magnitude, angle, has_positions)
         pair = astrometry.relative_motion(stars, angle)
         moves = np.isfinite(pair.motion).all(1) & np.isfinite(pair.covariance).all((1, 2))
+        self._ask_about_motion(pair, moves, training)
+        # to the power -3/2 of a poorer parallax the error is no small one
+        moves &= pair.parallax > MIN_PARALLAX_SNR * pair.parallax_error
         w = torch.from_numpy(np.where(moves[:, None], pair.motion, 0.0))
         covariance = torch.from_numpy(np.where(moves[:, None, None], pair.covariance, np.eye(2)))
         error = np.nan_to_num(5 / np.log(10) * pair.parallax_error / pair.parallax)[:, None]
@@ -268,6 +306,29 @@ class WideBinaryData(CatalogueData):
         if "mass1" in columns and "mass2" in columns and not training:
             batch["mass"] = torch.from_numpy(_both(columns, "mass")).float()
         return batch
+
+    def _ask_about_motion(
+        self, pair: astrometry.RelativeMotion, moves: np.ndarray, training: bool
+    ) -> None:
+        """Where pairs are not as wide, or as fast, as any: an error in training, else a warning."""
+        if self.is_simulation or moves.sum() < FEW:
+            return
+        speed = np.linalg.norm(pair.motion, axis=1)
+        for what, values, (low, high), roles in (
+            ("separation, AU,", pair.separation, TYPICAL_SEPARATION, "positions or separations"),
+            ("v sqrt(s / G Msun)", speed, TYPICAL_MOTION, "proper motions"),
+        ):
+            median = float(np.median(values[moves]))
+            if low <= median <= high:
+                continue
+            text = (
+                f"the median {what} of the pairs is {median:.3g}; expected {low:g} to {high:g}: "
+                f"are the {roles} right, and in which unit? State it: data.units.<role>=<unit>"
+            )
+            if training:
+                raise ValueError(text)
+            self.warn_once(f"{self.label}: {text}")
+            return
 
     def _refuse_outside(
         self, columns: Mapping[str, np.ndarray], abs_g: np.ndarray, valid: np.ndarray
@@ -300,7 +361,8 @@ class WideBinaryData(CatalogueData):
         if self.inflate_errors:
             inflation = astrometry.error_inflation(magnitude, angle)
         # the one parallax of a pair stands for both, each with sqrt 2 of its error
-        share = 1.0 if "parallax1" in columns else np.sqrt(2)
+        names = {self.columns.get(role, role) for role in ("parallax1", "parallax2")}
+        share = 1.0 if "parallax1" in columns and len(names) == 2 else np.sqrt(2)
         return astrometry.Astrometry(
             pmra=_both(columns, "pmra"),
             pmdec=_both(columns, "pmdec"),

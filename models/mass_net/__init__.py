@@ -210,10 +210,15 @@ class MassNet(Component):
         columns = np.broadcast_arrays(
             *(in_unit(x, "mag") for x in (bp_rp, abs_g, e_bp_rp, e_abs_g))
         )
-        if not np.isfinite(columns).all() or (np.stack(columns[2:]) < 0).any():
-            raise ValueError(
-                f"expected a colour and a magnitude, mag, with errors of 0 or more, got {columns}"
-            )
+        names = ("bp_rp", "abs_g", "e_bp_rp", "e_abs_g")
+        for name, values in zip(names, columns, strict=True):
+            bad = ~np.isfinite(values) | ((values < 0) & name.startswith("e_"))
+            if bad.any():
+                expected = "an error of 0 or more" if name.startswith("e_") else "a finite number"
+                raise ValueError(
+                    f"mass(): {name} is {values[bad][0]} for {int(bad.sum()):,} of {bad.size:,} "
+                    f"stars; expected {expected}, mag; predict(table) answers with a flag instead"
+                )
         shape = columns[0].shape
         names = ("bp_rp", "abs_g", "bp_rp_error", "abs_g_error")
         batch = {

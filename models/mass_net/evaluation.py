@@ -155,7 +155,9 @@ def floor_metrics(model: "MassNet", pairs: Batch) -> Metrics:
     total = torch.zeros(n_bins, dtype=torch.float64).index_add_(0, bins.flatten(), error)
     mean = (total / count.clamp_min(1))[used[:-1]]
     faint = ((abs_g >= FAINT[0]) & (abs_g < FAINT[1])).flatten()
-    metrics = {"lnm_rms_over_floor": float((mean / floor).square().mean().sqrt())}
+    metrics = {}
+    if len(floor):
+        metrics["lnm_rms_over_floor"] = float((mean / floor).square().mean().sqrt())
     if faint.any():
         metrics["lnm_bias_faint"] = float(error[faint].mean())
     return metrics

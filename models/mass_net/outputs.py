@@ -9,7 +9,7 @@ FLAGS = {
     "extrapolated": f"fewer than {MIN_NEAR} training stars {NEAR_TEXT} of a star",
     "no_mass": "colour or magnitude is missing or impossible",
     "poor_magnitude": f"the error of an absolute magnitude is above {LARGE_ERROR} mag",
-    "no_motion": "no relative motion is known of the pair",
+    "no_motion": "no relative motion is known of the pair, or its parallax is below five errors",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 

@@ -67,7 +67,7 @@ def relative_motion(stars: Astrometry, separation: np.ndarray) -> RelativeMotion
     Without positions its axes are right ascension and declination. The pair has one parallax, which
     scales velocity and separation together: w goes with its power -3/2, and so does its error. The
     motion that perspective feigns, minus the radial velocity times the angle, is taken away, or
-    counted as an error where the radial velocity is unknown.
+    counted as an error where the radial velocity, or the direction of the separation, is unknown.
     """
     parallax, parallax_error = pair_parallax(stars.parallax, stars.parallax_error)
     au = 1e3 * separation / parallax
@@ -75,14 +75,17 @@ def relative_motion(stars: Astrometry, separation: np.ndarray) -> RelativeMotion
     difference, axes = _proper_motion_difference(stars)
     covariance = _covariance(stars)
     covariance = axes @ covariance @ axes.transpose(0, 2, 1)
+    known = np.isfinite(stars.radial_velocity)
+    count = known.sum(1)
+    velocity = np.where(known, stars.radial_velocity, 0.0).sum(1) / np.maximum(count, 1)
+    unknown = np.where(count > 0, 0.0, RADIAL_VELOCITY_DISPERSION)
+    per_velocity = parallax / KM_S_PER_AU_YR * np.radians(separation / 3600)
     if stars.ra is not None:
-        known = np.isfinite(stars.radial_velocity)
-        count = known.sum(1)
-        velocity = np.where(known, stars.radial_velocity, 0.0).sum(1) / np.maximum(count, 1)
-        per_velocity = parallax / KM_S_PER_AU_YR * np.radians(separation / 3600)
         difference[:, 0] += velocity * per_velocity
-        unknown = np.where(count > 0, 0.0, RADIAL_VELOCITY_DISPERSION)
         covariance[:, 0, 0] += (unknown * per_velocity) ** 2
+    else:  # in an unknown direction
+        feigned = 0.5 * ((velocity + unknown) * per_velocity) ** 2
+        covariance += feigned[:, None, None] * np.eye(2)
     relative_error = parallax_error / parallax
     scale *= 1 - 1.875 * relative_error**2  # the mean of parallax^-3/2 is larger by this much
     motion = scale[:, None] * difference

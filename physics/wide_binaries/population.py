@@ -57,6 +57,8 @@ def simulate(n: int, population: Population, seed: int) -> dict[str, np.ndarray]
     parts: list[dict[str, np.ndarray]] = []
     while (have := sum(len(part["ra1"]) for part in parts)) < n:
         parts.append(_pairs(max(1000, n - have), population, seed + 7919 * len(parts)))
+        if not len(parts[-1]["ra1"]):
+            raise ValueError(f"no simulated pair is brighter than the limit: {population}")
     return {name: np.concatenate([part[name] for part in parts])[:n] for name in parts[0]}
 
 

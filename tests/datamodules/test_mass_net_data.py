@@ -1,5 +1,6 @@
 """Wide binaries as users have them: other columns, other units, pairs that are none."""
 
+import math
 import warnings
 
 import numpy as np
@@ -140,9 +141,106 @@ def test_pairs_that_the_selection_excludes_are_left_out_with_a_count():
     assert sum(len(rows["row"]) for rows in module.rows.values()) <= 280
 
 
+def test_one_reddening_of_the_pair_serves_both_and_one_star_alone_is_refused():
+    table = PAIRS | {"EBV": np.full(300, 0.1)}
+    found, plain = batch(table, columns={"ebv": "EBV"}), batch(PAIRS)
+    assert torch.allclose(found["bp_rp"], plain["bp_rp"] - 0.1339, atol=1e-5)
+    with pytest.raises(ValueError, match="expected ebv1 and ebv2"):
+        batch(table, columns={"ebv1": "EBV"})
+
+
+def test_an_unknown_reddening_that_is_named_gives_no_mass():
+    found = batch(
+        {"bp_rp": [1.0, 1.0], "abs_g": [5.0, 5.0], "ebv": [0.1, np.nan]}, columns={"ebv": "ebv"}
+    )
+    assert found["valid"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("names", "factor", "match"),
+    [
+        (("ra1", "ra2", "dec1", "dec2"), math.pi / 180, "median separation"),
+        (("pmra1", "pmra2", "pmdec1", "pmdec2"), 1e-3, r"v sqrt\(s / G Msun\).*proper motions"),
+    ],
+)
+def test_pairs_in_another_unit_are_asked_about(names, factor, match):
+    broken = PAIRS | {name: PAIRS[name] * factor for name in names}
+    with pytest.raises(ValueError, match=match):
+        data(broken).setup("fit")
+    with pytest.warns(UserWarning, match=match):
+        batch(broken)
+
+
+def test_an_angle_in_arcsec_without_a_unit_is_asked_about():
+    near = {name: np.full(3, value) for name, value in (("parallax1", 20.0), ("parallax2", 20.0))}
+    table = {name: values[:3] for name, values in PAIRS.items() if name[:-1] not in ("ra", "dec")}
+    with pytest.warns(UserWarning, match="are they arcsec"):
+        batch(table | near | {"pairdistance": np.array([2.0, 4.0, 9.0])})
+
+
+def test_equal_stars_without_positions_are_refused():
+    twins = {f"{name[:-1]}2": PAIRS[name] for name in PAIRS if name.endswith("1")}
+    table = {name: v for name, v in (PAIRS | twins).items() if name[:-1] not in ("ra", "dec")}
+    with pytest.raises(ValueError, match="paired with itself"):
+        batch(table | {"pairdistance": np.full(300, 0.002)})
+
+
+def test_a_poor_parallax_gives_no_motion():
+    poor = PAIRS["parallax_error1"].copy(), PAIRS["parallax_error2"].copy()
+    for error in poor:
+        error[0] = 0.6 * PAIRS["parallax1"][0]
+    found = batch(PAIRS | dict(zip(("parallax_error1", "parallax_error2"), poor, strict=True)))
+    assert found["moves"].tolist()[:2] == [False, True]
+
+
+def test_a_radial_velocity_of_minus_999_is_unknown():
+    found = batch(PAIRS | {"dr2_radial_velocity1": np.full(300, -999.0)})
+    assert torch.equal(found["motion"], batch(PAIRS)["motion"])
+
+
+def test_one_parallax_that_is_named_twice_is_one_measurement():
+    names = ("parallax1", "parallax2", "parallax_error1", "parallax_error2")
+    table = without(*names, plx=with_positions_parallax(), e_plx=0.03 * np.ones(300))
+    once = {"parallax": "plx", "parallax_error": "e_plx"}
+    twice = {f"{role}{i}": name for role, name in once.items() for i in (1, 2)}
+    first, second = (batch(table, columns=columns) for columns in (once, twice))
+    assert torch.allclose(first["covariance"], second["covariance"])
+
+
+def test_stars_are_weighed_with_the_columns_of_a_training_on_pairs():
+    """The checkpoint knows the names of the pairs' columns, which a catalogue of stars lacks."""
+    columns = {"bp_rp1": "BPRP1", "bp_rp2": "BPRP2", "pmra1": "PM1", "parallax": "PLX"}
+    found = batch({"bp_rp": [0.82], "abs_g": [4.67]}, columns=columns)
+    assert found["valid"].tolist() == [True]
+    with pytest.raises(ValueError, match="'BPRP2'"):
+        batch({"bp_rp": [0.82], "abs_g": [4.67], "BPRP1": [0.5]}, columns=columns)
+
+
+def test_columns_of_pairs_that_are_named_make_a_catalogue_one_of_pairs():
+    with pytest.raises(ValueError, match="bp_rp2: no column"):
+        batch(without("bp_rp2"), columns={"bp_rp1": "bp_rp1"})
+
+
+def test_positions_that_are_named_are_not_passed_over():
+    with pytest.raises(ValueError, match="dec2: no column"):
+        batch(without("dec2", sep_AU=np.full(300, 500.0)), columns={"ra1": "ra1"})
+
+
+def test_a_population_too_faint_to_be_seen_is_refused():
+    with pytest.raises(ValueError, match="no simulated pair is brighter"):
+        population.simulate(10, Population(faintest=-9), 0)
+
+
 def test_an_unknown_setting_of_the_population_is_refused():
     with pytest.raises(ValueError, match="has no setting distanse"):
         WideBinaryData(population={"distanse": 100})
+    with pytest.raises(ValueError, match="has no setting largest_circular_mass"):
+        WideBinaryData(population={"largest_circular_mass": 2.0})
+
+
+def test_a_selection_by_a_mass_below_zero_is_refused():
+    with pytest.raises(ValueError, match="largest_circular_mass=-5"):
+        WideBinaryData(largest_circular_mass=-5)
 
 
 @pytest.mark.skipif(not FILE.is_file(), reason="real data are not here")

@@ -9,7 +9,7 @@ from astropy import units as u
 
 from orrery import load
 from orrery.benchmarks.mass_net import most_likely, one_mass_batch, our_log_p
-from orrery.models.mass_net import MassNet, diagram
+from orrery.models.mass_net import MassNet, diagram, evaluation
 from orrery.models.mass_net.likelihood import pair_density
 from orrery.models.mass_net.networks import PairStatistics, bound_density
 from orrery.models.mass_net.outputs import BIT
@@ -126,14 +126,26 @@ def test_quantities_and_arrays_are_taken(model):
     assert answer["mass"].shape == answer["flags"].shape == (2, 3)
     with pytest.raises(ValueError, match="does not convert"):
         model.mass(0.82 * u.m, 4.67)
-    with pytest.raises(ValueError, match="errors of 0 or more"):
+    with pytest.raises(
+        ValueError, match=r"e_abs_g is -1.0 for 1 of 1 stars; expected an error of 0"
+    ):
         model.mass(0.82, 4.67, e_abs_g=-1)
+    with pytest.raises(ValueError, match="bp_rp is nan for 1 of 2 stars"):
+        model.mass([0.82, np.nan], 4.67)
 
 
 def test_stars_of_a_table_get_the_same_mass(model):
     table = model.predict({"bp_rp": [0.82, np.nan], "abs_g": [4.67, 4.67]})
     assert table["mass"][0] == pytest.approx(model.mass(0.82, 4.67)["mass"], rel=1e-5)
     assert np.isnan(table["mass"][1]) and table["flags"][1] == BIT["no_mass"]
+
+
+def test_a_floor_without_bins_is_left_out(model):
+    pairs = batch_of(torch.tensor([[0.3, 0.5], [0.2, 0.1]]), 0.03) | {
+        "bp_rp": torch.full((2, 2), 0.82), "abs_g": torch.full((2, 2), 4.67),
+        "mass": torch.ones(2, 2),
+    }  # fmt: skip
+    assert "lnm_rms_over_floor" not in evaluation.floor_metrics(model, pairs)
 
 
 def test_a_pair_that_flies_apart_is_an_outlier(model):

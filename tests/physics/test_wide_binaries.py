@@ -151,6 +151,16 @@ def test_a_shared_velocity_in_space_is_no_relative_motion():
     assert 0.5 < np.std(pull) < 1.2, "what perspective feigns is counted as an error"
 
 
+def test_perspective_is_an_error_where_the_direction_is_unknown():
+    zero = np.zeros((1, 2))
+    stars = astrometry.Astrometry(
+        zero, zero, zero + 1e-6, zero + 1e-6, zero, zero + 100, zero + 1e-6, zero * np.nan
+    )
+    pair = astrometry.relative_motion(stars, np.array([30.0]))
+    feigned = 40 * math.radians(30 / 3600) * math.sqrt(300) / 29.784691829677
+    assert np.trace(pair.covariance[0]) == pytest.approx(feigned**2, rel=1e-3)
+
+
 def test_errors_are_inflated_as_published():
     wide, close = (
         astrometry.error_inflation(np.array([[13.0, 18.0]]), np.array([angle])) for angle in (9, 3)

@@ -73,7 +73,7 @@ def mass_relation(arrays: Mapping[str, np.ndarray]) -> Figure:
     """Mass along the sequence of dwarfs, beside the table of Pecaut & Mamajek (2013)."""
     fig, axes = style.new(1, 2, sharex=True, height_ratios=(2, 1), size=(11, 9))
     main, below = axes[:, 0]
-    x, known = arrays["abs_g"], arrays["n_near"] > 0
+    x, known = arrays["abs_g"], arrays["known"]
     band = {"color": style.PALETTE[0], "alpha": 0.25, "lw": 0}
     main.fill_between(x[known], arrays["low"][known], arrays["high"][known], **band)
     main.plot(x[known], arrays["mass"][known], color=style.PALETTE[0], label="from orbits")

@@ -14,12 +14,13 @@ from orrery.models.mass_net import diagram
 from orrery.models.mass_net.evaluation import evaluate
 from orrery.models.mass_net.likelihood import PairDensity, pair_density
 from orrery.models.mass_net.networks import LOG_SEPARATIONS, MassNetwork, PairStatistics
-from orrery.models.mass_net.outputs import BIT, LARGE_ERROR, MIN_NEAR, OUTPUTS
+from orrery.models.mass_net.outputs import BIT, LARGE_ERROR, MIN_INFORMATION, OUTPUTS
 from orrery.physics.quantities import in_unit
 
 # P(n <= k) of a Poisson distribution of mean 1: how often a pair occurs in a bootstrap
 POISSON = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634)
 DERIVATIVE_STEP = 0.05  # mag
+MEAN_SQUARE_U = math.pi / 16  # of a component of u
 
 
 class MassNet(Component):
@@ -46,6 +47,7 @@ class MassNet(Component):
     """
 
     hr_counts: Tensor
+    hr_information: Tensor
     counts_sorted: Tensor
     mass_table: Tensor
     n_pairs: Tensor
@@ -78,6 +80,7 @@ class MassNet(Component):
         # training stars in and about each cell of the diagram; the same of each star, quantiles
         shape = diagram.N_BP_RP, diagram.N_ABS_G
         self.register_buffer("hr_counts", torch.zeros(shape))
+        self.register_buffer("hr_information", torch.zeros(shape))  # the same in pairs: see outputs
         self.register_buffer("counts_sorted", torch.zeros(1001))
         # mean of ln m, Msun, over the members, and its error, over the diagram
         n_x, n_y = (len(axis) for axis in diagram.fine_grid())
@@ -90,7 +93,7 @@ class MassNet(Component):
         """Where in the diagram the training stars lie."""
         batch = data.training_batch()
         bp_rp, abs_g = batch["bp_rp"].flatten(), batch["abs_g"].flatten()
-        self.hr_counts.copy_(diagram.counts(bp_rp, abs_g))
+        self.hr_counts.copy_(diagram.counts(bp_rp, abs_g, torch.ones(len(bp_rp))))
         near = diagram.at(self.hr_counts.cpu(), bp_rp, abs_g)
         levels = np.linspace(0, 1, len(self.counts_sorted))
         self.counts_sorted.copy_(torch.from_numpy(np.quantile(near.numpy(), levels)))
@@ -98,12 +101,26 @@ class MassNet(Component):
 
     @torch.no_grad()
     def calibrate(self, data: Data) -> None:
-        """Fill the table of masses, from which they are predicted."""
+        """Fill the tables of masses, from which they are predicted, and of information."""
         x, y = (axis.to(self.mass_table) for axis in diagram.fine_grid())
         factor = error_factor(self.network.members)
         for i, bp_rp in enumerate(x):
             log_mass = self.network(bp_rp.expand(len(y)), y)
             self.mass_table[i] = torch.stack([log_mass.mean(0), factor * log_mass.std(0)], 1)
+        batch = data.training_batch()
+        table = diagram.counts(
+            batch["bp_rp"].flatten(), batch["abs_g"].flatten(), self._information(batch).flatten()
+        )
+        self.hr_information.copy_(table)
+
+    def _information(self, batch: Batch) -> Tensor:
+        """What each pair tells of ln m of its stars, in units of a pair without noise, (n, 2)."""
+        places = [(x.to(self.mass_table), y.to(self.mass_table)) for x, y in self.places(batch)]
+        mass = torch.stack([self.mean_log_mass(*place).exp() for place in places], 1).cpu()
+        total = mass.sum(1)
+        noise = 0.5 * batch["covariance"].diagonal(dim1=1, dim2=2).sum(1) / total
+        precision = 1 / (1 + noise / MEAN_SQUARE_U).square()
+        return (mass / total[:, None]).square() * precision[:, None]
 
     def loss(self, batch: Batch) -> Tensor:
         """-ln p of the relative motions, mean over members, each with its bootstrap of pairs.
@@ -178,6 +195,7 @@ class MassNet(Component):
                 variance = variance + (slope * batch[name]).square()
         std = variance.sqrt()
         near = diagram.at(self.hr_counts, bp_rp, abs_g)
+        information = diagram.at(self.hr_information, bp_rp, abs_g)
         rank = torch.searchsorted(self.counts_sorted, near.contiguous()) / len(self.counts_sorted)
         rows = {
             "mass": mean.exp(),
@@ -189,7 +207,7 @@ class MassNet(Component):
         }
         rows = {name: torch.where(valid, values, torch.nan) for name, values in rows.items()}
         masks = {
-            "extrapolated": valid & (near < MIN_NEAR),
+            "extrapolated": valid & (information < MIN_INFORMATION),
             "no_mass": ~valid,
             "poor_magnitude": valid & (batch["abs_g_error"] > LARGE_ERROR),
         }
@@ -243,7 +261,7 @@ class MassNet(Component):
         return found | {f"{name}_std": value.std(0).numpy() for name, value in values.items()}
 
     def domain_of_validity(self) -> list[str]:
-        used = (self.hr_counts >= MIN_NEAR).cpu()
+        used = (self.hr_information >= MIN_INFORMATION).cpu()
         x = diagram.BP_RP_START + diagram.BP_RP_CELL * torch.arange(diagram.N_BP_RP)[used.any(1)]
         y = diagram.ABS_G_START + diagram.ABS_G_CELL * torch.arange(diagram.N_ABS_G)[used.any(0)]
         within = "nowhere"
@@ -253,8 +271,8 @@ class MassNet(Component):
                 f"{float(y.min()):.1f} to {float(y.max()):.1f} mag, dereddened"
             )
         return [
-            f"stars where {MIN_NEAR} training stars or more lie {diagram.NEAR_TEXT} of them, "
-            f"{within}; others are flagged as extrapolated",
+            f"stars {within}, where training pairs tell ln m to 0.3 or better; others are flagged "
+            f"as extrapolated",
             "where single stars and unresolved binaries overlap in the diagram, the mass is a mean "
             "of both",
             f"separations {10 ** LOG_SEPARATIONS[0]:.0f} to {10 ** LOG_SEPARATIONS[-1]:.0f} AU: "

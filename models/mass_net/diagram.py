@@ -10,11 +10,11 @@ FINE_BP_RP, FINE_ABS_G = 0.02, 0.05  # mag, cells of the table of masses
 NEAR_TEXT = "within 0.15 mag in BP - RP and 0.4 mag in M_G"  # a cell and its neighbours
 
 
-def counts(bp_rp: Tensor, abs_g: Tensor) -> Tensor:
-    """Number of stars, (n,), in and about each cell of the diagram, (N_BP_RP, N_ABS_G)."""
-    grid = torch.zeros(N_BP_RP * N_ABS_G)
+def counts(bp_rp: Tensor, abs_g: Tensor, weight: Tensor) -> Tensor:
+    """Sum of the weights of stars, (n,), in and about each cell, (N_BP_RP, N_ABS_G)."""
     x, y, inside = _cells(bp_rp, abs_g)
-    grid.index_add_(0, (x * N_ABS_G + y)[inside], torch.ones(int(inside.sum())))
+    cell = (x * N_ABS_G + y)[inside]
+    grid = torch.bincount(cell, weight[inside].double(), N_BP_RP * N_ABS_G).float()
     around = F.avg_pool2d(grid.view(1, 1, N_BP_RP, N_ABS_G), 3, stride=1, padding=1)
     return 9 * around[0, 0]
 

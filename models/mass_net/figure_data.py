@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from orrery.models.base import Batch, Data
+from orrery.models.mass_net.outputs import BIT
 from orrery.physics.wide_binaries import motion, sequences
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def diagram_arrays(model: "MassNet") -> dict[str, np.ndarray]:
     x, y = np.linspace(*BP_RP_RANGE, 220), np.linspace(*ABS_G_RANGE, 280)
     xx, yy = np.meshgrid(x, y)
     answer = model.mass(xx, yy)
-    known = answer["n_near"] >= 10
+    known = (answer["flags"] & BIT["extrapolated"]) == 0
     return {
         "x": x, "y": y, "mass_map": np.where(known, answer["mass"], np.nan),
         "std_map": np.where(known, answer["lnm_std"], np.nan),
@@ -60,7 +61,7 @@ def relation_arrays(model: "MassNet") -> dict[str, np.ndarray]:
     answer = model.mass(sequences.dwarf_colour(abs_g), abs_g)
     return {
         "abs_g": abs_g, "mass": answer["mass"], "low": answer["mass_q16"],
-        "high": answer["mass_q84"], "n_near": answer["n_near"],
+        "high": answer["mass_q84"], "known": (answer["flags"] & BIT["extrapolated"]) == 0,
         "table_mass": sequences.dwarf_mass(abs_g),
     }  # fmt: skip
 

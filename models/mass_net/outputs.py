@@ -3,10 +3,12 @@
 from orrery.models.base import Output
 from orrery.models.mass_net.diagram import NEAR_TEXT
 
-MIN_NEAR = 10  # training stars, with fewer of which about it a mass is an extrapolation
+# how many pairs without noise, of two equal stars of which one is known, the training pairs about a
+# place must be worth for a mass there: their error of ln m is .73 over the root, here .3
+MIN_INFORMATION = 6.0
 LARGE_ERROR = 0.3  # mag, of M_G
 FLAGS = {
-    "extrapolated": f"fewer than {MIN_NEAR} training stars {NEAR_TEXT} of a star",
+    "extrapolated": f"training pairs {NEAR_TEXT} of a star tell ln m to 0.3 at best",
     "no_mass": "colour or magnitude is missing or impossible",
     "poor_magnitude": f"the error of an absolute magnitude is above {LARGE_ERROR} mag",
     "no_motion": "no relative motion is known of the pair, or its parallax is below five errors",
@@ -16,9 +18,9 @@ BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 
 def _star(suffix: str, of: str) -> dict[str, Output]:
     return {
-        f"mass{suffix}": Output("Msun", f"mass{of}, the median"),
-        f"mass_q16{suffix}": Output("Msun", "its 16% quantile"),
-        f"mass_q84{suffix}": Output("Msun", "its 84% quantile"),
+        f"mass{suffix}": Output("Msun", f"mean mass at the place of the star in the diagram{of}"),
+        f"mass_q16{suffix}": Output("Msun", "its 16% quantile, as far as pairs tell it"),
+        f"mass_q84{suffix}": Output("Msun", "its 84% quantile, as far as pairs tell it"),
         f"lnm_std{suffix}": Output("", f"standard deviation of ln mass{of}"),
         f"n_near{suffix}": Output("", f"training stars {NEAR_TEXT}"),
         f"ood{suffix}": Output(

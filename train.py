@@ -100,6 +100,6 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command_line.allow_unlisted_keys("data.columns", "data.cuts")
+    command_line.allow_unlisted_keys("data.columns", "data.cuts", "data.units", "data.population")
     command_line.refuse_unknown_choices()
     main()

@@ -19,6 +19,7 @@ FIGURES = {  # component: the figure of its evaluation, and what it is evaluated
     "scatter_vae": ("spectra", []),
     "gc_emulator": ("profiles", ["data=gc_profile", "data.path={data}/NGC0104.hdf"]),
     "dust": ("sky", []),
+    "mass_net": ("diagram", []),
 }
 
 

@@ -14,6 +14,8 @@ from orrery.datamodules.scatter_vae.convert import convert
 from orrery.datamodules.scatter_vae.export import as_archived
 from orrery.physics.gaia_xp import xp_mock
 from orrery.physics.rotation import gyrochrones
+from orrery.physics.wide_binaries import population
+from orrery.physics.wide_binaries.population import Population
 from orrery.tables import Writer
 
 CLUSTERS = "Pleiades NGC3532 M37 NGC2281 Praesepe NGC6811 NGC6819 Ruprecht147 M67 APer NGC2516 M34"
@@ -34,6 +36,17 @@ def write_all(folder: Path) -> None:
     xp_files(folder)
     rotation_files(folder)
     dust_files(folder)
+    pair_files(folder)
+
+
+def pair_files(folder: Path) -> None:
+    """Wide binaries in the layout of El-Badry, Rix & Heintz (2021), and single stars."""
+    pairs = population.simulate(1500, Population(), 0)
+    write(folder / "wide_binaries.fits", pairs | {"ruwe1": np.ones(1500), "ruwe2": np.ones(1500)})
+    stars = {"source_id": np.arange(50), "bp_rp": pairs["bp_rp1"][:50]}
+    stars |= {"phot_g_mean_mag": pairs["phot_g_mean_mag1"][:50], "ebv": np.full(50, 0.01)}
+    stars |= {name: pairs[f"{name}1"][:50] for name in ("parallax", "parallax_error")}
+    write(folder / "gaia_stars.fits", stars)
 
 
 def galaxy_files(folder: Path) -> None:

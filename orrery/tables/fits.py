@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO
 
 import numpy as np
+from astropy import units as u
 from astropy.io import fits
 
 from .base import MOST_COMPRESSED, Catalogue, open_binary, plain, spans
@@ -249,7 +250,7 @@ class FitsSink(Sink):
                 fits.Column(
                     name,
                     f"{count}{code}",
-                    unit=self.metadata.units.get(name),
+                    unit=_spelling(self.metadata.units.get(name)),
                     dim=str(shape[::-1]).replace(" ", "") if len(shape) > 1 else None,
                     bzero=2 ** (8 * kind.itemsize - 1) if unsigned else None,
                 )
@@ -319,3 +320,13 @@ def _add_card(header: fits.Header, key: str, text: str) -> None:
             header.append(card, end=True)
         except ValueError:
             header.add_history(f"{key} = {text}")
+
+
+def _spelling(unit: str | None) -> str | None:
+    """A unit as the FITS standard writes it, where it has one: solMass for Msun."""
+    if not unit:
+        return unit
+    try:
+        return str(u.Unit(unit).to_string("fits"))
+    except ValueError:
+        return unit

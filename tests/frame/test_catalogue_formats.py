@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import warnings
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,7 @@ from astropy.io.votable.tree import Resource, TableElement, VOTableFile
 from astropy.table import MaskedColumn, QTable, Table
 from catalogues import columns, read, write
 
-from orrery.tables import open_catalogue, read_table
+from orrery.tables import Writer, open_catalogue, read_table
 
 pytestmark = pytest.mark.usefixtures("in_tmp")
 
@@ -296,3 +297,13 @@ def test_qp_reads_an_output_file_and_so_do_we():
     np.testing.assert_allclose(ensemble.mode(grid).ravel(), np.linspace(0.5, 2.5, 9), atol=0.06)
     np.testing.assert_array_equal(read("pz.hdf5", ["object_id"])["object_id"], np.arange(9))
     np.testing.assert_array_equal(read("pz.hdf5", ["yvals"])["yvals"], pz)
+
+
+def test_units_in_fits_are_spelled_as_its_standard_spells_them(tmp_path):
+    path = tmp_path / "masses.fits"
+    with Writer(path, units={"mass": "Msun", "age": "Gyr"}) as out:
+        out.write({"mass": np.array([1.0]), "age": np.array([4.6])})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = Table.read(path)
+    assert str(table["mass"].unit) == "solMass" and str(table["age"].unit) == "Gyr"

@@ -42,6 +42,7 @@ SMALL = {  # of the embedded simulations: tens of rows
     "gc_stars": ("data.n_stars=30",),
     "gc_sky": ("data.n_stars=30", "data.mock_rv_error=1.0"),
     "gyro": ("data.n_clusters=4", "data.n_train=60", "data.n_test=40"),
+    "mass_net": ("data.n_train=60", "data.n_test=40"),
     "scatter_vae": ("data.n_train=40", "data.n_test=20"),
     "zephyr": ("data.n_train=60", "data.n_test=40"),
 }

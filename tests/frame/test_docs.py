@@ -15,6 +15,7 @@ from orrery.datamodules.columns import columns_table
 from orrery.datamodules.dust import DustData
 from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.datamodules.gyro import GyroData
+from orrery.datamodules.mass_net import WideBinaryData
 from orrery.datamodules.scatter_vae import ScatterVaeData
 from orrery.datamodules.zephyr import ZephyrData
 
@@ -34,6 +35,7 @@ DECLARED = {
     "scatter_vae": ScatterVaeData,
     "gc_emulator": GCStars,
     "dust": DustData,
+    "mass_net": WideBinaryData,
 }
 NOT_HERE = "gpu|submitit|devices=8|logger=wandb|inference=hmc|experiment=gc_emulator_(anis|cal)"
 SMALL_FIT = {  # what makes a training one of seconds
@@ -42,6 +44,7 @@ SMALL_FIT = {  # what makes a training one of seconds
     "dust": "data.n_stars=400 model.epochs=1 model.draws=2 model.tolerance=0.1 "
     "trainer.precision=32-true",
     "gyro": "model.epochs=1 model.members=1 model.n_grid=60 model.width=8",
+    "mass_net": "model.epochs=1 model.members=2 model.width=8",
     "gc_emulator": "model.n_q=24 model.steps=200 model.n_stars=200 model.chains=2 model.warmup=20 "
     "model.draws=20 data.n_W0=24 data.n_g=20 data.n_val=16 data.n_test=12 data.n_mock=50 "
     "data.batch_size=96",
@@ -56,6 +59,7 @@ SMALL_EVALUATION = {  # of the first that the command names
     "scatter_vae": "data.n_test=50",
     "gyro": "data.n_test=100",
     "zephyr": "data.n_test=100",
+    "mass_net": "data.n_test=200",
     "dust": "",
 }
 

@@ -138,3 +138,11 @@ def test_chains_of_a_trained_model_are_positive():
 def test_shares_of_rows_leave_some_to_train_on(shares, message):
     with pytest.raises(ValueError, match=message):
         CatalogueData(**shares)
+
+
+def test_open_sections_of_the_data_can_be_set_when_training():
+    text = (ROOT / "train.py").read_text()
+    for path in (CONFIGS / "data").glob("*.yaml"):
+        for name, value in OmegaConf.to_container(OmegaConf.load(path)).items():
+            if value == {}:
+                assert f'"data.{name}"' in text, f"{path.stem}: data.{name}.<key>="

@@ -1,0 +1,1 @@
+"""Wide binaries: projected Keplerian motion, Gaia's astrometry of pairs, stellar sequences."""

@@ -116,7 +116,7 @@ def refinements(levels: list[Grid]) -> Iterator[tuple[int, int]]:
         size = WIDE if fine is levels[-1] else WIDE.wider(coarse.nside)
         blocks = math.prod(fine.shape) // (8 * MEMBERS)
         first = coarse.shape[0] // MEMBERS // 2 * ((coarse.shells - 1) // 2)
-        yield blocks, blocks * 3 * size.pixels + (blocks - first) * size.beside
+        yield blocks, blocks * 3 * size.pixels + (blocks - first) * size.refined
 
 
 def shape_costs(levels: list[Grid]) -> dict[str, float]:

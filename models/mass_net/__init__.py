@@ -273,8 +273,8 @@ class MassNet(Component):
         return [
             f"stars {within}, where training pairs tell ln m to 0.3 or better; others are flagged "
             f"as extrapolated",
-            "stars not much lighter than their companions: an error of a few per cent of the mass of "
-            "these is tens of per cent of theirs; dwarfs beyond M_G = 13.5 come out too heavy",
+            "stars not much lighter than their companions: an error of a few per cent of the mass "
+            "of these is tens of per cent of theirs; dwarfs beyond M_G = 13.5 come out too heavy",
             "where single stars and unresolved binaries overlap in the diagram, the mass is a mean "
             "of both",
             f"separations {10 ** LOG_SEPARATIONS[0]:.0f} to {10 ** LOG_SEPARATIONS[-1]:.0f} AU: "

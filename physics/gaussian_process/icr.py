@@ -61,7 +61,7 @@ def memory(levels: list[Grid], stencil: Stencil = WIDE) -> int:
         blocks = math.prod(fine.shape) // (8 * MEMBERS)
         # in the first turn are those of the first colour, in every second shell
         first = int((colours(coarse.nside) == 0).sum()) // MEMBERS * ((coarse.shells - 1) // 2)
-        inputs = blocks * 3 * size.pixels + (blocks - first) * size.beside
+        inputs = blocks * 3 * size.pixels + (blocks - first) * size.refined
         total += 4 * (8 + MEMBERS) * inputs + 4 * 64 * blocks
     return total
 

@@ -20,11 +20,11 @@ class Stencil(NamedTuple):
     """What a block of 8 fine voxels is conditioned on."""
 
     pixels: int  # of the coarse grid, x 3 shells
-    beside: int  # fine values of earlier turns; with 0 there is one turn
+    refined: int  # fine values of earlier turns; with 0 there is one turn
 
     def wider(self, nside: int) -> "Stencil":
         """For the coarser levels, of which each costs an eighth of the next."""
-        return Stencil(21 if nside > 2 else 13, 2 * self.beside) if self.beside else self
+        return Stencil(21 if nside > 2 else 13, 2 * self.refined) if self.refined else self
 
 
 PLAIN = Stencil(9, 0)
@@ -80,7 +80,7 @@ def refinement(
     first = turning.amin(0).unique()  # a pixel of each class
     # blocks that touch are in different turns, nearly everywhere
     colour, odd = healpix.colours(coarse.nside)[:, None], torch.arange(shells) % 2
-    colour = 2 * colour + (odd ^ (colour & 1)) if stencil.beside else 0 * (colour + odd)
+    colour = 2 * colour + (odd ^ (colour & 1)) if stencil.refined else 0 * (colour + odd)
     chosen = [torch.nonzero(colour[first] == k) for k in range(int(colour.max()) + 1)]
 
     # children of the members, in the order of turns
@@ -104,11 +104,11 @@ def refinement(
             inputs = places[turning[:, pixel], window].flatten(2)
             new = children(fine, first[index], shell)
             if turn:
-                pixel, window, there = beside(
-                    colour, turn, fine, first[index], shell, stencil.beside
+                pixel, window, there = nearest_refined(
+                    colour, turn, fine, first[index], shell, stencil.refined
                 )
                 place = torch.where(
-                    there[..., None], fine.at(pixel, window), NOWHERE[: stencil.beside]
+                    there[..., None], fine.at(pixel, window), NOWHERE[: stencil.refined]
                 )
                 near = torch.cat([near, place], 1)
                 # those that are missing weigh 0, but 0 times what is not yet written may be nan
@@ -131,7 +131,7 @@ def children(fine: Grid, pixel: Tensor, shell: Tensor) -> Tensor:
     return fine.at(*torch.broadcast_tensors(pixels, shells)).flatten(-3, -2)
 
 
-def beside(
+def nearest_refined(
     colour: Tensor, turn: int, fine: Grid, pixel: Tensor, shell: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ``size`` fine voxels nearest to blocks among those of earlier turns in the blocks around.

@@ -196,7 +196,7 @@ def altered(record, *keys_and_value):
         (("config", "model", "members", 10**7), "a model that is much larger than its weights"),
         (("config", "model", "width", 10**30), "at most 100,000,000 is possible"),
         (("config", "model", "bands", ["u"] * 10**5), "has 100,000 entries"),
-        (("config", "model", "width", -1), "RuntimeError: "),
+        (("config", "model", "width", -1), "model.width is -1; expected 1 or more"),
     ],
 )
 def test_a_record_of_odd_values_is_refused_by_the_name_of_the_file(

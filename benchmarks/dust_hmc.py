@@ -21,7 +21,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,7 @@ def main() -> None:
             rows[-1]["correlation_over_hmc"] = rows[-1][key] / chains[sky][key]
             rows[-1]["std_over_hmc"] = rows[-1]["std"] / chains[sky]["std"]
         names = list(dict.fromkeys(name for row in rows for name in row))
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                plain = {k: v if isinstance(v, str | int) else f"{v:.4g}" for k, v in row.items()}
-                writer.writerow(plain)
+        write_rows(options.out, rows, names)
         print(*rows[-2:], sep="\n", flush=True)
 
 
@@ -141,6 +136,16 @@ def score_of(model: Any, data: Any, substructure: float = 0.0) -> Score:
         return row | {"amplitude": float(amplitude.mean()), "amplitude_std": float(amplitude.std())}
 
     return score
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """A CSV file of columns ``names``, numbers with four digits."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            plain = {k: v if isinstance(v, str | int) else f"{v:.4g}" for k, v in row.items()}
+            writer.writerow(plain)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Masses from wide binaries: our likelihood beside the loss of Hwang et al. (2023).
+"""Masses from wide binaries: our likelihood compared with the loss of Hwang et al. (2023).
 
     python -m benchmarks.mass_net one_mass              # pairs of one mass each: a minute
     python -m benchmarks.mass_net compare --seeds 5     # networks over the diagram: half an hour

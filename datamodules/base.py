@@ -166,6 +166,11 @@ class CatalogueData(Dataset):
             if not len(next(iter(self.rows[name].values()))):
                 raise ValueError(f"no rows are left for the '{name}' split; the catalogue is small")
 
+    def _keep(self, split: str, mask: Tensor) -> None:
+        """The rows of ``split`` that are in ``mask`` (rows,), numbered anew."""
+        self.rows[split] = {key: values[mask] for key, values in self.rows[split].items()}
+        self.rows[split]["row"] = torch.arange(int(mask.sum()))
+
     def training_batch(self) -> Rows:
         """All training rows at once, without augmentation."""
         return self.rows["train"]

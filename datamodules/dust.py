@@ -287,8 +287,7 @@ class DustData(CatalogueData):
                     f"{self.min_parallax_snr:g} errors and {int((precise & ~within).sum()):,} "
                     f"beyond {farthest:g} pc are left out"
                 )
-            self.rows[name] = {key: value[kept] for key, value in rows.items()}
-            self.rows[name]["row"] = torch.arange(int(kept.sum()))
+            self._keep(name, kept)
         if len(self.rows["train"]["row"]) < MIN_STARS:
             raise ValueError(
                 f"{len(self.rows['train']['row'])} stars are left to make a map of; expected "

@@ -201,7 +201,7 @@ class WideBinaryData(CatalogueData):
         is_pair |= any(role[-1] in STARS for role in self.columns)
         suffixes = STARS if is_pair else ("",)
         roles = [f"bp_rp{s}" for s in suffixes]
-        optional = [f"{name}{s}" for name in ("mass",) for s in suffixes]
+        optional = [f"mass{s}" for s in suffixes]
         reddening = [role for role in ("ebv", "ebv1", "ebv2") if role in self.columns]
         if is_pair and reddening in (["ebv1"], ["ebv2"]):
             raise ValueError(
@@ -356,7 +356,7 @@ class WideBinaryData(CatalogueData):
         angle: np.ndarray,
         has_positions: bool,
     ) -> astrometry.Astrometry:
-        """What Gaia measured, with larger errors; ``magnitude`` (n, 2), ``angle`` in arcsec."""
+        """Gaia's astrometry, errors inflated; ``magnitude`` (n, 2), mag, ``angle`` (n,), arcsec."""
         inflation = np.ones_like(magnitude)
         if self.inflate_errors:
             inflation = astrometry.error_inflation(magnitude, angle)
@@ -422,8 +422,7 @@ class WideBinaryData(CatalogueData):
                     f"faster than data.largest_circular_mass={self.largest_circular_mass} allows "
                     f"are left out"
                 )
-            self.rows[name] = {key: value[kept] for key, value in rows.items()}
-            self.rows[name]["row"] = torch.arange(int(kept.sum()))
+            self._keep(name, kept)
         if len(self.rows["train"]["row"]) < MIN_PAIRS:
             raise ValueError(
                 f"{len(self.rows['train']['row'])} pairs are left to learn from; expected "
@@ -442,8 +441,7 @@ class WideBinaryData(CatalogueData):
     def simulate(self, split: str) -> dict[str, np.ndarray]:
         seed = 2 * self.seed + (split == "test")
         simulated = self.population._replace(largest_circular_mass=self.largest_circular_mass)
-        columns = population.simulate(self.n_pairs[split], simulated, seed)
-        return {name: values for name, values in columns.items() if name != "is_outlier"}
+        return population.simulate(self.n_pairs[split], simulated, seed)
 
     def provenance(self) -> dict[str, Any]:
         if self.path is not None:

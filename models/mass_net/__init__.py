@@ -114,7 +114,7 @@ class MassNet(Component):
         self.hr_information.copy_(table)
 
     def _information(self, batch: Batch) -> Tensor:
-        """What each pair tells of ln m of its stars, in units of a pair without noise, (n, 2)."""
+        """Fisher information of ln m of each star, (n, 2), over that of ln M without noise."""
         places = [(x.to(self.mass_table), y.to(self.mass_table)) for x, y in self.places(batch)]
         mass = torch.stack([self.mean_log_mass(*place).exp() for place in places], 1).cpu()
         total = mass.sum(1)

@@ -18,7 +18,6 @@ ALPHA_RANGE = (motion.ALPHA_NODES[0], motion.ALPHA_NODES[-1])
 # Of a tail of outliers, without which the fastest pairs would decide the mass: width of u along
 # each axis, and its weight at the start
 TAIL_WIDTH, TAIL_LOGIT = 2.5, -3.0
-N_WEIGHTS = 6  # of a bootstrap: how often a pair occurs, 0 to 5
 
 
 class MassNetwork(nn.Module):

@@ -51,8 +51,7 @@ def gaia_error(g: np.ndarray) -> np.ndarray:
 def simulate(n: int, population: Population, seed: int) -> dict[str, np.ndarray]:
     """``n`` pairs as columns of El-Badry, Rix & Heintz (2021), with ``mass1``, ``mass2``, Msun.
 
-    ``is_outlier`` is 1 where the relative motion is not that of the pair's orbit alone. Star 1 is
-    the brighter. Errors are smaller than they are true, as Gaia's are.
+    Star 1 is the brighter. Errors are smaller than they are true, as Gaia's are.
     """
     parts: list[dict[str, np.ndarray]] = []
     while (have := sum(len(part["ra1"]) for part in parts)) < n:
@@ -85,12 +84,11 @@ def _pairs(n: int, population: Population, seed: int) -> dict[str, np.ndarray]:
     is_chance = random.random(n) < population.chance_alignments
     largest = math.sqrt(population.largest_circular_mass or 5.0)
     w[is_chance] = _isotropic(largest * np.sqrt(random.random(int(is_chance.sum()))), random)
-    is_outlier |= is_chance | has_companion.any(1)
 
     g = star.abs_g - 5 * np.log10(parallax) + 10
     velocity = w / to_w[:, None]  # km/s
     columns = _catalogue(star, g, parallax, separation, velocity, random)
-    columns |= {"mass1": mass[:, 0], "mass2": mass[:, 1], "is_outlier": is_outlier.astype(float)}
+    columns |= {"mass1": mass[:, 0], "mass2": mass[:, 1]}
     kept = g.max(1) < population.faintest
     if population.largest_circular_mass is not None:
         kept &= np.hypot(*w.T) < largest
@@ -138,7 +136,6 @@ def _stars(
         mass = np.where(mask, other_mass, mass)
         has_companion &= ~mask
     shift = population.scatter * random.standard_normal((2, n, 2))
-    # along the sequence a metal-rich star is redder, and fainter at its colour: same mass
     star = Star(star.bp_rp + shift[0], star.g_rp, star.abs_g + shift[1])
     return star, mass, has_companion
 

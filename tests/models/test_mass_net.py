@@ -9,7 +9,8 @@ from astropy import units as u
 
 from orrery import load
 from orrery.benchmarks.mass_net import most_likely, one_mass_batch, our_log_p
-from orrery.models.mass_net import MassNet, diagram, evaluation
+from orrery.models.layers import grid
+from orrery.models.mass_net import POISSON, MassNet, diagram, evaluation
 from orrery.models.mass_net.likelihood import pair_density
 from orrery.models.mass_net.networks import PairStatistics, bound_density
 from orrery.models.mass_net.outputs import BIT
@@ -74,9 +75,6 @@ def test_the_likelihood_weighs_stars_without_bias(fraction):
 
 def test_bootstraps_weigh_each_pair_once_on_average():
     model = MassNet(members=2, width=8, depth=1, epochs=1)
-    from orrery.models.layers import grid
-    from orrery.models.mass_net import POISSON
-
     uniform = grid.counter_uniform(torch.arange(50_000), model.network.members)
     weight = torch.bucketize(uniform, torch.tensor(POISSON)).double()
     assert weight.mean(0).tolist() == pytest.approx([1, 1], abs=0.02)

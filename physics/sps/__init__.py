@@ -1,0 +1,1 @@
+"""Synthesis of galaxy photometry: populations of stars, dust, filters."""

@@ -1,0 +1,41 @@
+"""Age of the universe and luminosity distance, as functions of redshift that can be differentiated.
+
+Flat LambdaCDM, H0 = 70 km/s/Mpc, Omega_m = 0.3, without radiation: as most fitting codes assume.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+H0 = 70.0  # km / s / Mpc
+OMEGA_M = 0.3
+HUBBLE_TIME = 977.792221 / H0  # Gyr; 1 / (1 km/s/Mpc) = 977.79 Gyr
+Z_MAX = 20.0
+
+
+def age_of_universe(z: Tensor) -> Tensor:
+    """Age of the universe at redshift z, Gyr, shape of ``z``: the closed form without radiation."""
+    omega_l = 1 - OMEGA_M
+    x = math.sqrt(omega_l / OMEGA_M) * (1 + z) ** -1.5
+    return 2 / 3 / math.sqrt(omega_l) * HUBBLE_TIME * torch.asinh(x)
+
+
+def distance_modulus(z: Tensor) -> Tensor:
+    """5 log10(luminosity distance / 10 pc), mag, shape of ``z``, which is above 0 and below 20."""
+    table = _distances().to(z)
+    place = (torch.log1p(z) / math.log1p(Z_MAX) * (len(table) - 1)).clamp(0, len(table) - 1.001)
+    i = place.detach().long()
+    comoving = torch.lerp(table[i], table[i + 1], place - i)
+    return 5 * torch.log10((1 + z) * comoving) + 25
+
+
+@functools.cache
+def _distances() -> Tensor:
+    """Comoving distances, Mpc, float64, uniform in ln(1 + z) from 0 to `Z_MAX`."""
+    from astropy.cosmology import FlatLambdaCDM
+
+    ln = torch.linspace(0, math.log1p(Z_MAX), 4001, dtype=torch.float64)
+    cosmology = FlatLambdaCDM(H0=H0, Om0=OMEGA_M, Tcmb0=0)
+    return torch.from_numpy(cosmology.comoving_distance(torch.expm1(ln).numpy()).value)

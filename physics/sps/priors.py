@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 HOW = ("prior", "uniform", "mixture")
+UNIFORM_SHARE = 0.2  # of parameters of a mixture
 EDGE = 1e-6  # of the probability, at either end
 
 
@@ -83,8 +84,8 @@ class Priors:
     def draw(self, n: int, generator: torch.Generator, how: str = "prior") -> Tensor:
         """``n`` random sets of parameters, (n, p).
 
-        ``how``: "prior"; "uniform" in the box; "mixture", each parameter of a half of the sets from
-        one, of the other half from the other.
+        ``how``: "prior"; "uniform" in the box; "mixture", from the prior, but each parameter with a
+        probability of 0.2 uniform in the box, so that rare galaxies are among them.
         """
         if how not in HOW:
             raise ValueError(f"training_set is '{how}'; expected one of {', '.join(HOW)}")
@@ -92,7 +93,7 @@ class Priors:
         from_prior = self.from_unit(unit)
         uniform = self.low + (self.high - self.low) * unit
         if how == "mixture":
-            chosen = torch.rand(n, 1, generator=generator) < 0.5
+            chosen = torch.rand(unit.shape, generator=generator) < UNIFORM_SHARE
             return torch.where(chosen, uniform, from_prior)
         return uniform if how == "uniform" else from_prior
 

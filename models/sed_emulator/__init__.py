@@ -1,0 +1,365 @@
+"""sed_emulator: a network in place of stellar population synthesis, which fits galaxies with it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from orrery.models.base import (
+    Batch,
+    Component,
+    Constant,
+    Data,
+    Evaluation,
+    Fit,
+    Output,
+    PredictedRows,
+)
+from orrery.models.inference.diagnostics import rhat
+from orrery.models.sed_emulator import fitting
+from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors
+from orrery.models.sed_emulator.evaluation import HasSynthesis, evaluate
+from orrery.models.sed_emulator.fitting import Library, Mode, Photometry
+from orrery.models.sed_emulator.networks import DirectNetwork, HistoryNetwork
+from orrery.models.sed_emulator.outputs import (
+    AT_EDGE,
+    BIT,
+    EDGE_X,
+    LEAST_CONSTRAINT,
+    POOR_FIT,
+    QUANTILES,
+    outputs,
+)
+from orrery.physics.sps.population import LOG_AGES
+from orrery.physics.sps.priors import Priors, read_priors
+from orrery.physics.sps.synthesis import derived, linear_weights, parameter_names
+
+ARCHITECTURES = ("history", "direct")
+INFERENCE = ("laplace", "hmc")
+LOSS_CORNER = 0.02  # mag: larger residuals count linearly
+LOG_Z = np.linspace(-2.5, 1.0, 71)  # log10 Z / Z_sun of the table of surviving mass
+AT_ONCE = {"laplace": 512, "hmc": 256}  # galaxies
+N_DRAWS = 200  # of the posterior, from which quantiles are
+MAX_RHAT = 1.1
+SECOND_MODE = 0.05  # of the evidence
+
+
+class SedEmulator(Component):
+    """AB magnitudes of galaxies from their parameters by a network, and the fit of galaxies.
+
+    After arXiv:2306.16442. The network learns what a generator (`physics.sps.synthesis`) computes.
+    What it gets wrong is measured on held-out galaxies as a covariance over bands that depends on
+    the galaxy, and is a part of the likelihood when galaxies are fitted.
+
+    In: the batch of `datamodules.sed_emulator`. Out: see `outputs`.
+
+    Args:
+        bands: label -> filter of the magnitudes, in order.
+        wavelengths: pivot wavelengths of the filters, Angstrom.
+        parameters: name -> prior, see `physics.sps.priors.read_priors`.
+        nebular: whether gas emits.
+        population: name of the stellar populations; None: those of a user's table of galaxies.
+        architecture: "history", a network of the light of each bin of the star formation history,
+            which are then added; or "direct", of the magnitudes of a galaxy, as published.
+        width: neurons of a hidden layer.
+        depth: hidden layers.
+        error_rank: directions in which the emulator's errors of bands go together; 0: none.
+        lr: peak learning rate.
+        epochs: passes over the training galaxies.
+        inference: "laplace", a normal approximation at each maximum, or "hmc".
+        chains: of HMC, per galaxy.
+        warmup: transitions of HMC before those that count.
+        draws: of the posterior that are written for each galaxy; 0: none.
+        seed: of random draws.
+    """
+
+    prediction_settings: ClassVar = frozenset(("inference", "chains", "warmup", "draws"))
+    may_be_zero: ClassVar = frozenset(("seed", "error_rank", "draws"))
+
+    surviving: Tensor
+
+    def __init__(
+        self,
+        bands: Mapping[str, str],
+        wavelengths: Sequence[float],
+        parameters: Mapping[str, Any],
+        nebular: bool = False,
+        population: str | None = "analytic",
+        architecture: str = "history",
+        width: int = 128,
+        depth: int = 3,
+        error_rank: int = 3,
+        lr: float = 5e-3,
+        epochs: int = 40,
+        inference: str = "laplace",
+        chains: int = 4,
+        warmup: int = 150,
+        draws: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(Fit(epochs=epochs, lr=lr))
+        for name, value, known in (
+            ("architecture", architecture, ARCHITECTURES),
+            ("inference", inference, INFERENCE),
+        ):
+            if value not in known:
+                raise ValueError(f"model.{name}={value}; expected one of {', '.join(known)}")
+        self.bands, self.filters = list(bands), dict(bands)
+        self.population, self.inference, self.chains = population, inference, chains
+        self.warmup, self.draws, self.seed = warmup, draws, seed
+        self.names = parameter_names(nebular)
+        self.priors: Priors = read_priors(parameters, self.names)
+        self.network: HistoryNetwork | DirectNetwork
+        if architecture == "history":
+            self.network = HistoryNetwork(self.names, wavelengths, width, depth)
+        else:
+            self.network = DirectNetwork(self.names, len(bands), width, depth)
+        self.error_network = ErrorNetwork(len(self.names) - 1, len(bands), error_rank)
+        self.error_network.requires_grad_(False)  # `calibrate` fits it
+        # share of the mass formed that is in stars and remnants, (log Z, ages); NaN: unknown
+        shape = len(LOG_Z), len(LOG_AGES)
+        self.register_buffer("surviving", torch.ones(shape))
+        self._library: Library | None = None
+
+    # --- the fit ------------------------------------------------------------------------------
+
+    def prepare(self, data: Data) -> None:
+        batch = data.training_batch()
+        self.network.prepare(
+            batch["parameters"], batch["magnitudes"], self.priors.low, self.priors.high
+        )
+        self.surviving.fill_(torch.nan)
+        if isinstance(data, HasSynthesis) and self.population is not None:
+            population = data.synthesis.population
+            weight = linear_weights(10 ** torch.from_numpy(LOG_Z).float(), population.metallicity)
+            self.surviving.copy_(weight @ population.surviving)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean size of residuals, mag: quadratic where they are small, linear where large."""
+        residual = self.network(batch["parameters"]) - batch["magnitudes"]
+        return (residual.square() / (residual.abs() + LOSS_CORNER)).mean()
+
+    @torch.no_grad()
+    def calibrate(self, data: Data) -> None:
+        """Fit the covariance of the emulator's errors to the validation galaxies."""
+        batch = data.validation_batch()
+        parameters = batch["parameters"].to(self.surviving)
+        residual = self.emulate(parameters) - batch["magnitudes"].to(parameters)
+        self.error_network.requires_grad_(True)
+        self.error_network.fit(self.error_inputs(parameters), residual, self.seed)
+        self.error_network.requires_grad_(False)
+
+    # --- the emulator -------------------------------------------------------------------------
+
+    def emulate(self, parameters: Tensor) -> Tensor:
+        """AB magnitudes (n, bands) of parameters (n, p) within the box of the priors."""
+        magnitudes: Tensor = self.network(parameters)
+        return magnitudes
+
+    def error_inputs(self, parameters: Tensor) -> Tensor:
+        """Parameters (n, p - 1), -1 to 1 within the box, without the mass."""
+        x = 2 * (parameters - self.network.low) / (self.network.high - self.network.low) - 1
+        return x[:, 1:]
+
+    def errors(self, parameters: Tensor) -> Errors:
+        """Covariance over bands of the emulator's error at parameters (n, p)."""
+        errors: Errors = self.error_network(self.error_inputs(parameters))
+        return errors
+
+    @torch.no_grad()
+    def magnitudes(self, parameters: Any) -> dict[str, np.ndarray]:
+        """AB magnitudes, (n, bands), and their errors by the emulator, of parameters (n, p).
+
+        ``parameters``: an array in the order of ``names``, or a dict of arrays by name. Outside the
+        box of the priors, where nothing was learned, both are NaN.
+        """
+        if isinstance(parameters, Mapping):
+            if missing := [name for name in self.names if name not in parameters]:
+                raise ValueError(
+                    f"magnitudes(): parameters lack {', '.join(missing)}; expected "
+                    f"{', '.join(self.names)}"
+                )
+            columns = np.broadcast_arrays(*(np.asarray(parameters[n], float) for n in self.names))
+            parameters = np.stack(columns, -1)
+        x = torch.from_numpy(np.atleast_2d(np.asarray(parameters, np.float32))).to(self.surviving)
+        if x.shape[1] != len(self.names):
+            raise ValueError(
+                f"magnitudes(): parameters have shape {tuple(x.shape)}; expected (n, "
+                f"{len(self.names)}): {', '.join(self.names)}"
+            )
+        outside = self.priors.outside(x)[:, None]
+        values = {"magnitude": self.emulate(x), "error": self.errors(x).total().sqrt()}
+        return {
+            name: torch.where(outside, torch.nan, value).cpu().numpy()
+            for name, value in values.items()
+        }
+
+    # --- fitting galaxies ---------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> dict[str, Output | Constant]:
+        columns: dict[str, Output | Constant] = dict(outputs(self.names, self.draws))
+        columns["band"] = Constant(np.array(self.bands), "bands")
+        if self.draws:
+            columns["parameter"] = Constant(np.array(self.names), "parameters")
+        return columns
+
+    @torch.no_grad()
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
+        n, size = len(batch["flux"]), AT_ONCE[self.inference]
+        names = ("flux", "flux_error", "observed", "is_limit", "zred")
+        parts = []
+        for start in range(0, n, size):
+            part = [batch[name][start : start + size] for name in names]
+            parts.append(self._fit(Photometry(*part)))
+        rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if "true_parameters" in batch:
+            for name, values in self._quantities(batch["true_parameters"]).items():
+                rows[f"{name}_true"] = values
+        return rows
+
+    def _quantities(self, parameters: Tensor) -> dict[str, Tensor]:
+        """Parameters and what follows from them, (n,) each, of parameters (n, p)."""
+        found = dict(zip(self.names, parameters.unbind(1), strict=True))
+        metallicity = 10 ** torch.from_numpy(LOG_Z).to(parameters)
+        return found | derived(parameters, self.names, metallicity, self.surviving)
+
+    def modes(self, data: Photometry) -> list[Mode]:
+        """Maxima of the posterior of galaxies; more than one where a redshift is free."""
+        if self._library is None:
+            self._library = fitting.library(self, data.flux.device)
+        n_modes = 1 if not bool(data.zred.isnan().any()) else fitting.N_MODES
+        begin = fitting.starts(self, data, self._library, n_modes)
+        return [fitting.maximise(self, data, x) for x in begin]
+
+    def _fit(self, data: Photometry) -> dict[str, Tensor]:
+        low, high = (
+            float(x[self.names.index("zred")]) for x in (self.priors.low, self.priors.high)
+        )
+        outside = (data.zred < low) | (data.zred > high)
+        empty = ~data.observed.any(1)
+        data = data._replace(zred=data.zred.clamp(low, high))
+        modes = self.modes(data)
+        converged = torch.ones_like(empty)
+        if self.inference == "hmc":
+            x, chains = fitting.hmc_draws(
+                self, data, modes, self.chains, self.warmup, N_DRAWS, self.seed
+            )
+            worst = torch.stack([rhat(each).max() for each in chains])
+            converged = worst < MAX_RHAT
+        else:
+            x = fitting.laplace_draws(modes, N_DRAWS, self.seed)
+        rows = self._summary(data, modes, x)
+        flags = rows["flags"]
+        for name, mask in (
+            ("no_photometry", empty),
+            ("outside_box", outside),
+            ("not_converged", ~converged),
+        ):
+            flags = flags | BIT[name] * mask.short()
+        blank = empty | outside
+        for name, values in rows.items():
+            if name not in ("n_bands", "flags", "flux_observed", "flux_error"):
+                mask = blank.reshape(-1, *[1] * (values.ndim - 1))
+                rows[name] = torch.where(mask, torch.nan, values)
+        return rows | {"flags": flags}
+
+    def _summary(self, data: Photometry, modes: list[Mode], x: Tensor) -> dict[str, Tensor]:
+        """Rows of galaxies from draws x (galaxies, draws, p)."""
+        n, n_draws = x.shape[:2]
+        zred = data.zred.repeat_interleave(n_draws)
+        parameters = fitting.to_parameters(self.priors, x.flatten(0, 1), zred)
+        levels = torch.tensor(list(QUANTILES.values())).to(x)
+        rows = {}
+        for name, values in self._quantities(parameters).items():
+            quantiles = values.reshape(n, n_draws).quantile(levels, dim=1)
+            rows |= {f"{name}{s}": q for s, q in zip(QUANTILES, quantiles, strict=True)}
+        best = torch.stack([mode.log_p for mode in modes], 1).argmax(1)
+        pick = torch.arange(n, device=x.device)
+        chi2 = torch.stack([mode.chi2 for mode in modes], 1)[pick, best]
+        free = torch.stack([mode.constraint for mode in modes], 1)[pick, best]
+        at = torch.stack([mode.x for mode in modes], 1)[pick, best]
+        measured = data.measured.sum(1)
+        freedom = (measured - free).clamp_min(0.5).cpu().numpy()
+        rank = torch.from_numpy(stats.chi2.cdf(chi2.cpu().numpy(), freedom)).to(x)
+        edge = torch.zeros_like(best).bool()
+        for name in AT_EDGE:
+            is_free = data.zred.isnan() if name == "zred" else torch.ones_like(edge)
+            edge |= (at[:, self.names.index(name)].abs() > EDGE_X) & is_free
+        evidence = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
+        flags = torch.zeros(n, dtype=torch.int16, device=x.device)
+        masks = {
+            "poor_fit": rank > POOR_FIT,
+            "at_edge": edge,
+            "prior_dominated": free < LEAST_CONSTRAINT,
+            "second_mode": self._second_mode(modes, evidence, data),
+        }
+        for name, mask in masks.items():
+            flags |= BIT[name] * mask.short()
+        rows |= {
+            "chi2": chi2,
+            "chi2_rank": rank,
+            "n_bands": data.observed.sum(1).float(),
+            "n_constrained": free,
+            "flags": flags,
+        }
+        rows |= self._fluxes(data, parameters.reshape(n, n_draws, -1))
+        if self.draws:
+            step = max(1, n_draws // self.draws)
+            rows["posterior"] = parameters.reshape(n, n_draws, -1)[:, ::step][:, : self.draws]
+        return rows
+
+    def _second_mode(self, modes: list[Mode], evidence: Tensor, data: Photometry) -> Tensor:
+        """Whether a maximum of another redshift has a share of the evidence, (n,)."""
+        i = self.names.index("zred")
+        z = torch.stack(
+            [fitting.to_parameters(self.priors, mode.x, data.zred)[:, i] for mode in modes], 1
+        )
+        best = evidence.argmax(1, keepdim=True)
+        far = (torch.log1p(z) - torch.log1p(z.gather(1, best))).abs() > fitting.MODE_DISTANCE
+        return (evidence * far).sum(1) > SECOND_MODE
+
+    def _fluxes(self, data: Photometry, parameters: Tensor) -> dict[str, Tensor]:
+        """Fluxes of the posterior beside those that were fitted; a part of the draws is enough."""
+        few = parameters[:, :: max(1, parameters.shape[1] // 50)]
+        flat = few.flatten(0, 1)
+        flux = fitting.to_flux(self.emulate(flat))
+        error = self.errors(flat).total().sqrt() * flux / fitting.POGSON
+        flux, error = (values.reshape(*few.shape[:2], -1) for values in (flux, error))
+        levels = torch.tensor([0.16, 0.5, 0.84]).to(flux)
+        low, middle, high = flux.quantile(levels, dim=1)
+        width = (0.25 * (high - low).square() + error.square().mean(1)).sqrt()
+        return {
+            "flux_model": middle,
+            "flux_model_error": width,
+            "flux_observed": torch.where(data.observed, data.flux, torch.nan),
+            "flux_error": torch.where(data.observed, data.error, torch.nan),
+        }
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def domain_of_validity(self) -> list[str]:
+        ranges = [
+            f"{name} {low:g} to {high:g}"
+            for name, low, high in zip(
+                self.names, self.priors.low.tolist(), self.priors.high.tolist(), strict=True
+            )
+        ]
+        source = {
+            "analytic": "analytic stellar populations, a demonstrator: its galaxies are not real",
+            None: "a user's table of synthetic galaxies",
+        }.get(self.population, f"stellar populations {self.population}")
+        return [
+            f"galaxies made of {source}",
+            f"parameters within {'; '.join(ranges)}; beyond, `magnitudes` gives NaN, and a fit "
+            f"whose redshift, mass or dust is at the edge is flagged",
+            f"the bands {', '.join(f'{k} ({v})' for k, v in self.filters.items())}",
+            "no AGN; star formation histories of seven bins; one metallicity per galaxy",
+            f"`flags`, {outputs(self.names, 0)['flags'].text}",
+        ]
+
+    def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
+        return evaluate(self, rows, data)

@@ -1,0 +1,316 @@
+"""Fitting galaxies with the emulator: maximum, Laplace's approximation and HMC, in batches.
+
+Parameters are functions of standard normal numbers x, one each (`Priors.from_normal`), so that the
+prior of x is a unit normal whatever that of the parameters. Fluxes are compared linearly, with the
+covariance of the measurement plus that of the emulator.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from orrery.models.inference.hmc import HMC
+from orrery.models.sed_emulator.covariance import Errors, woodbury
+from orrery.models.sed_emulator.networks import POGSON
+from orrery.physics.galaxies.photometry import AB_ZERO_POINT
+from orrery.physics.sps.priors import Priors
+
+STEPS = 14  # of Levenberg and Marquardt
+DAMPING = 1e-2
+LIBRARY = 16384  # galaxies of the prior among which a fit begins
+LIBRARY_SEED = 1
+LIBRARY_ERROR = 0.1  # relative, of the fluxes of that comparison
+Z_TOLERANCE = 0.03  # of ln(1 + z): library galaxies at a known redshift
+N_MODES = 4  # of free redshifts: fits that begin apart
+MODE_DISTANCE = 0.15  # of ln(1 + z), between these
+LARGEST_X = 4.5  # standard normal numbers are kept within
+
+
+class Emulator(Protocol):
+    """What fitting needs of the model."""
+
+    priors: Priors
+
+    def emulate(self, parameters: Tensor) -> Tensor:
+        """AB magnitudes (n, bands) of parameters (n, p)."""
+
+    def errors(self, parameters: Tensor) -> Errors:
+        """Covariance of the emulator's error."""
+
+
+class Photometry(NamedTuple):
+    """Fluxes of galaxies, uJy, (n, bands).
+
+    ``is_limit``: the flux is an upper limit, whose ``error`` is the width of its edge. ``zred``
+    (n,): the redshift, or NaN where it is free.
+    """
+
+    flux: Tensor
+    error: Tensor
+    observed: Tensor
+    is_limit: Tensor
+    zred: Tensor
+
+    def rows(self, index: Tensor) -> "Photometry":
+        return Photometry(*(values[index] for values in self))
+
+    @property
+    def measured(self) -> Tensor:
+        return self.observed & ~self.is_limit
+
+    @property
+    def limited(self) -> Tensor:
+        return self.observed & self.is_limit
+
+
+class Mode(NamedTuple):
+    """A maximum of the posterior of galaxies, and its normal approximation.
+
+    ``x`` (n, p): standard normal numbers of the parameters; ``precision`` (n, p, p): of x;
+    ``log_p`` (n,): posterior density there; ``chi2`` (n,); ``constraint`` (n,): how many parameters
+    the data determine, 0 to p.
+    """
+
+    x: Tensor
+    precision: Tensor
+    log_p: Tensor
+    chi2: Tensor
+    constraint: Tensor
+
+    def log_evidence(self) -> Tensor:
+        """ln of the evidence by Laplace's approximation, up to a constant, (n,)."""
+        root = torch.linalg.cholesky(self.precision)
+        return self.log_p - root.diagonal(dim1=1, dim2=2).log().sum(1)
+
+
+# --- the posterior ----------------------------------------------------------------------------
+
+
+def to_parameters(priors: Priors, x: Tensor, zred: Tensor) -> Tensor:
+    """Parameters (n, p) of standard normal numbers x (n, p), at the known redshifts (n,)."""
+    parameters = priors.from_normal(x.clamp(-LARGEST_X, LARGEST_X))
+    i = priors.names.index("zred")
+    known = torch.where(zred.isnan(), parameters[:, i], zred)
+    return torch.cat([parameters[:, :i], known[:, None], parameters[:, i + 1 :]], 1)
+
+
+def to_flux(magnitude: Tensor) -> Tensor:
+    """uJy."""
+    return torch.exp((AB_ZERO_POINT - magnitude) / POGSON)
+
+
+def log_posterior(emulator: Emulator, data: Photometry, x: Tensor) -> Tensor:
+    """ln posterior density (n,) of x (n, p), up to a constant."""
+    parameters = to_parameters(emulator.priors, x, data.zred)
+    flux = to_flux(emulator.emulate(parameters))
+    errors = emulator.errors(parameters)
+    prior = -0.5 * x.square().sum(1)
+    return prior + _log_likelihood(data, flux, errors)
+
+
+def _log_likelihood(data: Photometry, flux: Tensor, errors: Errors) -> Tensor:
+    slope = flux / POGSON  # |d flux / d mag|
+    variance = data.error.square() + slope.square() * errors.variance
+    variance = torch.where(data.measured, variance, torch.inf)
+    residual = torch.where(data.measured, data.flux - flux, 0.0)
+    measured = woodbury(residual, variance, slope[..., None] * errors.factor)
+    width = (data.error.square() + slope.square() * errors.total()).sqrt()
+    below = torch.special.log_ndtr((data.flux - flux) / width)
+    return measured + torch.where(data.limited, below, 0.0).sum(1)
+
+
+# --- where fits begin -------------------------------------------------------------------------
+
+
+class Library(NamedTuple):
+    """Galaxies drawn from the prior: x (k, p), ln(1 + z) (k,), fluxes (k, bands), uJy."""
+
+    x: Tensor
+    log_ratio: Tensor
+    flux: Tensor
+
+
+@torch.no_grad()
+def library(emulator: Emulator, device: torch.device) -> Library:
+    priors = emulator.priors
+    generator = torch.Generator().manual_seed(LIBRARY_SEED)
+    x = torch.randn(LIBRARY, len(priors.names), generator=generator).to(device)
+    x[:, priors.names.index("logmass")] = 0
+    parameters = priors.from_normal(x)
+    log_ratio = torch.log1p(parameters[:, priors.names.index("zred")])
+    flux = torch.cat([to_flux(emulator.emulate(part)) for part in parameters.split(4096)])
+    return Library(x, log_ratio, flux)
+
+
+@torch.no_grad()
+def starts(emulator: Emulator, data: Photometry, library: Library, n: int) -> Tensor:
+    """x of the library's best galaxies with a mass of their own, (n modes, galaxies, p)."""
+    weight = data.error.square() + (LIBRARY_ERROR * data.flux).square()
+    weight = torch.where(data.observed, 1 / weight, 0.0)
+    limit = torch.where(data.is_limit, 0.0, data.flux)
+    cross = (weight * limit) @ library.flux.T
+    norm = (weight @ library.flux.square().T).clamp_min(1e-30)
+    amplitude = (cross / norm).clamp_min(1e-6)
+    misfit = norm * amplitude.square() - 2 * cross * amplitude
+    known = torch.log1p(data.zred)[:, None] - library.log_ratio
+    penalty = torch.where(known.isnan(), 0.0, (known / Z_TOLERANCE).square())
+    misfit = misfit + penalty * (1 + misfit.abs().amin(1, keepdim=True))
+    i = emulator.priors.names.index("logmass")
+    prior, middle = emulator.priors.each[i], emulator.priors.from_normal(library.x[:1])[0, i]
+    found = []
+    for _ in range(n):
+        best = misfit.argmin(1)
+        x = library.x[best].clone()
+        mass = middle + amplitude.gather(1, best[:, None])[:, 0].log10()
+        unit = prior.to_unit(mass).clamp(1e-3, 1 - 1e-3)
+        x[:, i] = torch.special.ndtri(unit)
+        found.append(x)
+        near = (library.log_ratio - library.log_ratio[best][:, None]).abs() < MODE_DISTANCE
+        misfit = torch.where(near, torch.inf, misfit)
+    return torch.stack(found)
+
+
+# --- the maximum ------------------------------------------------------------------------------
+
+
+def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (n, b) and derivatives (n, b, p) of a function of rows x (n, p), by forward mode."""
+
+    def along(direction: Tensor) -> tuple[Tensor, Tensor]:
+        tangent = direction.expand_as(x)
+        value, derivative = torch.func.jvp(function, (x,), (tangent,))
+        return value, derivative
+
+    basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    values, derivatives = torch.func.vmap(along)(basis)
+    return values[0], derivatives.movedim(0, 2)
+
+
+@torch.no_grad()
+def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
+    """The maximum near x (n, p), by Levenberg and Marquardt's steps."""
+
+    def flux_of(x: Tensor) -> Tensor:
+        return to_flux(emulator.emulate(to_parameters(emulator.priors, x, data.zred)))
+
+    damping = torch.full_like(x[:, 0], DAMPING)
+    log_p = log_posterior(emulator, data, x)
+    for _ in range(STEPS):
+        gradient, precision = _normal_equations(emulator, data, x, *jacobian(flux_of, x))
+        diagonal = precision.diagonal(dim1=1, dim2=2)
+        damped = precision + torch.diag_embed(damping[:, None] * diagonal)
+        step = torch.cholesky_solve(gradient[..., None], torch.linalg.cholesky(damped))[..., 0]
+        trial = (x + step.clamp(-2, 2)).clamp(-LARGEST_X, LARGEST_X)
+        log_q = log_posterior(emulator, data, trial)
+        better = log_q > log_p
+        x = torch.where(better[:, None], trial, x)
+        log_p = torch.where(better, log_q, log_p)
+        damping = torch.where(better, damping / 4, damping * 5).clamp(1e-6, 1e6)
+    flux, slopes = jacobian(flux_of, x)
+    _, precision = _normal_equations(emulator, data, x, flux, slopes)
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+    free = x.shape[1] - covariance.diagonal(dim1=1, dim2=2).sum(1)
+    chi2 = _chi2(emulator, data, x, flux)
+    return Mode(x, precision, log_p, chi2, free)
+
+
+def _normal_equations(
+    emulator: Emulator, data: Photometry, x: Tensor, flux: Tensor, slopes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient (n, p) of ln posterior and its Gauss-Newton precision (n, p, p).
+
+    The covariance is taken as constant. ``slopes``: d flux / d x, (n, bands, p).
+    """
+    errors = emulator.errors(to_parameters(emulator.priors, x, data.zred))
+    magnitudes = flux / POGSON
+    variance = data.error.square() + magnitudes.square() * errors.variance
+    weight = torch.where(data.measured, 1 / variance, 0.0)
+    factor = magnitudes[..., None] * errors.factor
+    scaled = factor * weight[..., None]
+    inner = torch.eye(factor.shape[-1]).to(factor) + factor.mT @ scaled
+    residual = torch.where(data.measured, data.flux - flux, 0.0)
+    design = torch.cat([slopes, residual[..., None]], 2)
+    across = scaled.mT @ design
+    solved = torch.cholesky_solve(across, torch.linalg.cholesky(inner))
+    whitened = weight[..., None] * design - scaled @ solved
+    gradient = (slopes.mT @ whitened[..., -1:])[..., 0] - x
+    precision = slopes.mT @ whitened[..., :-1]
+    if bool(data.limited.any()):  # d and d^2 of ln Phi(t), t = (limit - flux) / width
+        width = (data.error.square() + magnitudes.square() * errors.total()).sqrt()
+        t = (data.flux - flux) / width
+        ratio = torch.exp(-0.5 * t.square() - torch.special.log_ndtr(t)) / math.sqrt(2 * math.pi)
+        first = torch.where(data.limited, -ratio / width, 0.0)
+        second = torch.where(data.limited, ratio * (ratio + t) / width.square(), 0.0)
+        gradient = gradient + (slopes.mT @ first[..., None])[..., 0]
+        precision = precision + slopes.mT @ (second.clamp_min(0)[..., None] * slopes)
+    return gradient, precision + torch.eye(x.shape[1]).to(x)
+
+
+def _chi2(emulator: Emulator, data: Photometry, x: Tensor, flux: Tensor) -> Tensor:
+    """Squared distance of measured fluxes from the model's in units of their covariance, (n,)."""
+    errors = emulator.errors(to_parameters(emulator.priors, x, data.zred))
+    slope = flux / POGSON
+    variance = data.error.square() + slope.square() * errors.variance
+    variance = torch.where(data.measured, variance, torch.inf)
+    factor = slope[..., None] * errors.factor
+    residual = torch.where(data.measured, data.flux - flux, 0.0)
+    zero = torch.zeros_like(residual)
+    return 2 * (woodbury(zero, variance, factor) - woodbury(residual, variance, factor))
+
+
+# --- draws ------------------------------------------------------------------------------------
+
+
+def laplace_draws(modes: list[Mode], n_draws: int, seed: int) -> Tensor:
+    """Draws of x, (galaxies, draws, p), from the modes' normals, in proportion to evidence."""
+    first = modes[0]
+    n, p = first.x.shape
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
+    edges = weight.cumsum(1)
+    place = torch.rand(n_draws, generator=generator).to(edges) + torch.arange(n_draws).to(edges)
+    chosen = torch.searchsorted(edges, (place / n_draws).expand(n, -1).contiguous())
+    chosen = chosen.clamp_max(len(modes) - 1)
+    noise = torch.randn(n_draws, p, generator=generator).to(first.x)
+    draws = torch.zeros(n, n_draws, p).to(first.x)
+    for i, mode in enumerate(modes):
+        root = torch.linalg.cholesky(mode.precision)
+        step = torch.linalg.solve_triangular(root.mT, noise.T.expand(n, -1, -1), upper=True)
+        mine = mode.x[:, None] + step.mT
+        draws = torch.where((chosen == i)[..., None], mine, draws)
+    return draws.clamp(-LARGEST_X, LARGEST_X)
+
+
+def hmc_draws(
+    emulator: Emulator,
+    data: Photometry,
+    modes: list[Mode],
+    chains: int,
+    warmup: int,
+    n_draws: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Draws of x, (galaxies, draws, p), by HMC from Laplace's approximation, and split R-hat.
+
+    Chains begin in the modes in proportion to their evidence, and do not pass between them.
+    """
+    start = laplace_draws(modes, chains, seed).double()
+    best = torch.stack([mode.log_evidence() for mode in modes], 1).argmax(1)
+    precision = torch.stack([mode.precision for mode in modes], 1)
+    chosen = precision[torch.arange(len(best)), best].double()
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(chosen))
+    repeated = data.rows(torch.arange(len(best)).repeat_interleave(chains))
+
+    def target(x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1).float()
+        return log_posterior(emulator, repeated, flat).double().reshape(x.shape[:2])
+
+    sampler = HMC(target, start, warmup, seed, covariance=covariance, max_steps=32)
+    for _ in range(warmup):
+        sampler.advance()
+    kept = [sampler.advance() for _ in range(math.ceil(n_draws / chains))]
+    draws = torch.stack(kept, 2)  # (galaxies, chains, iterations, p)
+    return draws.flatten(1, 2).float(), draws

@@ -32,25 +32,41 @@ class BandColumns(NamedTuple):
     limit: str = ""
 
 
+KINDS = (("mag", "err"), ("flux", "err"), ("flux", "ivar"))  # of values, and of their errors
+FLUX_FIRST = (("flux", "err"), ("flux", "ivar"), ("mag", "err"))
+
+
 def band_columns(
-    names: Sequence[str], patterns: Mapping[str, Any], bands: Sequence[str]
+    names: Sequence[str],
+    patterns: Mapping[str, Any],
+    bands: Sequence[str],
+    kinds: Sequence[tuple[str, str]] = KINDS,
 ) -> dict[str, BandColumns]:
     """Band -> its columns, of those of ``bands`` (if empty, of all bands) that are there.
 
     ``patterns`` holds ``mag`` and ``mag_err`` (or ``flux`` and ``flux_err`` or ``flux_ivar``) and
     ``mag_lim``, column names in which "{band}" stands for a band, in small or in capital letters,
     and names of single columns such as ``mag_u``, of which `NO_BAND` is none. The kind that covers
-    more bands is taken; magnitudes, if they are equal.
+    more bands is taken; of equals the first of ``kinds``.
     """
-    found = [
-        _columns_of(names, patterns, bands, *kinds)
-        for kinds in (("mag", "err"), ("flux", "err"), ("flux", "ivar"))
-    ]
+    found = [_columns_of(names, patterns, bands, *kind) for kind in kinds]
 
     def complete(columns: Mapping[str, BandColumns]) -> int:
         return sum(c.value in names and c.error in names for c in columns.values())
 
     return max(found, key=lambda columns: (complete(columns), len(columns)))  # of equals the first
+
+
+def column_of_band(names: Sequence[str], patterns: Mapping[str, Any], role: str, band: str) -> str:
+    """The column of ``role``, such as mag_err, in ``band``: that of `band_columns`.
+
+    As named by the user, or by the pattern with the band as it is, or in other letters.
+    """
+    if f"{role}_{band}" in patterns:
+        return str(patterns[f"{role}_{band}"])
+    pattern = str(patterns.get(role, role + "_{band}"))
+    spelled = [pattern.replace("{band}", b) for b in (band, band.upper(), band.lower())]
+    return next((name for name in spelled if name in names), spelled[0])
 
 
 def _columns_of(
@@ -59,12 +75,7 @@ def _columns_of(
     error_role = f"{kind}_{error}"
 
     def column(role: str, band: str) -> str:
-        """As named by the user, or by the pattern with the band as it is, or in other letters."""
-        if f"{role}_{band}" in patterns:
-            return str(patterns[f"{role}_{band}"])
-        pattern = str(patterns.get(role, role + "_{band}"))
-        spelled = [pattern.replace("{band}", b) for b in (band, band.upper(), band.lower())]
-        return next((name for name in spelled if name in names), spelled[0])
+        return column_of_band(names, patterns, role, band)
 
     columns = {}
     for band in bands or _discovered_bands(names, patterns, kind, error_role):

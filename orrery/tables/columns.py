@@ -136,7 +136,7 @@ def without_maggies(unit: u.UnitBase) -> u.UnitBase:
 
 
 # As astropy does not.
-SPELLED = {"days": "d", "hours": "h", "hr": "h", "hrs": "h"}
+SPELLED = {"days": "d", "hours": "h", "hr": "h", "hrs": "h", "maggies": "mgy"}
 NANOMAGGY = re.compile(r"nano-?magg(?:y|ies)", re.I)
 AB_ZERO_POINT = 3631 * u.Jy  # of a maggy
 

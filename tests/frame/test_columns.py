@@ -44,6 +44,7 @@ SMALL = {  # of the embedded simulations: tens of rows
     "gyro": ("data.n_clusters=4", "data.n_train=60", "data.n_test=40"),
     "mass_net": ("data.n_train=60", "data.n_test=40"),
     "scatter_vae": ("data.n_train=40", "data.n_test=20"),
+    "sed_emulator": ("data.n_train=60", "data.n_test=40"),
     "zephyr": ("data.n_train=60", "data.n_test=40"),
 }
 

@@ -31,7 +31,12 @@ from orrery.datamodules.sed_emulator.photometry import (
     question_of_unit,
 )
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT, deredden_flux
-from orrery.physics.sps.filters import Filter, galactic_extinction, load_filter
+from orrery.physics.sps.filters import (
+    Filter,
+    galactic_extinction,
+    load_filter,
+    pivot_wavelength,
+)
 from orrery.physics.sps.libraries import load_population
 from orrery.physics.sps.priors import HOW, Priors, read_priors
 from orrery.physics.sps.synthesis import Synthesis, parameter_names
@@ -114,6 +119,7 @@ class SedEmulatorData(CatalogueData):
             "mixture" of both.
         n_train: synthetic galaxies of training and validation.
         n_test: mock galaxies, drawn from the prior.
+        n_exact: galaxies of the prior on which the emulator's errors are measured.
         depth: AB magnitude of a source of 5 sigma, of mock galaxies: one, or by band.
         error_floor: relative, added to errors in quadrature, for what calibration and models are
             wrong by: one, or by band. It is in the noise of mock galaxies as well.
@@ -179,6 +185,7 @@ class SedEmulatorData(CatalogueData):
         training_set: str = "mixture",
         n_train: int = 60_000,
         n_test: int = 2_000,
+        n_exact: int = 20_000,
         depth: float | Mapping[str, float] = 27.0,
         error_floor: float | Mapping[str, float] = 0.02,
         limit_sigma: float | None = None,
@@ -202,7 +209,7 @@ class SedEmulatorData(CatalogueData):
         if training_set not in HOW:
             raise ValueError(f"data.training_set={training_set}; expected one of {', '.join(HOW)}")
         self.training_set = training_set
-        self.n_train, self.n_test = n_train, n_test
+        self.n_train, self.n_test, self.n_exact = n_train, n_test, n_exact
         self.depth = self._by_band("depth", depth)
         self.error_floor = self._by_band("error_floor", error_floor, 0.0)
         if (self.error_floor < 0).any():
@@ -284,14 +291,16 @@ class SedEmulatorData(CatalogueData):
             table |= {f"flux_{band}": flux[:, i], f"flux_err_{band}": error[:, i]}
         return table
 
-    def exact_magnitudes(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Parameters (n, p) and exact AB magnitudes (n, bands), drawn from the prior, apart.
+    def exact_magnitudes(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Parameters (n_exact, p) and exact AB magnitudes (n_exact, bands), drawn from the prior.
 
-        None where the data are not the generator's.
+        They are apart from those of training; None where the data are not the generator's.
         """
         if not self.is_simulation:
             return None
-        return simulation.draw(self.synthesis, self.priors, n, seed, "exact", "prior")
+        return simulation.draw(
+            self.synthesis, self.priors, self.n_exact, self.seed, "exact", "prior"
+        )
 
     def _observe(self, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return simulation.observe(magnitudes, self.depth, self.error_floor, self.seed)
@@ -607,6 +616,7 @@ class SedEmulatorData(CatalogueData):
         """``population`` is None where a table was learned from."""
         return {
             "bands": self.bands,
+            "wavelengths": [pivot_wavelength(band) for band in self.filters],
             "parameters": self.parameters,
             "nebular": self.nebular,
             "population": self.population if self.is_simulation else None,

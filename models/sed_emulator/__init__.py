@@ -108,6 +108,7 @@ class SedEmulator(Component):
             if value not in known:
                 raise ValueError(f"model.{name}={value}; expected one of {', '.join(known)}")
         self.bands, self.filters = list(bands), dict(bands)
+        self.wavelengths = [float(x) for x in wavelengths]
         self.population, self.inference, self.chains = population, inference, chains
         self.warmup, self.draws, self.seed = warmup, draws, seed
         self.names = parameter_names(nebular)
@@ -158,6 +159,10 @@ class SedEmulator(Component):
         """AB magnitudes (n, bands) of parameters (n, p) within the box of the priors."""
         magnitudes: Tensor = self.network(parameters)
         return magnitudes
+
+    def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Magnitudes, and their derivatives by parameters, (n, bands, p)."""
+        return self.network.derivatives(parameters)
 
     def error_inputs(self, parameters: Tensor) -> Tensor:
         """Parameters (n, p - 1), -1 to 1 within the box, without the mass."""

@@ -20,7 +20,7 @@ def figure_data(
     """``errors`` and ``correlation`` of the emulator, ``recovered`` and ``seds`` of galaxies."""
     figures: dict[str, dict[str, np.ndarray]] = {}
     bands = np.array(model.bands)
-    wavelength = model.network_wavelengths()
+    wavelength = np.array(model.wavelengths)
     if "residual" in arrays:
         from orrery.models.sed_emulator.evaluation import residual_correlation
 

@@ -6,7 +6,6 @@ covariance of the measurement plus that of the emulator.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,7 +19,7 @@ from orrery.physics.sps.priors import Priors
 
 STEPS = 14  # of Levenberg and Marquardt
 DAMPING = 1e-2
-LIBRARY = 16384  # galaxies of the prior among which a fit begins
+LIBRARY = 4096  # galaxies of the prior among which a fit begins
 LIBRARY_SEED = 1
 LIBRARY_ERROR = 0.1  # relative, of the fluxes of that comparison
 Z_TOLERANCE = 0.03  # of ln(1 + z): library galaxies at a known redshift
@@ -36,6 +35,9 @@ class Emulator(Protocol):
 
     def emulate(self, parameters: Tensor) -> Tensor:
         """AB magnitudes (n, bands) of parameters (n, p)."""
+
+    def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """These, and their derivatives by parameters, (n, bands, p)."""
 
     def errors(self, parameters: Tensor) -> Errors:
         """Covariance of the emulator's error."""
@@ -176,30 +178,26 @@ def starts(emulator: Emulator, data: Photometry, library: Library, n: int) -> Te
 # --- the maximum ------------------------------------------------------------------------------
 
 
-def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (n, b) and derivatives (n, b, p) of a function of rows x (n, p), by forward mode."""
+def flux_slopes(emulator: Emulator, data: Photometry, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Fluxes (n, bands) at x (n, p), and d flux / d x (n, bands, p)."""
 
-    def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-        tangent = direction.expand_as(x)
-        value, derivative = torch.func.jvp(function, (x,), (tangent,))
-        return value, derivative
+    def parameters_of(x: Tensor) -> Tensor:
+        return to_parameters(emulator.priors, x, data.zred)
 
-    basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    values, derivatives = torch.func.vmap(along)(basis)
-    return values[0], derivatives.movedim(0, 2)
+    # each parameter is a function of its own x alone, so that all derivatives are one
+    parameters, by_x = torch.func.jvp(parameters_of, (x,), (torch.ones_like(x),))
+    magnitude, slopes = emulator.derivatives(parameters)
+    flux = to_flux(magnitude)
+    return flux, -flux[..., None] / POGSON * slopes * by_x[:, None]
 
 
 @torch.no_grad()
 def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
     """The maximum near x (n, p), by Levenberg and Marquardt's steps."""
-
-    def flux_of(x: Tensor) -> Tensor:
-        return to_flux(emulator.emulate(to_parameters(emulator.priors, x, data.zred)))
-
     damping = torch.full_like(x[:, 0], DAMPING)
     log_p = log_posterior(emulator, data, x)
     for _ in range(STEPS):
-        gradient, precision = _normal_equations(emulator, data, x, *jacobian(flux_of, x))
+        gradient, precision = _normal_equations(emulator, data, x, *flux_slopes(emulator, data, x))
         diagonal = precision.diagonal(dim1=1, dim2=2)
         damped = precision + torch.diag_embed(damping[:, None] * diagonal)
         step = torch.cholesky_solve(gradient[..., None], torch.linalg.cholesky(damped))[..., 0]
@@ -209,7 +207,7 @@ def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
         x = torch.where(better[:, None], trial, x)
         log_p = torch.where(better, log_q, log_p)
         damping = torch.where(better, damping / 4, damping * 5).clamp(1e-6, 1e6)
-    flux, slopes = jacobian(flux_of, x)
+    flux, slopes = flux_slopes(emulator, data, x)
     _, precision = _normal_equations(emulator, data, x, flux, slopes)
     covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
     free = x.shape[1] - covariance.diagonal(dim1=1, dim2=2).sum(1)

@@ -1,7 +1,7 @@
 """Networks that replace stellar population synthesis: parameters of galaxies to magnitudes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,23 @@ class _Network(nn.Module):
         return torch.cat([x, turns.sin(), turns.cos()], 1)
 
 
+def jacobian(
+    function: Callable[[Tensor], Tensor], x: Tensor, columns: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Values (n, ...) of a function of rows x (n, p), and its derivatives (columns, n, ...).
+
+    By forward mode: ``columns`` are the coordinates of x with respect to which it is derived.
+    """
+
+    def along(direction: Tensor) -> tuple[Tensor, Tensor]:
+        value, derivative = torch.func.jvp(function, (x,), (direction.expand_as(x),))
+        return value, derivative
+
+    basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[list(columns)]
+    values, derivatives = torch.func.vmap(along)(basis)
+    return values[0], derivatives
+
+
 class HistoryNetwork(_Network):
     """Magnitudes as the sum over the bins of a star formation history, which is exact.
 
@@ -80,7 +97,7 @@ class HistoryNetwork(_Network):
         self.inputs = [n for n in names if n not in ("logmass", *RATIOS)]
         self.register_buffer("wavelength", torch.tensor(list(wavelengths)))
         self.body = _perceptron(len(self.inputs) + 2 * OCTAVES + 2, width, depth)
-        self.out = nn.Linear(width, 2 * len(wavelengths) * N_COMPONENTS)
+        self.out = nn.Linear(width, len(wavelengths) * (N_COMPONENTS + 2))
         with torch.no_grad():
             self.out.weight.mul_(0.5)
 
@@ -89,6 +106,25 @@ class HistoryNetwork(_Network):
         light = self.log_flux(parameters) + self.log_mass(parameters)[:, None]
         magnitude = -POGSON * light.logsumexp(2)
         return magnitude + self.distance_and_mass(parameters)
+
+    def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Magnitudes (n, bands) and d magnitude / d parameter, (n, bands, p)."""
+        index = {name: i for i, name in enumerate(self.names)}
+        light, by_light = jacobian(self.log_flux, parameters, [index[n] for n in self.inputs])
+        in_mass, in_distance = (*RATIOS, "zred"), ("logmass", "zred")
+        mass, by_mass = jacobian(self.log_mass, parameters, [index[n] for n in in_mass])
+        far, by_far = jacobian(self.distance_and_mass, parameters, [index[n] for n in in_distance])
+        total = light + mass[:, None]
+        share = total.softmax(2)
+        slopes = torch.zeros(*light.shape[:2], len(self.names)).to(parameters)
+        for name, slope in zip(self.inputs, by_light, strict=True):
+            slopes[:, :, index[name]] -= POGSON * (share * slope).sum(2)
+        by_ratio = -POGSON * share @ by_mass.permute(1, 2, 0)
+        for i, name in enumerate(in_mass):
+            slopes[:, :, index[name]] += by_ratio[:, :, i]
+        for name, slope in zip(in_distance, by_far, strict=True):
+            slopes[:, :, index[name]] += slope
+        return far - POGSON * total.logsumexp(2), slopes
 
     def log_mass(self, parameters: Tensor) -> Tensor:
         """ln of the share of the mass formed per component, (n, components)."""
@@ -107,13 +143,18 @@ class HistoryNetwork(_Network):
         known = (dust2 * (index + 0.4), 0.5 * dust2 * fraction)
         inputs = [self.scaled(parameters, self.inputs), *(k[:, 0] for k in known)]
         hidden = self.body(torch.cat(inputs, 1))
-        n_bands = len(self.wavelength)
-        log_flux, shift = self.out(hidden).reshape(-1, 2, n_bands, N_COMPONENTS).unbind(1)
+        log_flux, shift = (
+            self.out(hidden)
+            .reshape(-1, len(self.wavelength), N_COMPONENTS + 2)
+            .split([N_COMPONENTS, 2], 2)
+        )
+        # of stars in birth clouds, and of others
         wavelength = self.wavelength[:, None] / (1 + zred) * torch.exp(SHIFT * shift)
         log_ratio = (wavelength / V_BAND).log()
         depth = dust2 * calzetti(wavelength) * torch.exp(index * log_ratio)
+        young, others = depth.split(1, 2)
         cloud = fraction * dust2 * torch.exp(BIRTH_CLOUD_SLOPE * log_ratio[..., :1])
-        depth = torch.cat([depth[..., :1] + cloud, depth[..., 1:]], 2)
+        depth = torch.cat([young + cloud, others.expand(-1, -1, N_COMPONENTS - 1)], 2)
         return log_flux - self.mean[:, None] / POGSON - depth
 
 
@@ -130,6 +171,11 @@ class DirectNetwork(_Network):
         """AB magnitudes (n, bands) of galaxies with parameters (n, p)."""
         intrinsic = self.out(self.body(self.scaled(parameters, self.inputs)))
         return intrinsic * self.scale + self.mean + self.distance_and_mass(parameters)
+
+    def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Magnitudes (n, bands) and d magnitude / d parameter, (n, bands, p)."""
+        values, slopes = jacobian(self, parameters, range(len(self.names)))
+        return values, slopes.movedim(0, 2)
 
 
 def _perceptron(n_in: int, width: int, depth: int) -> nn.Sequential:

@@ -42,7 +42,7 @@ def parameter_text(name: str) -> str:
     """Meaning of a parameter."""
     if name.startswith("logsfr_ratio_"):
         i = int(name.removeprefix("logsfr_ratio_"))
-        return f"log10 of the star formation rate of bin {i}, from the youngest, over that of bin {i + 1}"
+        return f"log10 of the star formation rate of bin {i} over bin {i + 1}, the youngest first"
     return PARAMETER_TEXT[name]
 
 

@@ -6,6 +6,7 @@ Flat LambdaCDM, H0 = 70 km/s/Mpc, Omega_m = 0.3, without radiation: as most fitt
 import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,6 @@ def _distances() -> Tensor:
     """Comoving distances, Mpc, float64, uniform in ln(1 + z) from 0 to `Z_MAX`."""
     from astropy.cosmology import FlatLambdaCDM
 
-    ln = torch.linspace(0, math.log1p(Z_MAX), 4001, dtype=torch.float64)
+    z = np.expm1(np.linspace(0, math.log1p(Z_MAX), 4001))
     cosmology = FlatLambdaCDM(H0=H0, Om0=OMEGA_M, Tcmb0=0)
-    return torch.from_numpy(cosmology.comoving_distance(torch.expm1(ln).numpy()).value)
+    return torch.from_numpy(cosmology.comoving_distance(z).value)

@@ -473,6 +473,12 @@ class SedEmulatorData(CatalogueData):
             values = {role: column.values(cells[role], False) for role, column in read.items()}
         except ValueError:  # which `to_batch` raises again, with the row
             return
+        if self.error_floor.any():
+            floors = ", ".join(f"{floor:.3g}" for floor in np.unique(self.error_floor))
+            self.print_once(
+                f"{self.label}: errors are taken with {floors} of the flux in quadrature, by "
+                f"data.error_floor"
+            )
         unitless = []
         for band, columns in self.band_columns.items():
             role = f"{columns.kind}_{band}"

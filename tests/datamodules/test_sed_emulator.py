@@ -328,9 +328,11 @@ def test_galactic_extinction_is_taken_away_from_flux_and_error():
         predicted(changed(table, "reddening", 3, np.nan), columns={"ebv": "reddening"})
 
 
-def test_the_floor_of_errors_is_relative_and_may_be_by_band():
+def test_the_floor_of_errors_is_relative_and_may_be_by_band(capsys):
     plain = quietly(fluxes())
+    assert "error_floor" not in capsys.readouterr().out
     found = quietly(fluxes(), error_floor=0.05)
+    assert "errors are taken with 0.05 of the flux in quadrature" in capsys.readouterr().out
     torch.testing.assert_close(
         found["flux_error"], torch.hypot(plain["flux_error"], 0.05 * plain["flux"])
     )

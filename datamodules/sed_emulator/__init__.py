@@ -50,15 +50,15 @@ BANDS = {
 }
 # As in Prospector-alpha (Leja et al. 2019, ApJ 876, 3), where the generator has the parameter
 PARAMETERS: Mapping[str, Sequence[Any]] = {
-    "logmass": ("uniform", 8.0, 12.0),
-    "logzsol": ("uniform", -1.98, 0.19),
-    **{f"logsfr_ratio_{i}": ("student_t", -5.0, 5.0, 0.0, 0.3) for i in range(1, 7)},
-    "dust2": ("normal", 0.0, 4.0, 0.3, 1.0),
-    "dust_index": ("uniform", -1.0, 0.4),
-    "dust1_fraction": ("normal", 0.0, 2.0, 1.0, 0.3),
-    "gas_logz": ("uniform", -2.0, 0.5),
-    "gas_logu": ("uniform", -4.0, -1.0),
-    "zred": ("uniform", 0.5, 3.0),
+    "logmass": ["uniform", 8.0, 12.0],
+    "logzsol": ["uniform", -1.98, 0.19],
+    **{f"logsfr_ratio_{i}": ["student_t", -5.0, 5.0, 0.0, 0.3] for i in range(1, 7)},
+    "dust2": ["normal", 0.0, 4.0, 0.3, 1.0],
+    "dust_index": ["uniform", -1.0, 0.4],
+    "dust1_fraction": ["normal", 0.0, 2.0, 1.0, 0.3],
+    "gas_logz": ["uniform", -2.0, 0.5],
+    "gas_logu": ["uniform", -4.0, -1.0],
+    "zred": ["uniform", 0.5, 3.0],
 }
 DEMONSTRATOR = "analytic (a demonstrator, not real spectra of stars)"
 SED_MAGNITUDES = (-10.0, 150.0)  # AB; galaxies are faint beyond the Lyman limit
@@ -174,7 +174,7 @@ class SedEmulatorData(CatalogueData):
         self,
         bands: Mapping[str, str] | None = None,
         population: str = "analytic",
-        parameters: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] = PARAMETERS,
         nebular: bool = False,
         training_set: str = "mixture",
         n_train: int = 60_000,
@@ -190,11 +190,11 @@ class SedEmulatorData(CatalogueData):
         super().__init__(**catalogue)
         self.bands = {str(k): str(v) for k, v in (bands or BANDS).items()}
         self.population, self.nebular = population, nebular
-        if unknown := [name for name in parameters or {} if name not in PARAMETERS]:
+        if unknown := [name for name in parameters if name not in PARAMETERS]:
             raise ValueError(
                 f"data.parameters has no {', '.join(unknown)}; it has {', '.join(PARAMETERS)}"
             )
-        given = {name: prior for name, prior in (parameters or {}).items() if prior is not None}
+        given = {name: prior for name, prior in parameters.items() if prior is not None}
         every = {**PARAMETERS, **given}
         names = parameter_names(nebular)
         self.parameters = {name: list(every[name]) for name in names}

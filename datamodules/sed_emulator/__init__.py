@@ -114,6 +114,7 @@ class SedEmulatorData(CatalogueData):
             "mixture" of both.
         n_train: synthetic galaxies of training and validation.
         n_test: mock galaxies, drawn from the prior.
+        n_exact: synthetic galaxies, drawn from the prior, by which an emulator's errors are known.
         depth: AB magnitude of a source of 5 sigma, of mock galaxies: one, or by band.
         error_floor: relative, added to errors in quadrature, for what calibration and models are
             wrong by: one, or by band. It is in the noise of mock galaxies as well.
@@ -179,6 +180,7 @@ class SedEmulatorData(CatalogueData):
         training_set: str = "mixture",
         n_train: int = 60_000,
         n_test: int = 2_000,
+        n_exact: int = 10_000,
         depth: float | Mapping[str, float] = 27.0,
         error_floor: float | Mapping[str, float] = 0.02,
         limit_sigma: float | None = None,
@@ -202,7 +204,7 @@ class SedEmulatorData(CatalogueData):
         if training_set not in HOW:
             raise ValueError(f"data.training_set={training_set}; expected one of {', '.join(HOW)}")
         self.training_set = training_set
-        self.n_train, self.n_test = n_train, n_test
+        self.n_train, self.n_test, self.n_exact = n_train, n_test, n_exact
         self.depth = self._by_band("depth", depth)
         self.error_floor = self._by_band("error_floor", error_floor, 0.0)
         if (self.error_floor < 0).any():
@@ -284,13 +286,17 @@ class SedEmulatorData(CatalogueData):
             table |= {f"flux_{band}": flux[:, i], f"flux_err_{band}": error[:, i]}
         return table
 
-    def exact_magnitudes(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Parameters (n, p) and exact AB magnitudes (n, bands), drawn from the prior, apart.
+    def exact_magnitudes(
+        self, n: int | None = None, seed: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Parameters (n, p) and exact AB magnitudes (n, bands) of others than the training rows.
 
-        None where the data are not the generator's.
+        Drawn from the prior; ``n`` and ``seed`` are those of the settings unless given. None where
+        the data are not the generator's.
         """
         if not self.is_simulation:
             return None
+        n, seed = self.n_exact if n is None else n, self.seed if seed is None else seed
         return simulation.draw(self.synthesis, self.priors, n, seed, "exact", "prior")
 
     def _observe(self, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -59,7 +59,7 @@ def changed(table, column: str, row: int, value: float) -> dict[str, np.ndarray]
 
 @cache
 def simulated() -> SedEmulatorData:
-    data = SedEmulatorData(bands=UGR, n_train=200, n_test=300)
+    data = SedEmulatorData(bands=UGR, n_train=200, n_test=300, n_exact=40)
     data.setup("fit")
     return data
 
@@ -442,7 +442,8 @@ def test_the_sets_are_independent_and_repeat_with_the_seed():
     parameters, magnitudes = data.exact_magnitudes(50, 0)
     assert parameters.shape == (50, 12) and magnitudes.shape == (50, 3)
     torch.testing.assert_close(magnitudes, data.synthesis.magnitudes(parameters))
-    assert torch.equal(parameters, data.exact_magnitudes(50, 0)[0])
+    assert torch.equal(parameters, data.exact_magnitudes(50)[0])
+    assert len(data.exact_magnitudes()[0]) == 40
     fit, test = data.simulate("fit"), data.simulate("test")
     drawn = [fit["logmass"], test["true_logmass"], parameters[:, 0].numpy()]
     assert len(np.unique(np.concatenate(drawn).round(6))) > 0.99 * sum(map(len, drawn))

@@ -55,15 +55,15 @@ BANDS = {
 }
 # As in Prospector-alpha (Leja et al. 2019, ApJ 876, 3), where the generator has the parameter
 PARAMETERS: Mapping[str, Sequence[Any]] = {
-    "logmass": ("uniform", 8.0, 12.0),
-    "logzsol": ("uniform", -1.98, 0.19),
-    **{f"logsfr_ratio_{i}": ("student_t", -5.0, 5.0, 0.0, 0.3) for i in range(1, 7)},
-    "dust2": ("normal", 0.0, 4.0, 0.3, 1.0),
-    "dust_index": ("uniform", -1.0, 0.4),
-    "dust1_fraction": ("normal", 0.0, 2.0, 1.0, 0.3),
-    "gas_logz": ("uniform", -2.0, 0.5),
-    "gas_logu": ("uniform", -4.0, -1.0),
-    "zred": ("uniform", 0.5, 3.0),
+    "logmass": ["uniform", 8.0, 12.0],
+    "logzsol": ["uniform", -1.98, 0.19],
+    **{f"logsfr_ratio_{i}": ["student_t", -5.0, 5.0, 0.0, 0.3] for i in range(1, 7)},
+    "dust2": ["normal", 0.0, 4.0, 0.3, 1.0],
+    "dust_index": ["uniform", -1.0, 0.4],
+    "dust1_fraction": ["normal", 0.0, 2.0, 1.0, 0.3],
+    "gas_logz": ["uniform", -2.0, 0.5],
+    "gas_logu": ["uniform", -4.0, -1.0],
+    "zred": ["uniform", 0.5, 3.0],
 }
 DEMONSTRATOR = "analytic (a demonstrator, not real spectra of stars)"
 SED_MAGNITUDES = (-10.0, 150.0)  # AB; galaxies are faint beyond the Lyman limit
@@ -180,7 +180,7 @@ class SedEmulatorData(CatalogueData):
         self,
         bands: Mapping[str, str] | None = None,
         population: str = "analytic",
-        parameters: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] = PARAMETERS,
         nebular: bool = False,
         training_set: str = "mixture",
         n_train: int = 60_000,
@@ -197,11 +197,11 @@ class SedEmulatorData(CatalogueData):
         super().__init__(**catalogue)
         self.bands = {str(k): str(v) for k, v in (bands or BANDS).items()}
         self.population, self.nebular = population, nebular
-        if unknown := [name for name in parameters or {} if name not in PARAMETERS]:
+        if unknown := [name for name in parameters if name not in PARAMETERS]:
             raise ValueError(
                 f"data.parameters has no {', '.join(unknown)}; it has {', '.join(PARAMETERS)}"
             )
-        given = {name: prior for name, prior in (parameters or {}).items() if prior is not None}
+        given = {name: prior for name, prior in parameters.items() if prior is not None}
         every = {**PARAMETERS, **given}
         names = parameter_names(nebular)
         self.parameters = {name: list(every[name]) for name in names}
@@ -291,16 +291,18 @@ class SedEmulatorData(CatalogueData):
             table |= {f"flux_{band}": flux[:, i], f"flux_err_{band}": error[:, i]}
         return table
 
-    def exact_magnitudes(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Parameters (n_exact, p) and exact AB magnitudes (n_exact, bands), drawn from the prior.
+    def exact_magnitudes(
+        self, n: int | None = None, seed: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Parameters (n, p) and exact AB magnitudes (n, bands) of others than the training rows.
 
-        They are apart from those of training; None where the data are not the generator's.
+        Drawn from the prior; ``n`` and ``seed`` are those of the settings unless given. None where
+        the data are not the generator's.
         """
         if not self.is_simulation:
             return None
-        return simulation.draw(
-            self.synthesis, self.priors, self.n_exact, self.seed, "exact", "prior"
-        )
+        n, seed = self.n_exact if n is None else n, self.seed if seed is None else seed
+        return simulation.draw(self.synthesis, self.priors, n, seed, "exact", "prior")
 
     def _observe(self, magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return simulation.observe(magnitudes, self.depth, self.error_floor, self.seed)
@@ -482,6 +484,12 @@ class SedEmulatorData(CatalogueData):
             values = {role: column.values(cells[role], False) for role, column in read.items()}
         except ValueError:  # which `to_batch` raises again, with the row
             return
+        if self.error_floor.any():
+            floors = ", ".join(f"{floor:.3g}" for floor in np.unique(self.error_floor))
+            self.print_once(
+                f"{self.label}: errors are taken with {floors} of the flux in quadrature, by "
+                f"data.error_floor"
+            )
         unitless = []
         for band, columns in self.band_columns.items():
             role = f"{columns.kind}_{band}"

@@ -59,7 +59,7 @@ def changed(table, column: str, row: int, value: float) -> dict[str, np.ndarray]
 
 @cache
 def simulated() -> SedEmulatorData:
-    data = SedEmulatorData(bands=UGR, n_train=200, n_test=300)
+    data = SedEmulatorData(bands=UGR, n_train=200, n_test=300, n_exact=40)
     data.setup("fit")
     return data
 
@@ -328,9 +328,11 @@ def test_galactic_extinction_is_taken_away_from_flux_and_error():
         predicted(changed(table, "reddening", 3, np.nan), columns={"ebv": "reddening"})
 
 
-def test_the_floor_of_errors_is_relative_and_may_be_by_band():
+def test_the_floor_of_errors_is_relative_and_may_be_by_band(capsys):
     plain = quietly(fluxes())
+    assert "error_floor" not in capsys.readouterr().out
     found = quietly(fluxes(), error_floor=0.05)
+    assert "errors are taken with 0.05 of the flux in quadrature" in capsys.readouterr().out
     torch.testing.assert_close(
         found["flux_error"], torch.hypot(plain["flux_error"], 0.05 * plain["flux"])
     )
@@ -396,7 +398,7 @@ def test_a_setting_that_makes_no_sense_is_refused(settings, match):
 
 def test_the_configuration_is_what_the_code_takes_by_default():
     plain = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/data/sed_emulator.yaml"))
-    assert {name: tuple(prior) for name, prior in plain["parameters"].items()} == PARAMETERS
+    assert plain["parameters"] == PARAMETERS
     data = SedEmulatorData(n_train=10)
     assert data.bands == BANDS and len(BANDS) == 20
     assert plain["depth"] == data.depth[0] and plain["error_floor"] == data.error_floor[0]
@@ -440,7 +442,8 @@ def test_the_sets_are_independent_and_repeat_with_the_seed():
     parameters, magnitudes = data.exact_magnitudes(50, 0)
     assert parameters.shape == (50, 12) and magnitudes.shape == (50, 3)
     torch.testing.assert_close(magnitudes, data.synthesis.magnitudes(parameters))
-    assert torch.equal(parameters, data.exact_magnitudes(50, 0)[0])
+    assert torch.equal(parameters, data.exact_magnitudes(50)[0])
+    assert len(data.exact_magnitudes()[0]) == 40
     fit, test = data.simulate("fit"), data.simulate("test")
     drawn = [fit["logmass"], test["true_logmass"], parameters[:, 0].numpy()]
     assert len(np.unique(np.concatenate(drawn).round(6))) > 0.99 * sum(map(len, drawn))

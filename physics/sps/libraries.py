@@ -180,8 +180,22 @@ def _read_dsps(path: Path) -> Population:
                 f"DSPS writes them, with {', '.join(names)}"
             )
         wavelength, flux, log_z, log_age = (np.asarray(file[name], float) for name in names)
+    shape = (len(log_z), len(log_age), len(wavelength))
+    if flux.shape != shape or min(shape) < 2 or not np.isfinite(flux).all():
+        raise ValueError(
+            f"{path}: ssp_flux is {flux.shape}; expected finite numbers of shape {shape}, those of "
+            f"ssp_lgmet, ssp_lg_age_gyr and ssp_wave, at least 2 each"
+        )
+    for name, values in (("ssp_wave", wavelength), ("ssp_lgmet", log_z), ("ssp_lg_age_gyr", log_age)):
+        if not np.all(np.diff(values) > 0):
+            raise ValueError(f"{path}: {name} does not rise throughout; expected ascending values")
+    if log_age[-1] > 1.5 or log_z[-1] > 0:
+        raise ValueError(
+            f"{path}: the last ssp_lg_age_gyr is {log_age[-1]:g} and the last ssp_lgmet "
+            f"{log_z[-1]:g}; expected log10 of ages in Gyr and of Z, not of Z over that of the Sun"
+        )
     shares = _age_shares(10**log_age)
-    z_sun = 0.0142
+    z_sun = 0.0142  # Asplund et al. (2009), as FSPS's MIST has it
     spectra = [_rebin(wavelength, shares @ (f * LIGHT / wavelength**2)) for f in flux]
     luminosity = torch.stack(spectra).float()
     return Population(

@@ -152,7 +152,7 @@ def _read_dust(folder: Path) -> Tensor:
     """L_nu, 1 / Hz, of dust whose integral over frequency is 1, (pixels,)."""
     from astropy.io import fits
 
-    mixed = 0.0
+    mixed: Any = 0.0
     for name, share in ((DUST_ONE_FIELD, 1 - DUST_GAMMA), (DUST_FIELDS, DUST_GAMMA)):
         with fits.open(folder / name) as file:
             wavelength = np.asarray(file[1].data[:, 0], float)

@@ -19,8 +19,8 @@ HC_OVER_K = 1.438776877e8  # Angstrom K
 def calzetti(wavelength: Tensor) -> Tensor:
     """A(lambda)/A(5500 A) of starbursts, ``wavelength`` in Angstrom.
 
-    Calzetti et al. (2000, ApJ 533, 682), eqs. 4a and 4b, below 1200 A as wavelength^-0.77; zero
-    beyond 2.2 um where the formula is negative.
+    Calzetti et al. (2000, ApJ 533, 682), eqs. 4a and 4b, from 0.12 to 2.2 um; below 1200 A as
+    wavelength^-0.77, beyond 2.2 um by the same formula, and zero from 3.1 um, where it is negative.
     """
     x = 1e4 / wavelength  # 1 / um
     blue = 2.659 * (-2.156 + 1.509 * x - 0.198 * x**2 + 0.011 * x**3) + R_V

@@ -111,6 +111,8 @@ def transmission(wavelength: Tensor, zred: Tensor) -> Tensor:
 def _series(observed: Tensor, ratio: Tensor) -> Tensor:
     """Optical depth of the Lyman series: eqs. 21 and 22."""
     depth = torch.zeros_like(observed)
+    forest_powers = [observed**power for power in FOREST_POWERS]  # slow: once for all lines
+    damped_powers = [observed**power for power in DAMPED_POWERS]
     for i, (forest, damped) in enumerate(
         zip(FOREST_COEFFICIENTS, DAMPED_COEFFICIENTS, strict=True)
     ):
@@ -118,18 +120,28 @@ def _series(observed: Tensor, ratio: Tensor) -> Tensor:
         line = 0.75 * 1215.67 * n**2 / (n**2 - 1)  # Rydberg's formula
         x = observed / line  # 1 + redshift of the absorber
         here = (x > 1) & (x < ratio)
-        each = forest * 1e-3 * _powers(x, FOREST_BREAKS, FOREST_POWERS)
-        each = each + damped * 1e-4 * _powers(x, DAMPED_BREAKS, DAMPED_POWERS)
+        each = forest * 1e-3 * _powers(x, line, forest_powers, FOREST_BREAKS, FOREST_POWERS)
+        each += damped * 1e-4 * _powers(x, line, damped_powers, DAMPED_BREAKS, DAMPED_POWERS)
         depth = depth + torch.where(here, each, 0.0)
     return depth
 
 
-def _powers(x: Tensor, breaks: tuple[float, ...], powers: tuple[float, ...]) -> Tensor:
-    """x to the first power, continued at each break by the next power."""
-    value, factor = x ** powers[0], 1.0
-    for edge, low, high in zip(breaks, powers, powers[1:], strict=False):
+def _powers(
+    x: Tensor,
+    line: float,
+    observed_powers: list[Tensor],
+    breaks: tuple[float, ...],
+    powers: tuple[float, ...],
+) -> Tensor:
+    """x to the first power, continued at each break by the next power.
+
+    x is the observed wavelength over ``line``; ``observed_powers``: the former to each power.
+    """
+    value, factor = observed_powers[0] * line ** -powers[0], 1.0
+    for i, edge in enumerate(breaks):
+        low, high = powers[i : i + 2]
         factor *= edge ** (low - high)
-        value = torch.where(x < edge, value, factor * x**high)
+        value = torch.where(x < edge, value, observed_powers[i + 1] * (factor * line**-high))
     return value
 
 

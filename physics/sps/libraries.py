@@ -152,7 +152,7 @@ def _read_dust(folder: Path) -> Tensor:
     """L_nu, 1 / Hz, of dust whose integral over frequency is 1, (pixels,)."""
     from astropy.io import fits
 
-    mixed = 0.0
+    mixed: Any = 0.0
     for name, share in ((DUST_ONE_FIELD, 1 - DUST_GAMMA), (DUST_FIELDS, DUST_GAMMA)):
         with fits.open(folder / name) as file:
             wavelength = np.asarray(file[1].data[:, 0], float)
@@ -172,16 +172,34 @@ def _read_dsps(path: Path) -> Population:
     """Populations as DSPS keeps them (Hearin et al. 2023), such as those that FSPS made."""
     import h5py
 
+    names = ("ssp_wave", "ssp_flux", "ssp_lgmet", "ssp_lg_age_gyr")
+    expected = f"expected an HDF5 file of populations as DSPS writes them, with {', '.join(names)}"
+    if not h5py.is_hdf5(path):
+        raise ValueError(f"{path}: is no HDF5 file; {expected}")
     with h5py.File(path) as file:
-        names = ("ssp_wave", "ssp_flux", "ssp_lgmet", "ssp_lg_age_gyr")
         if missing := [name for name in names if name not in file]:
-            raise ValueError(
-                f"{path}: holds no {', '.join(missing)}; expected an HDF5 file of populations as "
-                f"DSPS writes them, with {', '.join(names)}"
-            )
+            raise ValueError(f"{path}: holds no {', '.join(missing)}; {expected}")
         wavelength, flux, log_z, log_age = (np.asarray(file[name], float) for name in names)
+    shape = (len(log_z), len(log_age), len(wavelength))
+    if flux.shape != shape or min(shape) < 2 or not np.isfinite(flux).all():
+        raise ValueError(
+            f"{path}: ssp_flux is {flux.shape}; expected finite numbers of shape {shape}, those of "
+            f"ssp_lgmet, ssp_lg_age_gyr and ssp_wave, at least 2 each"
+        )
+    for name, values in (
+        ("ssp_wave", wavelength),
+        ("ssp_lgmet", log_z),
+        ("ssp_lg_age_gyr", log_age),
+    ):
+        if not np.all(np.diff(values) > 0):
+            raise ValueError(f"{path}: {name} does not rise throughout; expected ascending values")
+    if log_age[-1] > 1.5 or log_z[-1] > 0:
+        raise ValueError(
+            f"{path}: the last ssp_lg_age_gyr is {log_age[-1]:g} and the last ssp_lgmet "
+            f"{log_z[-1]:g}; expected log10 of ages in Gyr and of Z, not of Z over that of the Sun"
+        )
     shares = _age_shares(10**log_age)
-    z_sun = 0.0142
+    z_sun = 0.0142  # protosolar (Asplund et al. 2009), that of FSPS with MIST
     spectra = [_rebin(wavelength, shares @ (f * LIGHT / wavelength**2)) for f in flux]
     luminosity = torch.stack(spectra).float()
     return Population(

@@ -24,7 +24,8 @@ class Population(NamedTuple):
     - ``z_sun``: what metallicities are relative to.
     - ``metallicity``: Z / Z_sun, rising.
     - ``luminosity``: L_nu, Lsun / Hz, (metallicities, ages, pixels), the mean over a bin of age.
-    - ``surviving``: share of the mass that is in living stars and remnants, (metallicities, ages).
+    - ``surviving``: share of the mass formed that is left, (metallicities, ages): in living stars,
+      without remnants, of BC03; NaN where a file has none.
     - ``log_u``: log10 of ionisation parameters.
     - ``nebular``: L_nu of the gas that the stars of a bin of age ionise, lines and continuum,
       (metallicities of the gas, ionisation parameters, young ages, pixels).

@@ -11,6 +11,7 @@ from torch import Tensor
 HOW = ("prior", "uniform", "mixture")
 UNIFORM_SHARE = 0.2  # of parameters of a mixture
 EDGE = 1e-6  # of the probability, at either end
+LEAST_PROBABILITY = 1e-3  # of a density within its box: less, and float32 does not resolve it
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,17 @@ class Prior:
         ends = self._cumulative(like.new_tensor([self.low, self.high]).double())
         return float(ends[0]), float(ends[1])
 
+    def probability(self) -> float:
+        """Of the density between ``low`` and ``high``, before it is truncated to them."""
+        if self.kind == "uniform":
+            return 1.0
+        low, high = self._ends(torch.zeros(0))
+        return high - low
+
     def from_unit(self, p: Tensor) -> Tensor:
         """The value at cumulative probability p, 0 to 1."""
         if self.kind == "uniform":
-            return self.low + (self.high - self.low) * p
+            return (self.low + (self.high - self.low) * p).clamp(self.low, self.high)
         low, high = self._ends(p)
         q = (low + (high - low) * p).clamp(1e-7, 1 - 1e-7)
         if self.kind == "normal":
@@ -129,29 +137,34 @@ def read_priors(settings: Mapping[str, Any], names: tuple[str, ...]) -> Priors:
     A list holds the kind, the lower and the upper end, and for "normal" and "student_t" the mean
     and the scale.
     """
-    unknown, missing = (
-        [n for n in settings if n not in names],
-        [n for n in names if settings.get(n) is None],
-    )
+    unknown = [n for n in settings if n not in names]
+    missing = [n for n in names if settings.get(n) is None]
     if unknown or missing:
         raise ValueError(
             f"data.parameters: {'unknown: ' + ', '.join(unknown) + '; ' if unknown else ''}"
             f"{'missing: ' + ', '.join(missing) + '; ' if missing else ''}"
             f"expected a prior for each of {', '.join(names)}"
         )
-    return Priors({name: _read(name, list(settings[name])) for name in names})
+    return Priors({name: _read(name, settings[name]) for name in names})
 
 
-def _read(name: str, values: list[Any]) -> Prior:
-    kind = str(values[0]) if values else ""
+def _read(name: str, values: Any) -> Prior:
+    what = f"data.parameters.{name} is {values}"
+    try:
+        kind, *numbers = values
+        numbers = [float(x) for x in numbers]
+    except (TypeError, ValueError):
+        kind, numbers = "", []
     expected = {"uniform": 2, "normal": 4, "student_t": 4}.get(kind)
-    numbers = values[1:]
-    if expected is None or len(numbers) != expected:
+    if len(numbers) != expected:
         raise ValueError(
-            f"data.parameters.{name} is {values}; expected [uniform, low, high], or [normal, low, "
-            f"high, mean, sigma], or [student_t, low, high, centre, scale]"
+            f"{what}; expected [uniform, low, high], or [normal, low, high, mean, sigma], or "
+            f"[student_t, low, high, centre, scale]"
         )
-    low, high, *shape = (float(x) for x in numbers)
-    if not low < high or (shape and not shape[1] > 0):
-        raise ValueError(f"data.parameters.{name} is {values}: expected low < high and a scale > 0")
-    return Prior(kind, low, high, *shape)
+    low, high, *shape = numbers
+    if not low < high or (shape and not shape[1] > 0) or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{what}: expected finite numbers, low < high and a scale > 0")
+    prior = Prior(kind, low, high, *shape)
+    if prior.probability() < LEAST_PROBABILITY:
+        raise ValueError(f"{what}: between {low:g} and {high:g} there is no probability")
+    return prior

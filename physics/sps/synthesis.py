@@ -11,7 +11,7 @@ from orrery.physics.sps.attenuation import (
     birth_cloud_depth,
     diffuse_depth,
 )
-from orrery.physics.sps.cosmology import distance_modulus
+from orrery.physics.sps.cosmology import Z_MAX, distance_modulus
 from orrery.physics.sps.filters import Filter, filter_matrix
 from orrery.physics.sps.igm import transmission
 from orrery.physics.sps.population import (
@@ -35,7 +35,8 @@ LYMAN_ALPHA = 1215.67
 CHUNK = 1000  # galaxies that are synthesised together
 IGM_STEP = 0.01  # of redshift, in the table of transmission
 LYMAN_LIMIT = 911.8
-NEAR_INFRARED = 3e4  # Angstrom at rest: beyond it dust emits
+DUST_EMISSION = 1e4  # Angstrom at rest: beyond it dust emits
+FAINTEST = 1e-37  # Lsun / Hz of 1 Msun formed: less is taken as this, for float32's sake
 
 
 def parameter_names(nebular: bool) -> tuple[str, ...]:
@@ -58,7 +59,9 @@ class Synthesis:
     - ``dust2``: optical depth at 5500 A of the diffuse dust; ``dust_index``: see
       `attenuation.diffuse_depth`; ``dust1_fraction``: depth of birth clouds over ``dust2``.
     - ``gas_logz``, ``gas_logu``: log10 Z / Z_sun of the gas, and of its ionisation parameter.
-    - ``zred``: redshift, between 0 and ``z_max``.
+    - ``zred``: redshift, above 0 and not above ``z_max``.
+
+    Spectra begin at 300 Angstrom at rest; there is no light below.
     """
 
     def __init__(
@@ -68,13 +71,17 @@ class Synthesis:
             raise ValueError(
                 f"population '{population.name}' has no nebular emission; set data.nebular=false"
             )
+        if not 0 < z_max <= Z_MAX:
+            raise ValueError(f"z_max is {z_max}; expected a redshift above 0, up to {Z_MAX:g}")
         self.population, self.nebular, self.z_max = population, nebular, z_max
         self.names = parameter_names(nebular)
         low = min(float(f.wavelength[0]) for f in filters)
         high = max(float(f.wavelength[-1]) for f in filters)
         all_wavelengths = wavelengths()
-        first = _pixel(min(low / (1 + z_max), LYMAN_LIMIT), down=True)
-        first = max(first, 0)
+        # dust emits what it absorbs at any wavelength, however blue
+        self.emits = high > DUST_EMISSION
+        bluest = min(low / (1 + z_max), LYMAN_LIMIT)
+        first = 0 if self.emits else max(_pixel(bluest, down=True) - 1, 0)
         last = min(_pixel(max(high, LYMAN_ALPHA)), len(all_wavelengths) - 1)
         if _pixel(high) > last:
             raise ValueError(
@@ -83,7 +90,6 @@ class Synthesis:
             )
         self._rest = slice(first, last + 1)
         self.wavelength = all_wavelengths[self._rest].float()
-        self.emits = high > NEAR_INFRARED
         n_z = len(population.metallicity)
         light = population.luminosity[:, :, self._rest]
         self._old = light.reshape(n_z * light.shape[1], -1)
@@ -111,17 +117,29 @@ class Synthesis:
         blue = self.wavelength[: self._n_blue].clamp_max(LYMAN_ALPHA - 0.01)
         return transmission(blue, IGM_STEP * torch.arange(n))
 
-    def to(self, device: torch.device) -> "Synthesis":
-        """Move the tables to a device; returns itself."""
+    def to(self, target: torch.device | torch.dtype) -> "Synthesis":
+        """Move the tables to a device, or to float32 or float64; returns itself."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
+                setattr(self, name, value.to(target))
         return self
 
     # --- photometry ---------------------------------------------------------------------------
 
     def magnitudes(self, parameters: Tensor) -> Tensor:
-        """AB magnitudes, (n, filters), of galaxies at their redshifts; ``parameters``: (n, p)."""
+        """AB magnitudes, (n, filters), of galaxies at their redshifts; ``parameters``: (n, p).
+
+        A magnitude is finite even where there is no light: about 80 for 10^10 Msun, with a gradient
+        of 0. Raises ``ValueError`` for redshifts at which there are no tables.
+        """
+        parameters = parameters.to(self.wavelength)
+        zred = parameters[:, self.names.index("zred")]
+        if (bad := ~((zred > 0) & (zred <= self.z_max))).any():
+            row = int(bad.nonzero()[0, 0])
+            raise ValueError(
+                f"zred of galaxy {row} is {float(zred[row]):g}; expected a redshift above 0, up to "
+                f"{self.z_max:g}, that of this synthesis (z_max)"
+            )
         return torch.cat([self._magnitudes(part) for part in parameters.split(CHUNK)])
 
     def _magnitudes(self, parameters: Tensor) -> Tensor:
@@ -137,7 +155,7 @@ class Synthesis:
         mean = self.observed(absorbed, p["zred"]) @ self._filters
         # f_nu = (1 + z) L_nu / 4 pi d^2
         zero = -2.5 * math.log10(L_SUN / (4 * math.pi * TEN_PARSEC**2)) + AB_ZERO
-        magnitude = zero - 2.5 * (mean.clamp_min(1e-37) * (1 + p["zred"][:, None])).log10()
+        magnitude = zero - 2.5 * (mean.clamp_min(FAINTEST) * (1 + p["zred"][:, None])).log10()
         distance = distance_modulus(p["zred"]) - 2.5 * p["logmass"]
         return magnitude + distance[:, None]
 
@@ -188,7 +206,7 @@ class Synthesis:
         clouds = _outer(weight, young) @ self._young
         if self.nebular:
             gas = self._between(p["gas_logz"], self.population.metallicity)
-            ions = linear_weights(p["gas_logu"], self.population.log_u)
+            ions = linear_weights(p["gas_logu"], self.population.log_u.to(parameters))
             clouds = clouds + _outer(_outer(gas, ions), young) @ self._gas
         diffuse = torch.exp(-diffuse_depth(self.wavelength, p["dust2"], p["dust_index"]))
         extra = birth_cloud_depth(self.wavelength, p["dust1_fraction"] * p["dust2"])
@@ -207,7 +225,7 @@ class Synthesis:
     def derived(self, parameters: Tensor) -> dict[str, Tensor]:
         """What astronomers ask for, (n,) each.
 
-        - ``log_stellar_mass``: of living stars and remnants, log10 Msun.
+        - ``log_stellar_mass``: of the stars of today, log10 Msun, see `Population.surviving`.
         - ``log_sfr``: mean of the last 100 Myr, log10 Msun/yr; ``log_ssfr``: over that mass, 1/yr.
         - ``mass_weighted_age``: Gyr.
         """

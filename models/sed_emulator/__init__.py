@@ -22,7 +22,7 @@ from orrery.models.inference.diagnostics import rhat
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors
 from orrery.models.sed_emulator.evaluation import HasSynthesis, evaluate
-from orrery.models.sed_emulator.fitting import Library, Mode, Photometry
+from orrery.models.sed_emulator.fitting import Library, Mode, Photometry, photometry
 from orrery.models.sed_emulator.networks import DirectNetwork, HistoryNetwork
 from orrery.models.sed_emulator.outputs import (
     AT_EDGE,
@@ -215,11 +215,8 @@ class SedEmulator(Component):
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         n, size = len(batch["flux"]), AT_ONCE[self.inference]
-        names = ("flux", "flux_error", "observed", "is_limit", "zred")
-        parts = []
-        for start in range(0, n, size):
-            part = [batch[name][start : start + size] for name in names]
-            parts.append(self._fit(Photometry(*part)))
+        data = photometry(batch)
+        parts = [self._fit(data.rows(rows)) for rows in torch.arange(n).split(size)]
         rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if "true_parameters" in batch:
             for name, values in self._quantities(batch["true_parameters"]).items():
@@ -236,7 +233,7 @@ class SedEmulator(Component):
         """Maxima of the posterior of galaxies; more than one where a redshift is free."""
         if self._library is None:
             self._library = fitting.library(self, data.flux.device)
-        n_modes = 1 if not bool(data.zred.isnan().any()) else fitting.N_MODES
+        n_modes = fitting.N_MODES if bool(data.zred.isnan().any()) else 1
         begin = fitting.starts(self, data, self._library, n_modes)
         return [fitting.maximise(self, data, x) for x in begin]
 
@@ -244,7 +241,7 @@ class SedEmulator(Component):
         low, high = (
             float(x[self.names.index("zred")]) for x in (self.priors.low, self.priors.high)
         )
-        outside = (data.zred < low) | (data.zred > high)
+        outside = (data.fixed_zred < low) | (data.fixed_zred > high)
         empty = ~data.observed.any(1)
         data = data._replace(zred=data.zred.clamp(low, high))
         modes = self.modes(data)
@@ -275,10 +272,10 @@ class SedEmulator(Component):
     def _summary(self, data: Photometry, modes: list[Mode], x: Tensor) -> dict[str, Tensor]:
         """Rows of galaxies from draws x (galaxies, draws, p)."""
         n, n_draws = x.shape[:2]
-        zred = data.zred.repeat_interleave(n_draws)
+        zred = data.fixed_zred.repeat_interleave(n_draws)
         parameters = fitting.to_parameters(self.priors, x.flatten(0, 1), zred)
         levels = torch.tensor(list(QUANTILES.values())).to(x)
-        rows = {}
+        rows: dict[str, Tensor] = {}
         for name, values in self._quantities(parameters).items():
             quantiles = values.reshape(n, n_draws).quantile(levels, dim=1)
             rows |= {f"{name}{s}": q for s, q in zip(QUANTILES, quantiles, strict=True)}
@@ -292,7 +289,7 @@ class SedEmulator(Component):
         rank = torch.from_numpy(stats.chi2.cdf(chi2.cpu().numpy(), freedom)).to(x)
         edge = torch.zeros_like(best).bool()
         for name in AT_EDGE:
-            is_free = data.zred.isnan() if name == "zred" else torch.ones_like(edge)
+            is_free = data.fixed_zred.isnan() if name == "zred" else torch.ones_like(edge)
             edge |= (at[:, self.names.index(name)].abs() > EDGE_X) & is_free
         evidence = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
         flags = torch.zeros(n, dtype=torch.int16, device=x.device)
@@ -321,7 +318,8 @@ class SedEmulator(Component):
         """Whether a maximum of another redshift has a share of the evidence, (n,)."""
         i = self.names.index("zred")
         z = torch.stack(
-            [fitting.to_parameters(self.priors, mode.x, data.zred)[:, i] for mode in modes], 1
+            [fitting.to_parameters(self.priors, mode.x, data.fixed_zred)[:, i] for mode in modes],
+            1,
         )
         best = evidence.argmax(1, keepdim=True)
         far = (torch.log1p(z) - torch.log1p(z.gather(1, best))).abs() > fitting.MODE_DISTANCE

@@ -10,7 +10,7 @@ from torch import Tensor
 from orrery.models.base import Data, Evaluation, Metrics, PredictedRows, or_nothing
 from orrery.models.sed_emulator import figure_data
 from orrery.models.sed_emulator.covariance import Errors
-from orrery.models.sed_emulator.fitting import Photometry
+from orrery.models.sed_emulator.fitting import photometry
 from orrery.models.sed_emulator.outputs import BIT, DERIVED_TEXT
 from orrery.physics.sps.synthesis import Synthesis
 
@@ -61,10 +61,9 @@ def evaluate(model: "SedEmulator", rows: PredictedRows, data: Data) -> Evaluatio
     parameters = model.priors.draw(TIMED_SEDS, torch.Generator().manual_seed(0)).to(model.surviving)
     evaluation.timings = {"seds_per_second": (lambda: model.emulate(parameters), TIMED_SEDS)}
     batch = next(data.prediction_batches())
-    names = ("flux", "flux_error", "observed", "is_limit", "zred")
-    galaxies = Photometry(
-        *(batch[name][:TIMED_GALAXIES].to(model.surviving.device) for name in names)
-    )
+    device = model.surviving.device
+    first = {name: values[:TIMED_GALAXIES].to(device) for name, values in batch.items()}
+    galaxies = photometry(first)
     evaluation.timings["galaxies_per_second"] = (
         lambda: model.modes(galaxies),
         len(galaxies.flux),

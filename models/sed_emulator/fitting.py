@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from orrery.models.base import Batch
 from orrery.models.inference.hmc import HMC
 from orrery.models.sed_emulator.covariance import Errors, woodbury
 from orrery.models.sed_emulator.networks import POGSON
@@ -47,7 +48,7 @@ class Photometry(NamedTuple):
     """Fluxes of galaxies, uJy, (n, bands).
 
     ``is_limit``: the flux is an upper limit, whose ``error`` is the width of its edge. ``zred``
-    (n,): the redshift, or NaN where it is free.
+    (n,): a known redshift, NaN where it is not known; ``zred_error`` (n,): its error, 0 if exact.
     """
 
     flux: Tensor
@@ -55,9 +56,15 @@ class Photometry(NamedTuple):
     observed: Tensor
     is_limit: Tensor
     zred: Tensor
+    zred_error: Tensor
 
     def rows(self, index: Tensor) -> "Photometry":
         return Photometry(*(values[index] for values in self))
+
+    @property
+    def fixed_zred(self) -> Tensor:
+        """The redshift where it is exact, else NaN, (n,)."""
+        return torch.where(self.zred_error > 0, torch.nan, self.zred)
 
     @property
     def measured(self) -> Tensor:
@@ -66,6 +73,13 @@ class Photometry(NamedTuple):
     @property
     def limited(self) -> Tensor:
         return self.observed & self.is_limit
+
+
+def photometry(batch: Batch) -> Photometry:
+    """The photometry in a batch of `datamodules.sed_emulator`."""
+    error = batch.get("zred_error", torch.zeros_like(batch["zred"]))
+    flux, observed = batch["flux"], batch["observed"]
+    return Photometry(flux, batch["flux_error"], observed, batch["is_limit"], batch["zred"], error)
 
 
 class Mode(NamedTuple):
@@ -106,11 +120,20 @@ def to_flux(magnitude: Tensor) -> Tensor:
 
 def log_posterior(emulator: Emulator, data: Photometry, x: Tensor) -> Tensor:
     """ln posterior density (n,) of x (n, p), up to a constant."""
-    parameters = to_parameters(emulator.priors, x, data.zred)
+    parameters = to_parameters(emulator.priors, x, data.fixed_zred)
     flux = to_flux(emulator.emulate(parameters))
     errors = emulator.errors(parameters)
     prior = -0.5 * x.square().sum(1)
-    return prior + _log_likelihood(data, flux, errors)
+    zred = parameters[:, emulator.priors.names.index("zred")]
+    pull = _pull(data, zred)[0]
+    return prior - 0.5 * pull.square() + _log_likelihood(data, flux, errors)
+
+
+def _pull(data: Photometry, zred: Tensor) -> tuple[Tensor, Tensor]:
+    """(known redshift - zred) in its errors, (n,), and 1 / error; 0 where it is exact or free."""
+    counted = (data.zred_error > 0) & ~data.zred.isnan()
+    weight = torch.where(counted, 1 / data.zred_error, 0.0)
+    return torch.where(counted, (data.zred - zred) * weight, 0.0), weight
 
 
 def _log_likelihood(data: Photometry, flux: Tensor, errors: Errors) -> Tensor:
@@ -158,7 +181,8 @@ def starts(emulator: Emulator, data: Photometry, library: Library, n: int) -> Te
     amplitude = (cross / norm).clamp_min(1e-6)
     misfit = norm * amplitude.square() - 2 * cross * amplitude
     known = torch.log1p(data.zred)[:, None] - library.log_ratio
-    penalty = torch.where(known.isnan(), 0.0, (known / Z_TOLERANCE).square())
+    tolerance = torch.hypot(data.zred_error / (1 + data.zred), torch.tensor(Z_TOLERANCE).to(known))
+    penalty = torch.where(known.isnan(), 0.0, (known / tolerance[:, None]).square())
     misfit = misfit + penalty * (1 + misfit.abs().amin(1, keepdim=True))
     i = emulator.priors.names.index("logmass")
     prior, middle = emulator.priors.each[i], emulator.priors.from_normal(library.x[:1])[0, i]
@@ -178,17 +202,34 @@ def starts(emulator: Emulator, data: Photometry, library: Library, n: int) -> Te
 # --- the maximum ------------------------------------------------------------------------------
 
 
-def flux_slopes(emulator: Emulator, data: Photometry, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Fluxes (n, bands) at x (n, p), and d flux / d x (n, bands, p)."""
+class Linear(NamedTuple):
+    """The model about x (n, p): fluxes (n, bands) and redshifts (n,) with derivatives by x.
+
+    ``errors``: of the emulator. ``slopes``: d flux / d x, (n, bands, p); ``zred_slope``: d zred / d
+    its own x, (n,).
+    """
+
+    flux: Tensor
+    errors: Errors
+    slopes: Tensor
+    zred: Tensor
+    zred_slope: Tensor
+
+
+def linearise(emulator: Emulator, data: Photometry, x: Tensor) -> Linear:
+    """The model and its derivatives at x (n, p)."""
+    priors = emulator.priors
 
     def parameters_of(x: Tensor) -> Tensor:
-        return to_parameters(emulator.priors, x, data.zred)
+        return to_parameters(priors, x, data.fixed_zred)
 
     # each parameter is a function of its own x alone, so that all derivatives are one
-    parameters, by_x = torch.func.jvp(parameters_of, (x,), (torch.ones_like(x),))
+    parameters, by_x, *_ = torch.func.jvp(parameters_of, (x,), (torch.ones_like(x),))
     magnitude, slopes = emulator.derivatives(parameters)
     flux = to_flux(magnitude)
-    return flux, -flux[..., None] / POGSON * slopes * by_x[:, None]
+    slopes = -flux[..., None] / POGSON * slopes * by_x[:, None]
+    i = priors.names.index("zred")
+    return Linear(flux, emulator.errors(parameters), slopes, parameters[:, i], by_x[:, i])
 
 
 @torch.no_grad()
@@ -197,7 +238,7 @@ def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
     damping = torch.full_like(x[:, 0], DAMPING)
     log_p = log_posterior(emulator, data, x)
     for _ in range(STEPS):
-        gradient, precision = _normal_equations(emulator, data, x, *flux_slopes(emulator, data, x))
+        gradient, precision = _normal_equations(emulator, data, x, linearise(emulator, data, x))
         diagonal = precision.diagonal(dim1=1, dim2=2)
         damped = precision + torch.diag_embed(damping[:, None] * diagonal)
         step = torch.cholesky_solve(gradient[..., None], torch.linalg.cholesky(damped))[..., 0]
@@ -207,22 +248,21 @@ def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
         x = torch.where(better[:, None], trial, x)
         log_p = torch.where(better, log_q, log_p)
         damping = torch.where(better, damping / 4, damping * 5).clamp(1e-6, 1e6)
-    flux, slopes = flux_slopes(emulator, data, x)
-    _, precision = _normal_equations(emulator, data, x, flux, slopes)
+    linear = linearise(emulator, data, x)
+    _, precision = _normal_equations(emulator, data, x, linear)
     covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
     free = x.shape[1] - covariance.diagonal(dim1=1, dim2=2).sum(1)
-    chi2 = _chi2(emulator, data, x, flux)
-    return Mode(x, precision, log_p, chi2, free)
+    return Mode(x, precision, log_p, _chi2(data, linear), free)
 
 
 def _normal_equations(
-    emulator: Emulator, data: Photometry, x: Tensor, flux: Tensor, slopes: Tensor
+    emulator: Emulator, data: Photometry, x: Tensor, linear: Linear
 ) -> tuple[Tensor, Tensor]:
     """Gradient (n, p) of ln posterior and its Gauss-Newton precision (n, p, p).
 
-    The covariance is taken as constant. ``slopes``: d flux / d x, (n, bands, p).
+    The covariance is taken as constant.
     """
-    errors = emulator.errors(to_parameters(emulator.priors, x, data.zred))
+    flux, errors, slopes = linear.flux, linear.errors, linear.slopes
     magnitudes = flux / POGSON
     variance = data.error.square() + magnitudes.square() * errors.variance
     weight = torch.where(data.measured, 1 / variance, 0.0)
@@ -244,17 +284,22 @@ def _normal_equations(
         second = torch.where(data.limited, ratio * (ratio + t) / width.square(), 0.0)
         gradient = gradient + (slopes.mT @ first[..., None])[..., 0]
         precision = precision + slopes.mT @ (second.clamp_min(0)[..., None] * slopes)
-    return gradient, precision + torch.eye(x.shape[1]).to(x)
+    pull, pull_weight = _pull(data, linear.zred)
+    slope = pull_weight * linear.zred_slope
+    i = emulator.priors.names.index("zred")
+    gradient[:, i] += pull * slope
+    precision = precision + torch.eye(x.shape[1]).to(x)
+    precision[:, i, i] += slope.square()
+    return gradient, precision
 
 
-def _chi2(emulator: Emulator, data: Photometry, x: Tensor, flux: Tensor) -> Tensor:
+def _chi2(data: Photometry, linear: Linear) -> Tensor:
     """Squared distance of measured fluxes from the model's in units of their covariance, (n,)."""
-    errors = emulator.errors(to_parameters(emulator.priors, x, data.zred))
-    slope = flux / POGSON
-    variance = data.error.square() + slope.square() * errors.variance
+    slope = linear.flux / POGSON
+    variance = data.error.square() + slope.square() * linear.errors.variance
     variance = torch.where(data.measured, variance, torch.inf)
-    factor = slope[..., None] * errors.factor
-    residual = torch.where(data.measured, data.flux - flux, 0.0)
+    factor = slope[..., None] * linear.errors.factor
+    residual = torch.where(data.measured, data.flux - linear.flux, 0.0)
     zero = torch.zeros_like(residual)
     return 2 * (woodbury(zero, variance, factor) - woodbury(residual, variance, factor))
 

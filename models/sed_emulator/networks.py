@@ -72,7 +72,7 @@ def jacobian(
     """
 
     def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-        value, derivative = torch.func.jvp(function, (x,), (direction.expand_as(x),))
+        value, derivative, *_ = torch.func.jvp(function, (x,), (direction.expand_as(x),))
         return value, derivative
 
     basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[list(columns)]

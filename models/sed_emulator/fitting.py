@@ -18,8 +18,10 @@ from orrery.models.sed_emulator.networks import POGSON
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT
 from orrery.physics.sps.priors import Priors
 
-STEPS = 14  # of Levenberg and Marquardt
-DAMPING = 1e-2
+STEPS = 12  # of Levenberg and Marquardt
+DAMPING = 1.0  # at first, in units of the prior's precision
+BEND_AT = 0.2  # of a step, where the model's curvature along it is measured
+MAX_BEND = 0.75  # of the length of a step
 LIBRARY = 4096  # galaxies of the prior among which a fit begins
 LIBRARY_SEED = 1
 LIBRARY_ERROR = 0.1  # relative, of the fluxes of that comparison
@@ -123,10 +125,16 @@ def log_posterior(emulator: Emulator, data: Photometry, x: Tensor) -> Tensor:
     parameters = to_parameters(emulator.priors, x, data.fixed_zred)
     flux = to_flux(emulator.emulate(parameters))
     errors = emulator.errors(parameters)
-    prior = -0.5 * x.square().sum(1)
     zred = parameters[:, emulator.priors.names.index("zred")]
-    pull = _pull(data, zred)[0]
-    return prior - 0.5 * pull.square() + _log_likelihood(data, flux, errors)
+    return _log_posterior(data, x, flux, errors, zred)
+
+
+def _log_posterior(
+    data: Photometry, x: Tensor, flux: Tensor, errors: Errors, zred: Tensor
+) -> Tensor:
+    """The same from the model's fluxes (n, bands), their errors, and redshifts (n,)."""
+    square = x.square().sum(1) + _pull(data, zred)[0].square()
+    return _log_likelihood(data, flux, errors) - 0.5 * square
 
 
 def _pull(data: Photometry, zred: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,71 +222,115 @@ class Linear(NamedTuple):
     slopes: Tensor
     zred: Tensor
     zred_slope: Tensor
+    zred_index: int
+
+    def emulator_variance(self) -> Tensor:
+        """Of the fluxes, (n, bands), uJy^2."""
+        return (self.flux / POGSON).square() * self.errors.total()
+
+    def weighted(self, data: Photometry, vectors: Tensor) -> Tensor:
+        """The inverse covariance of the measured bands times vectors (n, bands, k)."""
+        slope = self.flux / POGSON
+        variance = data.error.square() + slope.square() * self.errors.variance
+        weight = torch.where(data.measured, 1 / variance, 0.0)[..., None]
+        factor = slope[..., None] * self.errors.factor
+        scaled = factor * weight
+        inner = torch.eye(factor.shape[-1]).to(factor) + factor.mT @ scaled
+        solved = torch.cholesky_solve(scaled.mT @ vectors, torch.linalg.cholesky(inner))
+        return weight * vectors - scaled @ solved
+
+    def log_posterior(self, data: Photometry, x: Tensor) -> Tensor:
+        """At the same x."""
+        return _log_posterior(data, x, self.flux, self.errors, self.zred)
+
+    def where(self, better: Tensor, other: "Linear") -> "Linear":
+        """``other`` for the galaxies in the mask ``better`` (n,)."""
+
+        def pick(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+        errors = Errors(*(pick(a, b) for a, b in zip(other.errors, self.errors, strict=True)))
+        return Linear(
+            pick(other.flux, self.flux),
+            errors,
+            pick(other.slopes, self.slopes),
+            pick(other.zred, self.zred),
+            pick(other.zred_slope, self.zred_slope),
+            self.zred_index,
+        )
 
 
 def linearise(emulator: Emulator, data: Photometry, x: Tensor) -> Linear:
     """The model and its derivatives at x (n, p)."""
     priors = emulator.priors
-
-    def parameters_of(x: Tensor) -> Tensor:
-        return to_parameters(priors, x, data.fixed_zred)
-
-    # each parameter is a function of its own x alone, so that all derivatives are one
-    parameters, by_x, *_ = torch.func.jvp(parameters_of, (x,), (torch.ones_like(x),))
+    parameters = to_parameters(priors, x, data.fixed_zred)
+    by_x = priors.normal_slope(x, parameters)
+    i = priors.names.index("zred")
+    by_x[:, i] = torch.where(data.fixed_zred.isnan(), by_x[:, i], 0.0)
     magnitude, slopes = emulator.derivatives(parameters)
     flux = to_flux(magnitude)
     slopes = -flux[..., None] / POGSON * slopes * by_x[:, None]
-    i = priors.names.index("zred")
-    return Linear(flux, emulator.errors(parameters), slopes, parameters[:, i], by_x[:, i])
+    return Linear(flux, emulator.errors(parameters), slopes, parameters[:, i], by_x[:, i], i)
 
 
 @torch.no_grad()
 def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
-    """The maximum near x (n, p), by Levenberg and Marquardt's steps."""
+    """The maximum near x (n, p), by Levenberg and Marquardt's steps.
+
+    Steps are bent along the curvature of the model (Transtrum & Sethna 2012, arXiv:1201.5885).
+    """
     damping = torch.full_like(x[:, 0], DAMPING)
-    log_p = log_posterior(emulator, data, x)
+    linear = linearise(emulator, data, x)
+    log_p = linear.log_posterior(data, x)
     for _ in range(STEPS):
-        gradient, precision = _normal_equations(emulator, data, x, linearise(emulator, data, x))
-        diagonal = precision.diagonal(dim1=1, dim2=2)
-        damped = precision + torch.diag_embed(damping[:, None] * diagonal)
-        step = torch.cholesky_solve(gradient[..., None], torch.linalg.cholesky(damped))[..., 0]
+        gradient, precision = _normal_equations(data, x, linear)
+        root = torch.linalg.cholesky(precision + torch.diag_embed(damping[:, None].expand_as(x)))
+        step = torch.cholesky_solve(gradient[..., None], root)[..., 0]
+        step = step + _bend(emulator, data, x, linear, step, root)
         trial = (x + step.clamp(-2, 2)).clamp(-LARGEST_X, LARGEST_X)
-        log_q = log_posterior(emulator, data, trial)
+        other = linearise(emulator, data, trial)
+        log_q = other.log_posterior(data, trial)
         better = log_q > log_p
         x = torch.where(better[:, None], trial, x)
+        linear = linear.where(better, other)
         log_p = torch.where(better, log_q, log_p)
-        damping = torch.where(better, damping / 4, damping * 5).clamp(1e-6, 1e6)
-    linear = linearise(emulator, data, x)
-    _, precision = _normal_equations(emulator, data, x, linear)
+        damping = torch.where(better, damping / 4, damping * 3).clamp(1e-6, 1e6)
+    _, precision = _normal_equations(data, x, linear)
     covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
     free = x.shape[1] - covariance.diagonal(dim1=1, dim2=2).sum(1)
     return Mode(x, precision, log_p, _chi2(data, linear), free)
 
 
-def _normal_equations(
-    emulator: Emulator, data: Photometry, x: Tensor, linear: Linear
-) -> tuple[Tensor, Tensor]:
+def _bend(
+    emulator: Emulator, data: Photometry, x: Tensor, linear: Linear, step: Tensor, root: Tensor
+) -> Tensor:
+    """Second-order part (n, p) of a step, 0 where it is not small beside the step.
+
+    ``root``: Cholesky factor of the damped precision.
+    """
+    ahead = (x + BEND_AT * step).clamp(-LARGEST_X, LARGEST_X)
+    parameters = to_parameters(emulator.priors, ahead, data.fixed_zred)
+    change = (to_flux(emulator.emulate(parameters)) - linear.flux) / BEND_AT
+    second = 2 / BEND_AT * (change - (linear.slopes @ step[..., None])[..., 0])
+    force = linear.slopes.mT @ linear.weighted(data, second[..., None])
+    bend = -0.5 * torch.cholesky_solve(force, root)[..., 0]
+    is_small = bend.norm(dim=1) < MAX_BEND * step.norm(dim=1)
+    return torch.where(is_small[:, None], bend, 0.0)
+
+
+def _normal_equations(data: Photometry, x: Tensor, linear: Linear) -> tuple[Tensor, Tensor]:
     """Gradient (n, p) of ln posterior and its Gauss-Newton precision (n, p, p).
 
     The covariance is taken as constant.
     """
-    flux, errors, slopes = linear.flux, linear.errors, linear.slopes
-    magnitudes = flux / POGSON
-    variance = data.error.square() + magnitudes.square() * errors.variance
-    weight = torch.where(data.measured, 1 / variance, 0.0)
-    factor = magnitudes[..., None] * errors.factor
-    scaled = factor * weight[..., None]
-    inner = torch.eye(factor.shape[-1]).to(factor) + factor.mT @ scaled
-    residual = torch.where(data.measured, data.flux - flux, 0.0)
-    design = torch.cat([slopes, residual[..., None]], 2)
-    across = scaled.mT @ design
-    solved = torch.cholesky_solve(across, torch.linalg.cholesky(inner))
-    whitened = weight[..., None] * design - scaled @ solved
-    gradient = (slopes.mT @ whitened[..., -1:])[..., 0] - x
-    precision = slopes.mT @ whitened[..., :-1]
+    slopes = linear.slopes
+    residual = torch.where(data.measured, data.flux - linear.flux, 0.0)
+    weighted = linear.weighted(data, torch.cat([slopes, residual[..., None]], 2))
+    gradient = (slopes.mT @ weighted[..., -1:])[..., 0] - x
+    precision = slopes.mT @ weighted[..., :-1]
     if bool(data.limited.any()):  # d and d^2 of ln Phi(t), t = (limit - flux) / width
-        width = (data.error.square() + magnitudes.square() * errors.total()).sqrt()
-        t = (data.flux - flux) / width
+        width = (data.error.square() + linear.emulator_variance()).sqrt()
+        t = (data.flux - linear.flux) / width
         ratio = torch.exp(-0.5 * t.square() - torch.special.log_ndtr(t)) / math.sqrt(2 * math.pi)
         first = torch.where(data.limited, -ratio / width, 0.0)
         second = torch.where(data.limited, ratio * (ratio + t) / width.square(), 0.0)
@@ -286,22 +338,16 @@ def _normal_equations(
         precision = precision + slopes.mT @ (second.clamp_min(0)[..., None] * slopes)
     pull, pull_weight = _pull(data, linear.zred)
     slope = pull_weight * linear.zred_slope
-    i = emulator.priors.names.index("zred")
-    gradient[:, i] += pull * slope
+    gradient[:, linear.zred_index] += pull * slope
     precision = precision + torch.eye(x.shape[1]).to(x)
-    precision[:, i, i] += slope.square()
+    precision[:, linear.zred_index, linear.zred_index] += slope.square()
     return gradient, precision
 
 
 def _chi2(data: Photometry, linear: Linear) -> Tensor:
     """Squared distance of measured fluxes from the model's in units of their covariance, (n,)."""
-    slope = linear.flux / POGSON
-    variance = data.error.square() + slope.square() * linear.errors.variance
-    variance = torch.where(data.measured, variance, torch.inf)
-    factor = slope[..., None] * linear.errors.factor
-    residual = torch.where(data.measured, data.flux - linear.flux, 0.0)
-    zero = torch.zeros_like(residual)
-    return 2 * (woodbury(zero, variance, factor) - woodbury(residual, variance, factor))
+    residual = torch.where(data.measured, data.flux - linear.flux, 0.0)[..., None]
+    return (residual * linear.weighted(data, residual)).sum((1, 2))
 
 
 # --- draws ------------------------------------------------------------------------------------

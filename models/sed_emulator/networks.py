@@ -1,13 +1,18 @@
 """Networks that replace stellar population synthesis: parameters of galaxies to magnitudes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from orrery.physics.sps.attenuation import BIRTH_CLOUD_SLOPE, V_BAND, calzetti
-from orrery.physics.sps.cosmology import distance_modulus
+from orrery.physics.sps.attenuation import (
+    BIRTH_CLOUD_SLOPE,
+    V_BAND,
+    calzetti,
+    calzetti_slope,
+)
+from orrery.physics.sps.cosmology import distance_modulus, distance_modulus_slope
 from orrery.physics.sps.star_formation import FIRST_EDGES, N_BINS, star_formation
 from orrery.physics.sps.synthesis import BIRTH_CLOUD_AGE, RATIOS
 
@@ -16,6 +21,9 @@ OCTAVES = 4  # of the waves in ln(1 + z) that the network is given
 SHIFT = 0.1  # scale of the learned shift of a band's ln wavelength, where dust is evaluated
 # Stars behind birth clouds are a part of the youngest bin, and have spectra of their own
 N_COMPONENTS = N_BINS + 1
+DUST = ("dust2", "dust_index", "dust1_fraction")
+Z_STEP = 1e-3  # of the difference by which masses of bins are derived
+N_SCREENS = 2  # of dust: before these stars, and before all others
 YOUNG_SHARE = BIRTH_CLOUD_AGE / FIRST_EDGES[0]  # of the mass of the youngest bin
 
 
@@ -26,6 +34,7 @@ class _Network(nn.Module):
     high: Tensor
     mean: Tensor
     scale: Tensor
+    inputs: list[str]  # names of the parameters that the perceptron is given
 
     def __init__(self, names: Sequence[str], n_bands: int) -> None:
         super().__init__()
@@ -62,22 +71,22 @@ class _Network(nn.Module):
         turns = phase[:, None] * 2 ** torch.arange(OCTAVES, device=x.device)
         return torch.cat([x, turns.sin(), turns.cos()], 1)
 
+    def scaled_derivatives(self, parameters: Tensor) -> Tensor:
+        """Derivatives of `scaled` by the ``inputs``, (n, inputs, features)."""
+        n, k = len(parameters), len(self.inputs)
+        index = [self.names.index(name) for name in self.inputs]
+        own = torch.diag(2 / (self.high - self.low)[index]).expand(n, -1, -1)
+        ratio = 1 + self.column(parameters, "zred")[:, None]
+        octave = 2 ** torch.arange(OCTAVES, device=parameters.device)
+        turns, speed = math.pi * torch.log2(ratio) * octave, math.pi / math.log(2) / ratio * octave
+        waves = torch.zeros(n, k, 2 * OCTAVES).to(parameters)
+        wave = torch.cat([speed * turns.cos(), -speed * turns.sin()], 1)
+        waves[:, self.inputs.index("zred")] = wave
+        return torch.cat([own, waves], 2)
 
-def jacobian(
-    function: Callable[[Tensor], Tensor], x: Tensor, columns: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Values (n, ...) of a function of rows x (n, p), and its derivatives (columns, n, ...).
-
-    By forward mode: ``columns`` are the coordinates of x with respect to which it is derived.
-    """
-
-    def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-        value, derivative, *_ = torch.func.jvp(function, (x,), (direction.expand_as(x),))
-        return value, derivative
-
-    basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[list(columns)]
-    values, derivatives = torch.func.vmap(along)(basis)
-    return values[0], derivatives
+    def distance_derivative(self, parameters: Tensor) -> Tensor:
+        """Derivative of the distance modulus by redshift, (n, 1)."""
+        return distance_modulus_slope(self.column(parameters, "zred"))[:, None]
 
 
 class HistoryNetwork(_Network):
@@ -96,8 +105,9 @@ class HistoryNetwork(_Network):
         super().__init__(names, len(wavelengths))
         self.inputs = [n for n in names if n not in ("logmass", *RATIOS)]
         self.register_buffer("wavelength", torch.tensor(list(wavelengths)))
+        self.screen = [0] + [1] * (N_COMPONENTS - 1)  # of each component
         self.body = _perceptron(len(self.inputs) + 2 * OCTAVES + 2, width, depth)
-        self.out = nn.Linear(width, len(wavelengths) * (N_COMPONENTS + 2))
+        self.out = nn.Linear(width, len(wavelengths) * (N_COMPONENTS + N_SCREENS))
         with torch.no_grad():
             self.out.weight.mul_(0.5)
 
@@ -106,25 +116,6 @@ class HistoryNetwork(_Network):
         light = self.log_flux(parameters) + self.log_mass(parameters)[:, None]
         magnitude = -POGSON * light.logsumexp(2)
         return magnitude + self.distance_and_mass(parameters)
-
-    def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Magnitudes (n, bands) and d magnitude / d parameter, (n, bands, p)."""
-        index = {name: i for i, name in enumerate(self.names)}
-        light, by_light = jacobian(self.log_flux, parameters, [index[n] for n in self.inputs])
-        in_mass, in_distance = (*RATIOS, "zred"), ("logmass", "zred")
-        mass, by_mass = jacobian(self.log_mass, parameters, [index[n] for n in in_mass])
-        far, by_far = jacobian(self.distance_and_mass, parameters, [index[n] for n in in_distance])
-        total = light + mass[:, None]
-        share = total.softmax(2)
-        slopes = torch.zeros(*light.shape[:2], len(self.names)).to(parameters)
-        for name, slope in zip(self.inputs, by_light, strict=True):
-            slopes[:, :, index[name]] -= POGSON * (share * slope).sum(2)
-        by_ratio = -POGSON * share @ by_mass.permute(1, 2, 0)
-        for i, name in enumerate(in_mass):
-            slopes[:, :, index[name]] += by_ratio[:, :, i]
-        for name, slope in zip(in_distance, by_far, strict=True):
-            slopes[:, :, index[name]] += slope
-        return far - POGSON * total.logsumexp(2), slopes
 
     def log_mass(self, parameters: Tensor) -> Tensor:
         """ln of the share of the mass formed per component, (n, components)."""
@@ -136,26 +127,138 @@ class HistoryNetwork(_Network):
 
     def log_flux(self, parameters: Tensor) -> Tensor:
         """ln flux at 10 pc of 1 Msun formed in each component, (n, bands, components)."""
-        dust2, index, fraction, zred = (
-            self.column(parameters, name)[:, None, None]
-            for name in ("dust2", "dust_index", "dust1_fraction", "zred")
-        )
+        log_flux, shift = self._split(self.out(self.body(self.features(parameters))))
+        depth = self._depth(self._log_wavelength(parameters, shift), self._dust(parameters))
+        return log_flux - self.mean[:, None] / POGSON - depth[..., self.screen]
+
+    def features(self, parameters: Tensor) -> Tensor:
+        """What the perceptron is given, (n, features)."""
+        dust2, index, fraction = (x[:, 0] for x in self._dust(parameters))
         known = (dust2 * (index + 0.4), 0.5 * dust2 * fraction)
-        inputs = [self.scaled(parameters, self.inputs), *(k[:, 0] for k in known)]
-        hidden = self.body(torch.cat(inputs, 1))
-        log_flux, shift = (
-            self.out(hidden)
-            .reshape(-1, len(self.wavelength), N_COMPONENTS + 2)
-            .split([N_COMPONENTS, 2], 2)
-        )
-        # of stars in birth clouds, and of others
-        wavelength = self.wavelength[:, None] / (1 + zred) * torch.exp(SHIFT * shift)
-        log_ratio = (wavelength / V_BAND).log()
-        depth = dust2 * calzetti(wavelength) * torch.exp(index * log_ratio)
+        return torch.cat([self.scaled(parameters, self.inputs), *known], 1)
+
+    def _feature_derivatives(self, parameters: Tensor) -> Tensor:
+        """Derivatives of `features` by the ``inputs``, (n, inputs, features)."""
+        dust2, index, fraction = (x[:, 0, 0] for x in self._dust(parameters))
+        known = torch.zeros(len(parameters), len(self.inputs), 2).to(parameters)
+        at = [self.inputs.index(name) for name in DUST]
+        known[:, at[0], 0], known[:, at[0], 1] = index + 0.4, 0.5 * fraction
+        known[:, at[1], 0], known[:, at[2], 1] = dust2, 0.5 * dust2
+        return torch.cat([self.scaled_derivatives(parameters), known], 2)
+
+    def _dust(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``dust2``, ``dust_index`` and ``dust1_fraction``, (n, 1, 1) each."""
+        dust2, index, fraction = (self.column(parameters, name)[:, None, None] for name in DUST)
+        return dust2, index, fraction
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """ln flux (..., bands, components) and shift (..., bands, screens) of the last layer."""
+        shaped = output.unflatten(-1, (len(self.wavelength), N_COMPONENTS + N_SCREENS))
+        log_flux, shift = shaped.split([N_COMPONENTS, N_SCREENS], -1)
+        return log_flux, shift
+
+    def _log_wavelength(self, parameters: Tensor, shift: Tensor) -> Tensor:
+        """ln of the wavelength at rest, Angstrom, at which dust is evaluated: shape of shift."""
+        zred = self.column(parameters, "zred")[:, None, None]
+        return self.wavelength.log()[:, None] - torch.log1p(zred) + SHIFT * shift
+
+    @staticmethod
+    def _depth(log_wavelength: Tensor, dust: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Optical depth (n, bands, screens): of stars in birth clouds, and of others."""
+        dust2, index, fraction = dust
+        log_ratio = log_wavelength - math.log(V_BAND)
+        depth = dust2 * calzetti(log_wavelength.exp()) * torch.exp(index * log_ratio)
         young, others = depth.split(1, 2)
         cloud = fraction * dust2 * torch.exp(BIRTH_CLOUD_SLOPE * log_ratio[..., :1])
-        depth = torch.cat([young + cloud, others.expand(-1, -1, N_COMPONENTS - 1)], 2)
-        return log_flux - self.mean[:, None] / POGSON - depth
+        return torch.cat([young + cloud, others], 2)
+
+    def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Magnitudes (n, bands) and d magnitude / d parameter, (n, bands, p).
+
+        By forward mode, along the inputs of the network alone: of mass and of the star formation
+        ratios the derivatives are closed forms.
+        """
+        index = {name: i for i, name in enumerate(self.names)}
+        light, by_input = self._light_derivatives(parameters)
+        mass = self.log_mass(parameters)
+        total = light + mass[:, None]
+        share = total.softmax(2)
+        slopes = torch.zeros(*light.shape[:2], len(self.names)).to(parameters)
+        slopes[..., [index[name] for name in self.inputs]] = -POGSON * (
+            share[:, None] * by_input
+        ).sum(3).transpose(1, 2)
+        slopes[..., [index[name] for name in RATIOS]] = -POGSON * share @ _mass_by_ratio(mass)
+        slopes[..., index["logmass"]] = -2.5
+        slopes[..., index["zred"]] += self.distance_derivative(parameters)
+        slopes[..., index["zred"]] -= POGSON * (share @ self._mass_by_z(parameters))[..., 0]
+        magnitude = self.distance_and_mass(parameters) - POGSON * total.logsumexp(2)
+        return magnitude, slopes
+
+    def _mass_by_z(self, parameters: Tensor) -> Tensor:
+        """d ln mass of components / d redshift, (n, components, 1), by a central difference."""
+        step = torch.zeros_like(parameters)
+        step[:, self.names.index("zred")] = Z_STEP
+        change = self.log_mass(parameters + step) - self.log_mass(parameters - step)
+        return (change / (2 * Z_STEP))[..., None]
+
+    def _light_derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_flux`, and its derivatives by the ``inputs``, (n, inputs, bands, components)."""
+        hidden, tangents = _forward(
+            self.body, self.features(parameters), self._feature_derivatives(parameters)
+        )
+        log_flux, shift = self._split(self.out(hidden))
+        by_input, by_shift = self._split(tangents @ self.out.weight.T)
+        dust = self._dust(parameters)
+        place = self._log_wavelength(parameters, shift)
+        by_place, *by_dust = self._depth_derivatives(place, dust)
+        move = SHIFT * by_shift
+        zred = self.column(parameters, "zred")[:, None, None]
+        move[:, self.inputs.index("zred")] -= 1 / (1 + zred)
+        by_depth = by_place[:, None] * move
+        for name, slope in zip(DUST, by_dust, strict=True):
+            by_depth[:, self.inputs.index(name)] += slope
+        depth = self._depth(place, dust)
+        light = log_flux - self.mean[:, None] / POGSON - depth[..., self.screen]
+        return light, by_input - by_depth[..., self.screen]
+
+    @staticmethod
+    def _depth_derivatives(
+        log_wavelength: Tensor, dust: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Derivatives of `_depth` by ln wavelength and by the parameters of dust."""
+        dust2, index, fraction = dust
+        log_ratio = log_wavelength - math.log(V_BAND)
+        wavelength, tilt = log_wavelength.exp(), torch.exp(index * log_ratio)
+        curve = calzetti(wavelength) * tilt
+        cloud = torch.exp(BIRTH_CLOUD_SLOPE * log_ratio)
+        cloud = cloud * torch.tensor([1.0, 0.0]).to(cloud)  # before young stars alone
+        by_place = dust2 * (calzetti_slope(wavelength) * tilt + index * curve)
+        by_place = by_place + BIRTH_CLOUD_SLOPE * fraction * dust2 * cloud
+        return by_place, curve + fraction * cloud, dust2 * curve * log_ratio, dust2 * cloud
+
+
+def _forward(body: nn.Sequential, x: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """A perceptron of linear layers and GELU: its output, and tangents (n, k, inputs) behind it."""
+    for layer in body:
+        if isinstance(layer, nn.Linear):
+            x, tangents = layer(x), tangents @ layer.weight.T
+        else:  # GELU(x) = x Phi(x)
+            cumulative = torch.special.ndtr(x)
+            slope = cumulative + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+            x, tangents = x * cumulative, tangents * slope[:, None]
+    return x, tangents
+
+
+def _mass_by_ratio(log_mass: Tensor) -> Tensor:
+    """d ln mass of components (n, components) / d star formation ratio, (n, components, ratios).
+
+    A ratio takes the star formation of all older bins down, relative to the younger ones, at a
+    fixed total.
+    """
+    bins = torch.arange(N_COMPONENTS, device=log_mass.device) - 1  # of the components
+    is_older = (bins[:, None] > torch.arange(len(RATIOS), device=log_mass.device)).to(log_mass)
+    older = log_mass.exp() @ is_older
+    return math.log(10) * (older[:, None] - is_older)
 
 
 class DirectNetwork(_Network):
@@ -169,13 +272,25 @@ class DirectNetwork(_Network):
 
     def forward(self, parameters: Tensor) -> Tensor:
         """AB magnitudes (n, bands) of galaxies with parameters (n, p)."""
-        intrinsic = self.out(self.body(self.scaled(parameters, self.inputs)))
+        intrinsic = self.out(self.body(self.features(parameters)))
         return intrinsic * self.scale + self.mean + self.distance_and_mass(parameters)
+
+    def features(self, parameters: Tensor) -> Tensor:
+        """What the perceptron is given, (n, features)."""
+        return self.scaled(parameters, self.inputs)
 
     def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Magnitudes (n, bands) and d magnitude / d parameter, (n, bands, p)."""
-        values, slopes = jacobian(self, parameters, range(len(self.names)))
-        return values, slopes.movedim(0, 2)
+        hidden, tangents = _forward(
+            self.body, self.features(parameters), self.scaled_derivatives(parameters)
+        )
+        slopes = torch.zeros(len(parameters), len(self.mean), len(self.names)).to(parameters)
+        columns = [self.names.index(name) for name in self.inputs]
+        slopes[..., columns] = ((tangents @ self.out.weight.T) * self.scale).transpose(1, 2)
+        slopes[..., self.names.index("logmass")] = -2.5
+        slopes[..., self.names.index("zred")] += self.distance_derivative(parameters)
+        intrinsic = self.out(hidden) * self.scale + self.mean
+        return intrinsic + self.distance_and_mass(parameters), slopes
 
 
 def _perceptron(n_in: int, width: int, depth: int) -> nn.Sequential:

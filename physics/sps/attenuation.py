@@ -32,6 +32,17 @@ def calzetti(wavelength: Tensor) -> Tensor:
     return curve.clamp_min(0.0) / _calzetti_v()
 
 
+def calzetti_slope(wavelength: Tensor) -> Tensor:
+    """d `calzetti` / d ln wavelength."""
+    x = 1e4 / wavelength
+    blue = -2.659 * (1.509 * x - 2 * 0.198 * x**2 + 3 * 0.011 * x**3)
+    red = -2.659 * 1.040 * x
+    curve = calzetti(wavelength)
+    slope = torch.where(wavelength < 6300, blue, red) / _calzetti_v()
+    slope = torch.where(wavelength < 1200, -0.77 * curve, slope)
+    return torch.where(curve > 0, slope, 0.0)
+
+
 def _calzetti_v() -> float:
     x = 1e4 / V_BAND
     return 2.659 * (-2.156 + 1.509 * x - 0.198 * x**2 + 0.011 * x**3) + R_V

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 H0 = 70.0  # km / s / Mpc
+LIGHT_SPEED = 299792.458  # km / s
 OMEGA_M = 0.3
 HUBBLE_TIME = 977.792221 / H0  # Gyr; 1 / (1 km/s/Mpc) = 977.79 Gyr
 Z_MAX = 20.0
@@ -30,6 +31,13 @@ def distance_modulus(z: Tensor) -> Tensor:
     i = place.detach().long()
     comoving = torch.lerp(table[i], table[i + 1], place - i)
     return 5 * torch.log10((1 + z) * comoving) + 25
+
+
+def distance_modulus_slope(z: Tensor) -> Tensor:
+    """d distance modulus / d z, mag."""
+    comoving = 10 ** ((distance_modulus(z) - 25) / 5) / (1 + z)  # Mpc
+    hubble = H0 * (OMEGA_M * (1 + z) ** 3 + 1 - OMEGA_M).sqrt()
+    return 5 / math.log(10) * (1 / (1 + z) + LIGHT_SPEED / hubble / comoving)
 
 
 @functools.cache

@@ -114,6 +114,12 @@ class Priors:
         """Parameters as functions of standard normal numbers, both (..., p)."""
         return self.from_unit(torch.special.ndtr(x))
 
+    def normal_slope(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """d parameter / d x (..., p) of ``parameters`` = `from_normal` (x)."""
+        columns = zip(self.each, parameters.unbind(-1), strict=True)
+        log_density = torch.stack([prior.log_prob(value) for prior, value in columns], -1)
+        return torch.exp(-0.5 * x.square() - 0.5 * math.log(2 * math.pi) - log_density)
+
     def to_normal(self, parameters: Tensor) -> Tensor:
         """The inverse of `from_normal`; at the edges of the box a finite number."""
         columns = zip(self.each, parameters.unbind(-1), strict=True)

@@ -241,9 +241,15 @@ def derived(
     p = dict(zip(names, parameters.unbind(1), strict=True))
     history = star_formation(torch.stack([p[name] for name in RATIOS], 1), p["zred"])
     edges = age_edges().to(parameters)
-    formed = history.mass_formed(edges[:-1], edges[1:])
-    weight = linear_weights(10 ** p["logzsol"], metallicity.to(parameters))
-    alive = (formed * (weight @ surviving.to(parameters))).sum(1)
+    # integral of the surviving share over age since 0, (metallicities, edges): linear between them
+    grown = torch.nn.functional.pad((surviving.to(parameters) * edges.diff()).cumsum(1), (1, 0))
+    row, row_share = _place(10 ** p["logzsol"], metallicity.to(parameters))
+    column, column_share = _place(history.edges, edges)
+    row = row[:, None]
+    low, high = (
+        torch.lerp(grown[row + i, column], grown[row + i, column + 1], column_share) for i in (0, 1)
+    )
+    alive = (history.sfr * torch.lerp(low, high, row_share[:, None]).diff(dim=1)).sum(1)
     mass = p["logmass"] + alive.log10()
     sfr = p["logmass"] + history.recent_sfr().log10()
     return {
@@ -252,6 +258,14 @@ def derived(
         "log_ssfr": sfr - mass,
         "mass_weighted_age": history.mean_age(),
     }
+
+
+def _place(x: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """The interval of ``nodes`` in which x (...) lies, and the share of it below x, 0 to 1."""
+    interval = torch.searchsorted(nodes, x.contiguous(), right=True).sub(1)
+    interval = interval.clamp(0, len(nodes) - 2)
+    share = (x - nodes[interval]) / (nodes[interval + 1] - nodes[interval])
+    return interval, share.clamp(0, 1)
 
 
 def linear_weights(x: Tensor, nodes: Tensor) -> Tensor:

@@ -373,6 +373,7 @@ def laplace_draws(modes: list[Mode], n_draws: int, seed: int) -> Tensor:
     return draws.clamp(-LARGEST_X, LARGEST_X)
 
 
+@torch.inference_mode(False)  # for HMC needs gradients
 def hmc_draws(
     emulator: Emulator,
     data: Photometry,
@@ -386,6 +387,8 @@ def hmc_draws(
 
     Chains begin in the modes in proportion to their evidence, and do not pass between them.
     """
+    modes = [Mode(*(values.clone() for values in mode)) for mode in modes]
+    data = Photometry(*(values.clone() for values in data))
     start = laplace_draws(modes, chains, seed).double()
     best = torch.stack([mode.log_evidence() for mode in modes], 1).argmax(1)
     precision = torch.stack([mode.precision for mode in modes], 1)

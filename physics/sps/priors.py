@@ -169,7 +169,7 @@ def _read(name: str, values: Any) -> Prior:
         )
     low, high, *shape = numbers
     if not low < high or (shape and not shape[1] > 0) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{what}: expected finite numbers, low < high and a scale > 0")
+        raise ValueError(f"{what}: expected low < high, a scale > 0 and finite numbers")
     prior = Prior(kind, low, high, *shape)
     if prior.probability() < LEAST_PROBABILITY:
         raise ValueError(f"{what}: between {low:g} and {high:g} there is no probability")

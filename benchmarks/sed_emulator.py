@@ -3,6 +3,7 @@
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.sed_emulator generator     # 4 min of CPU
     python -m benchmarks.sed_emulator speed         # a minute
+    python -m benchmarks.sed_emulator summarise multirun/...   # see benchmarks.sed_emulator_sweep
 
 `generator`: 600 galaxies (seed 0), 150 in each bin of redshift, of 10^10 Msun formed, in the 20
 bands of experiment=sed_emulator_reference; both programs have the same populations, transmission
@@ -16,8 +17,10 @@ its sign. `galaxies` is the hash of the parameters. Writes benchmarks/sed_emulat
 
 `speed`: CPU milliseconds per galaxy, one thread, best of five, and how many times faster than
 Bagpipes and than the generator in this run; `matmul_ms` is that of a 1024^3 float32 matrix product.
-Bagpipes is called through `model.update` at a resolution of 100. Networks have random weights: the
-time of a network does not depend on them. Writes benchmarks/sed_emulator_speed.csv.
+Bagpipes is called through `model.update` at a resolution of 100. "sed_emulator" is the shipped
+checkpoint, which adds up the light of the bins of star formation; "direct" is the network of the
+paper with random weights, on which its time does not depend. Writes
+benchmarks/sed_emulator_speed.csv.
 """
 
 import argparse
@@ -36,10 +39,13 @@ import itertools
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from orrery import pretrained
 from orrery.benchmarks.dust_hmc import write_rows
+from orrery.benchmarks.sed_emulator_sweep import summarise
 from orrery.evaluation.timing import best_of_five
+from orrery.models.sed_emulator.networks import DirectNetwork
 from orrery.physics.sps.filters import Filter, load_filter
 from orrery.physics.sps.libraries import load_population
 from orrery.physics.sps.star_formation import bin_edges
@@ -240,7 +246,7 @@ def speed_rows() -> Iterator[Row]:
         yield row("generator", case, 1000, generator[case])
     yield row("generator", "dust", 1, Generator(parameters, "dust").seconds(1))
     p = Generator(parameters, "dust").parameters
-    for name, emulate in emulators(p.shape[1], len(BANDS)).items():
+    for name, emulate in emulators().items():
         for n, repeats in ((2048, 40), (1, 1000)):
             batch = p[torch.arange(n) % len(p)]
             seconds = best_of_five(partial(repeat, emulate, batch, repeats))
@@ -252,32 +258,33 @@ def repeat(emulate: Callable[[Tensor], Tensor], parameters: Tensor, times: int) 
         emulate(parameters)
 
 
-def emulators(n_parameters: int, n_bands: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """By name, functions of parameters (n, n_parameters) to magnitudes (n, n_bands).
-
-    The place of a checkpoint's emulator, beside networks that do nothing else.
-    """
+def emulators() -> dict[str, Callable[[Tensor], Tensor]]:
+    """By name, functions of parameters (n, p) to magnitudes (n, bands)."""
+    model = pretrained.load("sed_emulator")
+    n_bands = len(BANDS)
+    wide, narrow = (
+        DirectNetwork(model.names, n_bands, 256, 3),
+        DirectNetwork(model.names, n_bands, 32, 5),
+    )
     return {
-        "network 3 x 256": network(n_parameters, n_bands, 256, 3),
-        "network 5 x 32": network(n_parameters, n_bands, 32, 5),
+        "sed_emulator": model.emulate,
+        "direct 3 x 256": wide.requires_grad_(False),
+        "direct 5 x 32": narrow.requires_grad_(False),
     }
-
-
-def network(n_in: int, n_out: int, width: int, depth: int) -> nn.Sequential:
-    """A plain multilayer perceptron."""
-    sizes = [n_in, *[width] * depth]
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Linear(width, n_out)).requires_grad_(False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=("generator", "speed"))
+    parser.add_argument("command", choices=("generator", "speed", "summarise"))
+    parser.add_argument("folder", type=Path, nargs="?", help="of a sweep, for summarise")
     parser.add_argument("--out", type=Path, help="by default benchmarks/sed_emulator_<command>.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.command == "summarise":
+        if options.folder is None:
+            parser.error("summarise needs the folder of a sweep, such as multirun/sed_emulator/...")
+        summarise(options.folder)
+        return
     run, columns = {
         "generator": (generator_rows, GENERATOR_COLUMNS),
         "speed": (speed_rows, SPEED_COLUMNS),

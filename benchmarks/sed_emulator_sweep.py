@@ -6,7 +6,7 @@
 
 Reads the checkpoints of a sweep. `error_mag` is sigma_68 of the residuals in the median band,
 `correlation` the mean |correlation| of residuals of two bands, `colour_sigma` the scatter of
-colours in units of the predicted one, `us` the CPU time of a galaxy in batches of 2048 on one thread.
+colours in units of the predicted one, `us` the CPU time of a galaxy in batches of 2048. One thread.
 Slopes are those of straight lines in log-log; the paper has error ~ N^-1 and time ~ N^2. Writes
 widths.csv and widths.png into the folder of the sweep.
 """

@@ -121,6 +121,8 @@ class SedEmulatorData(CatalogueData):
         n_test: mock galaxies, drawn from the prior.
         n_exact: galaxies of the prior on which the emulator's errors are measured.
         depth: AB magnitude of a source of 5 sigma, of mock galaxies: one, or by band.
+        error_scale: factor by which the errors of a catalogue are multiplied, for those that are
+            known to be too small: one, or by band.
         error_floor: relative, added to errors in quadrature, for what calibration and models are
             wrong by: one, or by band. It is in the noise of mock galaxies as well.
         limit_sigma: how many sigma upper limits are at, where errors are negative or equal the
@@ -187,6 +189,7 @@ class SedEmulatorData(CatalogueData):
         n_test: int = 2_000,
         n_exact: int = 20_000,
         depth: float | Mapping[str, float] = 27.0,
+        error_scale: float | Mapping[str, float] = 1.0,
         error_floor: float | Mapping[str, float] = 0.02,
         limit_sigma: float | None = None,
         flux_zero_point: float | None = None,
@@ -211,6 +214,9 @@ class SedEmulatorData(CatalogueData):
         self.training_set = training_set
         self.n_train, self.n_test, self.n_exact = n_train, n_test, n_exact
         self.depth = self._by_band("depth", depth)
+        self.error_scale = self._by_band("error_scale", error_scale, 1.0)
+        if not (self.error_scale > 0).all():
+            raise ValueError(f"data.error_scale={error_scale}; expected factors above 0")
         self.error_floor = self._by_band("error_floor", error_floor, 0.0)
         if (self.error_floor < 0).any():
             raise ValueError(f"data.error_floor={error_floor}; expected relative errors, 0 or more")
@@ -547,6 +553,7 @@ class SedEmulatorData(CatalogueData):
         n = len(next(iter(columns.values())))
         parts = [self._band(band, columns, n) for band in self.bands]
         measured = Measured(*(np.stack(part, 1) for part in zip(*parts, strict=True)))
+        measured = measured._replace(error=measured.error * self.error_scale)
         if "ebv" in columns:
             ebv, extinction = torch.from_numpy(columns["ebv"]), self._extinction()
             flux, error = (

@@ -308,7 +308,17 @@ class SedEmulator(Component):
             "n_constrained": free,
             "flags": flags,
         }
-        rows |= self._fluxes(data, parameters.reshape(n, n_draws, -1))
+        if self.inference == "laplace":
+            best_evidence = evidence.argmax(1)
+            flux, error = fitting.predicted_fluxes(self, data, fitting.pick(modes, best_evidence))
+        else:
+            flux, error = self._fluxes(parameters.reshape(n, n_draws, -1))
+        rows |= {
+            "flux_model": flux,
+            "flux_model_error": error,
+            "flux_observed": torch.where(data.observed, data.flux, torch.nan),
+            "flux_error": torch.where(data.observed, data.error, torch.nan),
+        }
         if self.draws:
             step = max(1, n_draws // self.draws)
             rows["posterior"] = parameters.reshape(n, n_draws, -1)[:, ::step][:, : self.draws]
@@ -325,8 +335,8 @@ class SedEmulator(Component):
         far = (torch.log1p(z) - torch.log1p(z.gather(1, best))).abs() > fitting.MODE_DISTANCE
         return (evidence * far).sum(1) > SECOND_MODE
 
-    def _fluxes(self, data: Photometry, parameters: Tensor) -> dict[str, Tensor]:
-        """Fluxes of the posterior beside those that were fitted; a part of the draws is enough."""
+    def _fluxes(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Fluxes of draws (n, draws, p), uJy, and their errors; a part of the draws is enough."""
         few = parameters[:, :: max(1, parameters.shape[1] // 50)]
         flat = few.flatten(0, 1)
         flux = fitting.to_flux(self.emulate(flat))
@@ -335,12 +345,7 @@ class SedEmulator(Component):
         levels = torch.tensor([0.16, 0.5, 0.84]).to(flux)
         low, middle, high = flux.quantile(levels, dim=1)
         width = (0.25 * (high - low).square() + error.square().mean(1)).sqrt()
-        return {
-            "flux_model": middle,
-            "flux_model_error": width,
-            "flux_observed": torch.where(data.observed, data.flux, torch.nan),
-            "flux_error": torch.where(data.observed, data.error, torch.nan),
-        }
+        return middle, width
 
     # --- evaluation ---------------------------------------------------------------------------
 

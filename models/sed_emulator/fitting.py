@@ -104,6 +104,12 @@ class Mode(NamedTuple):
         return self.log_p - root.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
+def pick(modes: list[Mode], index: Tensor) -> Mode:
+    """The mode of number ``index`` (n,) of each galaxy."""
+    rows = torch.arange(len(index), device=index.device)
+    return Mode(*(torch.stack(each, 1)[rows, index] for each in zip(*modes, strict=True)))
+
+
 # --- the posterior ----------------------------------------------------------------------------
 
 
@@ -348,6 +354,21 @@ def _chi2(data: Photometry, linear: Linear) -> Tensor:
     """Squared distance of measured fluxes from the model's in units of their covariance, (n,)."""
     residual = torch.where(data.measured, data.flux - linear.flux, 0.0)[..., None]
     return (residual * linear.weighted(data, residual)).sum((1, 2))
+
+
+@torch.no_grad()
+def predicted_fluxes(emulator: Emulator, data: Photometry, mode: Mode) -> tuple[Tensor, Tensor]:
+    """Fluxes of the model at a mode, uJy, and their errors, with the emulator's: (n, bands) each.
+
+    The errors are those of the model that is linear about the mode, as in its precision: draws of
+    Laplace's approximation, put into the model, scatter by more than the data allow, because the
+    model is not linear along the directions that only the prior constrains.
+    """
+    linear = linearise(emulator, data, mode.x)
+    root = torch.linalg.cholesky(mode.precision)
+    scatter = torch.linalg.solve_triangular(root, linear.slopes.mT, upper=False).square().sum(1)
+    own = (linear.flux / POGSON).square() * linear.errors.total()
+    return linear.flux, (scatter + own).sqrt()
 
 
 # --- draws ------------------------------------------------------------------------------------

@@ -110,9 +110,8 @@ class Catalogue:
                 for column, values in block.items():
                     has_blanks[column] |= bool(np.ma.is_masked(values))
             self._blank.update(has_blanks)
-        for column in columns:
-            if self._blank[column] and column not in self._as_text:
-                self._as_text[column] = self._has_long_integers(column, rows)
+        if unknown := [c for c in columns if self._blank[c] and c not in self._as_text]:
+            self._as_text.update(self._have_long_integers(unknown, rows))
         for block in self._masked_blocks(columns, rows, start, stop):
             yield {c: self._fill(c, block[c]) for c in columns}
 
@@ -124,14 +123,22 @@ class Catalogue:
         """Whether a column that was read is text for the sake of its long integers."""
         return self._as_text.get(column, False)
 
-    def _has_long_integers(self, column: str, rows: int) -> bool:
-        for block in self._masked_blocks([column], rows, 0, len(self)):
-            values = np.ma.compressed(block[column])
-            if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
-                return False
-            if np.any(values > _EXACT) or (values.dtype.kind == "i" and np.any(values < -_EXACT)):
-                return True
-        return False
+    def _have_long_integers(self, columns: list[str], rows: int) -> dict[str, bool]:
+        """By column, in one pass, which ends where no column is left that could."""
+        found, left = dict.fromkeys(columns, False), list(columns)
+        for block in self._masked_blocks(columns, rows, 0, len(self)):
+            for column in list(left):
+                values = np.ma.compressed(block[column])
+                if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+                    left.remove(column)
+                elif np.any(values > _EXACT) or (
+                    values.dtype.kind == "i" and np.any(values < -_EXACT)
+                ):
+                    found[column] = True
+                    left.remove(column)
+            if not left:
+                break
+        return found
 
     def _masked_blocks(
         self, columns: list[str], rows: int, start: int, stop: int

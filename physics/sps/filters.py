@@ -17,6 +17,8 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 TOPHAT = "tophat:"
+EAZY = "eazy:"
+EAZY_FILE = "examples/FILTER.RES.txt"  # EAZY's collection, in the package ppxf
 LARGEST_NEGATIVE = 0.01  # of the peak: noise of a measured curve; more is no transmission
 SHORTEST, LONGEST = 1.1e3, 1e8  # Angstrom: no filter of galaxies has its pivot outside
 LYMAN_LIMIT = 911.75  # Angstrom
@@ -40,14 +42,18 @@ class Filter(NamedTuple):
 
 
 def load_filter(text: str) -> Filter:
-    """A filter of astro-sedpy by name, of a file of two columns, or ``tophat:2700:3100``.
+    """A filter of astro-sedpy by name, of a file of two columns, ``tophat:2700:3100`` or EAZY's.
 
-    Files hold wavelength, Angstrom, and photon-counting transmission of any normalisation. Raises
+    ``eazy:<number>`` is a filter of EAZY's FILTER.RES, by whose numbers many catalogues name their
+    bands; it is read from the package ppxf, which carries that file. Files of two columns hold
+    wavelength, Angstrom, and photon-counting transmission of any normalisation. Raises
     ``ValueError`` for what is none of these.
     """
     text = str(text)
     if text.startswith(TOPHAT):
         return _tophat(text)
+    if text.startswith(EAZY):
+        return _eazy(text)
     known = _collection()
     if text in known:
         return _read(text, known[text])
@@ -63,7 +69,8 @@ def load_filter(text: str) -> Filter:
     hint = f"; similar: {', '.join(near)}" if near else ""
     raise ValueError(
         f"filter '{text}' is neither one of the {len(known)} of astro-sedpy nor a file{hint}. "
-        f"Expected a name, a file of wavelength (Angstrom) and transmission, or tophat:2700:3100"
+        f"Expected a name, a file of wavelength (Angstrom) and transmission, tophat:2700:3100, or "
+        f"eazy:<number>"
     )
 
 
@@ -177,6 +184,46 @@ def _tophat(text: str) -> Filter:
     band = Filter(text, np.array([low, high]), np.ones(2))
     _refuse_other_units(band)
     return band
+
+
+def _eazy(text: str) -> Filter:
+    number, curves = text.removeprefix(EAZY), _eazy_curves()
+    if not number.isdigit() or not 1 <= int(number) <= len(curves):
+        raise ValueError(
+            f"filter '{text}': expected eazy:<number>, the number 1 to {len(curves)} of a filter "
+            f"in EAZY's FILTER.RES, such as eazy:88"
+        )
+    first_line, rows = curves[int(number) - 1]
+    wavelength, transmission = np.array([row.split()[1:3] for row in rows], float).T
+    lines = range(first_line, first_line + len(rows))
+    return _checked(text, wavelength, transmission, lines)
+
+
+@functools.cache
+def _eazy_curves() -> list[tuple[int, list[str]]]:
+    """Curves of EAZY's FILTER.RES, in its order: number of the first line, and rows.
+
+    A line of the number of rows and a description comes before the rows of each filter, which hold
+    their own number, the wavelength, Angstrom, and the photon-counting transmission.
+    """
+    spec = importlib.util.find_spec("ppxf")
+    folders = spec.submodule_search_locations if spec else None
+    path = next((p for f in folders or () if (p := Path(f, EAZY_FILE)).is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"filters eazy:<number> are read from {EAZY_FILE} of the package ppxf, which is not "
+            f"installed: pip install ppxf"
+        )
+    lines = path.read_text().splitlines()
+    curves, place = [], 0
+    while place < len(lines):
+        head = lines[place].split()
+        place += 1
+        if head and not head[0].startswith("#"):
+            n_rows = int(head[0])
+            curves.append((place + 1, lines[place : place + n_rows]))
+            place += n_rows
+    return curves
 
 
 def _read(name: str, path: Path) -> Filter:

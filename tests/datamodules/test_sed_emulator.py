@@ -341,6 +341,14 @@ def test_the_floor_of_errors_is_relative_and_may_be_by_band(capsys):
     assert (found["flux_error"][:, 1] > plain["flux_error"][:, 1]).all()
 
 
+def test_errors_are_multiplied_before_their_floor_is_added():
+    plain = quietly(fluxes())
+    found = quietly(fluxes(), error_scale={"g": 2.5}, error_floor={"g": 0.05})
+    scaled = torch.hypot(2.5 * plain["flux_error"][:, 1], 0.05 * plain["flux"][:, 1])
+    torch.testing.assert_close(found["flux_error"][:, 1], scaled)
+    assert torch.equal(found["flux_error"][:, 0], plain["flux_error"][:, 0])
+
+
 def test_zero_points_are_added_to_magnitudes():
     found = quietly(fluxes(), zero_points={"g": -0.1})
     ratio = (found["flux"] / quietly(fluxes())["flux"]).mean(0)
@@ -382,6 +390,7 @@ def test_an_unknown_filter_has_near_matches_before_the_fit():
         ({"units": {"flux_q": "mJy"}}, r"units\.flux_q: there is no band 'q'"),
         ({"columns": {"true_mass": "M"}}, r"no parameter 'mass'; the parameters are logmass"),
         ({"error_floor": {"q": 0.1}}, r"error_floor\.q: there is no band"),
+        ({"error_scale": {"u": 0.0}}, "expected factors above 0"),
         ({"error_floor": -0.1}, "expected relative errors, 0 or more"),
         ({"limit_sigma": 0.0}, "data.limit_sigma=0.0"),
         ({"depth": {"u": 27.0}}, "data.depth has no value for g, r"),
@@ -402,6 +411,7 @@ def test_the_configuration_is_what_the_code_takes_by_default():
     data = SedEmulatorData(n_train=10)
     assert data.bands == BANDS and len(BANDS) == 20
     assert plain["depth"] == data.depth[0] and plain["error_floor"] == data.error_floor[0]
+    assert plain["error_scale"] == data.error_scale[0]
 
 
 def test_gas_adds_its_parameters():

@@ -1,6 +1,7 @@
 """Filters: what files hold, means through them, pivot wavelengths, the Milky Way's dust."""
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -33,6 +34,23 @@ def mean_by_quadrature(band: Filter, f_nu) -> float:
     x = np.geomspace(band.wavelength[0], band.wavelength[-1], 400_001)
     t = np.interp(x, band.wavelength, band.transmission)
     return float(np.sum(f_nu(x) * t) / np.sum(t))  # of equal steps in ln(lambda)
+
+
+@pytest.fixture
+def eazy(tmp_path, monkeypatch):
+    """A collection of two filters where the package ppxf has EAZY's."""
+    folder = tmp_path / "ppxf/examples"
+    folder.mkdir(parents=True)
+    (tmp_path / "ppxf/__init__.py").write_text("raise RuntimeError('it is not to be imported')")
+    (folder / "FILTER.RES.txt").write_text(
+        "# of the 1st of May\n#\n   3 a/first.dat  lambda_c= 4.0e+03\n1 3.9e+03 0.0\n"
+        "2 4.0e+03 1.0\n3 4.1e+03 0.0\n 2 second, 2 rows\n1   5000.0 0.5\n2   5100.0 1.0\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    importlib.invalidate_caches()
+    filters._eazy_curves.cache_clear()
+    yield folder
+    filters._eazy_curves.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["lsst_baseline_u", "jwst_f444w", "spitzer_irac_ch1"])
@@ -165,3 +183,18 @@ def test_a_file_with_commas_is_read(file):
         3500,
         4000,
     ]
+
+
+def test_filters_of_eazy_are_taken_by_their_number(eazy):
+    first, second = load_filter("eazy:1"), load_filter("eazy:2")
+    assert first.wavelength.tolist() == [3900, 4000, 4100]
+    assert second.wavelength.tolist() == [5000, 5100] and second.transmission.tolist() == [0.5, 1]
+    for wrong in ("eazy:0", "eazy:3", "eazy:u", "eazy:"):
+        with pytest.raises(ValueError, match=rf"'{wrong}': expected eazy:<number>, .* 1 to 2 "):
+            load_filter(wrong)
+
+
+def test_without_eazys_filters_it_is_said_what_to_install(eazy):
+    (eazy / "FILTER.RES.txt").unlink()
+    with pytest.raises(ValueError, match=r"FILTER\.RES.* is not installed: pip install ppxf"):
+        load_filter("eazy:1")

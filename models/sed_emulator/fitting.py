@@ -18,16 +18,23 @@ from orrery.models.sed_emulator.networks import POGSON
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT
 from orrery.physics.sps.priors import Priors
 
-STEPS = 12  # of Levenberg and Marquardt
+STEPS = 8  # of Levenberg and Marquardt in a round
+ROUNDS = 4
+STILL = 0.02  # gain of ln posterior that the next step promises, of a fit that is at an end
+STUCK = 1e5  # damping of a fit that finds no step up
 DAMPING = 1.0  # at first, in units of the prior's precision
 BEND_AT = 0.2  # of a step, where the model's curvature along it is measured
 MAX_BEND = 0.75  # of the length of a step
 LIBRARY = 4096  # galaxies of the prior among which a fit begins
 LIBRARY_SEED = 1
+LIBRARY_SHARE = 0.25  # of its x, at which a fit begins: nearer to the middle of the prior
 LIBRARY_ERROR = 0.1  # relative, of the fluxes of that comparison
 Z_TOLERANCE = 0.03  # of ln(1 + z): library galaxies at a known redshift
 N_MODES = 4  # of free redshifts: fits that begin apart
 MODE_DISTANCE = 0.15  # of ln(1 + z), between these
+SOLVE_STEPS = 12  # of the equation of a draw
+SOLVE_DAMPING = 1e-3
+SOLVED = 1e-2  # squared distance from the solution, in units of the posterior's width
 LARGEST_X = 4.5  # standard normal numbers are kept within
 
 
@@ -100,7 +107,7 @@ class Mode(NamedTuple):
 
     def log_evidence(self) -> Tensor:
         """ln of the evidence by Laplace's approximation, up to a constant, (n,)."""
-        root = torch.linalg.cholesky(self.precision)
+        root = _root(self.precision)
         return self.log_p - root.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
@@ -203,7 +210,7 @@ def starts(emulator: Emulator, data: Photometry, library: Library, n: int) -> Te
     found = []
     for _ in range(n):
         best = misfit.argmin(1)
-        x = library.x[best].clone()
+        x = LIBRARY_SHARE * library.x[best]
         mass = middle + amplitude.gather(1, best[:, None])[:, 0].log10()
         unit = prior.to_unit(mass).clamp(1e-3, 1 - 1e-3)
         x[:, i] = torch.special.ndtri(unit)
@@ -235,9 +242,10 @@ class Linear(NamedTuple):
         return (self.flux / POGSON).square() * self.errors.total()
 
     def weighted(self, data: Photometry, vectors: Tensor) -> Tensor:
-        """The inverse covariance of the measured bands times vectors (n, bands, k)."""
-        slope = self.flux / POGSON
-        variance = data.error.square() + slope.square() * self.errors.variance
+        """The inverse covariance of the measured bands times vectors (n, bands, k), float64."""
+        vectors = vectors.double()
+        slope = (self.flux / POGSON).double()
+        variance = data.error.double().square() + slope.square() * self.errors.variance
         weight = torch.where(data.measured, 1 / variance, 0.0)[..., None]
         factor = slope[..., None] * self.errors.factor
         scaled = factor * weight
@@ -283,15 +291,37 @@ def linearise(emulator: Emulator, data: Photometry, x: Tensor) -> Linear:
 def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
     """The maximum near x (n, p), by Levenberg and Marquardt's steps.
 
+    Galaxies of which the next step promises more take another round.
+    """
+    x, log_p = x.clone(), torch.full_like(x[:, 0], -torch.inf)
+    damping = torch.full_like(log_p, DAMPING)
+    moving = torch.arange(len(x), device=x.device)
+    for _ in range(ROUNDS):
+        if not len(moving):
+            break
+        climbed = _climb(emulator, data.rows(moving), x[moving], damping[moving])
+        x[moving], damping[moving], log_p[moving], decrement = climbed
+        moving = moving[(decrement > STILL) & (damping[moving] < STUCK)]
+    linear = linearise(emulator, data, x)
+    _, precision = _normal_equations(data, x, linear)
+    covariance = torch.cholesky_inverse(_root(precision))
+    free = x.shape[1] - covariance.diagonal(dim1=1, dim2=2).sum(1).to(x)
+    return Mode(x, precision, log_p, _chi2(data, linear), free)
+
+
+def _climb(
+    emulator: Emulator, data: Photometry, x: Tensor, damping: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, damping, ln posterior after a round of steps, and what a step would gain, to first order.
+
     Steps are bent along the curvature of the model (Transtrum & Sethna 2012, arXiv:1201.5885).
     """
-    damping = torch.full_like(x[:, 0], DAMPING)
     linear = linearise(emulator, data, x)
     log_p = linear.log_posterior(data, x)
     for _ in range(STEPS):
         gradient, precision = _normal_equations(data, x, linear)
-        root = torch.linalg.cholesky(precision + torch.diag_embed(damping[:, None].expand_as(x)))
-        step = torch.cholesky_solve(gradient[..., None], root)[..., 0]
+        root = _root(precision + torch.diag_embed(damping[:, None].expand_as(x)))
+        step = torch.cholesky_solve(gradient[..., None], root)[..., 0].to(x)
         step = step + _bend(emulator, data, x, linear, step, root)
         trial = (x + step.clamp(-2, 2)).clamp(-LARGEST_X, LARGEST_X)
         other = linearise(emulator, data, trial)
@@ -301,10 +331,15 @@ def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
         linear = linear.where(better, other)
         log_p = torch.where(better, log_q, log_p)
         damping = torch.where(better, damping / 4, damping * 3).clamp(1e-6, 1e6)
-    _, precision = _normal_equations(data, x, linear)
-    covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-    free = x.shape[1] - covariance.diagonal(dim1=1, dim2=2).sum(1)
-    return Mode(x, precision, log_p, _chi2(data, linear), free)
+    gradient, precision = _normal_equations(data, x, linear)
+    step = torch.cholesky_solve(gradient[..., None], _root(precision))[..., 0]
+    return x, damping, log_p, 0.5 * (gradient * step).sum(1)
+
+
+def _root(precision: Tensor) -> Tensor:
+    """Cholesky factors (n, p, p), NaN where a matrix is not positive definite."""
+    root, failed = torch.linalg.cholesky_ex(precision)
+    return torch.where((failed > 0)[:, None, None], torch.nan, root)
 
 
 def _bend(
@@ -318,8 +353,8 @@ def _bend(
     parameters = to_parameters(emulator.priors, ahead, data.fixed_zred)
     change = (to_flux(emulator.emulate(parameters)) - linear.flux) / BEND_AT
     second = 2 / BEND_AT * (change - (linear.slopes @ step[..., None])[..., 0])
-    force = linear.slopes.mT @ linear.weighted(data, second[..., None])
-    bend = -0.5 * torch.cholesky_solve(force, root)[..., 0]
+    force = linear.slopes.double().mT @ linear.weighted(data, second[..., None])
+    bend = -0.5 * torch.cholesky_solve(force, root)[..., 0].to(x)
     is_small = bend.norm(dim=1) < MAX_BEND * step.norm(dim=1)
     return torch.where(is_small[:, None], bend, 0.0)
 
@@ -327,9 +362,9 @@ def _bend(
 def _normal_equations(data: Photometry, x: Tensor, linear: Linear) -> tuple[Tensor, Tensor]:
     """Gradient (n, p) of ln posterior and its Gauss-Newton precision (n, p, p).
 
-    The covariance is taken as constant.
+    The covariance is taken as constant. float64: stiff and loose directions differ by 10^6.
     """
-    slopes = linear.slopes
+    slopes = linear.slopes.double()
     residual = torch.where(data.measured, data.flux - linear.flux, 0.0)
     weighted = linear.weighted(data, torch.cat([slopes, residual[..., None]], 2))
     gradient = (slopes.mT @ weighted[..., -1:])[..., 0] - x
@@ -340,12 +375,12 @@ def _normal_equations(data: Photometry, x: Tensor, linear: Linear) -> tuple[Tens
         ratio = torch.exp(-0.5 * t.square() - torch.special.log_ndtr(t)) / math.sqrt(2 * math.pi)
         first = torch.where(data.limited, -ratio / width, 0.0)
         second = torch.where(data.limited, ratio * (ratio + t) / width.square(), 0.0)
-        gradient = gradient + (slopes.mT @ first[..., None])[..., 0]
+        gradient = gradient + (slopes.mT @ first[..., None].double())[..., 0]
         precision = precision + slopes.mT @ (second.clamp_min(0)[..., None] * slopes)
     pull, pull_weight = _pull(data, linear.zred)
     slope = pull_weight * linear.zred_slope
     gradient[:, linear.zred_index] += pull * slope
-    precision = precision + torch.eye(x.shape[1]).to(x)
+    precision = precision + torch.eye(x.shape[1]).to(precision)
     precision[:, linear.zred_index, linear.zred_index] += slope.square()
     return gradient, precision
 
@@ -353,7 +388,7 @@ def _normal_equations(data: Photometry, x: Tensor, linear: Linear) -> tuple[Tens
 def _chi2(data: Photometry, linear: Linear) -> Tensor:
     """Squared distance of measured fluxes from the model's in units of their covariance, (n,)."""
     residual = torch.where(data.measured, data.flux - linear.flux, 0.0)[..., None]
-    return (residual * linear.weighted(data, residual)).sum((1, 2))
+    return (residual * linear.weighted(data, residual)).sum((1, 2)).to(linear.flux)
 
 
 @torch.no_grad()
@@ -365,13 +400,25 @@ def predicted_fluxes(emulator: Emulator, data: Photometry, mode: Mode) -> tuple[
     model is not linear along the directions that only the prior constrains.
     """
     linear = linearise(emulator, data, mode.x)
-    root = torch.linalg.cholesky(mode.precision)
-    scatter = torch.linalg.solve_triangular(root, linear.slopes.mT, upper=False).square().sum(1)
+    root = _root(mode.precision)
+    slopes = linear.slopes.mT.to(root)
+    scatter = torch.linalg.solve_triangular(root, slopes, upper=False).square().sum(1).to(mode.x)
     own = (linear.flux / POGSON).square() * linear.errors.total()
     return linear.flux, (scatter + own).sqrt()
 
 
 # --- draws ------------------------------------------------------------------------------------
+
+
+def laplace_of(modes: list[Mode], noise: Tensor) -> Tensor:
+    """Draws (galaxies, modes, draws, p) of each mode's normal, by standard ``noise`` (draws, p)."""
+    every = []
+    for mode in modes:
+        root = _root(mode.precision)
+        each = noise.T.to(root).expand(len(root), -1, -1)
+        step = torch.linalg.solve_triangular(root.mT, each, upper=True)
+        every.append(mode.x[:, None] + step.mT.to(mode.x))
+    return torch.stack(every, 1)
 
 
 def laplace_draws(modes: list[Mode], n_draws: int, seed: int) -> Tensor:
@@ -385,13 +432,111 @@ def laplace_draws(modes: list[Mode], n_draws: int, seed: int) -> Tensor:
     chosen = torch.searchsorted(edges, (place / n_draws).expand(n, -1).contiguous())
     chosen = chosen.clamp_max(len(modes) - 1)
     noise = torch.randn(n_draws, p, generator=generator).to(first.x)
-    draws = torch.zeros(n, n_draws, p).to(first.x)
-    for i, mode in enumerate(modes):
-        root = torch.linalg.cholesky(mode.precision)
-        step = torch.linalg.solve_triangular(root.mT, noise.T.expand(n, -1, -1), upper=True)
-        mine = mode.x[:, None] + step.mT
-        draws = torch.where((chosen == i)[..., None], mine, draws)
+    index = chosen[:, None, :, None].expand(-1, -1, -1, p)
+    draws = laplace_of(modes, noise).gather(1, index)[:, 0]
     return draws.clamp(-LARGEST_X, LARGEST_X)
+
+
+@torch.no_grad()
+def optimised_draws(
+    emulator: Emulator, data: Photometry, modes: list[Mode], n_draws: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draws of x, (galaxies, draws, p), and their effective number, (galaxies,).
+
+    Randomise, then optimise (Bardsley et al. 2014, SIAM J. Sci. Comput. 36, A1895): the residuals
+    F(x) of prior and data, projected on the plane Q of the model at its mode, are standard normal
+    numbers, for which x is solved. Such draws follow the curved valleys of these posteriors, and
+    their density is known, so that weights make them exact. Weights are truncated (Ionides 2008).
+    """
+    n, p = modes[0].x.shape
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n_draws, p, generator=generator).to(modes[0].x)
+    place = ((torch.arange(n_draws) + torch.rand(1, generator=generator)) / n_draws).to(noise)
+    share = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
+    number = torch.searchsorted(share.cumsum(1), place.expand(n, -1).contiguous())
+    number = number.clamp_max(len(modes) - 1)
+    owner = torch.arange(n, device=noise.device).repeat_interleave(n_draws)
+    index = number.flatten()
+    planes = [_plane(emulator, data, mode) for mode in modes]
+    whitening, plane = (torch.stack([each[i] for each in planes], 1)[owner, index] for i in (0, 1))
+    begin = laplace_of(modes, noise)[owner, index, torch.arange(n * n_draws) % n_draws]
+    mine, target = data.rows(owner), noise.repeat(n, 1)
+    x, log_weight = _solve(emulator, mine, begin, target, whitening, plane)
+    log_weight = log_weight - share[owner, index].log()
+    weight = (log_weight.reshape(n, n_draws) - log_weight.reshape(n, n_draws).amax(1, True)).exp()
+    weight = torch.minimum(weight, weight.mean(1, keepdim=True) * math.sqrt(n_draws))
+    weight = weight / weight.sum(1, keepdim=True)
+    chosen = torch.searchsorted(weight.cumsum(1), place.expand(n, -1).contiguous())
+    chosen = chosen.clamp_max(n_draws - 1)
+    draws = x.reshape(n, n_draws, p).gather(1, chosen[..., None].expand(-1, -1, p))
+    return draws, 1 / weight.square().sum(1)
+
+
+def _plane(emulator: Emulator, data: Photometry, mode: Mode) -> tuple[Tensor, Tensor]:
+    """Whitening matrix of the measured bands (n, b, b), and Q (n, p + b, p) at a mode."""
+    linear = linearise(emulator, data, mode.x)
+    slope = linear.flux / POGSON
+    factor = slope[..., None] * linear.errors.factor
+    variance = data.error.square() + slope.square() * linear.errors.variance
+    covariance = torch.diag_embed(variance) + factor @ factor.mT
+    both = data.measured[:, :, None] & data.measured[:, None]
+    scale = variance.sqrt()
+    correlation = covariance / scale[:, :, None] / scale[:, None]
+    correlation = torch.where(both, correlation, torch.eye(len(scale[0])).to(scale))
+    root = torch.linalg.inv(torch.linalg.cholesky(correlation)) / scale[:, None]
+    whitening = root * data.measured[:, :, None]
+    return whitening, torch.linalg.qr(_slopes(linear, whitening))[0]
+
+
+def _slopes(linear: Linear, whitening: Tensor) -> Tensor:
+    """d F / d x, (n, p + b, p)."""
+    p = linear.slopes.shape[2]
+    prior = torch.eye(p).to(linear.slopes).expand(len(linear.flux), -1, -1)
+    return torch.cat([prior, whitening @ linear.slopes], 1)
+
+
+def _solve(
+    emulator: Emulator,
+    data: Photometry,
+    x: Tensor,
+    target: Tensor,
+    whitening: Tensor,
+    plane: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """x (n, p) at which Q^T F(x) is ``target``, and ln posterior over the density of such draws.
+
+    The weight is -inf where there is no solution within the range of x.
+    """
+
+    def projected(x: Tensor) -> tuple[Linear, Tensor, Tensor]:
+        linear = linearise(emulator, data, x)
+        residual = (whitening @ (linear.flux - data.flux)[..., None])[..., 0]
+        value = (plane.mT @ torch.cat([x, residual], 1)[..., None])[..., 0]
+        return linear, value, plane.mT @ _slopes(linear, whitening)
+
+    x = x.clamp(-LARGEST_X, LARGEST_X)
+    linear, value, slopes = projected(x)
+    misfit = (value - target).square().sum(1)
+    damping = torch.full_like(misfit, SOLVE_DAMPING)
+    for _ in range(SOLVE_STEPS):
+        matrix = slopes.double()
+        normal = matrix.mT @ matrix + torch.diag_embed(damping[:, None].expand_as(x))
+        force = matrix.mT @ (target - value)[..., None].double()
+        step = torch.cholesky_solve(force, _root(normal))[..., 0].to(x)
+        trial = (x + step.clamp(-1.5, 1.5)).clamp(-LARGEST_X, LARGEST_X)
+        other, value_there, slopes_there = projected(trial)
+        misfit_there = (value_there - target).square().sum(1)
+        better = misfit_there < misfit
+        x = torch.where(better[:, None], trial, x)
+        linear = linear.where(better, other)
+        value = torch.where(better[:, None], value_there, value)
+        slopes = torch.where(better[:, None, None], slopes_there, slopes)
+        misfit = torch.where(better, misfit_there, misfit)
+        damping = torch.where(better, damping / 5, damping * 4).clamp(1e-9, 1e6)
+    log_density = torch.linalg.slogdet(slopes)[1] - 0.5 * value.square().sum(1)
+    log_weight = linear.log_posterior(data, x) - log_density
+    solved = (misfit < SOLVED) & (x.abs() < LARGEST_X).all(1)
+    return x, torch.where(solved, log_weight, -torch.inf)
 
 
 @torch.inference_mode(False)  # for HMC needs gradients
@@ -412,9 +557,7 @@ def hmc_draws(
     data = Photometry(*(values.clone() for values in data))
     start = laplace_draws(modes, chains, seed).double()
     best = torch.stack([mode.log_evidence() for mode in modes], 1).argmax(1)
-    precision = torch.stack([mode.precision for mode in modes], 1)
-    chosen = precision[torch.arange(len(best)), best].double()
-    covariance = torch.cholesky_inverse(torch.linalg.cholesky(chosen))
+    covariance = torch.cholesky_inverse(_root(pick(modes, best).precision))
     repeated = data.rows(torch.arange(len(best)).repeat_interleave(chains))
 
     def target(x: Tensor) -> Tensor:

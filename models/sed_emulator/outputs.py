@@ -15,7 +15,7 @@ FLAGS = {
     "no_photometry": "no band is observed: all values are blank",
     "outside_box": "the known redshift is outside the prior's range: all values are blank",
     "second_mode": "a redshift that is 0.15 away in ln(1 + z) is not ruled out (above 5%)",
-    "not_converged": "chains of HMC disagree (R-hat above 1.1)",
+    "not_converged": "chains of HMC disagree (R-hat above 1.1), or few draws of rto count (20)",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 AT_EDGE = ("zred", "logmass", "dust2")

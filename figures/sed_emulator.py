@@ -115,6 +115,7 @@ def seds(arrays: Mapping[str, np.ndarray]) -> Figure:
         axis.errorbar(micron, flux, error, fmt="o", ms=4, color=style.TRUTH, label="observed")
         axis.set(xscale="log", xlabel="wavelength [µm]", ylabel="flux [µJy]")
         axis.set_xticks([0.4, 0.6, 1, 2, 4], labels=["0.4", "0.6", "1", "2", "4"])
+        axis.minorticks_off()
         axis.annotate(
             f"z = {arrays['zred'][i]:.2f}", (0.97, 0.06), xycoords="axes fraction", ha="right"
         )

@@ -38,13 +38,12 @@ from orrery.physics.sps.priors import Priors, read_priors
 from orrery.physics.sps.synthesis import derived, linear_weights, parameter_names
 
 ARCHITECTURES = ("history", "direct")
-INFERENCE = ("laplace", "rto", "hmc")
+INFERENCE = ("laplace", "hmc")
 LOSS_CORNER = 0.02  # mag: larger residuals count linearly
 LOG_Z = np.linspace(-2.5, 1.0, 71)  # log10 Z / Z_sun of the table of surviving mass
-AT_ONCE = {"laplace": 512, "rto": 32, "hmc": 256}  # galaxies
+AT_ONCE = {"laplace": 512, "hmc": 256}  # galaxies
 N_DRAWS = 200  # of the posterior, from which quantiles are
 MAX_RHAT = 1.1
-MIN_EFFECTIVE = 20.0  # draws of rto, by their weights
 SECOND_MODE = 0.05  # of the evidence
 
 
@@ -70,8 +69,7 @@ class SedEmulator(Component):
         error_rank: directions in which the emulator's errors of bands go together; 0: none.
         lr: peak learning rate.
         epochs: passes over the training galaxies.
-        inference: "laplace", a normal approximation at each maximum; "rto", draws that follow the
-            curved posterior, with weights (randomise, then optimise), or "hmc".
+        inference: "laplace", a normal approximation at each maximum, or "hmc".
         chains: of HMC, per galaxy.
         warmup: transitions of HMC before those that count.
         draws: of the posterior that are written for each galaxy; 0: none.
@@ -250,9 +248,6 @@ class SedEmulator(Component):
         converged = torch.ones_like(empty)
         if self.inference == "laplace":
             x = fitting.laplace_draws(modes, N_DRAWS, self.seed)
-        elif self.inference == "rto":
-            x, effective = fitting.optimised_draws(self, data, modes, N_DRAWS, self.seed)
-            converged = effective > MIN_EFFECTIVE
         else:
             x, chains = fitting.hmc_draws(
                 self, data, modes, self.chains, self.warmup, N_DRAWS, self.seed

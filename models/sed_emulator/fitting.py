@@ -32,9 +32,6 @@ LIBRARY_ERROR = 0.1  # relative, of the fluxes of that comparison
 Z_TOLERANCE = 0.03  # of ln(1 + z): library galaxies at a known redshift
 N_MODES = 4  # of free redshifts: fits that begin apart
 MODE_DISTANCE = 0.15  # of ln(1 + z), between these
-SOLVE_STEPS = 12  # of the equation of a draw
-SOLVE_DAMPING = 1e-3
-SOLVED = 1e-2  # squared distance from the solution, in units of the posterior's width
 LARGEST_X = 4.5  # standard normal numbers are kept within
 
 
@@ -435,108 +432,6 @@ def laplace_draws(modes: list[Mode], n_draws: int, seed: int) -> Tensor:
     index = chosen[:, None, :, None].expand(-1, -1, -1, p)
     draws = laplace_of(modes, noise).gather(1, index)[:, 0]
     return draws.clamp(-LARGEST_X, LARGEST_X)
-
-
-@torch.no_grad()
-def optimised_draws(
-    emulator: Emulator, data: Photometry, modes: list[Mode], n_draws: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Draws of x, (galaxies, draws, p), and their effective number, (galaxies,).
-
-    Randomise, then optimise (Bardsley et al. 2014, SIAM J. Sci. Comput. 36, A1895): the residuals
-    F(x) of prior and data, projected on the plane Q of the model at its mode, are standard normal
-    numbers, for which x is solved. Such draws follow the curved valleys of these posteriors, and
-    their density is known, so that weights make them exact. Weights are truncated (Ionides 2008).
-    """
-    n, p = modes[0].x.shape
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(n_draws, p, generator=generator).to(modes[0].x)
-    place = ((torch.arange(n_draws) + torch.rand(1, generator=generator)) / n_draws).to(noise)
-    share = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
-    number = torch.searchsorted(share.cumsum(1), place.expand(n, -1).contiguous())
-    number = number.clamp_max(len(modes) - 1)
-    owner = torch.arange(n, device=noise.device).repeat_interleave(n_draws)
-    index = number.flatten()
-    planes = [_plane(emulator, data, mode) for mode in modes]
-    whitening, plane = (torch.stack([each[i] for each in planes], 1)[owner, index] for i in (0, 1))
-    begin = laplace_of(modes, noise)[owner, index, torch.arange(n * n_draws) % n_draws]
-    mine, target = data.rows(owner), noise.repeat(n, 1)
-    x, log_weight = _solve(emulator, mine, begin, target, whitening, plane)
-    log_weight = log_weight - share[owner, index].log()
-    weight = (log_weight.reshape(n, n_draws) - log_weight.reshape(n, n_draws).amax(1, True)).exp()
-    weight = torch.minimum(weight, weight.mean(1, keepdim=True) * math.sqrt(n_draws))
-    weight = weight / weight.sum(1, keepdim=True)
-    chosen = torch.searchsorted(weight.cumsum(1), place.expand(n, -1).contiguous())
-    chosen = chosen.clamp_max(n_draws - 1)
-    draws = x.reshape(n, n_draws, p).gather(1, chosen[..., None].expand(-1, -1, p))
-    return draws, 1 / weight.square().sum(1)
-
-
-def _plane(emulator: Emulator, data: Photometry, mode: Mode) -> tuple[Tensor, Tensor]:
-    """Whitening matrix of the measured bands (n, b, b), and Q (n, p + b, p) at a mode."""
-    linear = linearise(emulator, data, mode.x)
-    slope = linear.flux / POGSON
-    factor = slope[..., None] * linear.errors.factor
-    variance = data.error.square() + slope.square() * linear.errors.variance
-    covariance = torch.diag_embed(variance) + factor @ factor.mT
-    both = data.measured[:, :, None] & data.measured[:, None]
-    scale = variance.sqrt()
-    correlation = covariance / scale[:, :, None] / scale[:, None]
-    correlation = torch.where(both, correlation, torch.eye(len(scale[0])).to(scale))
-    root = torch.linalg.inv(torch.linalg.cholesky(correlation)) / scale[:, None]
-    whitening = root * data.measured[:, :, None]
-    return whitening, torch.linalg.qr(_slopes(linear, whitening))[0]
-
-
-def _slopes(linear: Linear, whitening: Tensor) -> Tensor:
-    """d F / d x, (n, p + b, p)."""
-    p = linear.slopes.shape[2]
-    prior = torch.eye(p).to(linear.slopes).expand(len(linear.flux), -1, -1)
-    return torch.cat([prior, whitening @ linear.slopes], 1)
-
-
-def _solve(
-    emulator: Emulator,
-    data: Photometry,
-    x: Tensor,
-    target: Tensor,
-    whitening: Tensor,
-    plane: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """x (n, p) at which Q^T F(x) is ``target``, and ln posterior over the density of such draws.
-
-    The weight is -inf where there is no solution within the range of x.
-    """
-
-    def projected(x: Tensor) -> tuple[Linear, Tensor, Tensor]:
-        linear = linearise(emulator, data, x)
-        residual = (whitening @ (linear.flux - data.flux)[..., None])[..., 0]
-        value = (plane.mT @ torch.cat([x, residual], 1)[..., None])[..., 0]
-        return linear, value, plane.mT @ _slopes(linear, whitening)
-
-    x = x.clamp(-LARGEST_X, LARGEST_X)
-    linear, value, slopes = projected(x)
-    misfit = (value - target).square().sum(1)
-    damping = torch.full_like(misfit, SOLVE_DAMPING)
-    for _ in range(SOLVE_STEPS):
-        matrix = slopes.double()
-        normal = matrix.mT @ matrix + torch.diag_embed(damping[:, None].expand_as(x))
-        force = matrix.mT @ (target - value)[..., None].double()
-        step = torch.cholesky_solve(force, _root(normal))[..., 0].to(x)
-        trial = (x + step.clamp(-1.5, 1.5)).clamp(-LARGEST_X, LARGEST_X)
-        other, value_there, slopes_there = projected(trial)
-        misfit_there = (value_there - target).square().sum(1)
-        better = misfit_there < misfit
-        x = torch.where(better[:, None], trial, x)
-        linear = linear.where(better, other)
-        value = torch.where(better[:, None], value_there, value)
-        slopes = torch.where(better[:, None, None], slopes_there, slopes)
-        misfit = torch.where(better, misfit_there, misfit)
-        damping = torch.where(better, damping / 5, damping * 4).clamp(1e-9, 1e6)
-    log_density = torch.linalg.slogdet(slopes)[1] - 0.5 * value.square().sum(1)
-    log_weight = linear.log_posterior(data, x) - log_density
-    solved = (misfit < SOLVED) & (x.abs() < LARGEST_X).all(1)
-    return x, torch.where(solved, log_weight, -torch.inf)
 
 
 @torch.inference_mode(False)  # for HMC needs gradients

@@ -15,7 +15,7 @@ FLAGS = {
     "no_photometry": "no band is observed: all values are blank",
     "outside_box": "the known redshift is outside the prior's range: all values are blank",
     "second_mode": "a redshift that is 0.15 away in ln(1 + z) is not ruled out (above 5%)",
-    "not_converged": "chains of HMC disagree (R-hat above 1.1), or few draws of rto count (20)",
+    "not_converged": "chains of HMC disagree (R-hat above 1.1)",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 AT_EDGE = ("zred", "logmass", "dust2")
@@ -31,7 +31,10 @@ PARAMETER_TEXT = {
     "zred": "redshift",
 }
 DERIVED_TEXT = {
-    "log_stellar_mass": ("dex(Msun)", "log10 of the mass in living stars and remnants, Msun"),
+    "log_stellar_mass": (
+        "dex(Msun)",
+        "log10 of the mass in living stars, Msun, as the populations count it",
+    ),
     "log_sfr": ("dex(Msun/yr)", "log10 of the star formation rate, mean of the last 100 Myr"),
     "log_ssfr": ("dex(1/yr)", "that rate over the stellar mass, log10"),
     "mass_weighted_age": ("Gyr", "age, mean over the mass formed"),

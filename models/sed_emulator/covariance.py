@@ -98,6 +98,12 @@ class ErrorNetwork(nn.Module):
         return self.log_prob(inputs, residuals.clamp(-limit, limit))
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """Cholesky factors (n, p, p), NaN where a matrix is not positive definite: no fit raises."""
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.where((failed > 0)[..., None, None], torch.nan, root)
+
+
 def woodbury(residual: Tensor, variance: Tensor, factor: Tensor) -> Tensor:
     """ln density (...) of a residual (..., b) that is normal with a low-rank covariance.
 
@@ -107,7 +113,7 @@ def woodbury(residual: Tensor, variance: Tensor, factor: Tensor) -> Tensor:
     weight = 1 / variance
     scaled = factor * weight[..., None]
     inner = torch.eye(factor.shape[-1]).to(factor) + factor.mT @ scaled
-    root = torch.linalg.cholesky(inner)
+    root = cholesky(inner)
     y = (scaled.mT @ residual[..., None]).squeeze(-1)
     solved = torch.linalg.solve_triangular(root, y[..., None], upper=False).squeeze(-1)
     square = (residual.square() * weight).sum(-1) - solved.square().sum(-1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from orrery.models.base import Batch
 from orrery.models.inference.hmc import HMC
-from orrery.models.sed_emulator.covariance import Errors, woodbury
+from orrery.models.sed_emulator.covariance import Errors, cholesky, woodbury
 from orrery.models.sed_emulator.networks import POGSON
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT
 from orrery.physics.sps.priors import Priors
@@ -104,7 +104,7 @@ class Mode(NamedTuple):
 
     def log_evidence(self) -> Tensor:
         """ln of the evidence by Laplace's approximation, up to a constant, (n,)."""
-        root = _root(self.precision)
+        root = cholesky(self.precision)
         return self.log_p - root.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
@@ -247,7 +247,7 @@ class Linear(NamedTuple):
         factor = slope[..., None] * self.errors.factor
         scaled = factor * weight
         inner = torch.eye(factor.shape[-1]).to(factor) + factor.mT @ scaled
-        solved = torch.cholesky_solve(scaled.mT @ vectors, torch.linalg.cholesky(inner))
+        solved = torch.cholesky_solve(scaled.mT @ vectors, cholesky(inner))
         return weight * vectors - scaled @ solved
 
     def log_posterior(self, data: Photometry, x: Tensor) -> Tensor:
@@ -301,7 +301,7 @@ def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
         moving = moving[(decrement > STILL) & (damping[moving] < STUCK)]
     linear = linearise(emulator, data, x)
     _, precision = _normal_equations(data, x, linear)
-    covariance = torch.cholesky_inverse(_root(precision))
+    covariance = torch.cholesky_inverse(cholesky(precision))
     free = x.shape[1] - covariance.diagonal(dim1=1, dim2=2).sum(1).to(x)
     return Mode(x, precision, log_p, _chi2(data, linear), free)
 
@@ -317,7 +317,7 @@ def _climb(
     log_p = linear.log_posterior(data, x)
     for _ in range(STEPS):
         gradient, precision = _normal_equations(data, x, linear)
-        root = _root(precision + torch.diag_embed(damping[:, None].expand_as(x)))
+        root = cholesky(precision + torch.diag_embed(damping[:, None].expand_as(x)))
         step = torch.cholesky_solve(gradient[..., None], root)[..., 0].to(x)
         step = step + _bend(emulator, data, x, linear, step, root)
         trial = (x + step.clamp(-2, 2)).clamp(-LARGEST_X, LARGEST_X)
@@ -329,14 +329,8 @@ def _climb(
         log_p = torch.where(better, log_q, log_p)
         damping = torch.where(better, damping / 4, damping * 3).clamp(1e-6, 1e6)
     gradient, precision = _normal_equations(data, x, linear)
-    step = torch.cholesky_solve(gradient[..., None], _root(precision))[..., 0]
+    step = torch.cholesky_solve(gradient[..., None], cholesky(precision))[..., 0]
     return x, damping, log_p, 0.5 * (gradient * step).sum(1)
-
-
-def _root(precision: Tensor) -> Tensor:
-    """Cholesky factors (n, p, p), NaN where a matrix is not positive definite."""
-    root, failed = torch.linalg.cholesky_ex(precision)
-    return torch.where((failed > 0)[:, None, None], torch.nan, root)
 
 
 def _bend(
@@ -397,7 +391,7 @@ def predicted_fluxes(emulator: Emulator, data: Photometry, mode: Mode) -> tuple[
     model is not linear along the directions that only the prior constrains.
     """
     linear = linearise(emulator, data, mode.x)
-    root = _root(mode.precision)
+    root = cholesky(mode.precision)
     slopes = linear.slopes.mT.to(root)
     scatter = torch.linalg.solve_triangular(root, slopes, upper=False).square().sum(1).to(mode.x)
     own = (linear.flux / POGSON).square() * linear.errors.total()
@@ -411,7 +405,7 @@ def laplace_of(modes: list[Mode], noise: Tensor) -> Tensor:
     """Draws (galaxies, modes, draws, p) of each mode's normal, by standard ``noise`` (draws, p)."""
     every = []
     for mode in modes:
-        root = _root(mode.precision)
+        root = cholesky(mode.precision)
         each = noise.T.to(root).expand(len(root), -1, -1)
         step = torch.linalg.solve_triangular(root.mT, each, upper=True)
         every.append(mode.x[:, None] + step.mT.to(mode.x))
@@ -452,7 +446,7 @@ def hmc_draws(
     data = Photometry(*(values.clone() for values in data))
     start = laplace_draws(modes, chains, seed).double()
     best = torch.stack([mode.log_evidence() for mode in modes], 1).argmax(1)
-    covariance = torch.cholesky_inverse(_root(pick(modes, best).precision))
+    covariance = torch.cholesky_inverse(cholesky(pick(modes, best).precision))
     repeated = data.rows(torch.arange(len(best)).repeat_interleave(chains))
 
     def target(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ FIGURES = {  # component: the figure of its evaluation, and what it is evaluated
     "gc_emulator": ("profiles", ["data=gc_profile", "data.path={data}/NGC0104.hdf"]),
     "dust": ("sky", []),
     "mass_net": ("diagram", []),
+    "sed_emulator": ("recovered", []),
 }
 
 

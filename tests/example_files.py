@@ -12,6 +12,7 @@ from orrery.datamodules.dust import DustData
 from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.datamodules.scatter_vae.convert import convert
 from orrery.datamodules.scatter_vae.export import as_archived
+from orrery.datamodules.sed_emulator import SedEmulatorData
 from orrery.physics.gaia_xp import xp_mock
 from orrery.physics.rotation import gyrochrones
 from orrery.physics.wide_binaries import population
@@ -37,6 +38,23 @@ def write_all(folder: Path) -> None:
     rotation_files(folder)
     dust_files(folder)
     pair_files(folder)
+    sed_files(folder)
+
+
+def sed_files(folder: Path) -> None:
+    """Photometry of mock galaxies, also as in catalogues of EAZY, and exact magnitudes."""
+    data = SedEmulatorData(n_test=40)
+    mocks = data.simulate("test")
+    photometry = {name: v for name, v in mocks.items() if name.startswith("flux_")}
+    known = {"ZSPEC": mocks["true_zred"], "EBV": np.full(40, 0.02)}
+    write(folder / "galaxies.fits", {"id": np.arange(40), **photometry, **known})
+    eazy = {
+        name.replace("flux_err_", "e_").replace("flux_", "f_"): values / 0.3631
+        for name, values in photometry.items()
+    }
+    write(folder / "eazy.fits", {"id": np.arange(40), **eazy})
+    bands = {"g": "hsc_g", "r": "hsc_r", "Ks": "vista_vircam_Ks"}
+    write(folder / "seds.fits", SedEmulatorData(bands=bands, n_train=300).simulate("fit"))
 
 
 def pair_files(folder: Path) -> None:

@@ -42,9 +42,11 @@ INFERENCE = ("laplace", "hmc")
 LOSS_CORNER = 0.02  # mag: larger residuals count linearly
 LOG_Z = np.linspace(-2.5, 1.0, 71)  # log10 Z / Z_sun of the table of surviving mass
 AT_ONCE = {"laplace": 512, "hmc": 256}  # galaxies
+PADDING = 16  # rows, of whose multiples batches of fits are
 N_DRAWS = 200  # of the posterior, from which quantiles are
 MAX_RHAT = 1.1
 SECOND_MODE = 0.05  # of the evidence
+MAX_BEYOND = 3.0  # errors of a known redshift outside the prior's range
 
 
 class SedEmulator(Component):
@@ -214,10 +216,14 @@ class SedEmulator(Component):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
-        n, size = len(batch["flux"]), AT_ONCE[self.inference]
-        data = photometry(batch)
-        parts = [self._fit(data.rows(rows)) for rows in torch.arange(n).split(size)]
-        rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        size, data = AT_ONCE[self.inference], photometry(batch)
+        # free redshifts have several modes, and rows do not depend on their neighbours
+        is_free = data.zred.isnan()
+        kinds = [mask.nonzero()[:, 0] for mask in (is_free, ~is_free)]
+        chosen = [rows for kind in kinds for rows in kind.split(size) if len(rows)]
+        parts = [self._fit_padded(data, rows) for rows in chosen]
+        order = torch.cat(chosen).argsort()
+        rows = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
         if "true_parameters" in batch:
             for name, values in self._quantities(batch["true_parameters"]).items():
                 rows[f"{name}_true"] = values
@@ -237,20 +243,32 @@ class SedEmulator(Component):
         begin = fitting.starts(self, data, self._library, n_modes)
         return [fitting.maximise(self, data, x) for x in begin]
 
+    def _fit_padded(self, data: Photometry, chosen: Tensor) -> dict[str, Tensor]:
+        """`_fit` of chosen rows, in a batch of a multiple of `PADDING` rows.
+
+        Products of matrices of few rows are rounded in another way than of many, and by how a step
+        is rounded it is taken or not.
+        """
+        more = chosen[:1].expand(-len(chosen) % PADDING)
+        found = self._fit(data.rows(torch.cat([chosen, more])))
+        return {name: values[: len(chosen)] for name, values in found.items()}
+
     def _fit(self, data: Photometry) -> dict[str, Tensor]:
         low, high = (
             float(x[self.names.index("zred")]) for x in (self.priors.low, self.priors.high)
         )
-        outside = (data.fixed_zred < low) | (data.fixed_zred > high)
+        beyond = (data.zred - data.zred.clamp(low, high)).abs()
+        outside = beyond > MAX_BEYOND * data.zred_error
         empty = ~data.observed.any(1)
-        data = data._replace(zred=data.zred.clamp(low, high))
+        data = data._replace(zred=torch.where(outside, data.zred.clamp(low, high), data.zred))
         modes = self.modes(data)
         converged = torch.ones_like(empty)
+        n_draws = max(N_DRAWS, self.draws)
         if self.inference == "laplace":
-            x = fitting.laplace_draws(modes, N_DRAWS, self.seed)
+            x = fitting.laplace_draws(modes, n_draws, self.seed)
         else:
             x, chains = fitting.hmc_draws(
-                self, data, modes, self.chains, self.warmup, N_DRAWS, self.seed
+                self, data, modes, self.chains, self.warmup, n_draws, self.seed
             )
             converged = torch.stack([rhat(each).max() for each in chains]) < MAX_RHAT
         rows = self._summary(data, modes, x)
@@ -319,8 +337,9 @@ class SedEmulator(Component):
             "flux_error": torch.where(data.observed, data.error, torch.nan),
         }
         if self.draws:
-            step = max(1, n_draws // self.draws)
-            rows["posterior"] = parameters.reshape(n, n_draws, -1)[:, ::step][:, : self.draws]
+            # draws are in the order of modes or chains: evenly among them
+            chosen = torch.arange(self.draws, device=x.device) * n_draws // self.draws
+            rows["posterior"] = parameters.reshape(n, n_draws, -1)[:, chosen]
         return rows
 
     def _second_mode(self, modes: list[Mode], evidence: Tensor, data: Photometry) -> Tensor:

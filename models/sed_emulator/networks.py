@@ -257,7 +257,8 @@ def _mass_by_ratio(log_mass: Tensor) -> Tensor:
     """
     bins = torch.arange(N_COMPONENTS, device=log_mass.device) - 1  # of the components
     is_older = (bins[:, None] > torch.arange(len(RATIOS), device=log_mass.device)).to(log_mass)
-    older = log_mass.exp() @ is_older
+    # a sum, not a product of matrices, whose rounding depends on the place of a row in its batch
+    older = log_mass.exp().flip(1).cumsum(1).flip(1)[:, N_COMPONENTS - len(RATIOS) :]
     return math.log(10) * (older[:, None] - is_older)
 
 

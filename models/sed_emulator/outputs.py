@@ -13,7 +13,8 @@ FLAGS = {
     "at_edge": "the redshift, mass or diffuse dust of the best fit is at the edge of its prior",
     "prior_dominated": "photometry determines fewer than 3 parameters; the rest is the prior",
     "no_photometry": "no band is observed: all values are blank",
-    "outside_box": "the known redshift is outside the prior's range: all values are blank",
+    "outside_box": "the known redshift is outside the prior's range (by 3 errors, if it has one): "
+    "all values are blank",
     "second_mode": "a redshift that is 0.15 away in ln(1 + z) is not ruled out (above 5%)",
     "not_converged": "chains of HMC disagree (R-hat above 1.1)",
 }

@@ -17,6 +17,7 @@ from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.datamodules.gyro import GyroData
 from orrery.datamodules.mass_net import WideBinaryData
 from orrery.datamodules.scatter_vae import ScatterVaeData
+from orrery.datamodules.sed_emulator import SedEmulatorData
 from orrery.datamodules.zephyr import ZephyrData
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,6 +37,7 @@ DECLARED = {
     "gc_emulator": GCStars,
     "dust": DustData,
     "mass_net": WideBinaryData,
+    "sed_emulator": SedEmulatorData,
 }
 NOT_HERE = "gpu|submitit|devices=8|logger=wandb|inference=hmc|experiment=gc_emulator_(anis|cal)"
 SMALL_FIT = {  # what makes a training one of seconds
@@ -45,6 +47,7 @@ SMALL_FIT = {  # what makes a training one of seconds
     "trainer.precision=32-true",
     "gyro": "model.epochs=1 model.members=1 model.n_grid=60 model.width=8",
     "mass_net": "model.epochs=1 model.members=2 model.width=8",
+    "sed_emulator": "model.epochs=1",
     "gc_emulator": "model.n_q=24 model.steps=200 model.n_stars=200 model.chains=2 model.warmup=20 "
     "model.draws=20 data.n_W0=24 data.n_g=20 data.n_val=16 data.n_test=12 data.n_mock=50 "
     "data.batch_size=96",
@@ -60,6 +63,7 @@ SMALL_EVALUATION = {  # of the first that the command names
     "gyro": "data.n_test=100",
     "zephyr": "data.n_test=100",
     "mass_net": "data.n_test=200",
+    "sed_emulator": "data.n_test=100 data.n_exact=200",
     "dust": "",
 }
 
@@ -155,6 +159,13 @@ def test_the_python_of_scatter_vae_runs(in_tmp):
     blue = np.searchsorted([500.0], 336.0)
     ours = names["again"][82 + blue]  # at 500 nm
     assert ours == pytest.approx(1e-15, rel=0.01)
+
+
+def test_the_python_of_sed_emulator_runs(in_tmp):
+    sed = python_of("sed_emulator")["sed"]
+    assert sed["magnitude"].shape == (1, 20)
+    assert 15 < sed["magnitude"].min() < sed["magnitude"].max() < 30
+    assert 0 < sed["error"].max() < 0.1
 
 
 def test_the_python_of_zephyr_runs(in_tmp):

@@ -50,7 +50,7 @@ def errors(arrays: Mapping[str, np.ndarray]) -> Figure:
     place = np.arange(len(arrays["bands"]))
     for i, level in reversed(list(enumerate(arrays["levels"]))):
         axis.bar(place, arrays["error"][i], color=style.PALETTE[i], label=f"{100 * level:g}%")
-    axis.set(yscale="log", ylabel="|emulated − exact| [mag]")
+    axis.set(yscale="log", xlabel="band", ylabel="|emulated − exact| [mag]")
     axis.set_xticks(place, labels=arrays["bands"].tolist(), rotation=60, ha="right")
     axis.legend(title="of galaxies within", ncols=3)
     axis.set_ylim(top=3 * float(arrays["error"].max()))
@@ -67,7 +67,9 @@ def correlation(arrays: Mapping[str, np.ndarray]) -> Figure:
     place = np.arange(len(arrays["bands"]))
     axis.set_xticks(place, labels=arrays["bands"].tolist(), rotation=60, ha="right", fontsize=11)
     axis.set_yticks(place, labels=arrays["bands"].tolist(), fontsize=11)
+    axis.set(xlabel="band", ylabel="band")
     axis.grid(False)
+    _say_population(axis, arrays)
     fig.colorbar(image, ax=axis, label="correlation of errors")
     return fig
 

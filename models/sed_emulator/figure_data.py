@@ -19,6 +19,7 @@ def figure_data(
 ) -> dict[str, dict[str, np.ndarray]]:
     """``errors`` and ``correlation`` of the emulator, ``recovered`` and ``seds`` of galaxies."""
     figures: dict[str, dict[str, np.ndarray]] = {}
+    population = np.array(str(model.population))
     bands = np.array(model.bands)
     wavelength = np.array(model.wavelengths)
     if "residual" in arrays:
@@ -29,9 +30,13 @@ def figure_data(
             "bands": bands,
             "levels": np.array(LEVELS),
             "error": np.quantile(np.abs(residual), LEVELS, axis=0),
-            "population": np.array(str(model.population)),
+            "population": population,
         }
-        figures["correlation"] = {"bands": bands, "correlation": residual_correlation(residual)}
+        figures["correlation"] = {
+            "bands": bands,
+            "correlation": residual_correlation(residual),
+            "population": population,
+        }
     recovered = {
         f"{name}{end}": rows[f"{name}{end}"][:MAX_POINTS]
         for name in RECOVERED
@@ -40,7 +45,7 @@ def figure_data(
         for end in ("", "_q16", "_q84", "_true")
     }
     if recovered:
-        figures["recovered"] = recovered | {"population": np.array(str(model.population))}
+        figures["recovered"] = recovered | {"population": population}
     names = ("flux_model", "flux_model_error", "flux_observed", "flux_error")
     if all(name in rows for name in names) and len(rows["flux_model"]):
         chosen = slice(0, N_EXAMPLES)
@@ -48,6 +53,6 @@ def figure_data(
             "wavelength": wavelength,
             "zred": rows["zred"][chosen],
             **{name: rows[name][chosen] for name in names},
-            "population": np.array(str(model.population)),
+            "population": population,
         }
     return figures

@@ -8,11 +8,15 @@ import pytest
 import torch
 from astropy.table import Table
 from conftest import config
+from matplotlib.image import imread
 from omegaconf import OmegaConf
 
 from orrery import pretrained
 from orrery.checkpoint import new_record, write_checkpoint
 from orrery.datamodules.sed_emulator import SedEmulatorData
+from orrery.figures import sed_emulator as figures
+from orrery.figures import style
+from orrery.models.base import PredictedRows
 from orrery.models.inference.diagnostics import rhat
 from orrery.models.sed_emulator import SedEmulator, covariance, fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors, woodbury
@@ -553,6 +557,30 @@ def test_hmc_is_close_to_laplace(model, batch, rows, monkeypatch):
     assert float((found["logmass"][0] - rows["logmass"][0]).abs() / width) < 1.0
     assert 0 < float(found["zred_q84"][0] - found["zred_q16"][0]) < 0.03
     assert float(found["zred"][0]) == pytest.approx(float(batch["zred"][0]), abs=0.04)
+
+
+def test_metrics_and_figures_are_of_the_emulator_and_of_fits(model, data, tmp_path):
+    rows = PredictedRows({
+        name: values.numpy()
+        for name, values in model.predict_step(next(data.prediction_batches())).items()
+    })  # fmt: skip
+    evaluation = model.evaluate(rows, data)
+    wanted = {"sigma68_mag", "p997_mag", "worst_band_sigma68_mag", "coverage_68"}
+    wanted |= {"mean_abs_residual_correlation", "colour_whitened_sigma", "zred_outliers"}
+    assert wanted <= evaluation.metrics.keys() and "seds_per_second" in evaluation.timings
+    assert all(np.isfinite(value) for value in evaluation.metrics.values())
+    parameters, magnitudes = data.exact_magnitudes()
+    residual = (model.emulate(parameters) - magnitudes).abs().detach()
+    sigma = float(residual.quantile(0.68, 0).median())
+    assert evaluation.metrics["sigma68_mag"] == pytest.approx(sigma, rel=0.02)
+    drawn = figures.draw(rows, evaluation.metrics, evaluation.figures)
+    assert set(drawn) == {"errors", "correlation", "recovered", "seds"}
+    for name, make in drawn.items():
+        figure = make()
+        assert figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel(), name
+        titles = " ".join(axis.get_title(loc="right") for axis in figure.axes)
+        assert "demonstrator" in titles, name
+        assert imread(style.save(figure, tmp_path / f"{name}.png")).std() > 0.05, name
 
 
 # --- from Python --------------------------------------------------------------------------------

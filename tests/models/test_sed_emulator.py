@@ -643,3 +643,19 @@ def test_a_table_is_fitted_from_python(predictor, data):
 def test_an_unknown_choice_is_refused(data, settings, match):
     with pytest.raises(ValueError, match=match):
         SedEmulator(**data.model_arguments(), **settings)
+
+
+def test_the_shipped_emulator_is_within_two_hundredths_of_bagpipes():
+    """A galaxy of 10^10 Msun formed, by Bagpipes 1.3.6 at a resolution of 1000."""
+    galaxy = {"logmass": 10.0, "zred": 0.666945, "logzsol": -0.733617, "dust2": 1.179807}
+    galaxy |= {"dust_index": -0.617950, "dust1_fraction": 0.0}
+    ratios = (-0.885291, 0.038745, -0.312263, -0.080432, -0.017164, 0.714916)
+    galaxy |= {f"logsfr_ratio_{i}": ratio for i, ratio in enumerate(ratios, 1)}
+    expected = {
+        "u": 29.255, "g": 27.585, "i": 24.370, "vista_Y": 23.292, "vista_Ks": 22.145,
+        "irac2": 22.504, "f150w": 22.475, "f444w": 22.478,
+    }  # fmt: skip
+    model = pretrained.load("sed_emulator")
+    found = dict(zip(model.bands, model.magnitudes(galaxy)["magnitude"][0], strict=True))
+    for band, magnitude in expected.items():
+        assert found[band] == pytest.approx(magnitude, abs=0.02), band

@@ -42,7 +42,6 @@ INFERENCE = ("laplace", "hmc")
 LOSS_CORNER = 0.02  # mag: larger residuals count linearly
 LOG_Z = np.linspace(-2.5, 1.0, 71)  # log10 Z / Z_sun of the table of surviving mass
 AT_ONCE = {"laplace": 512, "hmc": 256}  # galaxies
-PADDING = 16  # rows, of whose multiples batches of fits are
 N_DRAWS = 200  # of the posterior, from which quantiles are
 MAX_RHAT = 1.1
 SECOND_MODE = 0.05  # of the evidence
@@ -244,12 +243,12 @@ class SedEmulator(Component):
         return [fitting.maximise(self, data, x) for x in begin]
 
     def _fit_padded(self, data: Photometry, chosen: Tensor) -> dict[str, Tensor]:
-        """`_fit` of chosen rows, in a batch of a multiple of `PADDING` rows.
+        """`_fit` of chosen rows, in a batch of a multiple of `fitting.PADDING` rows.
 
         Products of matrices of few rows are rounded in another way than of many, and by how a step
         is rounded it is taken or not.
         """
-        more = chosen[:1].expand(-len(chosen) % PADDING)
+        more = chosen[:1].expand(-len(chosen) % fitting.PADDING)
         found = self._fit(data.rows(torch.cat([chosen, more])))
         return {name: values[: len(chosen)] for name, values in found.items()}
 

@@ -19,6 +19,7 @@ from orrery.physics.galaxies.photometry import AB_ZERO_POINT
 from orrery.physics.sps.priors import Priors
 
 STEPS = 8  # of Levenberg and Marquardt in a round
+PADDING = 16  # rows, of whose multiples batches of fits are
 ROUNDS = 4
 STILL = 0.02  # gain of ln posterior that the next step promises, of a fit that is at an end
 STUCK = 1e5  # damping of a fit that finds no step up
@@ -296,8 +297,11 @@ def maximise(emulator: Emulator, data: Photometry, x: Tensor) -> Mode:
     for _ in range(ROUNDS):
         if not len(moving):
             break
-        climbed = _climb(emulator, data.rows(moving), x[moving], damping[moving])
-        x[moving], damping[moving], log_p[moving], decrement = climbed
+        padded = torch.cat([moving, moving[:1].expand(-len(moving) % PADDING)])
+        climbed = _climb(emulator, data.rows(padded), x[padded], damping[padded])
+        x[moving], damping[moving], log_p[moving], decrement = (
+            values[: len(moving)] for values in climbed
+        )
         moving = moving[(decrement > STILL) & (damping[moving] < STUCK)]
     linear = linearise(emulator, data, x)
     _, precision = _normal_equations(data, x, linear)
@@ -363,7 +367,7 @@ def _normal_equations(data: Photometry, x: Tensor, linear: Linear) -> tuple[Tens
     if bool(data.limited.any()):  # d and d^2 of ln Phi(t), t = (limit - flux) / width
         width = (data.error.square() + linear.emulator_variance()).sqrt()
         t = (data.flux - linear.flux) / width
-        ratio = torch.exp(-0.5 * t.square() - torch.special.log_ndtr(t)) / math.sqrt(2 * math.pi)
+        ratio = math.sqrt(2 / math.pi) / torch.special.erfcx(-t / math.sqrt(2))
         first = torch.where(data.limited, -ratio / width, 0.0)
         second = torch.where(data.limited, ratio * (ratio + t) / width.square(), 0.0)
         gradient = gradient + (slopes.mT @ first[..., None].double())[..., 0]
@@ -412,6 +416,16 @@ def laplace_of(modes: list[Mode], noise: Tensor) -> Tensor:
     return torch.stack(every, 1)
 
 
+def even_noise(n_draws: int, p: int, seed: int) -> Tensor:
+    """Standard normal numbers (draws, p) that fill space evenly, each with its opposite.
+
+    Quantiles of so many independent ones would be off by 0.1 of the width.
+    """
+    sobol = torch.quasirandom.SobolEngine(p, scramble=True, seed=seed)
+    half = torch.special.ndtri(sobol.draw(n_draws // 2 + 1).clamp(1e-6, 1 - 1e-6))
+    return torch.stack([half, -half], 1).flatten(0, 1)[:n_draws]
+
+
 def laplace_draws(modes: list[Mode], n_draws: int, seed: int) -> Tensor:
     """Draws of x, (galaxies, draws, p), from the modes' normals, in proportion to evidence."""
     first = modes[0]
@@ -422,7 +436,7 @@ def laplace_draws(modes: list[Mode], n_draws: int, seed: int) -> Tensor:
     place = torch.rand(n_draws, generator=generator).to(edges) + torch.arange(n_draws).to(edges)
     chosen = torch.searchsorted(edges, (place / n_draws).expand(n, -1).contiguous())
     chosen = chosen.clamp_max(len(modes) - 1)
-    noise = torch.randn(n_draws, p, generator=generator).to(first.x)
+    noise = even_noise(n_draws, p, seed).to(first.x)
     index = chosen[:, None, :, None].expand(-1, -1, -1, p)
     draws = laplace_of(modes, noise).gather(1, index)[:, 0]
     return draws.clamp(-LARGEST_X, LARGEST_X)

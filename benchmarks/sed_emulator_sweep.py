@@ -61,7 +61,7 @@ def summarise(folder: Path) -> None:
 
 def _row(path: Path) -> dict[str, Any]:
     model = pretrained.load(path)
-    record: dict[str, Any] = model.record  # type: ignore[assignment]
+    record: dict[str, Any] = model.record
     config, metrics = record["config"], record["metrics"]
     parameters = model.priors.draw(BATCH, torch.Generator().manual_seed(0))
     square = torch.ones(1024, 1024)
@@ -104,5 +104,6 @@ def widths(rows: list[dict[str, Any]]) -> Figure:
         ticks = sorted(set(every.astype(int).tolist()))
         axis.set_xticks(ticks, labels=[str(tick) for tick in ticks])
         axis.minorticks_off()
-    axes[0, 0].legend()
+    for axis in axes[0]:
+        axis.legend()
     return fig

@@ -147,6 +147,7 @@ class SedEmulator(Component):
     @torch.no_grad()
     def calibrate(self, data: Data) -> None:
         """Fit the covariance of the emulator's errors to the validation galaxies."""
+        self._library = None  # of other weights
         batch = data.validation_batch()
         parameters = batch["parameters"].to(self.surviving)
         residual = self.emulate(parameters) - batch["magnitudes"].to(parameters)
@@ -224,11 +225,11 @@ class SedEmulator(Component):
         order = torch.cat(chosen).argsort()
         rows = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
         if "true_parameters" in batch:
-            for name, values in self._quantities(batch["true_parameters"]).items():
+            for name, values in self.quantities(batch["true_parameters"]).items():
                 rows[f"{name}_true"] = values
         return rows
 
-    def _quantities(self, parameters: Tensor) -> dict[str, Tensor]:
+    def quantities(self, parameters: Tensor) -> dict[str, Tensor]:
         """Parameters and what follows from them, (n,) each, of parameters (n, p)."""
         found = dict(zip(self.names, parameters.unbind(1), strict=True))
         metallicity = 10 ** torch.from_numpy(LOG_Z).to(parameters)
@@ -236,7 +237,7 @@ class SedEmulator(Component):
 
     def modes(self, data: Photometry) -> list[Mode]:
         """Maxima of the posterior of galaxies; more than one where a redshift is free."""
-        if self._library is None:
+        if self._library is None or self._library.x.device != data.flux.device:
             self._library = fitting.library(self, data.flux.device)
         n_modes = fitting.N_MODES if bool(data.zred.isnan().any()) else 1
         begin = fitting.starts(self, data, self._library, n_modes)
@@ -271,13 +272,8 @@ class SedEmulator(Component):
             )
             converged = torch.stack([rhat(each).max() for each in chains]) < MAX_RHAT
         rows = self._summary(data, modes, x)
-        flags = rows["flags"]
-        for name, mask in (
-            ("no_photometry", empty),
-            ("outside_box", outside),
-            ("not_converged", ~converged),
-        ):
-            flags = flags | BIT[name] * mask.short()
+        masks = {"no_photometry": empty, "outside_box": outside, "not_converged": ~converged}
+        flags = rows["flags"] | _bits(masks)
         blank = empty | outside
         for name, values in rows.items():
             if name not in ("n_bands", "flags", "flux_observed", "flux_error"):
@@ -292,41 +288,29 @@ class SedEmulator(Component):
         parameters = fitting.to_parameters(self.priors, x.flatten(0, 1), zred)
         levels = torch.tensor(list(QUANTILES.values())).to(x)
         rows: dict[str, Tensor] = {}
-        for name, values in self._quantities(parameters).items():
+        for name, values in self.quantities(parameters).items():
             quantiles = values.reshape(n, n_draws).quantile(levels, dim=1)
             rows |= {f"{name}{s}": q for s, q in zip(QUANTILES, quantiles, strict=True)}
-        best = torch.stack([mode.log_p for mode in modes], 1).argmax(1)
-        pick = torch.arange(n, device=x.device)
-        chi2 = torch.stack([mode.chi2 for mode in modes], 1)[pick, best]
-        free = torch.stack([mode.constraint for mode in modes], 1)[pick, best]
-        at = torch.stack([mode.x for mode in modes], 1)[pick, best]
-        measured = data.measured.sum(1)
-        freedom = (measured - free).clamp_min(0.5).cpu().numpy()
-        rank = torch.from_numpy(stats.chi2.cdf(chi2.cpu().numpy(), freedom)).to(x)
-        edge = torch.zeros_like(best).bool()
-        for name in AT_EDGE:
-            is_free = data.fixed_zred.isnan() if name == "zred" else torch.ones_like(edge)
-            edge |= (at[:, self.names.index(name)].abs() > EDGE_X) & is_free
-        evidence = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
-        flags = torch.zeros(n, dtype=torch.int16, device=x.device)
+        share = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
+        best = fitting.pick(modes, share.argmax(1))
+        freedom = (data.measured.sum(1) - best.constraint).clamp_min(0.5).cpu().numpy()
+        rank = torch.from_numpy(stats.chi2.cdf(best.chi2.cpu().numpy(), freedom)).to(x)
         masks = {
             "poor_fit": rank > POOR_FIT,
-            "at_edge": edge,
-            "prior_dominated": free < LEAST_CONSTRAINT,
-            "second_mode": self._second_mode(modes, evidence, data),
+            "at_edge": self._at_edge(data, best),
+            "prior_dominated": best.constraint < LEAST_CONSTRAINT,
+            "second_mode": self._second_mode(modes, share, data),
+            "not_converged": ~best.chi2.isfinite(),
         }
-        for name, mask in masks.items():
-            flags |= BIT[name] * mask.short()
         rows |= {
-            "chi2": chi2,
+            "chi2": best.chi2,
             "chi2_rank": rank,
             "n_bands": data.observed.sum(1).float(),
-            "n_constrained": free,
-            "flags": flags,
+            "n_constrained": best.constraint,
+            "flags": _bits(masks),
         }
         if self.inference == "laplace":
-            best_evidence = evidence.argmax(1)
-            flux, error = fitting.predicted_fluxes(self, data, fitting.pick(modes, best_evidence))
+            flux, error = fitting.predicted_fluxes(self, data, best)
         else:
             flux, error = self._fluxes(parameters.reshape(n, n_draws, -1))
         rows |= {
@@ -341,16 +325,22 @@ class SedEmulator(Component):
             rows["posterior"] = parameters.reshape(n, n_draws, -1)[:, chosen]
         return rows
 
-    def _second_mode(self, modes: list[Mode], evidence: Tensor, data: Photometry) -> Tensor:
-        """Whether a maximum of another redshift has a share of the evidence, (n,)."""
+    def _at_edge(self, data: Photometry, best: Mode) -> Tensor:
+        """Whether a fitted parameter of `AT_EDGE` is at the edge of its prior, (n,)."""
+        edge = best.x.abs() > EDGE_X
+        edge[:, self.names.index("zred")] &= data.fixed_zred.isnan()
+        return edge[:, [self.names.index(name) for name in AT_EDGE]].any(1)
+
+    def _second_mode(self, modes: list[Mode], share: Tensor, data: Photometry) -> Tensor:
+        """Whether maxima of another redshift have some of the evidence, (n,); share: (n, modes)."""
         i = self.names.index("zred")
         z = torch.stack(
             [fitting.to_parameters(self.priors, mode.x, data.fixed_zred)[:, i] for mode in modes],
             1,
         )
-        best = evidence.argmax(1, keepdim=True)
+        best = share.argmax(1, keepdim=True)
         far = (torch.log1p(z) - torch.log1p(z.gather(1, best))).abs() > fitting.MODE_DISTANCE
-        return (evidence * far).sum(1) > SECOND_MODE
+        return (share * far).sum(1) > SECOND_MODE
 
     def _fluxes(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Fluxes of draws (n, draws, p), uJy, and their errors; a part of the draws is enough."""
@@ -388,3 +378,11 @@ class SedEmulator(Component):
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
+
+
+def _bits(masks: Mapping[str, Tensor]) -> Tensor:
+    """Flags (n,), int16, of masks (n,) by name."""
+    flags = torch.zeros_like(next(iter(masks.values())), dtype=torch.int16)
+    for name, mask in masks.items():
+        flags |= BIT[name] * mask.short()
+    return flags

@@ -17,13 +17,12 @@ from orrery.physics.sps.synthesis import Synthesis
 if TYPE_CHECKING:
     from orrery.models.sed_emulator import SedEmulator
 
-# galaxies that are rare in the prior: name -> mask of their quantities
+# beyond which galaxies are rare in the prior
 QUIESCENT, DUSTY, METAL_POOR = -10.5, 1.5, -1.5  # log sSFR 1/yr, dust2, logzsol
 MIN_RARE = 50
 OUTLIER_Z = 0.15  # |dz| / (1 + z)
 CLIP = 5.0  # typical residuals, beyond which one counts no more in a correlation
 TIMED_SEDS, TIMED_GALAXIES = 4096, 512
-DRAWN_IN_FIT = ("chi2_rank",)
 NO_ANSWER = BIT["no_photometry"] | BIT["outside_box"]
 
 
@@ -119,7 +118,7 @@ def residual_correlation(residual: np.ndarray) -> np.ndarray:
 
 def rare_metrics(model: "SedEmulator", parameters: Tensor, residual: Tensor) -> Metrics:
     """sigma_68 in the median band of galaxies that are rare in the prior."""
-    quantities = model._quantities(parameters)
+    quantities = model.quantities(parameters)
     masks = {
         "quiescent": quantities["log_ssfr"] < QUIESCENT,
         "dusty": quantities["dust2"] > DUSTY,

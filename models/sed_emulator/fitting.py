@@ -33,6 +33,7 @@ LIBRARY_ERROR = 0.1  # relative, of the fluxes of that comparison
 Z_TOLERANCE = 0.03  # of ln(1 + z): library galaxies at a known redshift
 N_MODES = 4  # of free redshifts: fits that begin apart
 MODE_DISTANCE = 0.15  # of ln(1 + z), between these
+NO_EVIDENCE = -1e30
 LARGEST_X = 4.5  # standard normal numbers are kept within
 
 
@@ -104,9 +105,13 @@ class Mode(NamedTuple):
     constraint: Tensor
 
     def log_evidence(self) -> Tensor:
-        """ln of the evidence by Laplace's approximation, up to a constant, (n,)."""
+        """ln of the evidence by Laplace's approximation, up to a constant, (n,).
+
+        Of a fit that failed, next to nothing.
+        """
         root = cholesky(self.precision)
-        return self.log_p - root.diagonal(dim1=1, dim2=2).log().sum(1)
+        evidence = self.log_p - root.diagonal(dim1=1, dim2=2).log().sum(1)
+        return evidence.nan_to_num(NO_EVIDENCE)
 
 
 def pick(modes: list[Mode], index: Tensor) -> Mode:

@@ -1,7 +1,7 @@
 """sed_emulator: a network in place of stellar population synthesis, which fits galaxies with it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from orrery.models.base import (
 from orrery.models.inference.diagnostics import rhat
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors
-from orrery.models.sed_emulator.evaluation import HasSynthesis, evaluate
+from orrery.models.sed_emulator.evaluation import evaluate
 from orrery.models.sed_emulator.fitting import Library, Mode, Photometry, photometry
 from orrery.models.sed_emulator.networks import DirectNetwork, HistoryNetwork
 from orrery.models.sed_emulator.outputs import (
@@ -35,7 +35,7 @@ from orrery.models.sed_emulator.outputs import (
 )
 from orrery.physics.sps.population import LOG_AGES
 from orrery.physics.sps.priors import Priors, read_priors
-from orrery.physics.sps.synthesis import derived, linear_weights, parameter_names
+from orrery.physics.sps.synthesis import Synthesis, derived, linear_weights, parameter_names
 
 ARCHITECTURES = ("history", "direct")
 INFERENCE = ("laplace", "hmc")
@@ -46,6 +46,15 @@ N_DRAWS = 200  # of the posterior, from which quantiles are
 MAX_RHAT = 1.1
 SECOND_MODE = 0.05  # of the evidence
 MAX_BEYOND = 3.0  # errors of a known redshift outside the prior's range
+
+
+@runtime_checkable
+class HasSynthesis(Protocol):
+    """Data that are drawn by the exact generator."""
+
+    @property
+    def synthesis(self) -> Synthesis:
+        """The generator, which is loaded when it is asked for."""
 
 
 class SedEmulator(Component):
@@ -134,7 +143,7 @@ class SedEmulator(Component):
             batch["parameters"], batch["magnitudes"], self.priors.low, self.priors.high
         )
         self.surviving.fill_(torch.nan)
-        if isinstance(data, HasSynthesis) and self.population is not None:
+        if self.population is not None and isinstance(data, HasSynthesis):
             population = data.synthesis.population
             weight = linear_weights(10 ** torch.from_numpy(LOG_Z).float(), population.metallicity)
             self.surviving.copy_(weight @ population.surviving)

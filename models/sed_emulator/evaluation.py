@@ -12,7 +12,6 @@ from orrery.models.sed_emulator import figure_data
 from orrery.models.sed_emulator.covariance import Errors
 from orrery.models.sed_emulator.fitting import photometry
 from orrery.models.sed_emulator.outputs import BIT, DERIVED_TEXT
-from orrery.physics.sps.synthesis import Synthesis
 
 if TYPE_CHECKING:
     from orrery.models.sed_emulator import SedEmulator
@@ -27,12 +26,8 @@ NO_ANSWER = BIT["no_photometry"] | BIT["outside_box"]
 
 
 @runtime_checkable
-class HasSynthesis(Protocol):
-    """Data that are drawn by the exact generator."""
-
-    @property
-    def synthesis(self) -> Synthesis:
-        """The generator."""
+class HasExactMagnitudes(Protocol):
+    """Data that can be drawn by the exact generator."""
 
     def exact_magnitudes(self) -> tuple[Tensor, Tensor] | None:
         """Parameters (n, p) and exact magnitudes (n, bands) of galaxies drawn from the prior.
@@ -45,7 +40,7 @@ class HasSynthesis(Protocol):
 def evaluate(model: "SedEmulator", rows: PredictedRows, data: Data) -> Evaluation:
     """`Evaluation` of the emulator, on a simulation, and of fits where the truth is known."""
     evaluation = Evaluation(fit_metrics(model, rows))
-    exact = data.exact_magnitudes() if isinstance(data, HasSynthesis) else None
+    exact = data.exact_magnitudes() if isinstance(data, HasExactMagnitudes) else None
     arrays: dict[str, np.ndarray] = {}
     if exact is not None:
         parameters, magnitudes = (x.to(model.surviving) for x in exact)

@@ -323,10 +323,15 @@ def _add_card(header: fits.Header, key: str, text: str) -> None:
 
 
 def _spelling(unit: str | None) -> str | None:
-    """A unit as the FITS standard writes it, where it has one: solMass for Msun."""
+    """A unit as the FITS standard writes it, where it has one: solMass for Msun.
+
+    It has none of logarithms, such as dex(Msun), which readers warn of: then none is written.
+    """
     if not unit:
         return unit
     try:
-        return str(u.Unit(unit).to_string("fits"))
+        parsed = u.Unit(unit)
+        is_logarithm = isinstance(parsed, u.function.FunctionUnitBase)
+        return None if is_logarithm else str(parsed.to_string("fits"))
     except ValueError:
         return unit

@@ -301,9 +301,10 @@ def test_qp_reads_an_output_file_and_so_do_we():
 
 def test_units_in_fits_are_spelled_as_its_standard_spells_them(tmp_path):
     path = tmp_path / "masses.fits"
-    with Writer(path, units={"mass": "Msun", "age": "Gyr"}) as out:
-        out.write({"mass": np.array([1.0]), "age": np.array([4.6])})
+    with Writer(path, units={"mass": "Msun", "age": "Gyr", "log_sfr": "dex(Msun/yr)"}) as out:
+        out.write({name: np.array([1.0]) for name in ("mass", "age", "log_sfr")})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         table = Table.read(path)
     assert str(table["mass"].unit) == "solMass" and str(table["age"].unit) == "Gyr"
+    assert table["log_sfr"].unit is None  # the standard has no logarithms

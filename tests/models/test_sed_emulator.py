@@ -659,3 +659,27 @@ def test_the_shipped_emulator_is_within_two_hundredths_of_bagpipes():
     found = dict(zip(model.bands, model.magnitudes(galaxy)["magnitude"][0], strict=True))
     for band, magnitude in expected.items():
         assert found[band] == pytest.approx(magnitude, abs=0.02), band
+
+
+def test_a_catalogue_is_fitted_and_scored_without_the_populations(
+    model, batch, monkeypatch, tmp_path
+):
+    """Their package is for training; whoever fits galaxies need not have it."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"populations {name} were asked for")
+
+    monkeypatch.setattr("orrery.datamodules.sed_emulator.load_population", refuse)
+    arrays = {name: batch[name].numpy() for name in ("flux", "flux_error", "true_parameters")}
+    columns = {f"flux_{band}": arrays["flux"][:, i] for i, band in enumerate(BANDS)}
+    columns |= {f"flux_err_{band}": arrays["flux_error"][:, i] for i, band in enumerate(BANDS)}
+    truth = zip(model.names, arrays["true_parameters"].T, strict=True)
+    columns |= {f"true_{name}": column for name, column in truth}
+    Table(columns).write(tmp_path / "galaxies.fits")
+    catalogue = SedEmulatorData(
+        bands=BANDS, population="bc03_miles", path=str(tmp_path / "galaxies.fits"), split="all"
+    )
+    rows = model.predict_step(next(catalogue.prediction_batches()))
+    predicted = PredictedRows({name: values.numpy() for name, values in rows.items()})
+    metrics = model.evaluate(predicted, catalogue).metrics
+    assert metrics["n"] == ROWS and "sigma68_mag" not in metrics

@@ -108,7 +108,8 @@ class SedEmulatorData(CatalogueData):
     ``depth`` is added.
 
     Args:
-        bands: label -> filter, see `physics.sps.filters.load_filter`; null: the 20 of `BANDS`.
+        bands: label -> filter, see `physics.sps.filters.load_filter`, or a list of filters, whose
+            names are the labels; null: the 20 of `BANDS`.
         population: "analytic", a demonstrator, "bc03_miles", or the path of a file: see
             `physics.sps.libraries.load_population`.
         parameters: name -> prior: [uniform, low, high], [normal, low, high, mean, sigma] or
@@ -180,7 +181,7 @@ class SedEmulatorData(CatalogueData):
 
     def __init__(
         self,
-        bands: Mapping[str, str] | None = None,
+        bands: Mapping[str, str] | Sequence[str] | None = None,
         population: str = "analytic",
         parameters: Mapping[str, Any] = PARAMETERS,
         nebular: bool = False,
@@ -198,7 +199,7 @@ class SedEmulatorData(CatalogueData):
         **catalogue: Any,
     ) -> None:
         super().__init__(**catalogue)
-        self.bands = {str(k): str(v) for k, v in (bands or BANDS).items()}
+        self.bands = _by_label(bands or BANDS)
         self.population, self.nebular = population, nebular
         if unknown := [name for name in parameters if name not in PARAMETERS]:
             raise ValueError(
@@ -654,3 +655,17 @@ def _with_sentinels(role: str, column: CatalogueColumn) -> CatalogueColumn:
     if role in ("ebv",) or role.startswith("parameter_"):
         return column
     return replace(column, sentinels=(*column.sentinels, *NOT_OBSERVED))
+
+
+def _by_label(bands: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    """Label -> filter. Filters of a list are labelled by their names, files without the ending."""
+    if isinstance(bands, str):
+        raise ValueError(
+            f"data.bands={bands}; expected label: filter, such as {{g: hsc_g}}, or a list"
+        )
+    if isinstance(bands, Mapping):
+        return {str(label): str(text) for label, text in bands.items()}
+    labels = [Path(text).stem if Path(text).suffix else str(text) for text in bands]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"data.bands: two filters of the list would be called the same: {labels}")
+    return dict(zip(labels, map(str, bands), strict=True))

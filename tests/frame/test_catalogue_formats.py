@@ -307,4 +307,4 @@ def test_units_in_fits_are_spelled_as_its_standard_spells_them(tmp_path):
         warnings.simplefilter("error")
         table = Table.read(path)
     assert str(table["mass"].unit) == "solMass" and str(table["age"].unit) == "Gyr"
-    assert table["log_sfr"].unit is None  # the standard has no logarithms
+    assert table["log_sfr"].unit is None  # the standard has no dex

@@ -253,7 +253,7 @@ def mock_of(batch: Batch, fixed: Rows) -> Batch:
 
 
 def redshift_rows(batch: Batch, fixed: Rows, rows: Rows) -> list[Row]:
-    """Of fits with free redshifts, beside those with ``fixed`` ones."""
+    """Rows of fits with free redshifts, compared with those of ``fixed`` ones."""
     true = batch["zred"].numpy()
     scaled = (rows["zred"] - true) / (1 + true)
     inside = (true > rows["zred_q16"]) & (true < rows["zred_q84"])

@@ -83,7 +83,7 @@ def _slope(rows: list[dict[str, Any]], quantity: str) -> float:
 
 @style.figure
 def widths(rows: list[dict[str, Any]]) -> Figure:
-    """Error and time against width, beside the slopes of the paper."""
+    """Error and time against width, with the slopes of the paper."""
     fig, axes = style.new(2, size=(13.33, 6))
     for axis, quantity, text in (
         (axes[0, 0], "error_mag", r"$\sigma_{68}$ of magnitudes, median band"),

@@ -115,7 +115,7 @@ def _refuse_negative(columns: BandColumns, error: np.ndarray, negative: np.ndarr
 
 
 def question_of_unit(columns: BandColumns, value: np.ndarray, error: np.ndarray) -> str:
-    """What is asked about a column without a unit whose values are no usual AB magnitudes or uJy.
+    """Question about a column without a unit whose values are unusual as AB magnitudes or uJy.
 
     ``value`` and ``error`` (n,) as they are understood, magnitudes or uJy; "" for usual ones.
     """

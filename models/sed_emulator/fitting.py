@@ -38,7 +38,7 @@ LARGEST_X = 4.5  # standard normal numbers are kept within
 
 
 class Emulator(Protocol):
-    """What fitting needs of the model."""
+    """The model, as far as fits use it."""
 
     priors: Priors
 
@@ -345,7 +345,7 @@ def _climb(
 def _bend(
     emulator: Emulator, data: Photometry, x: Tensor, linear: Linear, step: Tensor, root: Tensor
 ) -> Tensor:
-    """Second-order part (n, p) of a step, 0 where it is not small beside the step.
+    """Second-order part (n, p) of a step, 0 where it is not small compared with the step.
 
     ``root``: Cholesky factor of the damped precision.
     """
@@ -457,9 +457,9 @@ def hmc_draws(
     n_draws: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Draws of x, (galaxies, draws, p), by HMC from Laplace's approximation, and split R-hat.
+    """Draws of x by HMC, (galaxies, draws, p), and by chain, (galaxies, chains, draws, p).
 
-    Chains begin in the modes in proportion to their evidence, and do not pass between them.
+    Chains begin at draws of Laplace's approximation, in the modes in proportion to their evidence, and do not pass between them.
     """
     modes = [Mode(*(values.clone() for values in mode)) for mode in modes]
     data = Photometry(*(values.clone() for values in data))

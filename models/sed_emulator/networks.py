@@ -132,7 +132,7 @@ class HistoryNetwork(_Network):
         return log_flux - self.mean[:, None] / POGSON - depth[..., self.screen]
 
     def features(self, parameters: Tensor) -> Tensor:
-        """What the perceptron is given, (n, features)."""
+        """Inputs of the perceptron, (n, features)."""
         dust2, index, fraction = (x[:, 0] for x in self._dust(parameters))
         known = (dust2 * (index + 0.4), 0.5 * dust2 * fraction)
         return torch.cat([self.scaled(parameters, self.inputs), *known], 1)
@@ -277,7 +277,7 @@ class DirectNetwork(_Network):
         return intrinsic * self.scale + self.mean + self.distance_and_mass(parameters)
 
     def features(self, parameters: Tensor) -> Tensor:
-        """What the perceptron is given, (n, features)."""
+        """Inputs of the perceptron, (n, features)."""
         return self.scaled(parameters, self.inputs)
 
     def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:

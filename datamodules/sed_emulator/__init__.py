@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from orrery.datamodules.base import CatalogueData, Rows
-from orrery.datamodules.columns import CatalogueColumn, Column, located
+from orrery.datamodules.columns import CatalogueColumn, located
 from orrery.datamodules.photometry import (
     FLUX_FIRST,
     NO_BAND,
@@ -22,6 +22,8 @@ from orrery.datamodules.photometry import (
     near_column,
 )
 from orrery.datamodules.sed_emulator import simulation
+from orrery.datamodules.sed_emulator.columns import DECLARED
+from orrery.datamodules.sed_emulator.defaults import BANDS, PARAMETERS, by_label
 from orrery.datamodules.sed_emulator.photometry import (
     Measured,
     from_fluxes,
@@ -42,47 +44,10 @@ from orrery.physics.sps.priors import HOW, Priors, read_priors
 from orrery.physics.sps.synthesis import Synthesis, parameter_names
 from orrery.tables import Catalogue
 
-# LSST, VISTA, IRAC and NIRCam
-BANDS = {
-    **{band: f"lsst_baseline_{band}" for band in "ugrizy"},
-    **{f"vista_{band}": f"vista_vircam_{band}" for band in ("Z", "Y", "J", "H", "Ks")},
-    "irac1": "spitzer_irac_ch1",
-    "irac2": "spitzer_irac_ch2",
-    **{
-        f"f{number}w": f"jwst_f{number}w"
-        for number in ("090", "115", "150", "200", "277", "356", "444")
-    },
-}
-# As in Prospector-alpha (Leja et al. 2019, ApJ 876, 3), where the generator has the parameter
-PARAMETERS: Mapping[str, Sequence[Any]] = {
-    "logmass": ["uniform", 8.0, 12.0],
-    "logzsol": ["uniform", -1.98, 0.19],
-    **{f"logsfr_ratio_{i}": ["student_t", -5.0, 5.0, 0.0, 0.3] for i in range(1, 7)},
-    "dust2": ["normal", 0.0, 4.0, 0.3, 1.0],
-    "dust_index": ["uniform", -1.0, 0.4],
-    "dust1_fraction": ["normal", 0.0, 2.0, 1.0, 0.3],
-    "gas_logz": ["uniform", -2.0, 0.5],
-    "gas_logu": ["uniform", -4.0, -1.0],
-    "zred": ["uniform", 0.5, 3.0],
-}
 DEMONSTRATOR = "analytic (a demonstrator, not real spectra of stars)"
 SED_MAGNITUDES = (-10.0, 150.0)  # AB; galaxies are faint beyond the Lyman limit
 TOLERANCE = 1e-6  # of the width of the box of parameters: rounding in single precision
 FAMILIES = ("mag", "mag_err", "mag_lim", "flux", "flux_err", "flux_ivar")
-
-MAGNITUDE_VALUES = (
-    "AB magnitude; NaN or -99 (-99.9, -99.99, -999): not observed; 99 (99.9, 99.99) or inf: not "
-    "detected"
-)
-FLUX_VALUES = (
-    "any finite number, also below 0; NaN, -99 (-99.9, -99.99, -999), or 0 with an error of 0: not "
-    "observed"
-)
-ERROR_VALUES = "above 0 where the band is observed; below 0 for limits, with data.limit_sigma"
-
-
-def _band_column(kind: str, unit: str, meaning: str, values: str) -> Column:
-    return Column(f"{kind}_{{band}}", unit, meaning, training="chosen", special=values)
 
 
 class SedEmulatorData(CatalogueData):
@@ -137,47 +102,7 @@ class SedEmulatorData(CatalogueData):
     """
 
     decided_by_training: ClassVar = frozenset(("bands", "population", "parameters", "nebular"))
-    declared: ClassVar = {
-        "parameter_{parameter}": Column(
-            "{parameter}", None, "a parameter of a synthetic galaxy, such as logmass",
-            training="chosen",
-        ),
-        "true_{parameter}": Column(
-            "true_{parameter}", None, "its true value, to compare with", truth=True,
-            training="chosen", prediction="chosen",
-        ),
-        "zred": Column(
-            "zred", None, "known redshift; blank where it is not: it is fitted", 0, 20,
-            missing=np.nan, training="unused", prediction="named",
-        ),
-        "zred_error": Column(
-            "zred_error", None, "error of the known redshift; blank: it is exact", 0, 20,
-            missing=np.nan, training="unused", prediction="named",
-        ),
-        "ebv": Column(
-            "ebv", "mag", "E(B - V), which corrects for Galactic extinction", 0, 20, "[)",
-            training="unused", prediction="named",
-        ),
-        "flux_{band}": _band_column(
-            "flux", "uJy", "flux; the role flux is the pattern of all bands", FLUX_VALUES
-        ),
-        "flux_err_{band}": _band_column("flux_err", "uJy", "its error", ERROR_VALUES),
-        "flux_ivar_{band}": _band_column(
-            "flux_ivar", "1 / uJy2", "its inverse variance, in place of the error",
-            "0 where the band is not observed, or above",
-        ),
-        "mag_{band}": _band_column(
-            "mag", "mag", "magnitude, in place of a flux; of synthetic galaxies in training",
-            MAGNITUDE_VALUES,
-        ),
-        "mag_err_{band}": _band_column(
-            "mag_err", "mag", "its error; of a non-detection the limiting magnitude", ERROR_VALUES
-        ),
-        "mag_lim_{band}": _band_column(
-            "mag_lim", "mag", "limiting magnitude of a non-detection; optional",
-            "any; used between 10 and 90",
-        ),
-    }  # fmt: skip
+    declared: ClassVar = DECLARED
 
     def __init__(
         self,
@@ -199,7 +124,7 @@ class SedEmulatorData(CatalogueData):
         **catalogue: Any,
     ) -> None:
         super().__init__(**catalogue)
-        self.bands = _by_label(bands or BANDS)
+        self.bands = by_label(bands or BANDS)
         self.population, self.nebular = population, nebular
         if unknown := [name for name in parameters if name not in PARAMETERS]:
             raise ValueError(
@@ -655,17 +580,3 @@ def _with_sentinels(role: str, column: CatalogueColumn) -> CatalogueColumn:
     if role in ("ebv",) or role.startswith("parameter_"):
         return column
     return replace(column, sentinels=(*column.sentinels, *NOT_OBSERVED))
-
-
-def _by_label(bands: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
-    """Label -> filter. Filters of a list are labelled by their names, files without the ending."""
-    if isinstance(bands, str):
-        raise ValueError(
-            f"data.bands={bands}; expected label: filter, such as {{g: hsc_g}}, or a list"
-        )
-    if isinstance(bands, Mapping):
-        return {str(label): str(text) for label, text in bands.items()}
-    labels = [Path(text).stem if Path(text).suffix else str(text) for text in bands]
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"data.bands: two filters of the list would be called the same: {labels}")
-    return dict(zip(labels, map(str, bands), strict=True))

@@ -459,7 +459,8 @@ def hmc_draws(
 ) -> tuple[Tensor, Tensor]:
     """Draws of x by HMC, (galaxies, draws, p), and by chain, (galaxies, chains, draws, p).
 
-    Chains begin at draws of Laplace's approximation, in the modes in proportion to their evidence, and do not pass between them.
+    Chains begin at draws of Laplace's approximation, in the modes in proportion to their evidence,
+    and do not pass between them.
     """
     modes = [Mode(*(values.clone() for values in mode)) for mode in modes]
     data = Photometry(*(values.clone() for values in data))

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from orrery import command_line
 from orrery.checkpoint import build
-from orrery.datamodules.sed_emulator import BANDS, PARAMETERS, SedEmulatorData
+from orrery.datamodules.sed_emulator import SedEmulatorData
+from orrery.datamodules.sed_emulator.defaults import BANDS, PARAMETERS
 from orrery.physics.galaxies.photometry import EXTINCTION_LSST
 from orrery.physics.sps.synthesis import parameter_names
 

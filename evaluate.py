@@ -18,8 +18,8 @@ def main(config: DictConfig) -> None:
     from orrery import tracking
     from orrery.checkpoint import read_checkpoint, restore
     from orrery.datamodules.base import CatalogueData
-    from orrery.datamodules.dataset import Dataset, GenerationRequest, JointData
-    from orrery.evaluation.evaluate import evaluate, generate, infer, write_sky_map_of
+    from orrery.datamodules.dataset import Dataset, GenerationRequest, GroupedData, JointData
+    from orrery.evaluation.evaluate import compare, evaluate, generate, infer, write_sky_map_of
 
     command_line.silence_lightning()
     path = pretrained.find(config.checkpoint)
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
     if is_map:
         asked |= {"output": None, "columns": None}
     try:
-        data: Dataset = runs.data_for(checkpoint["orrery"], of_data)
+        data: Dataset = runs.data_for(checkpoint["orrery"], of_data, command_line.typed("data"))
     except (FileNotFoundError, runs.ChangedSince) as error:
         if not is_map:
             raise
@@ -59,6 +59,8 @@ def main(config: DictConfig) -> None:
             generate(model, data, title, asked["output"], asked["columns"])
         case JointData():
             infer(model, data, run_dir, title, asked["seed"], asked["output"])
+        case GroupedData():
+            compare(model, data, run_dir, title, asked["seed"], asked["output"])
         case CatalogueData():
             evaluate(model, data, trainer, run_dir, title, asked["output"], asked["columns"])
 

@@ -100,6 +100,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command_line.allow_unlisted_keys("data.columns", "data.cuts", "data.units", "data.population")
+    command_line.allow_unlisted_keys(
+        "data.columns", "data.cuts", "data.units", "data.population", "data.errors"
+    )
     command_line.refuse_unknown_choices()
     main()

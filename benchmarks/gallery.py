@@ -21,6 +21,9 @@ FIGURES = {  # component: the figure of its evaluation, and what it is evaluated
     "dust": ("sky", []),
     "mass_net": ("diagram", []),
     "sed_emulator": ("recovered", []),
+    "gems": ("actions", []),
+    "abundances": ("pattern", []),
+    "feniks": ("candidates", []),
 }
 
 

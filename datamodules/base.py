@@ -118,6 +118,14 @@ class CatalogueData(Dataset):
         """
         return columns_to_read(self.declared, self.columns, catalogue, training)
 
+    def open_path(self, path: str) -> Catalogue:
+        """The file, or the files, as a catalogue with a row per object."""
+        return open_catalogue(path, self.group)
+
+    def open_table(self, table: Any) -> Catalogue:
+        """A table in memory as a catalogue with a row per object."""
+        return read_table(table)
+
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         """Physical tensors from columns named by role; raises ``ValueError`` for bad values.
 
@@ -273,7 +281,7 @@ class CatalogueData(Dataset):
         A file is opened once, and again only where it has changed.
         """
         if self.table is not None:
-            return self._as_declared(read_table(self.table))
+            return self._as_declared(self.open_table(self.table))
         if self.path is not None:
             return nullcontext(self._file())
         if which not in self._simulated:
@@ -286,7 +294,7 @@ class CatalogueData(Dataset):
             if self._opened is not None:
                 self._opened[1].close()
                 self._opened = None
-            catalogue = open_catalogue(self.path or "", self.group)
+            catalogue = self.open_path(self.path or "")
             self._opened = version, self._as_declared(catalogue)
         return self._opened[1]
 

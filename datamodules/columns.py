@@ -26,6 +26,8 @@ WHEN = {  # in training, in prediction
     ("named", "named"): "if named",
     ("named", "chosen"): "if named",
     ("chosen", "chosen"): "one of several",
+    ("chosen", "unused"): "training, one of several",
+    ("unused", "chosen"): "prediction, one of several",
     ("required", "chosen"): "training; optional in prediction",
     ("unused", "optional"): "optional, in prediction",
     ("unused", "named"): "prediction, if named",
@@ -125,7 +127,13 @@ class CatalogueColumn:
         """
         column = self.column
         if column.kind == "text":
-            return np.asarray(cells)
+            text: np.ndarray = np.asarray(cells)
+            if text.ndim != 1:
+                raise ValueError(
+                    f"column '{self.name}' holds arrays of shape {text.shape[1:]}; expected one "
+                    f"text per row"
+                )
+            return text
         if column.kind == "flag":
             return self._without_sentinels(np.asarray(cells, float), training)
         if column.kind == "vector":

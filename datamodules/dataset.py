@@ -1,10 +1,11 @@
 """What a component may be applied to: a catalogue, one joint observation, a request for objects."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
+import numpy as np
 
 from orrery.tables import sha256
 
@@ -12,13 +13,15 @@ from orrery.tables import sha256
 class Dataset(L.LightningDataModule):
     """Data that a component is applied to: a file, or a simulation when ``path`` is null.
 
-    Most are catalogues, see `datamodules.base.CatalogueData`; others implement `JointData`, or ask
-    for objects to be drawn, by `GenerationRequest`. ``origin`` says where the data come from.
+    Most are catalogues, see `datamodules.base.CatalogueData`, of which some are compared by group,
+    `GroupedData`; others implement `JointData`, or ask for objects to be drawn, by
+    `GenerationRequest`. ``origin`` says where the data come from.
 
     Whole-number settings of a data module are 1 or more, but for those in ``may_be_zero``.
     """
 
     decided_by_training: ClassVar[frozenset[str]] = frozenset()  # settings on which weights rest
+    of_one_file: ClassVar[frozenset[str]] = frozenset()  # settings that do not hold for another
     may_be_zero: ClassVar[frozenset[str]] = frozenset(("seed",))  # whole-number settings
     keep: Sequence[str] = ()  # columns that are carried into the predictions
     group_by: str | None = None
@@ -78,6 +81,14 @@ class JointData(Protocol):
 
     def observations(self) -> object:
         """A dataclass of `physics` that the component's ``infer`` knows."""
+
+
+@runtime_checkable
+class GroupedData(Protocol):
+    """A catalogue whose groups of rows are compared with each other."""
+
+    def grouped_batches(self) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
+        """Batches, each with its rows' names of groups, (batch,); "" of those without one."""
 
 
 class GenerationRequest(Dataset):

@@ -198,6 +198,7 @@ class WideBinaryData(CatalogueData):
             return all(role in self.columns or column(role).name in names for role in roles)
 
         is_pair = training or there("bp_rp1", "bp_rp2")
+        is_pair |= not there("bp_rp") and (there("bp_rp1") or there("bp_rp2"))  # one is missing
         is_pair |= any(role[-1] in STARS for role in self.columns)
         suffixes = STARS if is_pair else ("",)
         roles = [f"bp_rp{s}" for s in suffixes]

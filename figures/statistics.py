@@ -9,9 +9,9 @@ import numpy as np
 
 
 def binomial_band(
-    n: int, p: float | np.ndarray, level: float = 0.95
+    n: int | np.ndarray, p: float | np.ndarray, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Central interval of counts holding at least `level` of Binomial(n, p); each as p."""
+    """Central interval of counts holding at least `level` of Binomial(n, p); each as n and p."""
     from scipy.stats import binom
 
     low, high = binom.interval(level, n, p)

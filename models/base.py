@@ -32,6 +32,8 @@ class Output(NamedTuple):
     - ``axes``: names of its further dimensions, such as ("draw", "parameter"); a `Constant` of that
       name holds what stands along one.
     - ``bits``: of a column of flags, the name and meaning of each bit, the lowest first.
+    - ``labels``: of whole numbers, what each stands for, from 0 on; it is written in its place, and
+      nothing for -1.
     - ``unusual``: of a rank, a number that is uniform from 0 to 1 for objects like those trained
       on, the end at which objects are unlike them. `orrery.evaluation.flagged` tests it.
     """
@@ -41,6 +43,7 @@ class Output(NamedTuple):
     location: str = ""
     axes: tuple[str, ...] = ()
     bits: Mapping[str, str] = {}
+    labels: tuple[str, ...] = ()
     unusual: Literal["", "high", "low"] = ""
 
     @property
@@ -85,7 +88,7 @@ class Evaluation:
     baselines: dict[str, Metrics] = field(default_factory=dict)  # "true model": the same metrics
     warnings: list[str] = field(default_factory=list)  # sentences for the user
     figures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # arrays by figure
-    timings: dict[str, tuple[Callable[[], object], int]] = field(default_factory=dict)
+    timings: dict[str, tuple[Callable[[], object], float]] = field(default_factory=dict)
     smaller_is_better: frozenset[str] = frozenset()  # names of metrics
 
 
@@ -189,8 +192,8 @@ class Component(L.LightningModule):
     the data module's ``model_arguments()``. What ``prepare`` and ``calibrate`` compute are buffers,
     so that a checkpoint takes and gives physical units.
 
-    More than rows: see `InfersJointly`, `MakesSkyMap` and `Generates`. A component that lacks one
-    of them refuses the command that needs it.
+    More than rows: see `InfersJointly`, `MakesSkyMap`, `ComparesGroups` and `Generates`. A
+    component that lacks one of them refuses the command that needs it.
     """
 
     migrations: ClassVar[Sequence[Migration]] = ()
@@ -364,6 +367,24 @@ class InfersJointly(Protocol):
 
     def infer(self, data: Any, folder: Path | None, seed: int) -> Posterior:
         """``folder``: where an interrupted run saves its state and resumes; None: nowhere."""
+
+
+class Comparison(NamedTuple):
+    """Groups of rows compared with each other: a table, numbers, sentences and figure data."""
+
+    rows: Mapping[str, np.ndarray]  # (pairs,) each: columns of the table
+    outputs: Mapping[str, Output]  # unit and meaning of each
+    metrics: Mapping[str, float] = {}
+    warnings: Sequence[str] = ()
+    figures: Mapping[str, Mapping[str, np.ndarray]] = {}
+
+
+@runtime_checkable
+class ComparesGroups(Protocol):
+    """Compares the groups of rows of ``data``, written by ``output=comparison.ecsv``."""
+
+    def compare(self, data: Any, seed: int) -> Comparison:
+        """``data``: a `datamodules.dataset.GroupedData`, whose batches carry their groups."""
 
 
 @runtime_checkable

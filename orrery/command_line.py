@@ -177,6 +177,16 @@ def _with_quotes(word: str) -> str:
     return f'{setting}="{condition}"' if "'" in condition else f"{setting}='{condition}'"
 
 
+def typed(section: str) -> set[str]:
+    """The settings of a config section that the command line itself states."""
+    words = [word.lstrip("+~") for word in HydraConfig.get().overrides.task]
+    return {
+        w[len(section) + 1 :].split("=")[0].split(".")[0]
+        for w in words
+        if w.startswith(f"{section}.")
+    }
+
+
 def choices(group: str) -> list[str]:
     """The options of a config group; names that begin with an underscore are inherited only."""
     return sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml"))

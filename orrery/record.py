@@ -147,6 +147,16 @@ def settings_of(made: type) -> set[str]:
     } - {"self", "args", "kwargs"}
 
 
+def defaults_of(made: type) -> dict[str, Any]:
+    """The default of each of them that has one, of the class nearest to it."""
+    return {
+        name: parameter.default
+        for base in reversed(made.__mro__)
+        for name, parameter in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
+        if parameter.default is not parameter.empty
+    }
+
+
 def annotations(made: type) -> dict[str, Any]:
     """The declared types of the constructor's arguments, with those of its base classes."""
     declared: dict[str, Any] = {}

@@ -4,7 +4,7 @@ Light to import: `train.py --help` must not wait for torch.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,19 +118,26 @@ def refuse_leak(record: Mapping[str, Any], begun: Mapping[str, Any], checkpoint:
             )
 
 
-def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
+def data_for(
+    record: Mapping[str, Any], asked: Mapping[str, Any], typed: Collection[str] = ()
+) -> Any:
     """The data module to evaluate on: the checkpoint's own, with what the command line asked.
 
-    A named ``data=`` section replaces the checkpoint's; ``data.path`` alone means all rows of
-    that file; nothing at all means the test split of the data it was trained on.
+    A named ``data=`` section replaces the checkpoint's, but for defaults of settings that training
+    has decided, unless they are ``typed``; ``data.path`` alone means all rows of that file; nothing
+    at all means the test split of the data it was trained on.
     """
     from orrery.checkpoint import build, class_of
-    from orrery.record import settings_of
+    from orrery.record import defaults_of, settings_of
     from orrery.tables import files_of
 
     stored = dict(record["config"]["data"])
     made = class_of(asked if "_target_" in asked else stored)
     known = settings_of(made)
+    if "_target_" in asked:
+        defaults = defaults_of(made)
+        free = {k for k in made.decided_by_training if asked.get(k) == defaults.get(k)}
+        asked = {key: value for key, value in asked.items() if key not in free - set(typed)}
     for key in made.decided_by_training & asked.keys() & stored.keys():
         if asked[key] is not None and asked[key] != stored[key]:
             raise ValueError(
@@ -143,7 +150,7 @@ def data_for(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
     if asked.get("split", "") is None:
         asked = {key: value for key, value in asked.items() if key != "split"}
     if asked.get("path"):
-        for key in OF_ONE_FILE:
+        for key in (*OF_ONE_FILE, *made.of_one_file):
             stored.pop(key, None)
         if "split" in known:
             stored["split"] = "all"

@@ -7,12 +7,18 @@ import h5py
 import numpy as np
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from astropy.table import MaskedColumn, Table
 
+from orrery.datamodules.abundances import AbundanceData
 from orrery.datamodules.dust import DustData
+from orrery.datamodules.feniks.defaults import BANDS as DISTANT_BANDS
+from orrery.datamodules.feniks.spectra import FeniksSpectra
 from orrery.datamodules.gc_emulator.stars import GCStars
+from orrery.datamodules.gems import GemsData
 from orrery.datamodules.scatter_vae.convert import convert
 from orrery.datamodules.scatter_vae.export import as_archived
 from orrery.datamodules.sed_emulator import SedEmulatorData
+from orrery.physics.ejections.clusters import cluster_table
 from orrery.physics.gaia_xp import xp_mock
 from orrery.physics.rotation import gyrochrones
 from orrery.physics.wide_binaries import population
@@ -22,6 +28,24 @@ from orrery.tables import Writer
 CLUSTERS = "Pleiades NGC3532 M37 NGC2281 Praesepe NGC6811 NGC6819 Ruprecht147 M67 APer NGC2516 M34"
 TRUTH = {"W0": 5.0, "g": 1.8, "log10_mass": 5.0, "log10_rh": 0.5}
 PLACE = {"ra": 57.3, "dec": 28.6, "distance": 1.0, "pm_ra": 5.0, "pm_dec": -3.0, "rv": 20.0}
+
+EAZY_NUMBERS = {  # of filters, by the bands of feniks
+    "B": 78, "V": 79, "rp": 81, "ip": 82, "zp": 83, "f125w": 203, "f160w": 205, "vista_J": 257,
+    "vista_H": 258, "vista_Ks": 259,
+}  # fmt: skip
+ABUNDANCES = {"Fe": "Fe I", "Mg": "Mg I", "Ca": "Ca I", "Ni": "Ni I", "Ba": "Ba II", "Eu": "Eu II"}
+CLUSTER_TABLE = """\
+Star  Source  Age         [Fe/H]       [Mg/Fe]      [Ca/Fe]      Comments
+----  ------  ----------  -----------  -----------  -----------  --------
+AB05:
+M08   RGB     -     -     -0.66  1.00  +0.22  -     +0.02  0.11  -
+M11   RGB     -     -     -      -     +0.24  0.05  -0.04  0.10  -
+CD06:
+M08   RGB     -     -     -0.70  1.00  +0.30  0.05  -      -     -
+              =====       =====        =====        =====
+WMean:        12.95       -0.74        0.42         0.23
+WSigma:       0.19        0.08         0.01         0.00
+"""
 
 
 def write(path: Path, columns: dict) -> None:
@@ -39,6 +63,72 @@ def write_all(folder: Path) -> None:
     dust_files(folder)
     pair_files(folder)
     sed_files(folder)
+    ejection_files(folder)
+    abundance_files(folder)
+    feniks_files(folder)
+
+
+def ejection_files(folder: Path) -> None:
+    """Stars in phase space, in Gaia's columns and in another's, and a table of clusters."""
+    data = GemsData(clusters=["M13"], n_test_per_cluster=10, field_ratio=20, duration=0.05)
+    stars = data.simulate("test")
+    del stars["host"]
+    stars["source_id"] = np.arange(len(stars["ra"]))
+    distance = {name: stars.pop(name) for name in ("distance", "distance_error")}
+    parallax = {"parallax": 1 / distance["distance"] - 0.04}
+    parallax["parallax_error"] = 0.1 / distance["distance"]
+    write(folder / "gaia_6d.fits", stars | parallax)
+    mine = {"r_med": 1e3 * distance["distance"], "r_error": 1e3 * distance["distance_error"]}
+    mine["RV"] = stars.pop("radial_velocity")
+    write(folder / "halo_stars.fits", stars | mine)
+    table = cluster_table()
+    chosen = [str(name) in ("NGC 6205", "NGC 6341") for name in table["name"]]
+    table[chosen].write(folder / "my.ecsv", format="ascii.ecsv")
+
+
+def write_machine_readable(path: Path, table: Table) -> None:
+    """As the AAS does, with two decimals, and blanks for NaN."""
+    table = table.copy()
+    for name in table.colnames:
+        if table[name].dtype.kind == "f":
+            blank = np.isnan(table[name])
+            table[name] = MaskedColumn(table[name].round(2), mask=blank, format=".2f")
+    table.write(path, format="ascii.mrt")
+
+
+def abundance_files(folder: Path) -> None:
+    """Stars with abundances: wide and long tables, of streams, and of a cluster by two authors."""
+    data = AbundanceData(elements=list(ABUNDANCES), n_test=150, missing=0.2)
+    stars = data.simulate("test")
+    iron, system = stars["fe_h"], np.char.replace(stars["structure"], "dwarf ", "Leo ")
+    kirby = {"System": system, "Name": stars["name"], "FeH": iron, "e_FeH": stars["fe_h_error"]}
+    mine = {"star": stars["name"], "fe_h": iron, "fe_h_error": stars["fe_h_error"]}
+    for x in ("mg", "ca", "ni"):
+        ratio, error = stars[f"{x}_h"] - iron, stars[f"{x}_h_error"]
+        kirby |= {f"{x.title()}Fe": ratio, f"e_{x.title()}Fe": error}
+        names = ("magnesium", "sigma_magnesium") if x == "mg" else (f"{x}_fe", f"{x}_fe_error")
+        mine |= dict(zip(names, (ratio, error), strict=True))
+    write_machine_readable(folder / "kirby18.txt", Table(kirby))
+    few = {name: values[:20] for name, values in mine.items()}
+    few["c_fe"] = np.where(np.arange(20) % 2, 0.5, np.nan)  # upper limits
+    few |= {"c_fe_error": np.full(20, np.nan), "c_limit": np.isfinite(few["c_fe"]).astype(int)}
+    write(folder / "my_stars.csv", few)
+    write(folder / "stream.ecsv", {name: values[:12] for name, values in stars.items()})
+    rows = []
+    for i in range(24):
+        star = f"{('Indus', 'Jhelum', 'Elqui')[i // 8]}_{i % 8}"
+        for element, species in ABUNDANCES.items():
+            x = element.lower()
+            value, error = stars[f"{x}_h"][i], stars[f"{x}_h_error"][i]
+            if np.isfinite(value):
+                flag = "<" if stars[f"{x}_limit"][i] else "-"
+                rows.append((star, species, flag, value, error, value - iron[i], error))
+    names = ("Star", "Species", "ul", "[X/H]", "e_[X/H]", "[X/Fe]", "e_[X/Fe]")
+    long = Table(rows=rows, names=names)
+    long["ul"].description = "Formal 5{sigma} upper limit flag"
+    for name in ("t6.txt", "ajabacb6t6_mrt.txt"):
+        write_machine_readable(folder / name, long)
+    (folder / "NGC0104.tbl").write_text(CLUSTER_TABLE)
 
 
 def sed_files(folder: Path) -> None:
@@ -55,6 +145,36 @@ def sed_files(folder: Path) -> None:
     write(folder / "eazy.fits", {"id": np.arange(40), **eazy})
     bands = {"g": "hsc_g", "r": "hsc_r", "Ks": "vista_vircam_Ks"}
     write(folder / "seds.fits", SedEmulatorData(bands=bands, n_train=300).simulate("fit"))
+
+
+def feniks_files(folder: Path) -> None:
+    """Distant galaxies, also as for EAZY, and the spectrum of one, also as for FAST++."""
+    bands = {band: DISTANT_BANDS[band] for band in (*"ugrizyJHK", *EAZY_NUMBERS)}
+    data = FeniksSpectra(
+        bands=bands, n_test=4, depth=26.0, mock_z_range=[3.2, 3.9], mock_interlopers=0.0,
+        mock_pixels=[19500, 23800, 20], signal_to_noise=10.0,
+    )  # fmt: skip
+    mocks = data.simulate("test")
+    ids = np.arange(11, 15)
+    photometry = {name: v for name, v in mocks.items() if name.startswith("flux_")}
+    known = {"ZSPEC": mocks["true_zred"], "EBV": np.full(4, 0.02)}
+    files = {"file": np.array(["spec/K_11.fits", "", "", ""])}
+    write(folder / "distant.fits", {"id": ids, **photometry, **known, **files})
+    for_eazy: dict = {"id": ids}
+    for band, number in EAZY_NUMBERS.items():
+        for_eazy[f"F{number}"] = photometry[f"flux_{band}"] / 0.3631
+        for_eazy[f"E{number}"] = photometry[f"flux_err_{band}"] / 0.3631
+    Table(for_eazy).write(folder / "field.cat", format="ascii.commented_header")
+    wavelength = mocks["spectrum_wavelength"]
+    flux, error = (mocks[f"spectrum_{name}"] for name in ("flux", "error"))
+    (folder / "spec").mkdir()
+    table = Table({"wave_vac": wavelength[0] * 1e-4, "flux": flux[0], "err": error[0]})
+    table["wave_vac"].unit, table["flux"].unit, table["err"].unit = "um", "uJy", "uJy"
+    table.write(folder / f"spec/K_{ids[0]}.fits")
+    per_angstrom = 2.99792458e-11 / wavelength[0] ** 2 / 1e-19  # 1 uJy, in 1e-19 erg/s/cm2/AA
+    fast = {"wl_low": wavelength[0] - 10, "wl_up": wavelength[0] + 10}
+    fast |= {"F11": flux[0] * per_angstrom, "E11": error[0] * per_angstrom}
+    Table(fast).write(folder / "field.spec", format="ascii.commented_header")
 
 
 def pair_files(folder: Path) -> None:

@@ -267,7 +267,8 @@ class ScatterVaeData(CatalogueData):
                 missing,
                 column,
                 x[:, 0],
-                f"is the first value of a star without {band.upper()}",
+                f"is the first value of a star without {band.upper()}: it, or '{error_column}', is "
+                f"blank throughout",
                 f"{band.upper()} of every star (only BP may be missing)",
                 hint,
             )

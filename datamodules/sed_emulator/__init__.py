@@ -34,6 +34,7 @@ from orrery.datamodules.sed_emulator.photometry import (
 )
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT, deredden_flux
 from orrery.physics.sps.filters import (
+    EAZY,
     Filter,
     galactic_extinction,
     load_filter,
@@ -66,8 +67,9 @@ class SedEmulatorData(CatalogueData):
 
     Columns are located by the patterns ``flux`` and ``flux_err`` (or ``flux_ivar``), or ``mag`` and
     ``mag_err``, in ``columns``, in which ``{band}`` stands for a band; ``columns.flux_u=FLUX_U``
-    names a single one, and ``none`` says that a band was not observed. See
-    `datamodules.sed_emulator.photometry` for limits and missing values.
+    names a single one, and ``none`` says that a band was not observed. Columns F<number> and
+    E<number>, as catalogues for EAZY have them, are those of the band whose filter is
+    ``eazy:<number>``. See `datamodules.sed_emulator.photometry` for limits and missing values.
 
     A table of synthetic galaxies may be predicted, too: to magnitudes without errors the noise of
     ``depth`` is added.
@@ -103,6 +105,9 @@ class SedEmulatorData(CatalogueData):
 
     decided_by_training: ClassVar = frozenset(("bands", "population", "parameters", "nebular"))
     declared: ClassVar = DECLARED
+    default_bands: ClassVar[Mapping[str, str]] = BANDS
+    default_parameters: ClassVar[Mapping[str, Sequence[Any]]] = PARAMETERS
+    more_truths: ClassVar[Sequence[str]] = ()  # beyond the parameters, in columns true_{...}
 
     def __init__(
         self,
@@ -124,14 +129,14 @@ class SedEmulatorData(CatalogueData):
         **catalogue: Any,
     ) -> None:
         super().__init__(**catalogue)
-        self.bands = by_label(bands or BANDS)
+        self.bands = by_label(bands or self.default_bands)
         self.population, self.nebular = population, nebular
         if unknown := [name for name in parameters if name not in PARAMETERS]:
             raise ValueError(
                 f"data.parameters has no {', '.join(unknown)}; it has {', '.join(PARAMETERS)}"
             )
         given = {name: prior for name, prior in parameters.items() if prior is not None}
-        every = {**PARAMETERS, **given}
+        every = {**self.default_parameters, **given}
         names = parameter_names(nebular)
         self.parameters = {name: list(every[name]) for name in names}
         self.priors: Priors = read_priors(self.parameters, names)
@@ -189,7 +194,7 @@ class SedEmulatorData(CatalogueData):
                     self._refuse_unknown_band(f"{setting}.{role}", match[1])
         for role in self.columns:
             match = re.fullmatch(r"(?:true|parameter)_(.+)", role)
-            if match and match[1] not in self.priors.names:
+            if match and match[1] not in (*self.priors.names, *self.more_truths):
                 raise ValueError(
                     f"data.columns.{role}: there is no parameter '{match[1]}'; the parameters are "
                     f"{', '.join(self.priors.names)}"
@@ -250,7 +255,8 @@ class SedEmulatorData(CatalogueData):
         if training:
             return self._roles_of_seds(catalogue)
         names = catalogue.names
-        self.band_columns = band_columns(names, self.columns, list(self.bands), FLUX_FIRST)
+        named = self._columns_of_eazy(names) | self.columns
+        self.band_columns = band_columns(names, named, list(self.bands), FLUX_FIRST)
         if not self.band_columns:
             raise ValueError(self._no_photometry_message(names))
         if self._holds_seds(names):
@@ -270,7 +276,7 @@ class SedEmulatorData(CatalogueData):
         for role in ("zred", "zred_error", "ebv"):
             if role in self.columns:
                 roles[role] = located(self.declared, self.columns, catalogue, role)
-        for name in self.priors.names:
+        for name in (*self.priors.names, *self.more_truths):
             column = self._of_parameter("true", name)
             if column in names:
                 family = self.declared["true_{parameter}"]
@@ -278,6 +284,27 @@ class SedEmulatorData(CatalogueData):
             elif f"true_{name}" in self.columns:
                 self.warn_once(f"{self.label} has no column '{column}': {name} is not compared")
         return roles
+
+    def _columns_of_eazy(self, names: Sequence[str]) -> dict[str, str]:
+        """Role -> column of fluxes F<number> with errors E<number>, by the numbers of filters.
+
+        Of bands whose filter is ``eazy:<number>`` and which have no column of their own.
+        """
+        columns: dict[str, str] = {}
+        for band, text in self.bands.items():
+            number = text.removeprefix(EAZY)
+            flux, error = f"F{number}", f"E{number}"
+            own = {column_of_band(names, self.columns, kind, band) for kind in ("flux", "mag")}
+            is_there = flux in names and error in names and own.isdisjoint(names)
+            if number != text and is_there and NO_BAND not in own:
+                columns |= {f"flux_{band}": flux, f"flux_err_{band}": error}
+        if columns:
+            first = next(iter(columns)).removeprefix("flux_")
+            self.print_once(
+                f"{self.label}: columns F<number> and E<number> are taken as fluxes in EAZY's "
+                f"filters of these numbers, such as {columns[f'flux_{first}']} as {first}"
+            )
+        return columns
 
     def _of_parameter(self, role: str, name: str) -> str:
         """The column of a parameter, by its own name or by the pattern of the family."""
@@ -300,7 +327,7 @@ class SedEmulatorData(CatalogueData):
             )
         magnitude = replace(
             self.declared["mag_{band}"], special="", low=SED_MAGNITUDES[0], high=SED_MAGNITUDES[1],
-            meaning="AB magnitude", typical=(10.0, 60.0),
+            meaning="AB magnitude", typical=(10.0, 100.0),
             typical_hint="are they fluxes, or absolute magnitudes?",
         )  # fmt: skip
         for band in self.bands:
@@ -554,13 +581,23 @@ class SedEmulatorData(CatalogueData):
         }
 
     def model_arguments(self) -> dict[str, Any]:
-        """``population`` is None where a table was learned from."""
-        return {
+        """With what the populations have, unless a table was learned from."""
+        arguments = {
             "bands": self.bands,
             "wavelengths": [pivot_wavelength(band) for band in self.filters],
             "parameters": self.parameters,
             "nebular": self.nebular,
-            "population": self.population if self.is_simulation else None,
+            "population": None,
+        }
+        if not self.is_simulation:
+            return arguments
+        has = self.synthesis.population
+        lines = zip(has.line_names, has.line_wavelength.tolist(), strict=True)
+        return arguments | {
+            "population": self.population,
+            "metallicities": has.metallicity.tolist(),
+            "ionisations": has.log_u.tolist() if self.nebular else [],
+            "lines": dict(lines) if self.nebular else {},
         }
 
     def provenance(self) -> dict[str, Any]:

@@ -15,12 +15,17 @@ DEPTH_SIGMA = 5.0  # of a depth
 STREAMS = ("fit", "test", "exact")  # of random numbers, apart for each seed
 
 
+def draw_parameters(priors: Priors, n: int, seed: int, stream: str, how: str) -> Tensor:
+    """Parameters (n, p) of ``n`` galaxies; ``how``: see `Priors`."""
+    number = len(STREAMS) * seed + STREAMS.index(stream)
+    return priors.draw(n, torch.Generator().manual_seed(number), how)
+
+
 def draw(
     synthesis: Synthesis, priors: Priors, n: int, seed: int, stream: str, how: str
 ) -> tuple[Tensor, Tensor]:
     """Parameters (n, p) and AB magnitudes (n, bands) of ``n`` galaxies; ``how``: see `Priors`."""
-    number = len(STREAMS) * seed + STREAMS.index(stream)
-    parameters = priors.draw(n, torch.Generator().manual_seed(number), how)
+    parameters = draw_parameters(priors, n, seed, stream, how)
     with torch.no_grad():
         return parameters, synthesis.magnitudes(parameters)
 

@@ -306,7 +306,7 @@ class GCEmulator(Component):
     def _sample(self, posterior: ClusterPosterior, folder: Path | None, seed: int) -> Draws:
         return sample(posterior, self.chains, self.warmup, self.draws, seed, folder)
 
-    def timing_cases(self) -> dict[str, tuple[Callable[[], object], int]]:
+    def timing_cases(self) -> dict[str, tuple[Callable[[], object], float]]:
         """Value and gradient of star likelihoods and of profiles, and the solver."""
         parameters = torch.tensor([[7.0, 1.3, TEST_MASS, TEST_RH]], dtype=torch.float64)
         W0 = torch.linspace(2, 12, 512, dtype=torch.float64)
@@ -336,7 +336,7 @@ class GCEmulator(Component):
                 value = torch.stack(projected).log().sum()
                 return torch.autograd.grad(value, p)
 
-        cases: dict[str, tuple[Callable[[], object], int]] = {
+        cases: dict[str, tuple[Callable[[], object], float]] = {
             f"gradient_ms_{n}": (gradient(n), 1) for n in (1000, 10_000, 100_000)
         }
         cases["gradient_ms_profiles"] = (profiles, 1)  # of 8 clusters at 250 radii

@@ -21,26 +21,31 @@ from orrery.models.base import (
 from orrery.models.inference.diagnostics import rhat
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors
-from orrery.models.sed_emulator.evaluation import evaluate
+from orrery.models.sed_emulator.evaluation import evaluate, relative_errors
 from orrery.models.sed_emulator.fitting import Library, Mode, Photometry, photometry
 from orrery.models.sed_emulator.networks import DirectNetwork, HistoryNetwork
 from orrery.models.sed_emulator.outputs import (
     AT_EDGE,
     BIT,
+    DERIVED_TEXT,
     EDGE_X,
     LEAST_CONSTRAINT,
     POOR_FIT,
     QUANTILES,
     outputs,
 )
-from orrery.physics.sps.population import LOG_AGES
+from orrery.models.sed_emulator.spectra import SpectrumNetwork
+from orrery.physics.sps.filters import load_filter
+from orrery.physics.sps.population import LOG_AGES, LOG_Z
 from orrery.physics.sps.priors import Priors, read_priors
 from orrery.physics.sps.synthesis import Synthesis, derived, linear_weights, parameter_names
 
-ARCHITECTURES = ("history", "direct")
+ARCHITECTURES = ("history", "direct", "spectra")
 INFERENCE = ("laplace", "hmc")
 LOSS_CORNER = 0.02  # mag: larger residuals count linearly
-LOG_Z = np.linspace(-2.5, 1.0, 71)  # log10 Z / Z_sun of the table of surviving mass
+VALIDATED_SPECTRA = 1000  # galaxies by which errors of spectra are measured
+AT_ONCE_SPECTRA = 128  # galaxies
+SHORTEST = 300.0  # Angstrom: spectra begin there
 AT_ONCE = {"laplace": 512, "hmc": 256}  # galaxies
 N_DRAWS = 200  # of the posterior, from which quantiles are
 MAX_RHAT = 1.1
@@ -72,8 +77,13 @@ class SedEmulator(Component):
         parameters: name -> prior, see `physics.sps.priors.read_priors`.
         nebular: whether gas emits.
         population: name of the stellar populations; None: those of a user's table of galaxies.
+        lines: name -> wavelength in vacuum, Angstrom, of the lines that gas emits.
+        metallicities: Z / Z_sun at which there are populations, see `SpectrumNetwork`.
+        ionisations: log10 of ionisation parameters at which there are tables of the gas.
         architecture: "history", a network of the light of each bin of the star formation history,
-            which are then added; or "direct", of the magnitudes of a galaxy, as published.
+            which are then added; "direct", of the magnitudes of a galaxy, as published; or
+            "spectra", of the spectrum of each bin, which has bands of any filters.
+        n_components: principal components of these spectra.
         width: neurons of a hidden layer.
         depth: hidden layers.
         error_rank: directions in which the emulator's errors of bands go together; 0: none.
@@ -86,6 +96,7 @@ class SedEmulator(Component):
         seed: of random draws.
     """
 
+    quantity_texts: ClassVar[Mapping[str, tuple[str, str]]] = DERIVED_TEXT  # besides parameters
     prediction_settings: ClassVar = frozenset(("inference", "chains", "warmup", "draws"))
     may_be_zero: ClassVar = frozenset(("seed", "error_rank", "draws"))
 
@@ -98,7 +109,11 @@ class SedEmulator(Component):
         parameters: Mapping[str, Any],
         nebular: bool = False,
         population: str | None = "analytic",
+        lines: Mapping[str, float] | None = None,
+        metallicities: Sequence[float] = (),
+        ionisations: Sequence[float] = (),
         architecture: str = "history",
+        n_components: int = 60,
         width: int = 128,
         depth: int = 3,
         error_rank: int = 3,
@@ -123,9 +138,20 @@ class SedEmulator(Component):
         self.warmup, self.draws, self.seed = warmup, draws, seed
         self.names = parameter_names(nebular)
         self.priors: Priors = read_priors(parameters, self.names)
-        self.network: HistoryNetwork | DirectNetwork
+        self.network: HistoryNetwork | DirectNetwork | SpectrumNetwork
         if architecture == "history":
             self.network = HistoryNetwork(self.names, wavelengths, width, depth)
+        elif architecture == "spectra":
+            self.network = SpectrumNetwork(
+                self.names,
+                len(bands),
+                lines or {},
+                metallicities,
+                ionisations,
+                n_components,
+                width,
+                depth,
+            )
         else:
             self.network = DirectNetwork(self.names, len(bands), width, depth)
         self.error_network = ErrorNetwork(len(self.names) - 1, len(bands), error_rank)
@@ -139,19 +165,33 @@ class SedEmulator(Component):
 
     def prepare(self, data: Data) -> None:
         batch = data.training_batch()
-        self.network.prepare(
-            batch["parameters"], batch["magnitudes"], self.priors.low, self.priors.high
-        )
+        if isinstance(self.network, SpectrumNetwork):
+            box = self.priors.low, self.priors.high
+            self.network.learn_basis(_synthesis(data), batch["parameters"], *box)
+        else:
+            self.network.prepare(
+                batch["parameters"], batch["magnitudes"], self.priors.low, self.priors.high
+            )
         self.surviving.fill_(torch.nan)
         if self.population is not None and isinstance(data, HasSynthesis):
             population = data.synthesis.population
             weight = linear_weights(10 ** torch.from_numpy(LOG_Z).float(), population.metallicity)
             self.surviving.copy_(weight @ population.surviving)
 
+    def on_fit_start(self) -> None:
+        """The populations, which no checkpoint holds, for a run that is resumed too."""
+        if isinstance(self.network, SpectrumNetwork):
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.network.learn_from(_synthesis(data).population)
+
     def loss(self, batch: Batch) -> Tensor:
-        """Mean size of residuals, mag: quadratic where they are small, linear where large."""
-        residual = self.network(batch["parameters"]) - batch["magnitudes"]
-        return (residual.square() / (residual.abs() + LOSS_CORNER)).mean()
+        """Mean size of residuals, mag: quadratic where they are small, linear where large.
+
+        Of spectra see `SpectrumNetwork.loss`.
+        """
+        if isinstance(self.network, SpectrumNetwork):
+            return self.network.loss(batch["parameters"])
+        return mean_size(self.network(batch["parameters"]) - batch["magnitudes"])
 
     @torch.no_grad()
     def calibrate(self, data: Data) -> None:
@@ -163,6 +203,10 @@ class SedEmulator(Component):
         self.error_network.requires_grad_(True)
         self.error_network.fit(self.error_inputs(parameters), residual, self.seed)
         self.error_network.requires_grad_(False)
+        if isinstance(self.network, SpectrumNetwork):
+            few = parameters[:VALIDATED_SPECTRA]
+            error = relative_errors(self.network, _synthesis(data), few)
+            self.network.pixel_error.copy_(error.abs().quantile(0.68, 0))
 
     # --- the emulator -------------------------------------------------------------------------
 
@@ -192,20 +236,7 @@ class SedEmulator(Component):
         ``parameters``: an array in the order of ``names``, or a dict of arrays by name. Outside the
         box of the priors, where nothing was learned, both are NaN.
         """
-        if isinstance(parameters, Mapping):
-            if missing := [name for name in self.names if name not in parameters]:
-                raise ValueError(
-                    f"magnitudes(): parameters lack {', '.join(missing)}; expected "
-                    f"{', '.join(self.names)}"
-                )
-            columns = np.broadcast_arrays(*(np.asarray(parameters[n], float) for n in self.names))
-            parameters = np.stack(columns, -1)
-        x = torch.from_numpy(np.atleast_2d(np.asarray(parameters, np.float32))).to(self.surviving)
-        if x.shape[1] != len(self.names):
-            raise ValueError(
-                f"magnitudes(): parameters have shape {tuple(x.shape)}; expected (n, "
-                f"{len(self.names)}): {', '.join(self.names)}"
-            )
+        x = self._given(parameters, "magnitudes")
         outside = self.priors.outside(x)[:, None]
         values = {"magnitude": self.emulate(x), "error": self.errors(x).total().sqrt()}
         return {
@@ -213,11 +244,97 @@ class SedEmulator(Component):
             for name, value in values.items()
         }
 
+    @torch.no_grad()
+    def photometry(self, parameters: Any, bands: Any) -> dict[str, np.ndarray]:
+        """Fluxes (n, bands), uJy, through any filters, of parameters (n, p), of "spectra" alone.
+
+        ``bands``: a filter or a list of them, see `physics.sps.filters.load_filter`; ``parameters``
+        as for `magnitudes`. Fluxes are proportional to 10^logmass, and NaN outside the box of the
+        priors. `SpectrumNetwork.fluxes` is the same on tensors, and can be differentiated.
+        """
+        network = self._spectra("photometry")
+        x = self._given(parameters, "photometry")
+        texts = [bands] if isinstance(bands, str) else list(bands)
+        layer = network.layer([load_filter(text) for text in texts])
+        flux = torch.cat([network.fluxes(part, layer) for part in x.split(AT_ONCE_SPECTRA)])
+        outside = self.priors.outside(x)[:, None]
+        return {"flux": torch.where(outside, torch.nan, flux).cpu().numpy()}
+
+    @torch.no_grad()
+    def spectrum(
+        self,
+        parameters: Any,
+        wavelength: Any,
+        sigma_v: Any = 0.0,
+        resolution: float | None = None,
+        sigma_gas: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """Spectra (n, m) of parameters (n, p), of "spectra" alone: ``flux`` and ``error``, uJy.
+
+        ``wavelength`` (m,): observed, Angstrom in vacuum; ``sigma_v``: velocity dispersion of the
+        stars, km/s, a number or (n,); ``sigma_gas``: of the gas, by default the same;
+        ``resolution``: of the spectrograph, wavelength over FWHM. ``error`` is the emulator's, 68%,
+        NaN beyond 3,000 to 7,500 A at rest, where spectra are coarse. NaN outside the box of the
+        priors. `SpectrumNetwork.spectrum` is the same on tensors, and can be differentiated.
+        """
+        network = self._spectra("spectrum")
+        x = self._given(parameters, "spectrum")
+        at = torch.from_numpy(np.atleast_1d(np.asarray(wavelength, float))).to(x.device)
+        if not (at > SHORTEST).all():
+            raise ValueError(
+                f"spectrum(): wavelengths begin at {float(at.min()):g}; expected Angstrom, above "
+                f"{SHORTEST:g} (1 micron is 10,000)"
+            )
+        stars, gas = (
+            torch.as_tensor(np.asarray(v, np.float32)).to(x).expand(len(x))
+            for v in (sigma_v, sigma_v if sigma_gas is None else sigma_gas)
+        )
+        parts = [
+            network.spectrum(x[rows], at, stars[rows], resolution, gas[rows])
+            for rows in torch.arange(len(x)).split(AT_ONCE_SPECTRA)
+        ]
+        flux = torch.cat(parts)
+        outside = self.priors.outside(x)[:, None]
+        values = {"flux": flux, "error": flux * network.relative_error(x, at)}
+        return {
+            name: torch.where(outside, torch.nan, value).cpu().numpy()
+            for name, value in values.items()
+        }
+
+    def _spectra(self, caller: str) -> SpectrumNetwork:
+        if not isinstance(self.network, SpectrumNetwork):
+            raise ValueError(
+                f"{caller}(): this model gives magnitudes of its own bands alone; spectra and "
+                f"other bands are of one trained with model.architecture=spectra, such as "
+                f"load('sed_emulator_spectra')"
+            )
+        return self.network
+
+    def _given(self, parameters: Any, caller: str) -> Tensor:
+        """Parameters (n, p) of an array, or of a dict of arrays by name."""
+        if isinstance(parameters, Mapping):
+            if missing := [name for name in self.names if name not in parameters]:
+                raise ValueError(
+                    f"{caller}(): parameters lack {', '.join(missing)}; expected "
+                    f"{', '.join(self.names)}"
+                )
+            columns = np.broadcast_arrays(*(np.asarray(parameters[n], float) for n in self.names))
+            parameters = np.stack(columns, -1)
+        x = torch.from_numpy(np.atleast_2d(np.asarray(parameters, np.float32))).to(self.surviving)
+        if x.shape[1] != len(self.names):
+            raise ValueError(
+                f"{caller}(): parameters have shape {tuple(x.shape)}; expected (n, "
+                f"{len(self.names)}): {', '.join(self.names)}"
+            )
+        return x
+
     # --- fitting galaxies ---------------------------------------------------------------------
 
     @property
     def outputs(self) -> dict[str, Output | Constant]:
-        columns: dict[str, Output | Constant] = dict(outputs(self.names, self.draws))
+        columns: dict[str, Output | Constant] = dict(
+            outputs(self.names, self.draws, self.quantity_texts)
+        )
         columns["band"] = Constant(np.array(self.bands), "bands")
         if self.draws:
             columns["parameter"] = Constant(np.array(self.names), "parameters")
@@ -244,12 +361,17 @@ class SedEmulator(Component):
         metallicity = 10 ** torch.from_numpy(LOG_Z).to(parameters)
         return found | derived(parameters, self.names, metallicity, self.surviving)
 
+    def library(self) -> Library:
+        """Galaxies among which fits begin, on the model's device."""
+        device = self.surviving.device
+        if self._library is None or self._library.x.device != device:
+            self._library = fitting.library(self, device)
+        return self._library
+
     def modes(self, data: Photometry) -> list[Mode]:
         """Maxima of the posterior of galaxies; more than one where a redshift is free."""
-        if self._library is None or self._library.x.device != data.flux.device:
-            self._library = fitting.library(self, data.flux.device)
         n_modes = fitting.N_MODES if bool(data.zred.isnan().any()) else 1
-        begin = fitting.starts(self, data, self._library, n_modes)
+        begin = fitting.starts(self, data, self.library(), n_modes)
         return [fitting.maximise(self, data, x) for x in begin]
 
     def _fit_padded(self, data: Photometry, chosen: Tensor) -> dict[str, Tensor]:
@@ -295,11 +417,7 @@ class SedEmulator(Component):
         n, n_draws = x.shape[:2]
         zred = data.fixed_zred.repeat_interleave(n_draws)
         parameters = fitting.to_parameters(self.priors, x.flatten(0, 1), zred)
-        levels = torch.tensor(list(QUANTILES.values())).to(x)
-        rows: dict[str, Tensor] = {}
-        for name, values in self.quantities(parameters).items():
-            quantiles = values.reshape(n, n_draws).quantile(levels, dim=1)
-            rows |= {f"{name}{s}": q for s, q in zip(QUANTILES, quantiles, strict=True)}
+        rows = self.posterior_rows(parameters.reshape(n, n_draws, -1))
         share = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
         best = fitting.pick(modes, share.argmax(1))
         freedom = (data.measured.sum(1) - best.constraint).clamp_min(0.5).cpu().numpy()
@@ -328,11 +446,28 @@ class SedEmulator(Component):
             "flux_observed": torch.where(data.observed, data.flux, torch.nan),
             "flux_error": torch.where(data.observed, data.error, torch.nan),
         }
+        return rows
+
+    def posterior_rows(self, parameters: Tensor) -> dict[str, Tensor]:
+        """Rows of galaxies by draws of their parameters, (galaxies, draws, p)."""
+        n, n_draws = parameters.shape[:2]
+        levels = torch.tensor(list(QUANTILES.values())).to(parameters)
+        rows: dict[str, Tensor] = {}
+        quantities = self.quantities(parameters.flatten(0, 1))
+        found = {name: values.reshape(n, n_draws) for name, values in quantities.items()}
+        for name, values in found.items():
+            quantiles = values.quantile(levels, dim=1)
+            rows |= {f"{name}{s}": q for s, q in zip(QUANTILES, quantiles, strict=True)}
+        rows |= self.probabilities(found)
         if self.draws:
             # draws are in the order of modes or chains: evenly among them
-            chosen = torch.arange(self.draws, device=x.device) * n_draws // self.draws
-            rows["posterior"] = parameters.reshape(n, n_draws, -1)[:, chosen]
+            chosen = torch.arange(self.draws, device=parameters.device) * n_draws // self.draws
+            rows["posterior"] = parameters[:, chosen]
         return rows
+
+    def probabilities(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """More columns (galaxies,) from `quantities` of draws, (galaxies, draws) each."""
+        return {}
 
     def _at_edge(self, data: Photometry, best: Mode) -> Tensor:
         """Whether a fitted parameter of `AT_EDGE` is at the edge of its prior, (n,)."""
@@ -376,17 +511,42 @@ class SedEmulator(Component):
             "analytic": "analytic stellar populations, a demonstrator: its galaxies are not real",
             None: "a user's table of synthetic galaxies",
         }.get(self.population, f"stellar populations {self.population}")
+        spectra = (
+            "other bands, and spectra of stars and gas: of a FWHM of 2.5 A at rest from 3,000 to "
+            "7,500 A, and of 750 km/s beyond",
+        )
         return [
             f"galaxies made of {source}",
             f"parameters within {'; '.join(ranges)}; beyond, `magnitudes` gives NaN, and a fit "
             f"whose redshift, mass or dust is at the edge is flagged",
             f"the bands {', '.join(f'{k} ({v})' for k, v in self.filters.items())}",
+            *(spectra if isinstance(self.network, SpectrumNetwork) else ()),
             "no AGN; star formation histories of seven bins; one metallicity per galaxy",
-            f"`flags`, {outputs(self.names, 0)['flags'].text}",
+            f"`flags`, {self.columns['flags'].text}",
         ]
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
+
+
+def mean_size(residual: Tensor) -> Tensor:
+    """Mean over residuals in mag: quadratic where they are small, linear where they are large."""
+    return (residual.square() / (residual.abs() + LOSS_CORNER)).mean()
+
+
+def _synthesis(data: Any) -> Synthesis:
+    """The generator of a simulation, from which spectra are learned."""
+    if not data.is_simulation or not isinstance(data, HasSynthesis):
+        raise ValueError(
+            f"{data.label} holds magnitudes, and model.architecture=spectra learns spectra, which "
+            f"the generator alone has: leave out data.path, or take model.architecture=history"
+        )
+    if not data.synthesis.population.fine.numel():
+        raise ValueError(
+            f"galaxies of data.population={data.synthesis.population.name} have no spectra of "
+            f"populations, which model.architecture=spectra learns: set data.population=bc03_miles"
+        )
+    return data.synthesis
 
 
 def _bits(masks: Mapping[str, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Metrics of the emulator against the generator, and of fitted galaxies against true parameters."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +11,11 @@ from orrery.models.base import Data, Evaluation, Metrics, PredictedRows, or_noth
 from orrery.models.sed_emulator import figure_data
 from orrery.models.sed_emulator.covariance import Errors
 from orrery.models.sed_emulator.fitting import photometry
-from orrery.models.sed_emulator.outputs import BIT, DERIVED_TEXT
+from orrery.models.sed_emulator.outputs import BIT
+from orrery.models.sed_emulator.spectra import AT_ONCE, SpectrumNetwork
+from orrery.physics.sps.indices import d4000, h_delta
+from orrery.physics.sps.population import fine_wavelengths
+from orrery.physics.sps.synthesis import Synthesis
 
 if TYPE_CHECKING:
     from orrery.models.sed_emulator import SedEmulator
@@ -22,6 +26,9 @@ MIN_RARE = 50
 OUTLIER_Z = 0.15  # |dz| / (1 + z)
 CLIP = 5.0  # typical residuals, beyond which one counts no more in a correlation
 TIMED_SEDS, TIMED_GALAXIES = 4096, 512
+SPECTRA = 2000  # galaxies whose spectra are compared
+OPTICAL = (3000.0, 7000.0)  # Angstrom
+STRONG_LINE = 0.01  # of the brightest line: fainter ones are not compared
 NO_ANSWER = BIT["no_photometry"] | BIT["outside_box"]
 
 
@@ -49,11 +56,20 @@ def evaluate(model: "SedEmulator", rows: PredictedRows, data: Data) -> Evaluatio
         evaluation.metrics |= emulator_metrics(residual, errors)
         evaluation.metrics |= rare_metrics(model, parameters, residual)
         arrays = {"residual": residual.cpu().numpy()}
+        if isinstance(model.network, SpectrumNetwork):
+            generator: Any = data
+            few = parameters[:SPECTRA]
+            evaluation.metrics |= spectrum_metrics(model.network, generator.synthesis, few)
     if not evaluation.metrics:
         return evaluation
     evaluation.figures = or_nothing("figures", lambda: figure_data.figure_data(model, rows, arrays))
     parameters = model.priors.draw(TIMED_SEDS, torch.Generator().manual_seed(0)).to(model.surviving)
     evaluation.timings = {"seds_per_second": (lambda: model.emulate(parameters), TIMED_SEDS)}
+    if isinstance(network := model.network, SpectrumNetwork):
+        evaluation.timings["spectra_per_second"] = (
+            lambda: [network.rest_spectrum(part) for part in parameters.split(AT_ONCE)],
+            TIMED_SEDS,
+        )
     batch = next(data.prediction_batches())
     device = model.surviving.device
     first = {name: values[:TIMED_GALAXIES].to(device) for name, values in batch.items()}
@@ -63,7 +79,13 @@ def evaluate(model: "SedEmulator", rows: PredictedRows, data: Data) -> Evaluatio
         len(galaxies.flux),
     )
     evaluation.smaller_is_better = frozenset(
-        ("sigma68_mag", "p997_mag", "worst_band_sigma68_mag", "mean_abs_residual_correlation")
+        (
+            "sigma68_mag",
+            "p997_mag",
+            "worst_band_sigma68_mag",
+            "mean_abs_residual_correlation",
+            "median_pixel_error",
+        )
     )
     return evaluation
 
@@ -126,10 +148,71 @@ def rare_metrics(model: "SedEmulator", parameters: Tensor, residual: Tensor) -> 
     }
 
 
+def relative_errors(network: SpectrumNetwork, synthesis: Synthesis, parameters: Tensor) -> Tensor:
+    """Emulated over exact spectra on the fine grid, minus 1: (n, fine pixels)."""
+    parts = [
+        network.rest_spectrum(part) / synthesis.fine_spectrum(part)[0] - 1
+        for part in parameters.split(AT_ONCE)
+    ]
+    return torch.cat(parts)
+
+
+def spectrum_metrics(network: SpectrumNetwork, synthesis: Synthesis, parameters: Tensor) -> Metrics:
+    """Of spectra at rest, behind dust, against the generator's of parameters (n, p).
+
+    Errors of pixels are relative, at 3,000 to 7,000 A; ``pca_``: of the basis alone, without the
+    network. Indices: see `physics.sps.indices`.
+    """
+    wavelength = fine_wavelengths().to(parameters)
+    optical = (wavelength >= OPTICAL[0]) & (wavelength <= OPTICAL[1])
+    network.learn_from(synthesis.population)
+    sizes: dict[str, list[Tensor]] = {"pixel": [], "pca_pixel": []}
+    changes: dict[str, list[Tensor]] = {"d4000": [], "h_delta": []}
+    line_errors = []
+    for part in parameters.split(AT_ONCE):
+        exact, lines = synthesis.fine_spectrum(part)
+        for name, light in (
+            ("pixel", network.light(part)),
+            ("pca_pixel", network.exact_light(part)),
+        ):
+            found = network.rest_spectrum(part, light)
+            sizes[name].append((found / exact - 1).abs()[:, optical])
+        emulated = network.rest_spectrum(part)
+        for name, index in (("d4000", d4000), ("h_delta", h_delta)):
+            difference = index(wavelength, emulated) - index(wavelength, exact)
+            changes[name].append(difference.abs())
+        if network.lines:
+            strong = lines > STRONG_LINE * lines.amax(1, keepdim=True)
+            line_errors.append((network.rest_lines(part) / lines - 1).abs()[strong])
+    metrics: Metrics = {"n_spectra": len(parameters)}
+    for name, parts in sizes.items():
+        values = torch.cat(parts).flatten()
+        metrics |= {f"median_{name}_error": _quantile(values, 0.5)}
+        metrics |= {f"p99_{name}_error": _quantile(values, 0.99)}
+    for name, parts in changes.items():
+        values = torch.cat(parts)
+        metrics |= {
+            f"sigma68_{name}": _quantile(values, 0.68),
+            f"p99_{name}": _quantile(values, 0.99),
+        }
+    if line_errors:
+        values = torch.cat(line_errors)
+        metrics |= {"median_line_error": _quantile(values, 0.5)}
+        metrics |= {"p99_line_error": _quantile(values, 0.99)}
+    return metrics
+
+
+def _quantile(values: Tensor, level: float) -> float:
+    """Of any number of values (n,)."""
+    return float(_level(values[:, None], level)[0])
+
+
 def fit_metrics(model: "SedEmulator", rows: Mapping[str, np.ndarray]) -> Metrics:
     """Of fitted galaxies whose true parameters are known, or their redshifts."""
     names = [
-        n for n in (*model.names, *DERIVED_TEXT) if np.isfinite(rows.get(f"{n}_true", np.nan)).any()
+        n
+        for n in (*model.names, *model.quantity_texts)
+        if np.isfinite(rows.get(f"{n}_true", np.nan)).any()
     ]
     metrics: Metrics = {}
     coverage, bias = [], []

@@ -27,8 +27,8 @@ N_SCREENS = 2  # of dust: before these stars, and before all others
 YOUNG_SHARE = BIRTH_CLOUD_AGE / FIRST_EDGES[0]  # of the mass of the youngest bin
 
 
-class _Network(nn.Module):
-    """Common to both networks: the box of parameters, and the mean magnitude per band."""
+class Network(nn.Module):
+    """Common to all networks: the box of parameters, and the mean magnitude per band."""
 
     low: Tensor
     high: Tensor
@@ -84,29 +84,44 @@ class _Network(nn.Module):
         waves[:, self.inputs.index("zred")] = wave
         return torch.cat([own, waves], 2)
 
+    def log_mass(self, parameters: Tensor) -> Tensor:
+        """ln of the share of the mass formed per component, (n, components)."""
+        ratios = torch.stack([self.column(parameters, name) for name in RATIOS], 1)
+        history = star_formation(ratios, self.column(parameters, "zred"))
+        mass = (history.sfr * history.edges.diff(dim=1)).clamp_min(1e-30).log()
+        young, rest = mass[:, :1] + math.log(YOUNG_SHARE), mass[:, :1] + math.log(1 - YOUNG_SHARE)
+        return torch.cat([young, rest, mass[:, 1:]], 1)
+
     def distance_derivative(self, parameters: Tensor) -> Tensor:
         """Derivative of the distance modulus by redshift, (n, 1)."""
         return distance_modulus_slope(self.column(parameters, "zred"))[:, None]
 
 
-class HistoryNetwork(_Network):
+class HistoryNetwork(Network):
     """Magnitudes as the sum over the bins of a star formation history, which is exact.
 
     The light of a bin is its mass times that of a bin of unit mass, which depends on metallicity,
     dust and redshift alone; the network gives its ln flux per band. Of dust it is given the optical
     depth at the band's wavelength, and learns by which factor the wavelength is to be shifted.
+    With ``at_rest`` the bands are those of the galaxy at rest, at its distance all the same.
     """
 
     wavelength: Tensor
 
     def __init__(
-        self, names: Sequence[str], wavelengths: Sequence[float], width: int, depth: int
+        self,
+        names: Sequence[str],
+        wavelengths: Sequence[float],
+        width: int,
+        depth: int,
+        at_rest: bool = False,
     ) -> None:
         super().__init__(names, len(wavelengths))
+        self.at_rest = at_rest
         self.inputs = [n for n in names if n not in ("logmass", *RATIOS)]
         self.register_buffer("wavelength", torch.tensor(list(wavelengths)))
         self.screen = [0] + [1] * (N_COMPONENTS - 1)  # of each component
-        self.body = _perceptron(len(self.inputs) + 2 * OCTAVES + 2, width, depth)
+        self.body = perceptron(len(self.inputs) + 2 * OCTAVES + 2, width, depth)
         self.out = nn.Linear(width, len(wavelengths) * (N_COMPONENTS + N_SCREENS))
         with torch.no_grad():
             self.out.weight.mul_(0.5)
@@ -116,14 +131,6 @@ class HistoryNetwork(_Network):
         light = self.log_flux(parameters) + self.log_mass(parameters)[:, None]
         magnitude = -POGSON * light.logsumexp(2)
         return magnitude + self.distance_and_mass(parameters)
-
-    def log_mass(self, parameters: Tensor) -> Tensor:
-        """ln of the share of the mass formed per component, (n, components)."""
-        ratios = torch.stack([self.column(parameters, name) for name in RATIOS], 1)
-        history = star_formation(ratios, self.column(parameters, "zred"))
-        mass = (history.sfr * history.edges.diff(dim=1)).clamp_min(1e-30).log()
-        young, rest = mass[:, :1] + math.log(YOUNG_SHARE), mass[:, :1] + math.log(1 - YOUNG_SHARE)
-        return torch.cat([young, rest, mass[:, 1:]], 1)
 
     def log_flux(self, parameters: Tensor) -> Tensor:
         """ln flux at 10 pc of 1 Msun formed in each component, (n, bands, components)."""
@@ -160,7 +167,8 @@ class HistoryNetwork(_Network):
     def _log_wavelength(self, parameters: Tensor, shift: Tensor) -> Tensor:
         """ln of the wavelength at rest, Angstrom, at which dust is evaluated: shape of shift."""
         zred = self.column(parameters, "zred")[:, None, None]
-        return self.wavelength.log()[:, None] - torch.log1p(zred) + SHIFT * shift
+        redshift = 0.0 if self.at_rest else torch.log1p(zred)
+        return self.wavelength.log()[:, None] - redshift + SHIFT * shift
 
     @staticmethod
     def _depth(log_wavelength: Tensor, dust: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -187,7 +195,7 @@ class HistoryNetwork(_Network):
         slopes[..., [index[name] for name in self.inputs]] = -POGSON * (
             share[:, None] * by_input
         ).sum(3).transpose(1, 2)
-        slopes[..., [index[name] for name in RATIOS]] = -POGSON * share @ _mass_by_ratio(mass)
+        slopes[..., [index[name] for name in RATIOS]] = -POGSON * _by_ratio(mass, share)
         slopes[..., index["logmass"]] = -2.5
         slopes[..., index["zred"]] += self.distance_derivative(parameters)
         slopes[..., index["zred"]] -= POGSON * (share @ self._mass_by_z(parameters))[..., 0]
@@ -212,8 +220,9 @@ class HistoryNetwork(_Network):
         place = self._log_wavelength(parameters, shift)
         by_place, *by_dust = self._depth_derivatives(place, dust)
         move = SHIFT * by_shift
-        zred = self.column(parameters, "zred")[:, None, None]
-        move[:, self.inputs.index("zred")] -= 1 / (1 + zred)
+        if not self.at_rest:
+            zred = self.column(parameters, "zred")[:, None, None]
+            move[:, self.inputs.index("zred")] -= 1 / (1 + zred)
         by_depth = by_place[:, None] * move
         for name, slope in zip(DUST, by_dust, strict=True):
             by_depth[:, self.inputs.index(name)] += slope
@@ -249,26 +258,27 @@ def _forward(body: nn.Sequential, x: Tensor, tangents: Tensor) -> tuple[Tensor, 
     return x, tangents
 
 
-def _mass_by_ratio(log_mass: Tensor) -> Tensor:
-    """d ln mass of components (n, components) / d star formation ratio, (n, components, ratios).
+def _by_ratio(log_mass: Tensor, share: Tensor) -> Tensor:
+    """d ln flux / d star formation ratio, (n, bands, ratios).
 
-    A ratio takes the star formation of all older bins down, relative to the younger ones, at a
-    fixed total.
+    ``log_mass`` (n, components), ``share`` (n, bands, components) of the light. A ratio takes the
+    star formation of all older bins down, relative to the younger ones, at a fixed total.
     """
-    bins = torch.arange(N_COMPONENTS, device=log_mass.device) - 1  # of the components
-    is_older = (bins[:, None] > torch.arange(len(RATIOS), device=log_mass.device)).to(log_mass)
-    # a sum, not a product of matrices, whose rounding depends on the place of a row in its batch
-    older = log_mass.exp().flip(1).cumsum(1).flip(1)[:, N_COMPONENTS - len(RATIOS) :]
-    return math.log(10) * (older[:, None] - is_older)
+
+    def older(values: Tensor) -> Tensor:
+        # a sum, not a product of matrices, whose rounding depends on the place of a row
+        return values.flip(-1).cumsum(-1).flip(-1)[..., N_COMPONENTS - len(RATIOS) :]
+
+    return math.log(10) * (older(log_mass.exp())[:, None] - older(share))
 
 
-class DirectNetwork(_Network):
+class DirectNetwork(Network):
     """Magnitudes as a function of all parameters, as published: one perceptron."""
 
     def __init__(self, names: Sequence[str], n_bands: int, width: int, depth: int) -> None:
         super().__init__(names, n_bands)
         self.inputs = [n for n in names if n != "logmass"]
-        self.body = _perceptron(len(self.inputs) + 2 * OCTAVES, width, depth)
+        self.body = perceptron(len(self.inputs) + 2 * OCTAVES, width, depth)
         self.out = nn.Linear(width, n_bands)
 
     def forward(self, parameters: Tensor) -> Tensor:
@@ -294,7 +304,8 @@ class DirectNetwork(_Network):
         return intrinsic + self.distance_and_mass(parameters), slopes
 
 
-def _perceptron(n_in: int, width: int, depth: int) -> nn.Sequential:
+def perceptron(n_in: int, width: int, depth: int) -> nn.Sequential:
+    """Hidden layers (n, n_in) -> (n, width)."""
     layers: list[nn.Module] = [nn.Linear(n_in, width), nn.GELU()]
     for _ in range(depth - 1):
         layers += [nn.Linear(width, width), nn.GELU()]

@@ -1,6 +1,6 @@
 """Columns of a fitted galaxy with their meaning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orrery.models.base import Output
 
@@ -50,13 +50,18 @@ def parameter_text(name: str) -> str:
     return PARAMETER_TEXT[name]
 
 
-def outputs(names: Sequence[str], draws: int) -> dict[str, Output]:
-    """Columns of galaxies with parameters ``names``; with ``draws`` the posterior's draws, too."""
+def outputs(
+    names: Sequence[str], draws: int, derived: Mapping[str, tuple[str, str]]
+) -> dict[str, Output]:
+    """Columns of galaxies with parameters ``names``; with ``draws`` the posterior's draws, too.
+
+    ``derived``: unit and meaning of quantities that follow from the parameters.
+    """
     columns: dict[str, Output] = {}
     quantities = {
         name: ("dex(Msun)" if name == "logmass" else "", parameter_text(name)) for name in names
     }
-    quantities |= DERIVED_TEXT
+    quantities |= derived
     for name, (unit, text) in quantities.items():
         columns[name] = Output(unit, f"{text}: median of the posterior")
         columns[f"{name}_q16"] = Output(unit, f"{name}: 16% quantile")

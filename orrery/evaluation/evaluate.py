@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from omegaconf import OmegaConf
 from rich import print
@@ -16,18 +17,21 @@ from orrery.datamodules.dataset import Dataset, GenerationRequest
 from orrery.evaluation import flagged
 from orrery.evaluation.baselines import peers
 from orrery.evaluation.posterior_file import check_draws, write_draws
-from orrery.evaluation.predictions import Predictions, no_vectors, table_writer
+from orrery.evaluation.predictions import Predictions, labelled, no_vectors, table_writer
 from orrery.evaluation.report import metrics_table
 from orrery.evaluation.results import write_results
 from orrery.evaluation.sky_map import write_sky_map
 from orrery.evaluation.timing import timings
 from orrery.models.base import (
+    ComparesGroups,
+    Comparison,
     Component,
     Evaluation,
     Generates,
     InfersJointly,
     MakesSkyMap,
     Output,
+    Posterior,
     PredictedRows,
 )
 from orrery.tables import Writer, sink_for
@@ -144,15 +148,44 @@ def infer(
         groups = {"posterior": posterior.draws, **posterior.groups}
         write_draws(output, groups, posterior.units, _metadata(model, title))
         print(f"posterior draws: {output}")
-    for warning in posterior.warnings:
+    return _report_joint(model, data, run_dir, title, dict(posterior.draws), posterior)
+
+
+def compare(
+    model: Component, data: Dataset, run_dir: Path, title: str, seed: int, output: str | None = None
+) -> dict[str, float]:
+    """Groups of rows of a `GroupedData` with each other: a table to ``output``, figures, report."""
+    if not isinstance(model, ComparesGroups):
+        raise ValueError(
+            f"{name_of(model)} does not compare groups of rows; data={type(data).__name__} is for "
+            f"a component that does, such as abundances"
+        )
+    if output:
+        sink_for(output)  # what cannot be written is refused before anything is computed
+    comparison = model.compare(data, seed)
+    rows = {name: np.asarray(values) for name, values in comparison.rows.items()}
+    if output:
+        with table_writer(output, comparison.outputs, _metadata(model, title)) as writer:
+            writer.write(labelled(rows, comparison.outputs))
+        print(f"comparison: {output}")
+    return _report_joint(model, data, run_dir, title, rows, comparison)
+
+
+def _report_joint(
+    model: Component,
+    data: Dataset,
+    run_dir: Path,
+    title: str,
+    rows: dict[str, Any],
+    result: Posterior | Comparison,
+) -> dict[str, float]:
+    """Print the warnings of what all rows say together, and report it; returns the metrics."""
+    for warning in result.warnings:
         print(f"note: {warning}")
-    metrics = dict(posterior.metrics)
-    evaluation = Evaluation(
-        metrics,
-        warnings=[*posterior.warnings],
-        figures={k: {**v} for k, v in posterior.figures.items()},
-    )
-    _report(model, data, run_dir, title, dict(posterior.draws), evaluation, metrics)
+    metrics = dict(result.metrics)
+    figures = {name: {**arrays} for name, arrays in result.figures.items()}
+    evaluation = Evaluation(metrics, warnings=[*result.warnings], figures=figures)
+    _report(model, data, run_dir, title, rows, evaluation, metrics)
     return metrics
 
 
@@ -172,7 +205,8 @@ def generate(
     if not output:
         raise ValueError("generated objects need a file: output=<file>")
     declared = model.generated_columns(request)
-    names = [name for name, column in declared.items() if isinstance(column, Output)]
+    outputs = {name: column for name, column in declared.items() if isinstance(column, Output)}
+    names = list(outputs)
     if unknown := [name for name in columns or () if name not in names]:
         wrong = ", ".join(map(repr, unknown))
         raise ValueError(f"columns: there is no output {wrong}; there are {names}")
@@ -182,7 +216,7 @@ def generate(
             vectors = [name for name, values in chosen.items() if values.ndim > 1]
             if vectors and not sink_for(output).holds_vectors:
                 raise ValueError(f"output={output}: {no_vectors(vectors)}")
-            writer.write(chosen)
+            writer.write(labelled(chosen, outputs))
     print(f"{request.label}: {output}")
 
 

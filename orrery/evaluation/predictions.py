@@ -88,7 +88,8 @@ class Predictions(L.Callback):
         if batch_idx or not (nowhere or not self.holds_vectors):
             return
         row = to_numpy(model.predict_step(_select(batch, np.arange(1)), 0))
-        if nowhere and not row.keys() >= model.columns.keys():  # those of the truth do not come
+        has_truth = any(n.endswith("_true") for n in row) or row.keys() >= model.columns.keys()
+        if nowhere and not has_truth:
             raise ValueError(
                 f"{trainer.datamodule.label} has no truth to score against; "  # type: ignore
                 f"ask for predictions: output=<file>"
@@ -130,6 +131,7 @@ class Predictions(L.Callback):
                 self.writer = self._new_writer(self.part, model).__enter__()
             names = [name for name in self.columns or rows if name in rows]
             chosen = {name: rows[name] for name in names if name not in self.left_out}
+            chosen = labelled(chosen, model.columns)
             self.writer.write({**self.carried.columns, **chosen})
             self.written += len(number)
 
@@ -269,7 +271,7 @@ def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Tab
     try:
         with torch.inference_mode():
             parts = [
-                Table({**batch.carried.columns, **to_numpy(model.predict_step(batch))})
+                (batch.carried.columns, to_numpy(model.predict_step(batch)))
                 for batch in data.prediction_batches()
             ]
     except ValueError as error:
@@ -279,17 +281,16 @@ def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Tab
             f"{error}\nFrom Python, data.<setting> is an argument of predict: data.keep=[a] is "
             f"keep=['a'], and data.columns.a=b is columns={{'a': 'b'}}"
         ) from error
-    predictions = vstack(parts, metadata_conflicts="silent")
+    rows = _joined([{name: [v] for name, v in rows.items()} for _, rows in parts])
+    predictions = vstack(
+        [Table({**carried, **labelled(r, model.columns)}) for carried, r in parts],
+        metadata_conflicts="silent",
+    )
     for name, output in model.columns.items():
         if name in predictions.colnames:
             predictions[name].unit = output.unit or None
             predictions[name].description = output.text
     predictions.meta.update({k: c.values.squeeze() for k, c in model.constants.items()})
-    rows = {
-        name: np.asarray(predictions[name])
-        for name in model.columns
-        if name in predictions.colnames
-    }
     found = flagged.shares(model.columns, rows)
     remarks = flagged.remarks(model.columns, found, len(predictions), model.record["metrics"])
     if flagged.unanswered(model.columns, rows):
@@ -314,6 +315,14 @@ def no_vectors(names: Sequence[str]) -> str:
         f"{', '.join(names)}, a vector per object, which CSV cannot hold; FITS, HDF5, Parquet and "
         f"ECSV can"
     )
+
+
+def labelled(
+    rows: Mapping[str, np.ndarray], columns: Mapping[str, Output]
+) -> dict[str, np.ndarray]:
+    """The rows with labels in place of their numbers, where outputs have any; "" for -1."""
+    names = {name: np.array([*columns[name].labels, ""]) for name in rows if columns[name].labels}
+    return {name: names[name][v] if name in names else v for name, v in rows.items()}
 
 
 def _select(batch: Mapping[str, Any], rows: np.ndarray) -> dict[str, torch.Tensor]:

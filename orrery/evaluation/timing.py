@@ -11,13 +11,14 @@ REPEATS = 5  # the tests run each case once
 
 
 def timings(
-    model: Component, cases: Mapping[str, tuple[Callable[[], object], int]]
+    model: Component, cases: Mapping[str, tuple[Callable[[], object], float]]
 ) -> dict[str, float]:
     """Process CPU time of each case on one thread, best of five, by the name of its metric.
 
     A case is a function and how many objects it serves.
 
-    ``*_per_second`` are counts per second, ``*_ms*`` milliseconds per count. ``matmul_1024_ms`` is
+    ``*_per_second`` are counts per second, ``*_us`` microseconds and ``*_ms*`` milliseconds per
+    count. ``matmul_1024_ms`` is
     the time of a 1024^3 float32 matrix product, measured the same way: divide by it to compare
     machines.
     """
@@ -32,7 +33,8 @@ def timings(
             for name, (work, count) in works.items():
                 seconds = best_of_five(work)
                 per_second = name.endswith("_per_second")
-                results[name] = count / seconds if per_second else 1e3 * seconds / count
+                unit = 1e6 if name.endswith("_us") else 1e3
+                results[name] = count / seconds if per_second else unit * seconds / count
     finally:
         torch.set_num_threads(threads)
         model.to(device)

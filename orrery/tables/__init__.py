@@ -63,6 +63,7 @@ READERS: dict[str, Callable[[str, str | None], Catalogue]] = {
     ".hdf5": open_hdf5,
     ".h5": open_hdf5,
     ".hdf": open_hdf5,
+    ".nc": open_hdf5,
     ".npz": open_npz,
     ".vot": open_votable,
     ".vot.gz": open_votable,

@@ -43,6 +43,7 @@ class Catalogue:
         self.units = {n: unit for n in self.names if (unit := units.get(n)) is not None}
         self._length = length
         self.constants: dict[str, np.ndarray] = {}  # arrays that are not one per row, if known
+        self.descriptions: dict[str, str] = {}  # of columns, where the reader keeps them
         # Whether a column has blanks anywhere; columns not listed are scanned when asked for.
         self._blank: dict[str, bool] = {}
         self._boolean: set[str] = set()

@@ -225,6 +225,30 @@ class Hdf5Sink(Sink):
         return dataset
 
 
+class NetcdfSink(Hdf5Sink):
+    """HDF5 whose axes have names, as NetCDF 4 wants them: ``rows``, and ``<column>_dim_1``..."""
+
+    def close(self) -> None:
+        self._add_dimension("rows", {name: (d, 0) for name, d in self._columns.items()})
+        for name, dataset in self._columns.items():
+            for axis in range(1, dataset.ndim):
+                self._add_dimension(f"{name}_dim_{axis}", {name: (dataset, axis)})
+        for place in self.metadata.constants:
+            name, dataset = place.replace("/", "_"), self._file[place]
+            for axis in range(dataset.ndim):
+                self._add_dimension(f"{name}_dim_{axis}", {name: (dataset, axis)})
+        super().close()
+
+    def _add_dimension(self, name: str, axes: Mapping[str, tuple[h5py.Dataset, int]]) -> None:
+        """A dimension without coordinates, shared by the ``axes`` of datasets."""
+        first, axis = next(iter(axes.values()))
+        scale = self._file.create_dataset(name, data=np.arange(first.shape[axis]))
+        scale.make_scale(name)
+        scale.attrs["constant"] = True  # no column of a table that is read back
+        for dataset, axis in axes.values():
+            dataset.dims[axis].attach_scale(scale)
+
+
 class _Deferred(io.FileIO):
     """A file that keeps its first write error for `check` instead of raising it.
 

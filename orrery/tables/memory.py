@@ -52,6 +52,8 @@ class MemoryCatalogue(Catalogue):
             raise ValueError(f"the columns of the table have unequal lengths: {sizes}")
         units = {name: parse_unit(getattr(c, "unit", None)) for name, c in columns.items()}
         super().__init__(path, list(columns), units, next(iter(lengths.values()), 0))
+        described = {name: getattr(c, "description", None) for name, c in columns.items()}
+        self.descriptions = {n: str(d) for n, d in described.items() if isinstance(d, str) and d}
         self._columns = columns
         self._arrays: dict[str, np.ndarray] = {}
 

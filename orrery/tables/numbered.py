@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from .base import Catalogue
+from .derived import Derived
 
 FEWEST = 3  # columns that are taken for an array
 
@@ -28,24 +29,16 @@ def numbered_columns(names: Sequence[str], stem: str) -> list[str]:
     return [found[number] for number in numbers]
 
 
-class NumberedColumns(Catalogue):
+class NumberedColumns(Derived):
     """A catalogue with ``vectors``, (rows, k) each, which are joined of k columns of another."""
 
     def __init__(self, catalogue: Catalogue, vectors: Mapping[str, Sequence[str]]) -> None:
         units = {name: catalogue.units.get(columns[0]) for name, columns in vectors.items()}
-        names = [*catalogue.names, *vectors]
-        super().__init__(catalogue.path, names, {**units, **catalogue.units}, len(catalogue))
-        self.constants = catalogue.constants
-        self._catalogue, self._vectors = catalogue, vectors
-
-    def close(self) -> None:
-        self._catalogue.close()
+        super().__init__(catalogue, [*catalogue.names, *vectors], list(vectors), units)
+        self._vectors = vectors
 
     def is_boolean(self, column: str) -> bool:
         return any(map(self._catalogue.is_boolean, self._vectors.get(column, [column])))
-
-    def is_identifier(self, column: str) -> bool:
-        return self._catalogue.is_identifier(column)
 
     def chunks(
         self,

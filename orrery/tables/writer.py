@@ -14,7 +14,7 @@ from astropy import units as u
 from orrery.files import finish, unfinished
 
 from .fits import FitsSink
-from .hdf5 import Hdf5Sink
+from .hdf5 import Hdf5Sink, NetcdfSink
 from .parquet import ParquetSink
 from .sink import Sink, TableMetadata
 from .text import CsvSink, EcsvSink
@@ -29,6 +29,7 @@ SINKS: dict[str, type[Sink]] = {
     ".hdf5": Hdf5Sink,
     ".h5": Hdf5Sink,
     ".hdf": Hdf5Sink,
+    ".nc": NetcdfSink,
 }
 
 

@@ -19,6 +19,7 @@ from orrery.physics.sps.population import (
     N_YOUNG,
     Population,
     add_line,
+    fine_wavelengths,
     wavelengths,
 )
 
@@ -29,7 +30,18 @@ METALLICITIES = (0.01, 0.1, 0.4, 1.0, 2.5)
 LOG_U = (-4.0, -2.5, -1.0)
 # Luminosity of H-beta per ionising photon: case B, 10^4 K (Osterbrock & Ferland 2006, table 4.2)
 H_BETA = 4.76e-13  # erg
-BALMER = {6564.6: 2.86, 4862.7: 1.0, 4341.7: 0.468, 4102.9: 0.259, 1215.7: 23.0}
+# Lines as Cloudy calls them, by ion and wavelength in air, with wavelength in vacuum, Angstrom
+LINES = {
+    "H 1 1215.67A": 1215.67,
+    "O 2 3728.81A": 3729.87,
+    "H 1 4101.73A": 4102.89,
+    "H 1 4340.46A": 4341.69,
+    "H 1 4861.32A": 4862.69,
+    "O 3 4958.91A": 4960.30,
+    "O 3 5006.84A": 5008.24,
+    "H 1 6562.80A": 6564.61,
+}
+BALMER = {"6562.80A": 2.86, "4861.32A": 1.0, "4340.46A": 0.468, "4101.73A": 0.259, "1215.67A": 23.0}
 GIANT_TEMPERATURE = 4400.0  # K, at solar metallicity
 GIANT_LIGHT = 0.8  # of giants, over that of the main sequence, of populations older than 1 Gyr
 
@@ -38,8 +50,13 @@ def analytic() -> Population:
     """The demonstrator as a `Population`."""
     lam = wavelengths()
     z, ages = torch.tensor(METALLICITIES).double(), 10 ** torch.tensor(LOG_AGES).double()
-    light = torch.stack([_spectra(lam, ages, m) for m in z])
-    nebular = torch.stack([torch.stack([_gas(lam, light, m, u) for u in LOG_U]) for m in z])
+    light, fine = (
+        torch.stack([_spectra(x, ages, m) for m in z]) for x in (lam, fine_wavelengths())
+    )
+    lines = torch.stack([torch.stack([_lines(lam, light, m, u) for u in LOG_U]) for m in z])
+    nebular = torch.zeros(*lines.shape[:-1], N_PIXELS, dtype=torch.float64)
+    for i, line in enumerate(LINES.values()):
+        add_line(nebular, line, lines[..., i])
     surviving = 1 - 0.4 * torch.sigmoid(2.5 * (torch.tensor(LOG_AGES) - 8.0))
     return Population(
         "analytic",
@@ -51,6 +68,10 @@ def analytic() -> Population:
         torch.tensor(LOG_U),
         nebular.float(),
         black_body_dust(lam).float(),
+        fine.float(),
+        lines.float(),
+        tuple(LINES),
+        torch.tensor(list(LINES.values()), dtype=torch.float64),
     )
 
 
@@ -73,6 +94,12 @@ def _spectra(lam: Tensor, ages: Tensor, metallicity: Tensor) -> Tensor:
 
 def _star(lam: Tensor, temperature: Tensor, metallicity: Tensor) -> Tensor:
     """L_nu, 1/Hz, of stars of 1 Lsun, (stars, pixels): black bodies with two breaks."""
+    every = wavelengths()
+    total = (_shape(every, temperature, metallicity) * LIGHT / every).sum(-1) * LOG_STEP
+    return _shape(lam, temperature, metallicity) / total[:, None]
+
+
+def _shape(lam: Tensor, temperature: Tensor, metallicity: Tensor) -> Tensor:
     t = temperature[:, None]
     x = (HC_OVER_K / (lam * t)).clamp_max(500)
     shape = lam**-3 / torch.expm1(x)
@@ -82,13 +109,11 @@ def _star(lam: Tensor, temperature: Tensor, metallicity: Tensor) -> Tensor:
     shape = shape * (1 - metals * torch.sigmoid((4000 - lam) / 40))
     for line, depth in ((4102.9, 0.25), (4341.7, 0.25), (4862.7, 0.25)):
         shape = shape * (1 - balmer * depth * torch.exp(-0.5 * ((lam - line) / 15).square()))
-    shape = torch.where(lam < 911.8, shape * torch.sigmoid((t - 25000) / 2000), shape)
-    total = (shape * LIGHT / lam).sum(-1, keepdim=True) * LOG_STEP
-    return shape / total
+    return torch.where(lam < 911.8, shape * torch.sigmoid((t - 25000) / 2000), shape)
 
 
-def _gas(lam: Tensor, light: Tensor, metallicity: Tensor, log_u: float) -> Tensor:
-    """Lines of hydrogen and oxygen, L_nu, (young ages, pixels), of gas of one metallicity.
+def _lines(lam: Tensor, light: Tensor, metallicity: Tensor, log_u: float) -> Tensor:
+    """Luminosities, Lsun, of lines of hydrogen and oxygen, (young ages, lines).
 
     Stars are those of solar metallicity. There is no continuum. The lines of oxygen follow rough
     trends of H II regions.
@@ -96,12 +121,9 @@ def _gas(lam: Tensor, light: Tensor, metallicity: Tensor, log_u: float) -> Tenso
     solar = light[METALLICITIES.index(1.0), :N_YOUNG]
     ionising = solar[:, lam < 911.8].sum(-1) * LOG_STEP / H_PLANCK  # photons / s / Lsun
     h_beta = H_BETA * ionising  # Lsun, as erg / s per erg / s
-    gas = torch.zeros(N_YOUNG, N_PIXELS, dtype=torch.float64)
-    for line, ratio in BALMER.items():
-        add_line(gas, line, ratio * h_beta)
     z = float(metallicity)
     oxygen_3 = 6.0 * 10 ** (0.5 * (log_u + 2)) * z / (0.25 + z**2.5)
     oxygen_2 = 2.5 * 10 ** (-0.4 * (log_u + 2.5)) * z / (0.3 + z**2)
-    for line, ratio in ((5008.2, oxygen_3), (4960.3, oxygen_3 / 2.98), (3728.8, oxygen_2)):
-        add_line(gas, line, ratio * h_beta)
-    return gas
+    oxygen = {"5006.84A": oxygen_3, "4958.91A": oxygen_3 / 2.98, "3728.81A": oxygen_2}
+    ratio = BALMER | oxygen
+    return torch.stack([ratio[name.split()[-1]] * h_beta for name in LINES], -1)

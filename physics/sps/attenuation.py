@@ -7,6 +7,8 @@ too (Charlot & Fall 2000, ApJ 539, 718), as in FSPS and Prospector-alpha.
 import torch
 from torch import Tensor
 
+from orrery.physics.sps.population import LIGHT, LOG_STEP
+
 BIRTH_CLOUD_AGE = 0.01  # Gyr
 BIRTH_CLOUD_SLOPE = -1.0  # of the optical depth against wavelength
 V_BAND = 5500.0  # Angstrom: optical depths are those at this wavelength
@@ -61,6 +63,33 @@ def diffuse_depth(wavelength: Tensor, dust2: Tensor, dust_index: Tensor) -> Tens
 def birth_cloud_depth(wavelength: Tensor, dust1: Tensor) -> Tensor:
     """Optical depth (n, pixels) of birth clouds; ``dust1``: at 5500 A, (n,)."""
     return dust1[:, None] * (wavelength / V_BAND) ** BIRTH_CLOUD_SLOPE
+
+
+def behind_dust(
+    wavelength: Tensor,
+    bright: Tensor,
+    clouds: Tensor,
+    dust2: Tensor,
+    dust_index: Tensor,
+    dust1_fraction: Tensor,
+) -> Tensor:
+    """What emerges (n, pixels) of the light of stars outside birth clouds, and in them.
+
+    ``dust1_fraction``: depth of birth clouds over ``dust2``, (n,).
+    """
+    # depths are proportional to dust2: with its sign changed, no pass over the pixels is lost
+    diffuse = torch.exp(diffuse_depth(wavelength, -dust2, dust_index))
+    cloud = torch.exp(birth_cloud_depth(wavelength, -dust1_fraction * dust2))
+    return (bright + clouds * cloud) * diffuse
+
+
+def reemitted(wavelength: Tensor, absorbed: Tensor, template: Tensor) -> Tensor:
+    """L_nu (n, pixels) of dust that has ``absorbed`` light, L_nu on pixels of the common grid.
+
+    ``template`` (pixels,): L_nu whose integral over frequency is 1.
+    """
+    energy = (absorbed / wavelength).sum(1, keepdim=True) * LIGHT * LOG_STEP
+    return energy * template
 
 
 def black_body_dust(wavelength: Tensor) -> Tensor:

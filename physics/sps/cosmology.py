@@ -24,6 +24,13 @@ def age_of_universe(z: Tensor) -> Tensor:
     return 2 / 3 / math.sqrt(omega_l) * HUBBLE_TIME * torch.asinh(x)
 
 
+def redshift_of_age(age: Tensor) -> Tensor:
+    """The inverse of `age_of_universe`: redshift at which the universe was ``age`` old, Gyr."""
+    omega_l = 1 - OMEGA_M
+    x = torch.sinh(1.5 * math.sqrt(omega_l) / HUBBLE_TIME * age)
+    return (math.sqrt(omega_l / OMEGA_M) / x) ** (2 / 3) - 1
+
+
 def distance_modulus(z: Tensor) -> Tensor:
     """5 log10(luminosity distance / 10 pc), mag, shape of ``z``, which is above 0 and below 20."""
     table = _distances().to(z)

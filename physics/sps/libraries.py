@@ -19,22 +19,23 @@ from orrery.physics.sps.analytic import analytic
 from orrery.physics.sps.attenuation import black_body_dust
 from orrery.physics.sps.population import (
     LIGHT,
-    LOG_START,
-    LOG_STEP,
     N_PIXELS,
     N_YOUNG,
     Population,
     add_line,
     age_edges,
+    fine_wavelengths,
+    in_vacuum,
     wavelengths,
 )
 
 CACHE = Path.home() / ".cache" / "orrery"
-CACHE_VERSION = 3  # of the format and of the common grid
+CACHE_VERSION = 4  # of the format and of the grids
 BC03 = "bc03_miles_stellar_grids.fits"
 BC03_CONTINUUM = "bc03_miles_nebular_cont_grids_extended_logU_nograins_cloudy25.fits"
 BC03_LINES = "bc03_miles_nebular_line_grids_extended_logU_nograins_cloudy25.fits"
-BC03_LINE_WAVELENGTHS = "cloudy_linewavs.txt"
+BC03_LINE_WAVELENGTHS = "cloudy_linewavs.txt"  # Angstrom
+BC03_LINE_NAMES = "cloudy_lines.txt"
 DUST_ONE_FIELD = "dl07_grids_umin_only_no_norm.fits"
 DUST_FIELDS = "dl07_grids_umin_umax_no_norm.fits"
 # Of dust: 2% of its mass in PAHs, radiation of Umin = 1 but for 1% of it (Draine & Li 2007, ApJ
@@ -100,16 +101,22 @@ def _cached(name: str, source: Path, read: Any) -> Population:
 
 
 def _read_bc03(folder: Path) -> Population:
-    """Bruzual & Charlot (2003), 2016 version with MILES spectra, Kroupa IMF; Cloudy 25 nebulae."""
+    """Bruzual & Charlot (2003), 2016 version with MILES spectra, Kroupa IMF; Cloudy 25 nebulae.
+
+    Wavelengths of both are in air, as positions of lines show. Spectra on the common grid are left
+    so: to its pixels air and vacuum are the same, within a ninth.
+    """
     from astropy.io import fits
 
     with fits.open(folder / BC03) as file:
-        wavelength, ages = (np.asarray(file[i].data, float) for i in (-1, -2))
+        in_air, ages = (np.asarray(file[i].data, float) for i in (-1, -2))
+        vacuum = in_vacuum(torch.from_numpy(in_air)).numpy()
         surviving = np.asarray(file[-3].data, float)[:, 1:]  # (ages, metallicities)
         shares = _age_shares(ages * 1e-9)
-        spectra = [_rebin(wavelength, shares @ file[i + 1].data) for i in range(7)]
-    luminosity = torch.stack(spectra)
-    nebular = _read_nebulae(folder)
+        spectra = [shares @ file[i + 1].data for i in range(len(BC03_METALLICITIES))]
+    luminosity = torch.stack([_rebin(in_air, each) for each in spectra])
+    fine = torch.stack([_rebin(vacuum, each, fine_wavelengths()) for each in spectra])
+    nebular, lines = _read_nebulae(folder)
     middle = 10 ** np.array([6 + 0.1 * i for i in range(luminosity.shape[1])])
     alive = np.stack([np.interp(middle, ages, column) for column in surviving.T])
     return Population(
@@ -122,16 +129,21 @@ def _read_bc03(folder: Path) -> Population:
         torch.tensor(BC03_LOG_U),
         nebular.float(),
         _read_dust(folder).float(),
+        fine.float(),
+        lines.float(),
+        tuple(" ".join(x.split()) for x in (folder / BC03_LINE_NAMES).read_text().splitlines()),
+        in_vacuum(torch.from_numpy(np.loadtxt(folder / BC03_LINE_WAVELENGTHS))),
     )
 
 
-def _read_nebulae(folder: Path) -> Tensor:
-    """L_nu of nebulae, (metallicities, log U, young ages, pixels)."""
+def _read_nebulae(folder: Path) -> tuple[Tensor, Tensor]:
+    """L_nu of nebulae, (metallicities, log U, young ages, pixels), and L of lines, (..., lines)."""
     from astropy.io import fits
 
-    lines = np.loadtxt(folder / BC03_LINE_WAVELENGTHS)
+    places = in_vacuum(torch.from_numpy(np.loadtxt(folder / BC03_LINE_WAVELENGTHS)))
     n_z, n_u = len(BC03_METALLICITIES), len(BC03_LOG_U)
     nebular = torch.zeros(n_z, n_u, N_YOUNG, N_PIXELS, dtype=torch.float64)
+    lines = torch.zeros(n_z, n_u, N_YOUNG, len(places), dtype=torch.float64)
     with (
         fits.open(folder / BC03_CONTINUUM) as continuum,
         fits.open(folder / BC03_LINES) as strength,
@@ -142,10 +154,10 @@ def _read_nebulae(folder: Path) -> Tensor:
                 i = n_z * u + z + 1
                 young = slice(1, 1 + N_YOUNG)
                 nebular[z, u] = _rebin(wavelength, np.asarray(continuum[i].data[young, 1:], float))
-                fluxes = torch.from_numpy(np.asarray(strength[i].data[young, 1:], float))
-                for line, luminosity in zip(lines, fluxes.T, strict=True):
-                    add_line(nebular[z, u], float(line), luminosity)
-    return nebular
+                lines[z, u] = torch.from_numpy(np.asarray(strength[i].data[young, 1:], float))
+                for place, luminosity in zip(places, lines[z, u].T, strict=True):
+                    add_line(nebular[z, u], float(place), luminosity)
+    return nebular, lines
 
 
 def _read_dust(folder: Path) -> Tensor:
@@ -200,8 +212,9 @@ def _read_dsps(path: Path) -> Population:
         )
     shares = _age_shares(10**log_age)
     z_sun = 0.0142  # protosolar (Asplund et al. 2009), that of FSPS with MIST
-    spectra = [_rebin(wavelength, shares @ (f * LIGHT / wavelength**2)) for f in flux]
-    luminosity = torch.stack(spectra).float()
+    spectra = [shares @ (f * LIGHT / wavelength**2) for f in flux]
+    luminosity = torch.stack([_rebin(wavelength, each) for each in spectra]).float()
+    fine = torch.stack([_rebin(wavelength, each, fine_wavelengths()) for each in spectra]).float()
     return Population(
         path.stem,
         f"stellar populations of {path.name}, without nebulae",
@@ -212,6 +225,7 @@ def _read_dsps(path: Path) -> Population:
         torch.zeros(0),
         torch.zeros(0, 0, 0, 0),
         black_body_dust(wavelengths()).float(),
+        fine,
     )
 
 
@@ -231,10 +245,14 @@ def _age_shares(ages: np.ndarray) -> np.ndarray:
     return np.asarray(overlap / overlap.sum(1, keepdims=True))
 
 
-def _rebin(wavelength: np.ndarray, flux: np.ndarray) -> Tensor:
-    """L_lambda (..., n), Lsun / A, as L_nu, Lsun / Hz: means over pixels of the common grid."""
-    lam = wavelengths().numpy()
-    edges = np.exp(LOG_START + LOG_STEP * (np.arange(N_PIXELS + 1) - 0.5))
+def _rebin(wavelength: np.ndarray, flux: np.ndarray, grid: Tensor | None = None) -> Tensor:
+    """L_lambda (..., n), Lsun / A, as L_nu, Lsun / Hz: means over pixels of a grid.
+
+    ``grid`` (pixels,): wavelengths, uniform in their ln; by default the common ones.
+    """
+    lam = (wavelengths() if grid is None else grid).numpy()
+    half_step = np.sqrt(lam[1] / lam[0])
+    edges = np.append(lam / half_step, lam[-1] * half_step)
     steps = np.diff(wavelength)
     cumulative = np.zeros_like(flux)
     np.cumsum(0.5 * (flux[..., 1:] + flux[..., :-1]) * steps, axis=-1, out=cumulative[..., 1:])
@@ -247,4 +265,4 @@ def _rebin(wavelength: np.ndarray, flux: np.ndarray) -> Tensor:
     if (fine := spacing > np.diff(edges)).any():
         rows = flux.reshape(-1, len(wavelength))
         mean[:, fine] = np.stack([np.interp(lam[fine], wavelength, row, 0, 0) for row in rows])
-    return torch.from_numpy((mean * lam**2 / LIGHT).reshape(*flux.shape[:-1], N_PIXELS))
+    return torch.from_numpy((mean * lam**2 / LIGHT).reshape(*flux.shape[:-1], len(lam)))

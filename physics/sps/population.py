@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,11 +12,18 @@ L_SUN = 3.828e33  # erg / s (IAU 2015)
 
 # Bins of age, yr: 0.1 dex about 10^6, 10^6.1, ... 10^10.1; the first begins at 0.
 LOG_AGES = tuple(6 + 0.1 * i for i in range(42))
+# log10 Z / Z_sun at which models keep the surviving share of populations of any metallicities
+LOG_Z = np.linspace(-2.5, 1.0, 71)
 N_YOUNG = 11  # bins up to that which holds 10 Myr, the age of birth clouds
 # The common grid: uniform in ln of the rest wavelength in Angstrom, 300 A to 100 um
 LOG_STEP = 0.0025
 LOG_START = math.log(300.0)
 N_PIXELS = 3253
+# The fine grid of the optical, of the resolution of MILES: 3,000 to 7,500 A, 60 km/s a pixel
+FINE_STEP = 0.0002
+FINE_START = math.log(3000.0)
+N_FINE = 4582
+FINE_FWHM = 2.5  # Angstrom, of spectra on it (Falcon-Barroso et al. 2011, A&A 532, A95)
 
 
 class Population(NamedTuple):
@@ -30,8 +38,12 @@ class Population(NamedTuple):
     - ``nebular``: L_nu of the gas that the stars of a bin of age ionise, lines and continuum,
       (metallicities of the gas, ionisation parameters, young ages, pixels).
     - ``dust``: L_nu, 1 / Hz, of the dust's emission, whose integral over frequency is 1, (pixels,).
+    - ``fine``: ``luminosity`` on the fine grid, (metallicities, ages, fine pixels).
+    - ``lines``: luminosity, Lsun, of the gas's lines, which are in ``nebular`` too, (metallicities
+      of the gas, ionisation parameters, young ages, lines), with their names, as Cloudy writes
+      them (by ion and wavelength in air), and their wavelengths in vacuum, Angstrom.
 
-    Pixels are those of `wavelengths`.
+    Pixels are those of `wavelengths`, fine ones of `fine_wavelengths`: in vacuum.
     """
 
     name: str
@@ -43,11 +55,30 @@ class Population(NamedTuple):
     log_u: Tensor
     nebular: Tensor
     dust: Tensor
+    fine: Tensor = torch.zeros(0, 0, 0)
+    lines: Tensor = torch.zeros(0, 0, 0, 0)
+    line_names: tuple[str, ...] = ()
+    line_wavelength: Tensor = torch.zeros(0)
 
 
 def wavelengths() -> Tensor:
     """Rest wavelengths, Angstrom, of the common grid, (pixels,), float64."""
     return torch.exp(LOG_START + LOG_STEP * torch.arange(N_PIXELS, dtype=torch.float64))
+
+
+def fine_wavelengths() -> Tensor:
+    """Rest wavelengths, Angstrom, of the fine grid, (fine pixels,), float64."""
+    return torch.exp(FINE_START + FINE_STEP * torch.arange(N_FINE, dtype=torch.float64))
+
+
+def in_vacuum(wavelength: Tensor) -> Tensor:
+    """Wavelengths in vacuum, Angstrom, of those in air: Ciddor (1996, Appl. Opt. 35, 1566), eq. 1.
+
+    Below 2,000 A they are given in vacuum anyway.
+    """
+    x = (1e4 / wavelength) ** 2
+    index = 1 + 5.792105e-2 / (238.0185 - x) + 1.67917e-3 / (57.362 - x)
+    return torch.where(wavelength > 2000, wavelength * index, wavelength)
 
 
 def age_edges() -> Tensor:

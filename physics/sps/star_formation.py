@@ -6,7 +6,7 @@ ratio is a rising star formation rate.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,19 +20,37 @@ SFR_TIMESCALE = 0.1  # Gyr: star formation rates are means over this time
 
 
 class StarFormation(NamedTuple):
-    """A history per galaxy of 1 Msun formed: edges (n, 8), Gyr of lookback time, SFR (n, 7)."""
+    """A history per galaxy of 1 Msun formed, of any number of bins.
+
+    ``edges`` (n, bins + 1), Gyr of lookback time, rising from 0; ``sfr`` (n, bins), Msun / Gyr,
+    constant within a bin.
+    """
 
     edges: Tensor
-    sfr: Tensor  # Msun / Gyr
+    sfr: Tensor
 
     def mass_formed(self, low: Tensor, high: Tensor) -> Tensor:
         """Mass, Msun, formed between lookback times ``low`` and ``high`` (k,), Gyr: (n, k)."""
-        return self._cumulative(high) - self._cumulative(low)
+        return self.mass_since(high) - self.mass_since(low)
 
-    def _cumulative(self, age: Tensor) -> Tensor:
+    def mass_since(self, age: Tensor) -> Tensor:
+        """Mass, Msun, (n, k), formed since lookback times, Gyr, (k,), or (n, k) by galaxy."""
         start, end = self.edges[:, :-1, None], self.edges[:, 1:, None]
-        covered = torch.minimum(torch.maximum(age, start), end) - start
+        covered = torch.minimum(torch.maximum(age.unsqueeze(-2), start), end) - start
         return (covered * self.sfr[:, :, None]).sum(1)
+
+    def lookback(self, share: float) -> Tensor:
+        """Lookback time, Gyr, (n,), before which ``share`` of the mass had formed.
+
+        0.5: of half the mass, t50; 0.9: when star formation came to its end, t90.
+        """
+        mass = self.sfr * self.edges.diff(dim=1)
+        since = torch.nn.functional.pad(mass.cumsum(1), (1, 0))  # at the edges
+        target = (1 - share) * since[:, -1:]
+        i = torch.searchsorted(since, target).clamp(1, mass.shape[1]) - 1
+        into = (target - since.gather(1, i)) / mass.gather(1, i).clamp_min(1e-30)
+        start, end = self.edges.gather(1, i), self.edges.gather(1, i + 1)
+        return torch.lerp(start, end, into.clamp(0, 1))[:, 0]
 
     def recent_sfr(self) -> Tensor:
         """Mean star formation rate of the last 100 Myr, Msun/yr per Msun formed, (n,)."""
@@ -43,6 +61,14 @@ class StarFormation(NamedTuple):
         """Mass-weighted age, Gyr, (n,)."""
         middle = 0.5 * (self.edges[:, 1:] + self.edges[:, :-1])
         return (self.sfr * self.edges.diff(dim=1) * middle).sum(1)
+
+    def rows(self, index: Tensor | slice) -> "StarFormation":
+        """The histories of some galaxies."""
+        return StarFormation(self.edges[index], self.sfr[index])
+
+    def to(self, target: Any) -> "StarFormation":
+        """On a device, of a dtype, or as a tensor has them."""
+        return StarFormation(self.edges.to(target), self.sfr.to(target))
 
 
 def bin_edges(zred: Tensor) -> Tensor:

@@ -1,27 +1,28 @@
 """The generator: galaxy parameters to spectra and magnitudes, batched and differentiable."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from orrery.physics.sps.attenuation import (
-    BIRTH_CLOUD_AGE,
-    birth_cloud_depth,
-    diffuse_depth,
+from orrery.physics.sps.attenuation import BIRTH_CLOUD_AGE, behind_dust, reemitted
+from orrery.physics.sps.cosmology import Z_MAX
+from orrery.physics.sps.filters import Filter
+from orrery.physics.sps.observed import (
+    LYMAN_LIMIT,
+    FilterLayer,
+    filter_weights,
+    magnitudes,
 )
-from orrery.physics.sps.cosmology import Z_MAX, distance_modulus
-from orrery.physics.sps.filters import Filter, filter_matrix
-from orrery.physics.sps.igm import transmission
 from orrery.physics.sps.population import (
-    L_SUN,
-    LIGHT,
     LOG_START,
     LOG_STEP,
+    N_PIXELS,
     N_YOUNG,
     Population,
+    add_line,
     age_edges,
+    fine_wavelengths,
     wavelengths,
 )
 from orrery.physics.sps.star_formation import StarFormation, star_formation
@@ -29,14 +30,8 @@ from orrery.physics.sps.star_formation import StarFormation, star_formation
 RATIOS = tuple(f"logsfr_ratio_{i}" for i in range(1, 7))
 STELLAR = ("logmass", "logzsol", *RATIOS, "dust2", "dust_index", "dust1_fraction")
 NEBULAR = ("gas_logz", "gas_logu")
-TEN_PARSEC = 3.0856775814913673e19  # cm
-AB_ZERO = -48.6  # AB magnitude of 1 erg/s/cm^2/Hz
-LYMAN_ALPHA = 1215.67
+DUST = ("dust2", "dust_index", "dust1_fraction")
 CHUNK = 250  # galaxies that are synthesised together: their spectra stay in the cache
-IGM_STEP = 0.01  # of redshift, in the table of transmission
-LYMAN_LIMIT = 911.8
-DUST_EMISSION = 1e4  # Angstrom at rest: beyond it dust emits
-FAINTEST = 1e-37  # Lsun / Hz of 1 Msun formed: less is taken as this, for float32's sake
 
 
 def parameter_names(nebular: bool) -> tuple[str, ...]:
@@ -61,11 +56,19 @@ class Synthesis:
     - ``gas_logz``, ``gas_logu``: log10 Z / Z_sun of the gas, and of its ionisation parameter.
     - ``zred``: redshift, above 0 and not above ``z_max``.
 
-    Spectra begin at 300 Angstrom at rest; there is no light below.
+    Spectra begin at 300 Angstrom at rest; there is no light below. Where a ``history`` is given, it
+    takes the place of that of the ratios.
+
+    ``rest_filters``: those of `rest_magnitudes`.
     """
 
     def __init__(
-        self, population: Population, filters: Sequence[Filter], z_max: float, nebular: bool = False
+        self,
+        population: Population,
+        filters: Sequence[Filter],
+        z_max: float,
+        nebular: bool = False,
+        rest_filters: Sequence[Filter] = (),
     ) -> None:
         if nebular and not population.nebular.numel():
             raise ValueError(
@@ -74,64 +77,59 @@ class Synthesis:
         if not 0 < z_max <= Z_MAX:
             raise ValueError(f"z_max is {z_max}; expected a redshift above 0, up to {Z_MAX:g}")
         self.population, self.nebular, self.z_max = population, nebular, z_max
-        self.names = parameter_names(nebular)
-        low = min(float(f.wavelength[0]) for f in filters)
-        high = max(float(f.wavelength[-1]) for f in filters)
-        all_wavelengths = wavelengths()
-        # dust emits what it absorbs at any wavelength, however blue
-        self.emits = high > DUST_EMISSION
-        bluest = min(low / (1 + z_max), LYMAN_LIMIT)
-        first = 0 if self.emits else max(_pixel(bluest, down=True) - 1, 0)
-        last = min(_pixel(max(high, LYMAN_ALPHA)), len(all_wavelengths) - 1)
-        if _pixel(high) > last:
+        self.names, self.filters = parameter_names(nebular), list(filters)
+        every = [*filters, *rest_filters]
+        high = max(float(f.wavelength[-1]) for f in every)
+        if high > (reach := float(wavelengths()[-1])):
             raise ValueError(
                 f"filters reach {high / 1e4:.1f} um; the spectra of stars, gas and dust end at "
-                f"{float(all_wavelengths[-1]) / 1e4:.0f} um"
+                f"{reach / 1e4:.0f} um"
             )
-        self._rest = slice(first, last + 1)
-        self.wavelength = all_wavelengths[self._rest].float()
+        weights = filter_weights(every)
+        self._layer = FilterLayer(weights, z_max)  # spectra reach the filters at rest as well
+        self._rest_weights = weights[self._layer.rest, len(filters) :]
+        self.wavelength = wavelengths()[self._layer.rest].float()
         n_z = len(population.metallicity)
-        light = population.luminosity[:, :, self._rest]
+        light = population.luminosity[:, :, self._layer.rest]
         self._old = light.reshape(n_z * light.shape[1], -1)
         young = light[:, :N_YOUNG].clone()
         if nebular:  # the gas takes all ionising photons of young stars
             young[..., self.wavelength < LYMAN_LIMIT] = 0
-            gas = population.nebular[..., self._rest]
+            gas = population.nebular[..., self._layer.rest]
             self._gas = gas.reshape(-1, gas.shape[-1])
         self._young = young.reshape(n_z * N_YOUNG, -1)
         self.edges = age_edges().float()
-        # observed frame: the pixels that filters cover, on the same grid
-        start = _pixel(low, down=True) - 1
-        stop = _pixel(high) + 2
-        self._observed_start = start
-        grid = LOG_START + LOG_STEP * torch.arange(start, stop + 1, dtype=torch.float64)
-        self._filters = filter_matrix(filters, grid).float()
-        # up to the pixels that hold Lyman alpha
-        self._n_blue = int((self.wavelength < LYMAN_ALPHA * math.exp(LOG_STEP)).sum())
-        self._igm = self._igm_table()
-        self._dust = population.dust[self._rest]
-
-    def _igm_table(self) -> Tensor:
-        """Transmission at redshifts 0, 0.01, ... of the pixels up to that of Lyman alpha."""
-        n = math.ceil(self.z_max / IGM_STEP) + 2
-        blue = self.wavelength[: self._n_blue].clamp_max(LYMAN_ALPHA - 0.01)
-        return transmission(blue, IGM_STEP * torch.arange(n))
+        self._dust = population.dust[self._layer.rest]
 
     def to(self, target: torch.device | torch.dtype) -> "Synthesis":
         """Move the tables to a device, or to float32 or float64; returns itself."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(target))
+        self._layer.to(target)
         return self
 
     # --- photometry ---------------------------------------------------------------------------
 
-    def magnitudes(self, parameters: Tensor) -> Tensor:
+    def magnitudes(self, parameters: Tensor, history: StarFormation | None = None) -> Tensor:
         """AB magnitudes, (n, filters), of galaxies at their redshifts; ``parameters``: (n, p).
 
         A magnitude is finite even where there is no light: about 80 for 10^10 Msun, with a gradient
         of 0. Raises ``ValueError`` for redshifts at which there are no tables.
         """
+        return self.all_magnitudes(parameters, history)[0]
+
+    def rest_magnitudes(self, parameters: Tensor, history: StarFormation | None = None) -> Tensor:
+        """AB magnitudes (n, rest filters) through the filters at rest, at the galaxy's distance.
+
+        Absolute magnitudes plus the distance modulus, without the IGM.
+        """
+        return self.all_magnitudes(parameters, history)[1]
+
+    def all_magnitudes(
+        self, parameters: Tensor, history: StarFormation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`magnitudes` and `rest_magnitudes`, of one synthesis."""
         parameters = parameters.to(self.wavelength)
         zred = parameters[:, self.names.index("zred")]
         if (bad := ~((zred > 0) & (zred <= self.z_max))).any():
@@ -140,89 +138,95 @@ class Synthesis:
                 f"zred of galaxy {row} is {float(zred[row]):g}; expected a redshift above 0, up to "
                 f"{self.z_max:g}, that of this synthesis (z_max)"
             )
-        return torch.cat([self._magnitudes(part) for part in parameters.split(CHUNK)])
+        parts = []
+        for start in range(0, max(len(parameters), 1), CHUNK):
+            rows = slice(start, start + CHUNK)
+            part = None if history is None else history.rows(rows)
+            parts.append(self._magnitudes(parameters[rows], part))
+        observed, rest = (torch.cat(each) for each in zip(*parts, strict=True))
+        return observed, rest
 
-    def _magnitudes(self, parameters: Tensor) -> Tensor:
+    def _magnitudes(
+        self, parameters: Tensor, history: StarFormation | None
+    ) -> tuple[Tensor, Tensor]:
         p = self.by_name(parameters)
-        spectrum = self.spectrum(parameters)
-        absorbed = torch.cat(
-            [
-                spectrum[:, : self._n_blue] * self.igm_transmission(p["zred"]),
-                spectrum[:, self._n_blue :],
-            ],
-            1,
-        )
-        mean = self.observed(absorbed, p["zred"]) @ self._filters
-        # f_nu = (1 + z) L_nu / 4 pi d^2
-        zero = -2.5 * math.log10(L_SUN / (4 * math.pi * TEN_PARSEC**2)) + AB_ZERO
-        magnitude = zero - 2.5 * (mean.clamp_min(FAINTEST) * (1 + p["zred"][:, None])).log10()
-        distance = distance_modulus(p["zred"]) - 2.5 * p["logmass"]
-        return magnitude + distance[:, None]
+        spectrum = self.spectrum(parameters, history)
+        observed = self._layer(spectrum, p["zred"])[:, : len(self.filters)]
+        rest = (spectrum @ self._rest_weights) / (1 + p["zred"][:, None])  # which is then taken out
+        return tuple(magnitudes(mean, p["zred"], p["logmass"]) for mean in (observed, rest))  # type: ignore[return-value]
 
     def by_name(self, parameters: Tensor) -> dict[str, Tensor]:
         """Parameters (n, p) as a tensor (n,) per name."""
         return dict(zip(self.names, parameters.unbind(1), strict=True))
 
-    def history(self, parameters: Tensor) -> StarFormation:
-        """Star formation histories of 1 Msun formed."""
+    def history(self, parameters: Tensor, history: StarFormation | None = None) -> StarFormation:
+        """Star formation histories of 1 Msun formed: of the ratios, unless one is given."""
+        if history is not None:
+            return history.to(parameters)
         p = self.by_name(parameters)
         return star_formation(torch.stack([p[name] for name in RATIOS], 1), p["zred"])
 
-    def observed(self, spectrum: Tensor, zred: Tensor) -> Tensor:
-        """A rest spectrum (n, pixels) on the pixels of the filters, (n, observed pixels).
-
-        A redshift is a shift of the uniform grid in ln wavelength, with linear interpolation.
-        """
-        shift = self._observed_start - self._rest.start - torch.log1p(zred) / LOG_STEP
-        whole = shift.detach().floor()
-        share = (shift - whole)[:, None]
-        pixel = torch.arange(len(self._filters), device=spectrum.device)
-        index = whole.long()[:, None] + pixel
-        n = spectrum.shape[1]
-        inside = (index >= 0) & (index < n - 1)
-        index = index.clamp(0, n - 2)
-        low, high = spectrum.gather(1, index), spectrum.gather(1, index + 1)
-        return torch.where(inside, torch.lerp(low, high, share), 0.0)
-
-    def igm_transmission(self, zred: Tensor) -> Tensor:
-        """Transmission (n, pixels below Lyman alpha) at redshifts (n,)."""
-        place = zred / IGM_STEP
-        low = place.detach().long().clamp(0, len(self._igm) - 2)
-        share = (place - low)[:, None]
-        return torch.lerp(self._igm[low], self._igm[low + 1], share)
-
     # --- spectra ------------------------------------------------------------------------------
 
-    def spectrum(self, parameters: Tensor) -> Tensor:
+    def spectrum(self, parameters: Tensor, history: StarFormation | None = None) -> Tensor:
         """L_nu, Lsun / Hz, of 1 Msun formed, at rest, without the IGM: (n, pixels)."""
         p = self.by_name(parameters)
-        history = self.history(parameters)
-        low, high = self.edges[:-1], self.edges[1:]
-        cloud = torch.full_like(high, BIRTH_CLOUD_AGE).clamp(low, high)
-        young = history.mass_formed(low, cloud)[:, :N_YOUNG]
-        old = history.mass_formed(cloud, high)
+        old, young = self._mass_by_age(self.history(parameters, history))
         weight = self._between(p["logzsol"], self.population.metallicity)
         bright = _outer(weight, old) @ self._old
         clouds = _outer(weight, young) @ self._young
         if self.nebular:
-            gas = self._between(p["gas_logz"], self.population.metallicity)
-            ions = linear_weights(p["gas_logu"], self.population.log_u.to(parameters))
-            clouds = clouds + _outer(_outer(gas, ions), young) @ self._gas
-        diffuse = torch.exp(-diffuse_depth(self.wavelength, p["dust2"], p["dust_index"]))
-        extra = birth_cloud_depth(self.wavelength, p["dust1_fraction"] * p["dust2"])
-        emerging = (bright + clouds * torch.exp(-extra)) * diffuse
-        if self.emits:
-            absorbed = (bright + clouds - emerging) / self.wavelength
-            energy = absorbed.sum(1, keepdim=True) * LIGHT * LOG_STEP
-            emerging = emerging + energy * self._dust
+            clouds = clouds + _outer(self._gas_weight(p), young) @ self._gas
+        dust = [p[name] for name in DUST]
+        emerging = behind_dust(self.wavelength, bright, clouds, *dust)
+        if self._layer.emits:
+            absorbed = bright + clouds - emerging
+            emerging = emerging + reemitted(self.wavelength, absorbed, self._dust)
         return emerging
+
+    def _mass_by_age(self, history: StarFormation) -> tuple[Tensor, Tensor]:
+        """Mass outside birth clouds (n, ages) and in them (n, young ages), of 1 Msun formed."""
+        low, high = self.edges[:-1], self.edges[1:]
+        cloud = torch.full_like(high, BIRTH_CLOUD_AGE).clamp(low, high)
+        return history.mass_formed(cloud, high), history.mass_formed(low, cloud)[:, :N_YOUNG]
+
+    def _gas_weight(self, p: dict[str, Tensor]) -> Tensor:
+        """Weights (n, metallicities times ionisation parameters) of the gas's tables."""
+        gas = self._between(p["gas_logz"], self.population.metallicity)
+        return _outer(gas, linear_weights(p["gas_logu"], self.population.log_u.to(gas)))
+
+    def fine_spectrum(
+        self, parameters: Tensor, history: StarFormation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """At rest, of 1 Msun formed: L_nu on the fine grid without lines, and lines, Lsun.
+
+        (n, fine pixels) and (n, lines); the latter are none without gas. In float32.
+        """
+        p = self.by_name(parameters)
+        dust = [p[name] for name in DUST]
+        old, young = self._mass_by_age(self.history(parameters, history))
+        weight = self._between(p["logzsol"], self.population.metallicity)
+        fine = self.population.fine
+        bright = _outer(weight, old) @ fine.flatten(0, 1)
+        clouds = _outer(weight, young) @ fine[:, :N_YOUNG].flatten(0, 1)
+        lines = clouds.new_zeros(len(parameters), 0)
+        if self.nebular:
+            share = _outer(self._gas_weight(p), young)
+            gas = nebular_continuum(self.population)[..., N_PIXELS:].flatten(0, 2)
+            clouds = clouds + share @ gas
+            place = self.population.line_wavelength.to(clouds)
+            lines = share @ self.population.lines.flatten(0, 2)
+            lines = behind_dust(place, torch.zeros_like(lines), lines, *dust)
+        return behind_dust(fine_wavelengths().float(), bright, clouds, *dust), lines
 
     @staticmethod
     def _between(log_z: Tensor, metallicity: Tensor) -> Tensor:
         """Weights (n, metallicities), linear in Z, constant beyond the first and the last."""
         return linear_weights(10**log_z, metallicity.to(log_z))
 
-    def derived(self, parameters: Tensor) -> dict[str, Tensor]:
+    def derived(
+        self, parameters: Tensor, history: StarFormation | None = None
+    ) -> dict[str, Tensor]:
         """What astronomers ask for, (n,) each.
 
         - ``log_stellar_mass``: of the stars of today, log10 Msun, see `Population.surviving`.
@@ -230,16 +234,22 @@ class Synthesis:
         - ``mass_weighted_age``: Gyr.
         """
         return derived(
-            parameters, self.names, self.population.metallicity, self.population.surviving
+            parameters, self.names, self.population.metallicity, self.population.surviving, history
         )
 
 
 def derived(
-    parameters: Tensor, names: Sequence[str], metallicity: Tensor, surviving: Tensor
+    parameters: Tensor,
+    names: Sequence[str],
+    metallicity: Tensor,
+    surviving: Tensor,
+    history: StarFormation | None = None,
 ) -> dict[str, Tensor]:
     """`Synthesis.derived` from the table of surviving shares (metallicities, ages) alone."""
     p = dict(zip(names, parameters.unbind(1), strict=True))
-    history = star_formation(torch.stack([p[name] for name in RATIOS], 1), p["zred"])
+    if history is None:
+        history = star_formation(torch.stack([p[name] for name in RATIOS], 1), p["zred"])
+    history = history.to(parameters)
     edges = age_edges().to(parameters)
     # integral of the surviving share over age since 0, (metallicities, edges): linear between them
     grown = torch.nn.functional.pad((surviving.to(parameters) * edges.diff()).cumsum(1), (1, 0))
@@ -258,6 +268,21 @@ def derived(
         "log_ssfr": sfr - mass,
         "mass_weighted_age": history.mean_age(),
     }
+
+
+def nebular_continuum(population: Population) -> Tensor:
+    """L_nu of the gas without lines, on both grids, (..., common and fine pixels).
+
+    Between pixels of the common grid it is linear.
+    """
+    common = population.nebular.clone()
+    for i, line in enumerate(population.line_wavelength.tolist()):
+        add_line(common, line, -population.lines[..., i])
+    common = common.clamp_min(0)
+    place = (fine_wavelengths().log() - LOG_START) / LOG_STEP
+    low = place.long()
+    fine = torch.lerp(common[..., low], common[..., low + 1], (place - low).float())
+    return torch.cat([common, fine], -1)
 
 
 def _place(x: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,9 +305,3 @@ def linear_weights(x: Tensor, nodes: Tensor) -> Tensor:
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     """Products (n, i j) of (n, i) and (n, j)."""
     return (a[:, :, None] * b[:, None, :]).flatten(1)
-
-
-def _pixel(wavelength: float, down: bool = False) -> int:
-    """The pixel of the common grid next to a wavelength, Angstrom."""
-    place = (math.log(wavelength) - LOG_START) / LOG_STEP
-    return math.floor(place) if down else math.ceil(place)

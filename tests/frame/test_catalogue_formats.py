@@ -228,6 +228,24 @@ def test_hdf5_group_is_found_or_asked_for():
         open_catalogue("uneven.hdf5")
 
 
+def test_netcdf_is_read_by_xarray_and_as_a_table(in_tmp):
+    import xarray
+
+    rows = {"id": np.array(["x", "yy"]), "z": np.array([1.0, 2.0]), "draws": np.ones((2, 4, 3))}
+    names = {"parameter": np.array(["a", "b", "c"])}
+    with Writer(
+        "out.nc", {"z": "Mpc"}, locations={"draws": "posterior"}, constants=names
+    ) as writer:
+        writer.write(rows)
+        writer.write(rows)
+    with xarray.open_dataset("out.nc", engine="h5netcdf") as found:
+        assert found["posterior"].shape == (4, 4, 3) and found["z"].dims == ("rows",)
+        assert list(found["parameter"].values) == ["a", "b", "c"]
+        assert list(found["id"].values) == ["x", "yy"] * 2
+    with open_catalogue("out.nc") as catalogue:
+        assert set(catalogue.names) == {"id", "z", "posterior"} and len(catalogue) == 4
+
+
 def test_hdf5_tables_of_astropy_and_pandas():
     table = Table(columns(20))
     table["z"].unit = "mas"

@@ -37,16 +37,31 @@ OTHER_TYPES = {
     "text": lambda n: np.full(n, "x☆"),
 }
 SMALL = {  # of the embedded simulations: tens of rows
+    "abundances": ("data.n_train=60", "data.n_test=40", "data.least_measured=5"),
+    "chemical_evolution": ("data.n_stars=40",),
+    "abundance_structures": ("data.n_train=60", "data.n_test=40", "data.least_measured=5"),
     "dust": ("data.n_stars=300", "model.n_radial=12"),
     "gc_emulator": ("data.n_W0=4", "data.n_g=3", "data.batch_size=12", "data.n_test=12"),
     "gc_stars": ("data.n_stars=30",),
     "gc_sky": ("data.n_stars=30", "data.mock_rv_error=1.0"),
+    "feniks": (
+        "data.n_train=60", "data.n_test=40",
+        "data.bands={g: hsc_g, J: ukirt_wfcam_J, K: ukirt_wfcam_K, Kb: tophat:19350:21850}",
+    ),
+    "feniks_spectra": (
+        "data.n_train=60", "data.n_test=40", "data.mock_pixels=[19500,23800,80]",
+        "data.bands={g: hsc_g, J: ukirt_wfcam_J, K: ukirt_wfcam_K, Kb: tophat:19350:21850}",
+    ),
+    "gems": (
+        "data.clusters=[NGC 104,NGC 5139,Pal 5]", "data.n_per_cluster=20", "data.n_field=60",
+        "data.n_test_per_cluster=4", "data.field_ratio=2", "data.duration=0.1",
+    ),
     "gyro": ("data.n_clusters=4", "data.n_train=60", "data.n_test=40"),
     "mass_net": ("data.n_train=60", "data.n_test=40"),
     "scatter_vae": ("data.n_train=40", "data.n_test=20"),
     "sed_emulator": ("data.n_train=60", "data.n_test=40"),
     "zephyr": ("data.n_train=60", "data.n_test=40"),
-}
+}  # fmt: skip
 
 
 def module(name: str) -> Dataset:
@@ -160,6 +175,17 @@ def test_what_is_no_number_is_refused(name, training, kind):
             table = tables[training].copy()
             table[column] = OTHER_TYPES[kind](len(table))
             with pytest.raises(ValueError, match=f"'{column}'"):
+                batches(data, table, training)
+
+
+@pytest.mark.parametrize(("name", "training"), CASES)
+def test_text_is_one_per_row(name, training):
+    data, tables = ready(name)
+    for column, declared in read_columns(name, training).values():
+        if declared.kind == "text":
+            table = tables[training].copy()
+            table[column] = np.zeros((len(table), 2), bool)
+            with pytest.raises(ValueError, match=f"'{column}'.*shape"):
                 batches(data, table, training)
 
 

@@ -5,15 +5,21 @@ import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
 
 import example_files
 import numpy as np
 import pytest
 from conftest import COMPONENTS, ROOT, command, train
 
+from orrery.datamodules.abundances import AbundanceData
 from orrery.datamodules.columns import columns_table
 from orrery.datamodules.dust import DustData
+from orrery.datamodules.feniks import FeniksData
+from orrery.datamodules.feniks.spectra import SPECTRA
 from orrery.datamodules.gc_emulator.stars import GCStars
+from orrery.datamodules.gems import GemsData
 from orrery.datamodules.gyro import GyroData
 from orrery.datamodules.mass_net import WideBinaryData
 from orrery.datamodules.scatter_vae import ScatterVaeData
@@ -38,6 +44,9 @@ DECLARED = {
     "dust": DustData,
     "mass_net": WideBinaryData,
     "sed_emulator": SedEmulatorData,
+    "gems": GemsData,
+    "abundances": AbundanceData,
+    "feniks": FeniksData,
 }
 NOT_HERE = "gpu|submitit|devices=8|logger=wandb|inference=hmc|experiment=gc_emulator_(anis|cal)"
 SMALL_FIT = {  # what makes a training one of seconds
@@ -48,6 +57,10 @@ SMALL_FIT = {  # what makes a training one of seconds
     "gyro": "model.epochs=1 model.members=1 model.n_grid=60 model.width=8",
     "mass_net": "model.epochs=1 model.members=2 model.width=8",
     "sed_emulator": "model.epochs=1",
+    "gems": "model.epochs=1 data.duration=0.05",
+    "abundances": "model.epochs=1",
+    "feniks": "model.epochs=1 data.n_train=600 data.n_test=60 data.n_exact=100 "
+    "data.n_calibration=100",
     "gc_emulator": "model.n_q=24 model.steps=200 model.n_stars=200 model.chains=2 model.warmup=20 "
     "model.draws=20 data.n_W0=24 data.n_g=20 data.n_val=16 data.n_test=12 data.n_mock=50 "
     "data.batch_size=96",
@@ -55,6 +68,13 @@ SMALL_FIT = {  # what makes a training one of seconds
 CHAINS = "model.chains=2 model.warmup=20 model.draws=20"
 SMALL_EVALUATION = {  # of the first that the command names
     "xp_generated": "data.n=50",
+    "gems_mock": "data.n_stars=3 data.duration=0.05 data.clusters=[M13]",
+    "gems": "",
+    "feniks_spectra": "model.templates=8",
+    "feniks": "",
+    "abundance_structures": "data.n_test=60 data.permutations=99",
+    "chemical_evolution": "data.elements=[Fe,Mg]",  # of fewer parameters
+    "abundances": "data.n_test=100",
     "gc_profile": CHAINS,
     "gc_stars": f"data.n_stars=60 {CHAINS}",
     "gc_sky": f"data.n_stars=60 {CHAINS}",
@@ -88,6 +108,8 @@ def small(line: str) -> list[str]:
     component = next(name for name in COMPONENTS if name in line)
     words = [word for word in words if not word.startswith(("model.nside", "model.n_radial"))]
     words += [] if "experiment=" in line else [f"experiment={component}_quick"]
+    if "data.clusters=my.ecsv" in words:  # of two clusters
+        words += ["data.n_per_cluster=100"]
     words += ["data.leave_out=Pleiades,M67"] if "leave_one_cluster_out" in line else []
     return words + SMALL_FIT[component].split()
 
@@ -124,11 +146,29 @@ def test_a_command_of_the_docs_runs(line, folder):
             assert (folder / output).stat().st_size > 0
 
 
+def test_no_command_writes_over_a_file_that_another_reads(tmp_path):
+    example_files.write_all(tmp_path)
+    written = {f for line in COMMANDS for f in re.findall(r"(?:output=|--out )(\S+\.\w+)", line)}
+    assert written and not written & {f.name for f in tmp_path.iterdir()}
+
+
 def python_of(page: str) -> dict:
     names: dict = {}
     for code in re.findall(r"```python\n(.*?)```", PAGES[page], re.S):
         exec(code, names)
     return names
+
+
+@pytest.mark.filterwarnings("ignore")  # of a star unlike those trained on, and of no solar scale
+def test_the_python_of_abundances_runs(in_tmp):
+    example_files.abundance_files(Path.cwd())
+    names = python_of("abundances")
+    (answer,) = names["answer"]
+    assert 0 < answer["p_value"] <= 1 and answer["most_unusual"] in names["abundances"].elements
+    assert -3 < answer["ti_h_expected"] < -1 and 0 < answer["ti_h_std"] < 0.5
+    clusters, metallicity = names["masses"].from_clusters, names["masses"].from_metallicity
+    assert 9 < metallicity.value < clusters.value < 11
+    assert names["draws"]["slope"].shape == (1, 4, 300)
 
 
 def test_the_python_of_catalogues_runs(in_tmp):
@@ -149,6 +189,25 @@ def test_the_python_of_gc_emulator_runs(in_tmp):
     assert names["W0"].grad.isfinite().all() and names["W0"].grad != 0
 
 
+@pytest.mark.filterwarnings("ignore")  # of bands that its galaxies lack
+def test_the_python_of_feniks_runs(in_tmp):
+    example_files.feniks_files(Path.cwd())
+    names = python_of("feniks")
+    found, spectrum = names["found"], names["spectrum"]
+    assert sorted(found["id"]) == [11, 12, 13, 14]
+    assert (np.diff(found["p_candidate"]) <= 0).all() and found["p_candidate"].min() >= 0
+    assert names["is_inside"].tolist() == [True, False]
+    assert spectrum.good.sum() == 215 and 19500 < spectrum.wavelength[0] < 19520
+
+
+@pytest.mark.filterwarnings("ignore")  # of what its two stars lack
+def test_the_python_of_gems_runs(in_tmp):
+    names = python_of("gems")
+    assert set(names["hosts"]["host"]) <= set(names["gems"].clusters)
+    assert names["hosts"]["host"][0] == "NGC 3201", "it has the velocity of the cluster"
+    assert names["clusters"].names[names["i"]] == "NGC 6205" and len(names["clusters"]) == 150
+
+
 def test_the_python_of_gyro_runs(in_tmp):
     assert 3 < python_of("gyro")["sun"]["age_q50"] < 6
 
@@ -162,10 +221,15 @@ def test_the_python_of_scatter_vae_runs(in_tmp):
 
 
 def test_the_python_of_sed_emulator_runs(in_tmp):
-    sed = python_of("sed_emulator")["sed"]
+    names = python_of("sed_emulator")
+    sed = names["sed"]
     assert sed["magnitude"].shape == (1, 20)
     assert 15 < sed["magnitude"].min() < sed["magnitude"].max() < 30
     assert 0 < sed["error"].max() < 0.1
+    k_band = names["k_band"]
+    assert (k_band["flux"] > 0).all() and (k_band["error"] < 0.01 * k_band["flux"]).all()
+    within = (names["wavelength"] > 20600) & (names["wavelength"] < 23100)  # as of that band
+    assert k_band["flux"][0, within].mean() == pytest.approx(names["bands"][0, 2], rel=0.03)
 
 
 def test_the_python_of_zephyr_runs(in_tmp):
@@ -180,6 +244,11 @@ def test_a_component_has_a_page_with_the_columns_that_it_declares(component):
     for part in ("The method", "Training", "How good it is", "Limits, and when to distrust it"):
         assert f"## {part}" in page
     assert "https://arxiv.org/abs/" in page and "`flags`" in page
+
+
+def test_the_page_of_feniks_has_the_columns_of_spectra():
+    table = columns_table(SimpleNamespace(declared=SPECTRA))
+    assert f"<!-- columns: feniks_spectra -->\n\n{table}\n" in PAGES["feniks"]
 
 
 def test_the_table_of_zephyr_is_that_of_the_benchmark():

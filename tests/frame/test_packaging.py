@@ -110,7 +110,7 @@ def run(python: Path | str, folder: Path, *words: str, **env: str) -> Done:
 
 def installable() -> set[str]:
     """The files of the package, by their names in it."""
-    suffixes = {".py", ".yaml", ".npz", ".csv", ".ckpt", ".md", ".jinja", ".LICENSE"}
+    suffixes = {".py", ".yaml", ".npz", ".csv", ".ecsv", ".ckpt", ".md", ".jinja", ".LICENSE"}
     found = {p.relative_to(ROOT) for p in (ROOT / "orrery").rglob("*")}
     for name in LINKED:
         found |= {"orrery" / p.relative_to(ROOT) for p in (ROOT / name).rglob("*")}

@@ -19,7 +19,11 @@ def test_the_python_of_readme_runs(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     example_files.galaxy_files(tmp_path)
     place = SkyCoord(0 * u.deg, 0 * u.deg, distance=500 * u.pc, frame="galactic")
-    names = {"table": Table.read(tmp_path / "table.ecsv"), "coords": place}
+    motion = {"pm_ra_cosdec": 8.6 * u.mas / u.yr, "pm_dec": -1.8 * u.mas / u.yr}
+    star = SkyCoord(
+        155 * u.deg, -46 * u.deg, 4.6 * u.kpc, radial_velocity=485 * u.km / u.s, **motion
+    )
+    names = {"table": Table.read(tmp_path / "table.ecsv"), "coords": place, "stars": star}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings(

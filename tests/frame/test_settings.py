@@ -100,7 +100,7 @@ def test_every_component_takes_the_settings_of_a_catalogue(component):
 
 def test_what_is_inherited_is_no_choice():
     done = command("train.py", "--help")
-    assert "data: dust," in done.stdout and "_catalogue" not in done.stdout
+    assert "data: abundance_structures," in done.stdout and "_catalogue" not in done.stdout
     done = command("train.py", "data=_catalog")
     assert done.returncode != 0 and "near: _catalogue" not in done.stderr
 

@@ -1,0 +1,151 @@
+"""One galaxy, fitted to its photometry and its spectrum together."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from orrery.models.base import Batch
+from orrery.models.feniks.broad_lines import Broad, broad_component
+from orrery.models.feniks.chains import joint_target, sample
+from orrery.models.feniks.redshift import (
+    NODE_STEP,
+    WINDOW,
+    Draws,
+    Mode,
+    PhotometricNodes,
+    RedshiftPosterior,
+    joint_draws,
+    joint_library,
+    photometric_nodes,
+    spectrum_posterior,
+)
+from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, Spectrum, prepared, rebinned
+from orrery.models.sed_emulator import fitting
+from orrery.models.sed_emulator.fitting import Photometry
+from orrery.models.sed_emulator.spectra import SpectrumNetwork
+
+SECOND_MODE = 0.05  # probability of a redshift that is not ruled out
+LEAST_WIDTH = 1e-4  # of redshift
+FEWEST_PIXELS = 20  # good ones, of a spectrum that is fitted
+LEAST_ERROR_Z = 0.002  # of a known redshift: spectra are not aligned better
+REACH = 5.0  # of its errors, beyond which no redshift is tried
+FEWEST_NODES = 3  # at which photometry is fitted
+
+
+class JointFit(NamedTuple):
+    """``photometry``: p(z) without the spectrum; ``posterior``: with it. ``draws``: of parameters.
+
+    ``spectrum``: what was fitted, good pixels in bins; ``broad``: whether there are broad lines;
+    ``error_scale``: factor by which its errors are too small, mean of the posterior.
+    """
+
+    photometry: RedshiftPosterior
+    posterior: RedshiftPosterior
+    draws: Draws
+    spectrum: Spectrum
+    broad: Broad
+    error_scale: float
+    rhat: float  # of HMC, the worst; NaN without
+
+
+def spectrum_of(batch: Batch, row: int) -> Spectrum | None:
+    """The spectrum of a row, or None if it has too few good pixels."""
+    good = batch["spectrum_good"][row].bool()
+    if int(good.sum()) < FEWEST_PIXELS:
+        return None
+    names = ("spectrum_wavelength", "spectrum_flux", "spectrum_error")
+    wavelength, flux, error = (batch[name][row].double().cpu() for name in names)
+    return Spectrum(wavelength, flux, error, good.cpu(), batch["spectrum_resolution"][row].cpu())
+
+
+@torch.no_grad()
+def fit_jointly(
+    emulator: fitting.Emulator,
+    network: SpectrumNetwork,
+    start: fitting.Library,
+    data: Photometry,
+    spectrum: Spectrum,
+    n_templates: int,
+    n_draws: int,
+    seed: int,
+    chains: int = 0,
+    warmup: int = 100,
+) -> JointFit:
+    """Redshift and parameters of one galaxy, ``data`` (1, bands), on the CPU.
+
+    ``start``: `fitting.library` of the emulator; ``n_templates``: at each node of redshift. A known
+    redshift counts as a measurement. With ``chains`` draws are those of HMC near each redshift that
+    is possible, after ``warmup`` transitions, else they are chosen among the templates.
+    """
+    spectrum = rebinned(spectrum)
+    nodes = _nodes(emulator, start, data)
+    ends = float(spectrum.wavelength[0]), float(spectrum.wavelength[-1])
+    resolution = float(spectrum.resolution)
+    library = joint_library(network, emulator, data, nodes, resolution, ends, n_templates, seed)
+
+    def log_prior(z: Tensor) -> Tensor:
+        zred, error = _known_redshift(data)
+        pull = torch.zeros_like(z) if math.isnan(zred) else (z - zred) / error
+        return nodes.log_density(z) - 0.5 * pull.square()
+
+    posterior = spectrum_posterior(spectrum, library, log_prior)
+    draws = joint_draws(spectrum, library, posterior, n_draws, seed)
+    broad = broad_component(spectrum, draws)
+    scale, worst = _error_scale(spectrum, draws), math.nan
+    if chains:
+        near = _near_modes(posterior, draws)
+        found = []
+        for mode, of_mode in near:
+            target = joint_target(network, emulator, data, spectrum, mode.z, _width(of_mode))
+            n = max(chains, round(n_draws * mode.weight / sum(each.weight for each, _ in near)))
+            precision = nodes.precision(mode.z)
+            found.append(sample(target, of_mode, precision, chains, warmup, n, seed))
+        draws = Draws(*(torch.cat(each) for each in zip(*(f.draws for f in found), strict=True)))
+        worst = max(each.rhat for each in found)
+    return JointFit(nodes.posterior(), posterior, draws, spectrum, broad, scale, worst)
+
+
+def _near_modes(posterior: RedshiftPosterior, draws: Draws) -> list[tuple[Mode, Draws]]:
+    """Redshifts that are not ruled out, each with the draws near it."""
+    modes = [mode for mode in posterior.modes() if mode.weight > SECOND_MODE]
+    near = []
+    for mode in modes or posterior.modes(1):
+        mask = (draws.z - mode.z).abs() < WINDOW
+        if int(mask.sum()) > 1:
+            near.append((mode, Draws(*(values[mask] for values in draws))))
+    return near
+
+
+def _width(draws: Draws) -> float:
+    """Standard deviation of redshift."""
+    return max(float(draws.z.std()), LEAST_WIDTH)
+
+
+def _known_redshift(data: Photometry) -> tuple[float, float]:
+    """Of one galaxy, with its error; NaN where it is not known."""
+    return float(data.zred[0]), max(float(data.zred_error[0]), LEAST_ERROR_Z)
+
+
+def _nodes(
+    emulator: fitting.Emulator, start: fitting.Library, data: Photometry
+) -> PhotometricNodes:
+    """Fits at all redshifts of the prior, or at those that a known redshift leaves."""
+    i = emulator.priors.names.index("zred")
+    low, high = float(emulator.priors.low[i]), float(emulator.priors.high[i])
+    zred, error = _known_redshift(data)
+    if math.isnan(zred):
+        return photometric_nodes(emulator, data, start, (low, high))
+    near = min(max(zred, low), high)  # it may be beyond by an error or so
+    low, high = max(near - REACH * error, low), min(near + REACH * error, high)
+    step = min(NODE_STEP, math.log((1 + high) / (1 + low)) / FEWEST_NODES)
+    return photometric_nodes(emulator, data, start, (low, high), step)
+
+
+def _error_scale(spectrum: Spectrum, draws: Draws) -> float:
+    """Mean of the posterior of the factor of the errors."""
+    data = prepared(spectrum, DEFAULT.order)
+    fit = Fit.of(data, draws.shapes, torch.log1p(draws.z), DEFAULT)
+    share = fit.log_likelihoods().softmax(0).mean(1)
+    return float(share @ torch.tensor(DEFAULT.jitter).to(share))

@@ -1,0 +1,1 @@
+"""Chemical abundances of stars: names, solar scales, classes, trends, masses of galaxies."""

@@ -1,0 +1,1 @@
+"""How a galaxy makes its elements: yields, delays, and a galaxy of one zone."""

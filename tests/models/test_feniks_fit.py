@@ -1,0 +1,303 @@
+"""The likelihood of spectra, p(z), broad lines and chains of feniks, on galaxies of the network."""
+
+import math
+
+import pytest
+import torch
+
+from orrery import load
+from orrery.models.feniks.broad_lines import broad_component, probability
+from orrery.models.feniks.chains import joint_target, posterior_spectrum, sample
+from orrery.models.feniks.redshift import (
+    Draws,
+    RedshiftPosterior,
+    flag,
+    gaussian_prior,
+    joint_draws,
+    joint_library,
+    photometric_nodes,
+    prior_templates,
+    secure_threshold,
+    spectrum_posterior,
+)
+from orrery.models.feniks.spectrum_fit import (
+    DEFAULT,
+    STEP,
+    Fit,
+    Spectrum,
+    at_own_redshift,
+    broadened,
+    log_likelihood,
+    prepared,
+    rebinned,
+    rest_grid,
+    rest_templates,
+)
+from orrery.models.sed_emulator import fitting
+from orrery.physics.sps.emission import FWHM, H_BETA, line_shapes
+
+WAVELENGTH = torch.arange(19500, 23800, 16.0).double()
+TRUE_Z = 3.55
+RESOLUTION = 3600.0
+NOT_KNOWN = torch.tensor([torch.nan])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("sed_emulator_spectra").eval()
+
+
+@pytest.fixture(scope="module")
+def galaxy(model) -> torch.Tensor:
+    """Parameters (1, p) of a galaxy that stopped forming stars."""
+    values = dict.fromkeys(model.names, 0.0) | {"logmass": 11.0, "dust2": 0.2, "zred": TRUE_Z}
+    values |= {"logsfr_ratio_1": -1.0, "logsfr_ratio_2": -1.5, "dust1_fraction": 1.0}
+    return torch.tensor([[{**values, "gas_logu": -3.0}[name] for name in model.names]])
+
+
+def observed(model, galaxy, snr, seed=0, broad=0.0) -> Spectrum:
+    """Its spectrum with a broad H beta of an equivalent width, Angstrom."""
+    sigma_v = torch.tensor([250.0])
+    with torch.no_grad():
+        flux = model.network.spectrum(galaxy, WAVELENGTH, sigma_v, RESOLUTION)[0].double()
+    log_ratio = torch.tensor([math.log1p(TRUE_Z)])
+    line = line_shapes((H_BETA,), WAVELENGTH, log_ratio, 3000 / FWHM, 500.0)[0, :, 0]
+    flux = flux + broad * flux.mean() * line
+    error = (flux.median() / snr).expand_as(flux)
+    generator = torch.Generator().manual_seed(seed)
+    flux = flux + error * torch.randn(flux.shape, generator=generator)
+    good = torch.ones_like(flux, dtype=torch.bool)
+    return Spectrum(WAVELENGTH, flux, error, good, torch.tensor(RESOLUTION))
+
+
+@pytest.fixture(scope="module")
+def library(model):
+    z, ends = (3.3, 3.8), (19500.0, 23800.0)
+    return prior_templates(model.network, model.priors, z, RESOLUTION, ends, 32)
+
+
+@pytest.fixture(scope="module")
+def spectrum(model, galaxy) -> Spectrum:
+    return observed(model, galaxy, 12.0)
+
+
+# --- the likelihood -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line_share", [0.0, 1.0])
+def test_the_likelihood_is_that_of_a_normal_with_the_covariance_of_the_coefficients(
+    spectrum, library, line_share
+):
+    model = DEFAULT._replace(line_share=line_share, jitter=(1.5,))
+    few = Spectrum(*(v[::4] if v.ndim else v for v in spectrum))
+    log_ratio = library.log_ratio[2:3]
+    found = log_likelihood(few, library.grids[2], library.templates[2], log_ratio, model)[0]
+    data = prepared(few, model.order)
+    rows = library.templates[2].T
+    shapes = at_own_redshift(rows, library.grids[2], data, log_ratio.expand(len(rows)))
+    fit = Fit.of(data, shapes, log_ratio.expand(len(rows)), model)
+    error = 1.5 * few.error.double()
+    constant = 0.5 * len(error) * math.log(2 * math.pi) + few.error.double().log().sum()
+    for t in range(3):
+        columns = fit.columns[t]
+        covariance = torch.diag(error**2) + columns / fit.precision @ columns.T
+        template = shapes[t] * data.mean / ((shapes[t] / few.error**2).sum() * few.error[0] ** 2)
+        template = template * len(error)
+        normal = torch.distributions.MultivariateNormal(template.double(), covariance)
+        expected = float(normal.log_prob(few.flux.double()) + constant)
+        assert float(found[t]) == pytest.approx(expected, abs=0.02)
+
+
+def test_one_redshift_a_template_gives_the_same(spectrum, library):
+    data = prepared(spectrum, DEFAULT.order)
+    rows = library.templates[3].T
+    log_ratio = library.log_ratio[3].expand(len(rows))
+    shapes = at_own_redshift(rows, library.grids[3], data, log_ratio)
+    expected = Fit.of(data, shapes, log_ratio, DEFAULT).log_likelihood()
+    found = log_likelihood(spectrum, library.grids[3], library.templates[3], log_ratio[:1])[0]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)
+
+
+def test_the_scale_of_templates_does_not_count_and_that_of_the_spectrum_is_free(spectrum, library):
+    args = library.grids[3], library.templates[3], library.log_ratio[3:4]
+    found = log_likelihood(spectrum, *args)
+    scaled = log_likelihood(spectrum, args[0], 1e3 * args[1], args[2])
+    torch.testing.assert_close(scaled, found, rtol=0, atol=0.02)
+    brighter = spectrum._replace(flux=10 * spectrum.flux, error=10 * spectrum.error)
+    torch.testing.assert_close(log_likelihood(brighter, *args), found, rtol=0, atol=0.02)
+
+
+def test_a_redshift_that_templates_do_not_cover_is_refused(spectrum, library):
+    with pytest.raises(ValueError, match="the templates cover"):
+        log_likelihood(spectrum, library.grids[0], library.templates[0], library.log_ratio[-1:])
+
+
+def test_pixels_are_averaged_with_their_weights_and_bad_ones_do_not_count():
+    wavelength = 20000 * torch.exp(2e-4 * torch.arange(400).double())
+    flux, error = torch.ones(400), torch.full((400,), 0.1)
+    good = torch.ones(400, dtype=torch.bool)
+    good[7], flux[7], error[8] = False, torch.nan, 1e3
+    flux[8] = 50.0
+    found = rebinned(Spectrum(wavelength, flux, error, good, torch.tensor(RESOLUTION)))
+    assert 100 <= len(found.flux) <= 101  # 4 pixels of 60 km/s
+    torch.testing.assert_close(found.flux, torch.ones_like(found.flux), rtol=0, atol=1e-3)
+    assert float(found.error[5]) == pytest.approx(0.05, rel=1e-3)
+    assert float(found.resolution) < RESOLUTION
+
+
+def test_templates_are_broadened_to_the_dispersion_less_the_librarys():
+    grid = rest_grid(4500, 5500)
+    line = torch.zeros(1, len(grid))
+    line[0, len(grid) // 2] = 1
+    seen = broadened(line, grid, torch.tensor([300.0]), 1e6)[0].double()
+    offset = STEP * (torch.arange(len(grid)) - len(grid) // 2)
+    found = float(((seen * offset**2).sum() / seen.sum()).sqrt()) * 299792.458
+    own = 2.5 / FWHM / float(grid[len(grid) // 2].exp()) * 299792.458
+    assert found == pytest.approx(math.sqrt(300**2 - own**2), rel=0.01)
+
+
+@torch.no_grad()
+def test_templates_are_the_networks_spectra(model, galaxy, library):
+    """Spectra of `SpectrumNetwork.spectrum`, which has them at any wavelength."""
+    sigma_v, grid = torch.tensor([250.0]), library.grids[3]
+    rows = rest_templates(model.network, galaxy, sigma_v, RESOLUTION, grid)
+    log_ratio = torch.tensor([math.log1p(TRUE_Z)])
+    wavelength = torch.arange(20000, 23000, 10.0).double()
+    at = (wavelength.log() - log_ratio - grid[0]) / STEP
+    found = rows[at.round().long(), 0]
+    expected = model.network.spectrum(galaxy, wavelength, sigma_v, RESOLUTION)[0]
+    ratio = found / found.mean() / (expected / expected.mean())
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=0.02)
+
+
+# --- p(z) ---------------------------------------------------------------------------------------
+
+
+def peaks(*rows: tuple[float, float, float]) -> RedshiftPosterior:
+    """Normals in z: centre, width, weight."""
+    z = torch.expm1(torch.linspace(math.log(4), math.log(6), 4001, dtype=torch.float64))
+    p = sum(w / s * torch.exp(-0.5 * ((z - m) / s) ** 2) for m, s, w in rows) * (1 + z)
+    return RedshiftPosterior(z, (p / p.sum()).log())
+
+
+def test_probabilities_of_windows_and_ranks_are_those_of_a_normal():
+    found = peaks((4.0, 0.01, 1.0))
+    assert found.best() == pytest.approx(4.0, abs=3e-4)
+    assert found.p_within(4.0, 0.01) == pytest.approx(0.6827, abs=2e-3)
+    assert found.quantile(0.16) == pytest.approx(4 - 0.00994, abs=1e-4)
+    ranks = found.cumulative(torch.tensor([3.5, 4.0, 4.5]).double())
+    torch.testing.assert_close(ranks, torch.tensor([0, 0.5, 1]).double(), rtol=0, atol=2e-3)
+
+
+def test_the_best_redshift_has_the_most_probability_nearby_not_the_highest_density():
+    found = peaks((3.5, 0.0005, 0.2), (4.5, 0.004, 0.8))
+    modes = found.modes()
+    assert [round(mode.z, 2) for mode in modes] == [4.5, 3.5]
+    assert modes[1].weight == pytest.approx(0.2, abs=0.01)
+    assert float(found.z[found.log_p.argmax()]) == pytest.approx(3.5, abs=0.001)
+
+
+def test_a_spectrum_finds_the_redshift_that_photometry_does_not(spectrum, library):
+    found = spectrum_posterior(spectrum, library, gaussian_prior(3.6, 0.14))
+    assert found.best() == pytest.approx(TRUE_Z, abs=0.01)
+    assert found.p_within(TRUE_Z) > 0.9
+
+
+def test_a_spectrum_without_light_leaves_the_prior(model, galaxy, library):
+    noise = observed(model, galaxy, 0.01)
+    found = spectrum_posterior(noise, library, gaussian_prior(3.55, 0.05))
+    assert found.quantile(0.84) - found.quantile(0.16) == pytest.approx(0.1, rel=0.2)
+
+
+def test_secure_is_above_the_lowest_probability_at_which_enough_are_right():
+    p = torch.tensor([0.99, 0.9, 0.8, 0.7])
+    right = torch.tensor([True, True, False, True])
+    assert secure_threshold(p, right, 0.9) == pytest.approx(0.9)
+    assert secure_threshold(p, right, 0.75) == pytest.approx(0.7)
+    assert secure_threshold(p, ~right, 0.9) == math.inf
+    assert [flag(x, 0.9) for x in (0.95, 0.6, 0.4)] == ["secure", "tentative", "none"]
+
+
+# --- broad lines --------------------------------------------------------------------------------
+
+
+def test_a_broad_line_is_found_and_none_is_not(model, galaxy, spectrum, library):
+    log_bayes = []
+    for each in (spectrum, observed(model, galaxy, 12.0, broad=60.0)):
+        posterior = spectrum_posterior(each, library, gaussian_prior(3.6, 0.14))
+        assert posterior.best() == pytest.approx(TRUE_Z, abs=0.015)
+        draws = joint_draws(each, library, posterior, 8)
+        log_bayes.append(broad_component(each, draws).log_bayes_factor)
+    assert log_bayes[0] < 1 and log_bayes[1] > 10
+    assert probability(log_bayes[0]) < 0.2 and probability(log_bayes[1]) > 0.99
+
+
+def test_broad_lines_beyond_the_spectrum_are_not_known(spectrum):
+    n = 2
+    draws = Draws(
+        torch.full((n,), 4.6).double(),
+        torch.zeros(n, 14),
+        torch.full((n,), 200.0),
+        torch.ones(n, len(spectrum.flux)),
+        torch.zeros(n).double(),
+    )
+    assert math.isnan(broad_component(spectrum, draws).log_bayes_factor)
+
+
+# --- with photometry ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photometry(model, galaxy) -> fitting.Photometry:
+    with torch.no_grad():
+        flux = fitting.to_flux(model.emulate(galaxy))
+    seen = torch.ones_like(flux, dtype=torch.bool)
+    return fitting.Photometry(flux, 0.05 * flux + 0.02, seen, ~seen, NOT_KNOWN, torch.zeros(1))
+
+
+@pytest.fixture(scope="module")
+def found(model, photometry):
+    start = fitting.library(model, torch.device("cpu"))
+    return photometric_nodes(model, photometry, start, (3.2, 3.9), 0.06)
+
+
+def test_photometry_prefers_the_node_of_the_redshift(found):
+    assert len(found.log_ratio) == 3
+    assert int(found.log_evidence.argmax()) == 1  # ln(1 + 3.54)
+    assert 3.35 < found.posterior().best(0.1) < 3.75
+
+
+def test_spectrum_and_photometry_together_and_chains_about_their_mode(
+    model, galaxy, photometry, found, spectrum, monkeypatch
+):
+    monkeypatch.setattr("orrery.models.feniks.redshift.CHAINS", 4)
+    monkeypatch.setattr("orrery.models.feniks.redshift.WARMUP", 2)
+    network, ends = model.network, (19500.0, 23800.0)
+    library = joint_library(network, model, photometry, found, RESOLUTION, ends, 8)
+    posterior = spectrum_posterior(spectrum, library, found.log_density)
+    z = posterior.best()
+    assert z == pytest.approx(TRUE_Z, abs=0.01)
+    draws = joint_draws(spectrum, library, posterior, 20)
+    target = joint_target(network, model, photometry, spectrum, z, 0.002)
+    chains = sample(target, draws, found.precision(z), chains=3, warmup=4, n=6)
+    assert chains.draws.z.std() < 0.02 and chains.draws.parameters.shape == (6, 14)
+    middle = posterior_spectrum(spectrum, chains.draws)[1]
+    chi2 = ((spectrum.flux - middle) / spectrum.error).square().mean()
+    assert float(chi2) < 1.5
+
+
+def test_the_gradient_of_the_joint_posterior_is_that_of_differences(
+    model, galaxy, photometry, spectrum
+):
+    target = joint_target(model.network, model, photometry, spectrum, TRUE_Z, 0.002)
+    z = torch.tensor([TRUE_Z + 0.0005]).double()
+    u = target.start(Draws(z, galaxy, torch.tensor([220.0]), torch.zeros(0), torch.zeros(1)))
+    torch.testing.assert_close(target.parameters(u)[:, :-1], galaxy[:, :-1], rtol=0, atol=0.01)
+    u = (u + 0.1).requires_grad_()  # away from the maximum, where slopes are large
+    (gradient,) = torch.autograd.grad(target(u).sum(), u)
+    for i in (0, 4, 8, len(model.names)):
+        step = torch.zeros_like(u)
+        step[0, i] = 0.01
+        with torch.no_grad():
+            slope = float((target(u + step) - target(u - step)) / 0.02)
+        assert float(gradient[0, i]) == pytest.approx(slope, rel=0.05, abs=0.1)

@@ -11,7 +11,7 @@ from astropy.table import Table
 
 from orrery.datamodules.base import Rows
 from orrery.datamodules.columns import CatalogueColumn, Column
-from orrery.datamodules.feniks.defaults import BANDS, DEPTH, PARAMETERS
+from orrery.datamodules.feniks.defaults import BANDS, DEPTH, PARAMETERS, SPECTRAL_NETWORK
 from orrery.datamodules.feniks.emulated import EmulatedSynthesis, refuse_unlearned
 from orrery.datamodules.feniks.mocks import QUANTITIES, SHARES, Mocks, draw_mocks
 from orrery.datamodules.sed_emulator import SedEmulatorData, simulation
@@ -32,7 +32,6 @@ REST = {
 }  # fmt: skip
 
 
-SPECTRA = "sed_emulator_spectra"
 CALIBRATION_SEED = 10_000  # and more: of mock galaxies by which intervals are calibrated
 
 
@@ -50,11 +49,10 @@ class FeniksData(SedEmulatorData):
     Args:
         bands: see `SedEmulatorData`; null: those of `defaults.BANDS`.
         population: which galaxies are made of: the name or the path of a checkpoint of
-            sed_emulator with spectra, "bc03_miles", or the path of a file of populations; null:
-            "sed_emulator_spectra".
+            sed_emulator with spectra, "bc03_miles", or the path of a file of populations.
         parameters: see `SedEmulatorData`; names that are left out have the priors of
             `defaults.PARAMETERS`.
-        nebular: see `SedEmulatorData`; null: true.
+        nebular: see `SedEmulatorData`.
         depth: AB magnitude of a source of 5 sigma, of mock galaxies: one, or by band, of which
             others are not observed; null: those of `defaults.DEPTH` that are among the bands.
         mock_shares: kind of mock galaxies, see `mocks.KINDS`, -> share of it.
@@ -72,9 +70,9 @@ class FeniksData(SedEmulatorData):
     def __init__(
         self,
         bands: Mapping[str, str] | Sequence[str] | None = None,
-        population: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        nebular: bool | None = None,
+        population: str = SPECTRAL_NETWORK,
+        parameters: Mapping[str, Any] = PARAMETERS,
+        nebular: bool = True,
         depth: float | Mapping[str, float] | None = None,
         mock_shares: Mapping[str, float] = SHARES,
         mock_z_range: Sequence[float] = (2.5, 5.0),
@@ -84,9 +82,9 @@ class FeniksData(SedEmulatorData):
     ) -> None:
         super().__init__(
             bands,
-            population or SPECTRA,
-            parameters or PARAMETERS,
-            nebular is None or nebular,
+            population,
+            parameters,
+            nebular,
             depth=27.0,
             **photometry,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+SPECTRAL_NETWORK = "sed_emulator_spectra"  # the shipped checkpoint that makes galaxies
 MEDIUM = (427, 464, 484, 505, 527, 574, 624, 679, 709, 738, 767, 827)  # Suprime-Cam's
 # Those of surveys of distant galaxies: the fields COSMOS, UDS and of HST
 BANDS = {

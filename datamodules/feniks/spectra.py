@@ -13,6 +13,7 @@ import torch
 from orrery.datamodules.base import Rows
 from orrery.datamodules.columns import CatalogueColumn, Column, located
 from orrery.datamodules.feniks import FeniksData
+from orrery.datamodules.feniks.defaults import PARAMETERS, SPECTRAL_NETWORK
 from orrery.datamodules.feniks.mock_spectra import draw_spectra, pixels
 from orrery.datamodules.feniks.mocks import Mocks
 from orrery.datamodules.feniks.spectrum_columns import (
@@ -82,7 +83,9 @@ class FeniksSpectra(FeniksData):
         signal_to_noise: of mock spectra, in 20 Angstrom, or several to draw from.
         mock_pixels: of mock spectra: first and last wavelength, and width of a pixel, Angstrom.
         broad_share: of the mock spectra in which H-beta lies, that have broad lines.
-        photometry: settings of `FeniksData`.
+        population, parameters, nebular: of `FeniksData`; null: those of the training, and where
+            nothing has been trained its defaults.
+        photometry: other settings of `FeniksData`.
     """
 
     declared: ClassVar = FeniksData.declared | SPECTRA
@@ -98,9 +101,17 @@ class FeniksSpectra(FeniksData):
         signal_to_noise: float | Sequence[float] = 5.0,
         mock_pixels: Sequence[float] = (19_500.0, 23_800.0, 8.0),
         broad_share: float = 0.0,
+        population: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        nebular: bool | None = None,
         **photometry: Any,
     ) -> None:
-        super().__init__(**photometry)
+        super().__init__(
+            population=population or SPECTRAL_NETWORK,
+            parameters=parameters or PARAMETERS,
+            nebular=nebular is None or nebular,
+            **photometry,
+        )
         self.spectra = [spectra] if isinstance(spectra, str) else list(spectra or [])
         if len(wavelength_range) != 2:
             raise ValueError(f"data.wavelength_range={wavelength_range}; expected two wavelengths")

@@ -157,7 +157,8 @@ def fluxes(model: SedEmulator, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Fluxes and errors, (n, bands), that fits at known redshifts predict."""
     data = photometry(batch)
     parts = [data.rows(rows) for rows in torch.arange(len(data.flux)).split(512)]
-    found = [predicted_fluxes(model, part, model.modes(part)[0]) for part in parts]
+    emulator = model.of_catalogue(batch)
+    found = [predicted_fluxes(model, part, emulator.modes(part)[0]) for part in parts]
     flux, error = (torch.cat(each).numpy() for each in zip(*found, strict=True))
     return flux, error
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+from matplotlib.image import imread
 
 
 class EpochLines(L.Callback):
@@ -73,17 +74,42 @@ def val_loss(trainer: Any, model: Any) -> dict[str, float]:
 
 
 def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> None:
-    """Give wandb the test metrics, the figures and the checkpoint with the metadata of its card."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb  # 1.1 s of CPU, which only a run with it needs
+    """Give the trackers the test metrics, the figures, the card and the checkpoint.
 
-            run = logger.experiment
-            run.summary.update({f"test/{key}": value for key, value in record["metrics"].items()})
-            run.log({path.stem: wandb.Image(str(path)) for path in sorted(run_dir.glob("*.png"))})
-            artifact = wandb.Artifact(name, type="model", metadata=record)
-            for file in ("best.ckpt", "model_card.md", "metrics.json"):
-                if (run_dir / file).exists():  # without test rows there are no metrics
-                    artifact.add_file(str(run_dir / file))
-            run.log_artifact(artifact)
-            run.finish()
+    TensorBoard, which has no files, gets all but the checkpoint.
+    """
+    metrics = {f"test/{key}": value for key, value in record["metrics"].items()}
+    figures = sorted(run_dir.glob("*.png"))
+    # without test rows there are no metrics
+    files = [run_dir / file for file in ("best.ckpt", "model_card.md", "metrics.json")]
+    files = [file for file in files if file.exists()]
+    for logger in trainer.loggers:
+        match logger:
+            case WandbLogger():
+                import wandb  # 1.1 s of CPU, which only a run with it needs
+
+                run = logger.experiment
+                run.summary.update(metrics)
+                run.log({path.stem: wandb.Image(str(path)) for path in figures})
+                artifact = wandb.Artifact(name, type="model", metadata=record)
+                for file in files:
+                    artifact.add_file(str(file))
+                run.log_artifact(artifact)
+                run.finish()
+            case MLFlowLogger():
+                for key, value in metrics.items():
+                    if math.isfinite(value):  # its databases take no other
+                        logger.experiment.log_metric(logger.run_id, key, value)
+                for path in figures:
+                    logger.experiment.log_artifact(logger.run_id, str(path), "figures")
+                for file in files:
+                    logger.experiment.log_artifact(logger.run_id, str(file), name)
+            case TensorBoardLogger():
+                for key, value in metrics.items():
+                    logger.experiment.add_scalar(key, value, trainer.global_step)
+                for path in figures:
+                    pixels = imread(path)[..., :3]
+                    logger.experiment.add_image(path.stem, pixels, dataformats="HWC")
+                card = (run_dir / "model_card.md").read_text()
+                logger.experiment.add_text("model_card", card)
+                logger.experiment.flush()

@@ -61,9 +61,10 @@ class SedEmulatorData(CatalogueData):
 
     In prediction it holds, in the order of ``bands``, ``flux`` and ``flux_error`` (batch, bands),
     uJy, 0 and 1 where a band is not ``observed`` (bool); where it ``is_limit`` (bool), the flux is
-    an upper limit and the error its standard deviation. ``zred`` (batch,) is a known redshift, NaN
-    where it is free, with ``zred_error`` if that is named. ``true_parameters`` (batch, p), NaN
-    where they are unknown, if the catalogue has any.
+    an upper limit and the error its standard deviation; ``in_catalogue`` (bool): whether the
+    catalogue has the band, alike in all rows. ``zred`` (batch,) is a known redshift, NaN where it
+    is free, with ``zred_error`` if that is named. ``true_parameters`` (batch, p), NaN where they
+    are unknown, if the catalogue has any.
 
     Columns are located by the patterns ``flux`` and ``flux_err`` (or ``flux_ivar``), or ``mag`` and
     ``mag_err``, in ``columns``, in which ``{band}`` stands for a band; ``columns.flux_u=FLUX_U``
@@ -499,7 +500,8 @@ class SedEmulatorData(CatalogueData):
             }
         flux, error = self._observe(magnitudes)
         batch = self._batch_of(Measured(flux, error, np.zeros(flux.shape, bool)))
-        return batch | {"true_parameters": parameters}
+        has = torch.from_numpy(np.isfinite(self.depth)).expand(len(flux), -1)
+        return batch | {"true_parameters": parameters, "in_catalogue": has}
 
     def _photometry(self, columns: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         """A batch to predict, of columns by role."""
@@ -515,6 +517,8 @@ class SedEmulatorData(CatalogueData):
             )
             measured = measured._replace(flux=flux, error=error)
         batch = self._batch_of(measured)
+        has = torch.tensor([band in self.band_columns for band in self.bands])
+        batch["in_catalogue"] = has.expand(n, -1)
         unknown = np.full(n, np.nan)
         if "zred" in columns:
             batch["zred"] = torch.from_numpy(columns["zred"]).float()

@@ -12,6 +12,7 @@ from orrery.models.base import Batch, Constant, Data, Evaluation, Output, Predic
 from orrery.models.feniks.broad_lines import probability
 from orrery.models.feniks.evaluation import evaluate
 from orrery.models.feniks.joint import JointFit, fit_jointly, spectrum_of
+from orrery.models.feniks.larger_errors import added_error
 from orrery.models.feniks.outputs import (
     BIT,
     CLASSES,
@@ -213,6 +214,10 @@ class Feniks(SedEmulator):
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         with one_thread():
             rows = super().predict_step(batch, batch_idx)
+            rows["added_error"] = torch.zeros_like(rows["chi2"])
+            poor = (rows["flags"] & BIT["poor_fit"]) > 0
+            if bool(poor.any()):
+                batch = self._refit(rows, batch, poor)
             few = rows["n_bands"] < FEW_BANDS
             rows["flags"] |= BIT["few_bands"] * few.to(rows["flags"])
             rows |= self._without_spectrum(len(few))
@@ -226,6 +231,24 @@ class Feniks(SedEmulator):
         if "true_broad" in batch:
             rows["broad_true"] = batch["true_broad"]
         return rows
+
+    def _refit(self, rows: dict[str, Tensor], batch: Batch, poor: Tensor) -> Batch:
+        """Fit the galaxies in the mask ``poor`` (n,) with `added_error`; the batch with it.
+
+        chi^2, its rank and the flag remain those of the stated errors.
+        """
+        added = torch.where(poor, added_error(rows), 0.0)
+        more = added[:, None] * rows["flux_model"].nan_to_num(0.0)
+        larger = torch.where(
+            batch["is_limit"], batch["flux_error"], batch["flux_error"].hypot(more)
+        )
+        batch = {**batch, "flux_error": larger}
+        again = super().predict_step({name: values[poor] for name, values in batch.items()})
+        for name in rows.keys() - {"chi2", "chi2_rank", "added_error"}:
+            rows[name][poor] = again[name]
+        rows["added_error"] = added
+        rows["flags"] |= BIT["poor_fit"] * poor.to(rows["flags"])
+        return batch
 
     def _without_spectrum(self, n: int) -> dict[str, Tensor]:
         """Columns of what a spectrum tells, blank."""
@@ -255,11 +278,12 @@ class Feniks(SedEmulator):
         spectrum = spectrum_of(batch, row)
         if spectrum is None:
             return None
+        emulator = self.of_catalogue(batch)
         return fit_jointly(
-            self,
+            emulator,
             self.spectra(),
-            self.library(),
-            _photometry_of(batch, row),
+            emulator.library,
+            emulator.of(_photometry_of(batch, row)),
             spectrum,
             self.templates,
             max(N_DRAWS, self.draws),
@@ -328,7 +352,8 @@ class Feniks(SedEmulator):
         data = data._replace(
             zred=torch.full_like(data.zred, z), zred_error=torch.zeros_like(data.zred_error)
         )
-        found = self._fit_padded(data, torch.zeros(1, dtype=torch.long, device=device))
+        first = torch.zeros(1, dtype=torch.long, device=device)
+        found = self._fit_padded(self.of_catalogue(batch), data, first)
         log_ratio = torch.log1p(fit.posterior.z)
         far = (log_ratio - math.log1p(z)).abs() > MODE_DISTANCE
         flags = found["flags"][0]

@@ -20,6 +20,8 @@ QUANTITIES = {
 FEW_BANDS = 5
 POOR_SPECTRUM = 1.8  # factor of the errors
 FLAGS = OF_FITS | {
+    "poor_fit": f"{OF_FITS['poor_fit']}; the galaxy was fitted again with larger errors (see "
+    "added_error)",
     "few_bands": f"fewer than {FEW_BANDS} bands are observed: probabilities and colours are mostly "
     "those of the prior",
     "poor_spectrum": "no model fits the spectrum unless its errors are "
@@ -72,4 +74,10 @@ def with_own_columns(
         "p_uvj": Output("", f"probability of colours in the box {uvj} of U - V and V - J"),
         "p_ugi": Output("", "probability of colours in the box of synthetic u - g and g - i"),
     }
-    return own | OF_SPECTRA | dict(columns) | {"flags": Output("", "bits", bits=FLAGS)}
+    added = Output(
+        "",
+        "error, relative to the flux, that was added to all bands of a poor fit, so that its chi^2 "
+        "is as expected; 0: none",
+    )
+    every = own | OF_SPECTRA | dict(columns)
+    return every | {"added_error": added, "flags": Output("", "bits", bits=FLAGS)}

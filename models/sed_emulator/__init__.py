@@ -22,7 +22,7 @@ from orrery.models.inference.diagnostics import rhat
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors
 from orrery.models.sed_emulator.evaluation import evaluate, relative_errors
-from orrery.models.sed_emulator.fitting import Library, Mode, Photometry, photometry
+from orrery.models.sed_emulator.fitting import Mode, Photometry, photometry
 from orrery.models.sed_emulator.networks import DirectNetwork, HistoryNetwork
 from orrery.models.sed_emulator.outputs import (
     AT_EDGE,
@@ -34,6 +34,7 @@ from orrery.models.sed_emulator.outputs import (
     QUANTILES,
     outputs,
 )
+from orrery.models.sed_emulator.some_bands import SomeBands
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
 from orrery.physics.sps.filters import load_filter
 from orrery.physics.sps.population import LOG_AGES, LOG_Z
@@ -159,7 +160,7 @@ class SedEmulator(Component):
         # share of the mass formed that is in stars and remnants, (log Z, ages); NaN: unknown
         shape = len(LOG_Z), len(LOG_AGES)
         self.register_buffer("surviving", torch.ones(shape))
-        self._library: Library | None = None
+        self._some_bands: SomeBands | None = None  # those that were fitted last
 
     # --- the fit ------------------------------------------------------------------------------
 
@@ -196,7 +197,7 @@ class SedEmulator(Component):
     @torch.no_grad()
     def calibrate(self, data: Data) -> None:
         """Fit the covariance of the emulator's errors to the validation galaxies."""
-        self._library = None  # of other weights
+        self._some_bands = None  # of other weights
         batch = data.validation_batch()
         parameters = batch["parameters"].to(self.surviving)
         residual = self.emulate(parameters) - batch["magnitudes"].to(parameters)
@@ -347,7 +348,8 @@ class SedEmulator(Component):
         is_free = data.zred.isnan()
         kinds = [mask.nonzero()[:, 0] for mask in (is_free, ~is_free)]
         chosen = [rows for kind in kinds for rows in kind.split(size) if len(rows)]
-        parts = [self._fit_padded(data, rows) for rows in chosen]
+        emulator = self.of_catalogue(batch)
+        parts = [self._fit_padded(emulator, data, rows) for rows in chosen]
         order = torch.cat(chosen).argsort()
         rows = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
         if "true_parameters" in batch:
@@ -361,30 +363,31 @@ class SedEmulator(Component):
         metallicity = 10 ** torch.from_numpy(LOG_Z).to(parameters)
         return found | derived(parameters, self.names, metallicity, self.surviving)
 
-    def library(self) -> Library:
-        """Galaxies among which fits begin, on the model's device."""
-        device = self.surviving.device
-        if self._library is None or self._library.x.device != device:
-            self._library = fitting.library(self, device)
-        return self._library
+    def of_catalogue(self, batch: Batch) -> SomeBands:
+        """The emulator of the bands that the catalogue of a batch has."""
+        known = batch.get("in_catalogue")
+        bands = torch.arange(len(self.bands)) if known is None else known[0].nonzero()[:, 0]
+        bands = bands.to(self.surviving.device)
+        last = self._some_bands
+        if last is None or last.bands.device != bands.device or not torch.equal(last.bands, bands):
+            with torch.inference_mode(False):  # for HMC, which needs gradients
+                self._some_bands = SomeBands(self, bands.clone())
+        assert self._some_bands is not None
+        return self._some_bands
 
-    def modes(self, data: Photometry) -> list[Mode]:
-        """Maxima of the posterior of galaxies; more than one where a redshift is free."""
-        n_modes = fitting.N_MODES if bool(data.zred.isnan().any()) else 1
-        begin = fitting.starts(self, data, self.library(), n_modes)
-        return [fitting.maximise(self, data, x) for x in begin]
-
-    def _fit_padded(self, data: Photometry, chosen: Tensor) -> dict[str, Tensor]:
+    def _fit_padded(
+        self, emulator: SomeBands, data: Photometry, chosen: Tensor
+    ) -> dict[str, Tensor]:
         """`_fit` of chosen rows, in a batch of a multiple of `fitting.PADDING` rows.
 
         Products of matrices of few rows are rounded in another way than of many, and by how a step
         is rounded it is taken or not.
         """
         more = chosen[:1].expand(-len(chosen) % fitting.PADDING)
-        found = self._fit(data.rows(torch.cat([chosen, more])))
+        found = self._fit(emulator, data.rows(torch.cat([chosen, more])))
         return {name: values[: len(chosen)] for name, values in found.items()}
 
-    def _fit(self, data: Photometry) -> dict[str, Tensor]:
+    def _fit(self, emulator: SomeBands, data: Photometry) -> dict[str, Tensor]:
         low, high = (
             float(x[self.names.index("zred")]) for x in (self.priors.low, self.priors.high)
         )
@@ -392,14 +395,14 @@ class SedEmulator(Component):
         outside = beyond > MAX_BEYOND * data.zred_error
         empty = ~data.observed.any(1)
         data = data._replace(zred=torch.where(outside, data.zred.clamp(low, high), data.zred))
-        modes = self.modes(data)
+        modes = emulator.modes(data)
         converged = torch.ones_like(empty)
         n_draws = max(N_DRAWS, self.draws)
         if self.inference == "laplace":
             x = fitting.laplace_draws(modes, n_draws, self.seed)
         else:
             x, chains = fitting.hmc_draws(
-                self, data, modes, self.chains, self.warmup, n_draws, self.seed
+                emulator, emulator.of(data), modes, self.chains, self.warmup, n_draws, self.seed
             )
             converged = torch.stack([rhat(each).max() for each in chains]) < MAX_RHAT
         rows = self._summary(data, modes, x)

@@ -69,6 +69,14 @@ class Photometry(NamedTuple):
     def rows(self, index: Tensor) -> "Photometry":
         return Photometry(*(values[index] for values in self))
 
+    def of_bands(self, index: Tensor) -> "Photometry":
+        return self._replace(
+            flux=self.flux[:, index],
+            error=self.error[:, index],
+            observed=self.observed[:, index],
+            is_limit=self.is_limit[:, index],
+        )
+
     @property
     def fixed_zred(self) -> Tensor:
         """The redshift where it is exact, else NaN, (n,)."""

@@ -1,7 +1,9 @@
 """Networks that replace stellar population synthesis: parameters of galaxies to magnitudes."""
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,16 @@ class Network(nn.Module):
         intrinsic = magnitudes - self.distance_and_mass(parameters)
         self.mean.copy_(intrinsic.median(0).values)
         self.scale.copy_((intrinsic - self.mean.cpu()).abs().mean(0).clamp_min(1e-3))
+
+    def of_bands(self, index: Tensor) -> Self:
+        """A network of some of the bands, in the order of ``index`` (m,)."""
+        found = copy.deepcopy(self)
+        found.mean, found.scale = self.mean[index], self.scale[index]
+        return found
+
+    def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Magnitudes (n, bands) of parameters (n, p), and derivatives by these, (n, bands, p)."""
+        raise NotImplementedError
 
     def column(self, parameters: Tensor, name: str) -> Tensor:
         """One parameter of (n, p) by name, (n,)."""
@@ -131,6 +143,12 @@ class HistoryNetwork(Network):
         light = self.log_flux(parameters) + self.log_mass(parameters)[:, None]
         magnitude = -POGSON * light.logsumexp(2)
         return magnitude + self.distance_and_mass(parameters)
+
+    def of_bands(self, index: Tensor) -> Self:
+        found = super().of_bands(index)
+        found.wavelength = self.wavelength[index]
+        found.out = of_outputs(self.out, index, len(self.wavelength))
+        return found
 
     def log_flux(self, parameters: Tensor) -> Tensor:
         """ln flux at 10 pc of 1 Msun formed in each component, (n, bands, components)."""
@@ -286,6 +304,11 @@ class DirectNetwork(Network):
         intrinsic = self.out(self.body(self.features(parameters)))
         return intrinsic * self.scale + self.mean + self.distance_and_mass(parameters)
 
+    def of_bands(self, index: Tensor) -> Self:
+        found = super().of_bands(index)
+        found.out = of_outputs(self.out, index, len(self.mean))
+        return found
+
     def features(self, parameters: Tensor) -> Tensor:
         """Inputs of the perceptron, (n, features)."""
         return self.scaled(parameters, self.inputs)
@@ -302,6 +325,15 @@ class DirectNetwork(Network):
         slopes[..., self.names.index("zred")] += self.distance_derivative(parameters)
         intrinsic = self.out(hidden) * self.scale + self.mean
         return intrinsic + self.distance_and_mass(parameters), slopes
+
+
+def of_outputs(layer: nn.Linear, index: Tensor, n_bands: int) -> nn.Linear:
+    """The part of a last layer, whose outputs are as many for each band, of some bands."""
+    weight = layer.weight.unflatten(0, (n_bands, -1))[index].flatten(0, 1)
+    bias = layer.bias.unflatten(0, (n_bands, -1))[index].flatten()
+    found = nn.Linear(weight.shape[1], len(weight), device=weight.device, dtype=weight.dtype)
+    found.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+    return found.requires_grad_(layer.weight.requires_grad)
 
 
 def perceptron(n_in: int, width: int, depth: int) -> nn.Sequential:

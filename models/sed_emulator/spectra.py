@@ -5,7 +5,7 @@ filters, the broadening by velocities and by a spectrograph.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -384,6 +384,11 @@ class SpectrumNetwork(Network):
     def layer(self, filters: Sequence[Filter]) -> FilterLayer:
         """Of any filters, up to the highest redshift that was learned."""
         return FilterLayer(filter_weights(filters), self._z_max()).to(self.basis)
+
+    def of_bands(self, index: Tensor) -> Self:
+        found = super().of_bands(index)
+        found.filters, found._layer = self.filters[:, index], None
+        return found
 
     def own_layer(self) -> FilterLayer:
         """That of the bands of training."""

@@ -1,16 +1,21 @@
 """The doors as a person meets them: what they print, when they refuse, and how they say so."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import COMPONENTS, ROOT, command, fresh_python, refusal
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from orrery import tracking
 from orrery.runs import claim_run_folder
 
 QUICK = ["model=zephyr", "experiment=zephyr_quick"]
@@ -149,6 +154,40 @@ def test_an_offline_wandb_run_holds_config_metrics_figures_and_model(tmp_path):
     (artifact,) = stored["artifacts"]
     assert artifact.name == "zephyr" and "versions" in json.loads(artifact.metadata)
     assert "best.ckpt" in {entry.path for entry in artifact.manifest.contents}
+
+
+def test_tensorboard_and_mlflow_hold_metrics_figures_card_and_model(runs, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    loggers = []
+    for name in ("tensorboard", "mlflow"):
+        node = OmegaConf.load(ROOT / "configs" / "logger" / f"{name}.yaml")
+        changed = {"save_dir": str(tmp_path)} if name == "tensorboard" else {"run_name": "zephyr"}
+        loggers.append(instantiate(OmegaConf.merge(node, changed)))
+    metrics = json.loads((runs("zephyr") / "metrics.json").read_text())
+    trainer = SimpleNamespace(loggers=loggers, global_step=7)
+    record = {"metrics": {"crps": metrics["crps"], "worst": math.nan}}
+    tracking.track(trainer, runs("zephyr"), "zephyr", record)
+
+    events = EventAccumulator(loggers[0].log_dir)
+    events.Reload()
+    (scalar,) = events.Scalars("test/crps")
+    assert (scalar.step, scalar.value) == (7, pytest.approx(metrics["crps"]))
+    assert "redshifts" in events.Tags()["images"]
+    assert "model_card/text_summary" in events.Tags()["tensors"]
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([loggers[1].experiment_id])
+    assert run.data.metrics == {"test/crps": metrics["crps"]} and run.info.run_name == "zephyr"
+    stored = {
+        f.path
+        for each in ("zephyr", "figures")
+        for f in client.list_artifacts(run.info.run_id, each)
+    }
+    assert {"zephyr/best.ckpt", "zephyr/model_card.md", "figures/redshifts.png"} <= stored
 
 
 def read_wandb(path):

@@ -15,14 +15,15 @@ from orrery.checkpoint import new_record, restore, write_checkpoint
 from orrery.datamodules.feniks.spectra import FeniksSpectra
 from orrery.figures import feniks as figures
 from orrery.models.base import PredictedRows
-from orrery.models.feniks import CLASSES, Feniks, evaluation, joint
+from orrery.models.feniks import CLASSES, Feniks, evaluation, joint, larger_errors
 from orrery.models.feniks.chains import posterior_spectrum
 from orrery.models.feniks.figure_data import figure_data
 from orrery.models.feniks.joint import fit_jointly, spectrum_of
+from orrery.models.feniks.larger_errors import added_error
 from orrery.models.feniks.outputs import BIT, OF_MOCKS, OF_SPECTRA
 from orrery.models.feniks.redshift import flag
 from orrery.models.inference.threads import one_thread
-from orrery.models.sed_emulator import covariance
+from orrery.models.sed_emulator import SedEmulator, covariance
 from orrery.models.sed_emulator.fitting import photometry
 from orrery.physics.sps.cosmology import age_of_universe
 from orrery.physics.sps.star_formation import bin_edges
@@ -311,6 +312,37 @@ def test_a_spectrum_that_no_model_fits_is_said_and_never_secure(model, batch, ro
     assert CLASSES[int(found["z_class"])] != "secure"
 
 
+def test_errors_are_enlarged_until_chi2_is_as_expected():
+    model = torch.linspace(1.0, 40.0, 40).repeat(2, 1)
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    rows = {
+        "flux_model": model,
+        "flux_observed": model * (1 + torch.tensor([[0.1], [0.0]]) * noise),
+        "flux_error": 0.01 * model,
+        "n_constrained": torch.zeros(2),
+    }
+    rows["flux_observed"][:, 7] = torch.nan
+    found = added_error(rows)
+    assert float(found[0]) == pytest.approx(0.1, rel=0.2) and float(found[1]) < 1e-6
+
+
+def test_a_galaxy_that_no_model_fits_gets_wider_intervals_and_a_flag(model, batch):
+    one = changed(batch, 1)
+    zigzag = torch.where(torch.arange(one["flux"].shape[1]) % 2 == 0, 1.3, 1 / 1.3)
+    one["flux"] = one["flux"].abs() * zigzag
+    one["flux_error"] = 0.02 * one["flux"]
+    one["spectrum_good"] = torch.zeros_like(one["spectrum_good"])
+    rows = model.predict_step(one)
+    assert 0.1 < float(rows["added_error"][0]) <= larger_errors.LARGEST
+    assert int(rows["flags"][0]) & BIT["poor_fit"] and float(rows["chi2_rank"][0]) > 0.999
+    plain = SedEmulator.predict_step(model, one)
+    width = [
+        float(r["log_stellar_mass_q84"][0] - r["log_stellar_mass_q16"][0]) for r in (rows, plain)
+    ]
+    assert width[0] > 1.3 * width[1]
+    assert float(rows["flux_error"].nansum()) > float(plain["flux_error"].nansum())
+
+
 def test_a_known_redshift_outside_the_box_is_blank_with_a_spectrum_too(model, batch):
     found = model.predict_step(changed(batch, 0, zred=8.0, zred_error=0.1))
     assert int(found["flags"]) & BIT["outside_box"]
@@ -409,8 +441,9 @@ def test_a_spectrum_of_a_row_has_its_own_pixels(batch):
 
 
 def test_fitted_spectra_follow_the_observed_one(model, batch):
-    one = photometry(changed(batch, 1))
-    args = model, model.spectra(), model.library(), one, spectrum_of(batch, 1)
+    emulator = model.of_catalogue(batch)
+    one = emulator.of(photometry(changed(batch, 1)))
+    args = emulator, model.spectra(), emulator.library, one, spectrum_of(batch, 1)
     fit = fit_jointly(*args, n_templates=16, n_draws=20, seed=0)
     spectra = posterior_spectrum(fit.spectrum, fit.draws)
     assert spectra.shape == (3, len(fit.spectrum.flux))

@@ -425,9 +425,24 @@ def test_a_known_redshift_is_kept_and_one_with_an_error_is_a_measurement():
 def test_the_fit_from_the_library_finds_the_maximum_near_the_truth(model, data):
     batch = next(data.prediction_batches())
     galaxies = photometry(batch)._replace(zred=batch["true_parameters"][:, -1])
-    (mode,) = model.modes(galaxies)
+    (mode,) = model.of_catalogue(batch).modes(galaxies)
     near_truth = maximise(model, galaxies, model.priors.to_normal(batch["true_parameters"]))
     assert float((mode.log_p > near_truth.log_p - 0.5).float().mean()) > 0.85
+
+
+def test_fits_of_the_bands_that_a_catalogue_has_are_those_of_all_bands(model, data):
+    batch = dict(next(data.prediction_batches()))
+    has = torch.arange(len(model.bands)) % 3 < 2
+    batch["observed"] = batch["observed"] & has
+    every, some = (
+        model.predict_step({**batch, "in_catalogue": mask.expand(len(batch["flux"]), -1)})
+        for mask in (torch.ones_like(has), has)
+    )
+    for name in ("chi2", "log_stellar_mass", "zred"):  # steps are rounded in another way
+        error = (some[name] - every[name]).abs()
+        assert float(error.quantile(0.9)) < 0.01, name
+    emulator = model.of_catalogue({"in_catalogue": has[None]})
+    assert len(emulator.network.mean) == int(has.sum()) < len(model.bands)
 
 
 def test_posteriors_hold_the_truth_as_often_as_they_say(model, data):

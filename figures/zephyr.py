@@ -148,7 +148,7 @@ def local_calibration(rows: style.Rows) -> Figure:
     pit, tarp, mag = rows["pit"], rows["tarp"], rows["mag_ref"]
     cells = calibration_cells(mag, rows["z_median"])
     groups = int(np.sqrt(cells.max() + 1))
-    fig, axes = style.new(1, 3, size=(17, 6))
+    fig, axes = style.new(3, 1, size=(17, 6))
     inside = (np.abs(pit - 0.5) < 0.34).astype(float)
     smallest = np.bincount(cells).min()
     panels = (

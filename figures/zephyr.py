@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from orrery.figures import style
 from orrery.figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
+from orrery.physics.galaxies.local_calibration import LEAST_IN_CELL, calibration_cells
 from orrery.physics.galaxies.redshift_scores import OUTLIER, nmad, outlier_fraction
 
 TRUE = "true redshift"  # a spectroscopic one, or that of a simulation
@@ -49,6 +50,8 @@ def draw(
     if len(scored["z_median"]):
         figures["redshifts"] = partial(redshifts, scored)
         figures["calibration"] = partial(calibration, scored)
+        if "tarp" in scored and len(scored["pit"]) >= LEAST_IN_CELL:
+            figures["local_calibration"] = partial(local_calibration, scored)
     if densities:
         figures["examples"] = partial(examples, rows, densities)
     if np.isfinite(rows["mag_ref"]).any():
@@ -133,6 +136,50 @@ def calibration(rows: style.Rows) -> Figure:
         xlabel="nominal coverage of the central interval", ylabel="empirical\n$-$ nominal"
     )
     fig.align_ylabels()
+    return fig
+
+
+@style.figure
+def local_calibration(rows: style.Rows) -> Figure:
+    """Calibration by magnitude (across) and redshift (colours), and TARP; grey: 95% if calibrated.
+
+    Cells hold equal numbers of objects; TARP is the coverage of intervals about random points.
+    """
+    pit, tarp, mag = rows["pit"], rows["tarp"], rows["mag_ref"]
+    cells = calibration_cells(mag, rows["z_median"])
+    groups = int(np.sqrt(cells.max() + 1))
+    fig, axes = style.new(3, 1, size=(17, 6))
+    inside = (np.abs(pit - 0.5) < 0.34).astype(float)
+    smallest = np.bincount(cells).min()
+    panels = (
+        (pit, 0.5, 12**-0.5, "mean PIT"),
+        (inside, 0.68, (0.68 * 0.32) ** 0.5, "in the central 68% interval"),
+    )
+    for axis, (values, expected, scatter, ylabel) in zip(axes[0], panels, strict=False):
+        reach = 1.96 * scatter / np.sqrt(smallest)
+        axis.axhspan(expected - reach, expected + reach, color=style.BAND, lw=0)
+        axis.axhline(expected, color=style.TRUTH, lw=1.6)
+        for j in range(groups):
+            mine = [cells == groups * i + j for i in range(groups)]
+            z = np.median(rows["z_median"][np.any(mine, axis=0)])
+            x = [np.median(mag[cell]) for cell in mine]
+            y = [np.mean(values[cell]) for cell in mine]
+            colour = style.PALETTE[j % len(style.PALETTE)]
+            axis.plot(x, y, "o-", color=colour, label=f"z about {z:.2f}")
+        axis.set(xlabel=MAGNITUDE, ylabel=ylabel)
+        axis.xaxis.set_major_locator(_ticks(4))
+        axis.yaxis.set_major_locator(_ticks(5))
+    levels = np.linspace(0, 1, 41)
+    band = np.array(binomial_band(len(tarp), levels)) / len(tarp)
+    axis = axes[0, 2]
+    axis.fill_between(levels, *(band - levels), color=style.BAND)
+    axis.axhline(0, color=style.TRUTH, lw=1.6)
+    covered = np.array([np.mean(tarp <= level) for level in levels])
+    axis.plot(levels, covered - levels, color=style.PALETTE[0])
+    axis.set(xlabel="nominal coverage about random points", ylabel="empirical $-$ nominal")
+    axis.yaxis.set_major_locator(_ticks(5))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=groups)
     return fig
 
 
@@ -303,7 +350,7 @@ def _check(rows: style.Rows, densities: Mapping[str, np.ndarray]) -> None:
 
 def _scored_rows(rows: style.Rows) -> dict[str, np.ndarray]:
     """The scalar columns of the objects whose redshift is known."""
-    names = (*PREDICTED, *SCORED)
+    names = (*PREDICTED, *SCORED, *(("tarp",) if "tarp" in rows else ()))
     if "z_true" not in rows:
         return {name: np.empty(0) for name in names}
     known = np.isfinite(rows["z_true"])

@@ -68,6 +68,23 @@ def sample(cdf: Tensor, edges: Tensor, row: Tensor, n: int, seed: int = 0) -> Te
     return quantile(cdf, edges, counter_uniform(row, n, seed))
 
 
+def tarp(cdf: Tensor, edges: Tensor, truth: Tensor, row: Tensor, seed: int = 2) -> Tensor:
+    """Mass of the distribution that is nearer to a random point than ``truth`` is, (batch,).
+
+    Uniform on 0 to 1 if the distributions are right, whatever the points: the coverage test of
+    Lemos et al. (2023, arXiv:2302.03026). A point at the end of the axis would give the PIT; here
+    it is drawn from the distribution, by ``row`` and ``seed``, so that it is near it and a wrong
+    width counts most. NaN where ``truth`` is.
+    """
+    point = sample(cdf, edges, row, 1, seed)
+    reach = (truth[:, None] - point).abs().nan_to_num(0.0)
+    ends = torch.cat([point - reach, point + reach], 1)
+    position = ((ends - edges[0]) / (edges[1] - edges[0])).clamp(0, cdf.shape[-1] - 1)
+    low = position.long().clamp(max=cdf.shape[-1] - 2)
+    mass = torch.lerp(cdf.gather(1, low), cdf.gather(1, low + 1), (position - low).to(cdf))
+    return torch.where(truth.isfinite(), mass[:, 1] - mass[:, 0], torch.nan)
+
+
 def counter_uniform(row: Tensor, n: int, seed: int = 0) -> Tensor:
     """Uniform numbers in (0, 1), (batch, n), by hashing (seed, row, column).
 

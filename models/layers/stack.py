@@ -16,6 +16,15 @@ POISSON_CDF = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634, 0.99941)  # of mean 
 Density = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 
 
+def poisson_counts(row: Tensor, n: int, seed: int) -> Tensor:
+    """How often each object is in each of ``n`` bootstrap samples, (batch, n), float64.
+
+    Drawn from its ``row`` (batch,) int64 and the seed, so that chunks do not matter.
+    """
+    u = counter_uniform(row, n, seed)
+    return sum((u > level).double() for level in POISSON_CDF) + torch.zeros(u.shape).double()
+
+
 class DensityStack:
     """Sum of densities (batch, n_grid) per group, with bootstrap replicates, in constant memory.
 
@@ -47,9 +56,8 @@ class DensityStack:
         density = self.density(batch, rows).cpu()
         counted = density.isfinite().all(1)
         density = torch.where(counted[:, None], density.double(), 0)
-        u = counter_uniform(batch["row"].cpu(), REPLICATES, seed=1)
-        drawn = sum((u > level).double() for level in POISSON_CDF)
-        weight = torch.cat([torch.ones(len(u), 1).double(), torch.as_tensor(drawn)], 1)
+        drawn = poisson_counts(batch["row"].cpu(), REPLICATES, seed=1)
+        weight = torch.cat([torch.ones(len(drawn), 1).double(), drawn], 1)
         for name in np.unique(names[~np.isin(names, BLANK)]):
             members = torch.from_numpy(names == name)
             total = weight[members].T @ density[members]

@@ -26,6 +26,7 @@ from orrery.models.layers.slices import in_slices, slices
 from orrery.models.layers.stack import DensityStack
 from orrery.models.zephyr.evaluation import evaluate
 from orrery.models.zephyr.label_noise import LabelNoise
+from orrery.models.zephyr.nz import TomographicNz, tomographic_nz
 from orrery.models.zephyr.outputs import constants, edges_about, outputs, summaries, wide_flag
 from orrery.models.zephyr.photometry import Photometry
 from orrery.models.zephyr.recalibration import (
@@ -215,10 +216,14 @@ class Zephyr(Component):
 
     def _member_pits(self, batch: Batch) -> Tensor:
         """PIT of each member alone, before recalibration, (members, batch)."""
-        parameters, weight, _ = self._flow_parameters(batch)
-        cdf = self._mixture_cdf(parameters[None], weight[None]).sum(-2).clamp(0, 1).flatten(0, 1)
         z = batch["redshift"].repeat(self.members)
+        cdf = self._member_cdfs(batch).flatten(0, 1)
         return grid.scores(cdf, self.edges, z)["pit"].unflatten(0, (self.members, -1))
+
+    def _member_cdfs(self, batch: Batch) -> Tensor:
+        """Cumulative p(z) of each member alone, before recalibration, (members, batch, edges)."""
+        parameters, weight, _ = self._flow_parameters(batch)
+        return self._mixture_cdf(parameters[None], weight[None]).sum(-2).clamp(0, 1)
 
     # --- likelihood ---------------------------------------------------------------------------
 
@@ -358,6 +363,7 @@ class Zephyr(Component):
             truth = batch["redshift"]
             rows |= {"z_true": truth, **grid.scores(cdf, self.edges, truth)}
             rows["pit_raw"] = grid.scores(raw, self.edges, truth)["pit"]
+            rows["tarp"] = grid.tarp(cdf, self.edges, truth, batch["row"])
         return rows
 
     def _recalibrated(self, cdf: Tensor) -> Tensor:
@@ -414,6 +420,45 @@ class Zephyr(Component):
             return rows["pz"] * batch["weight"][:, None] if "weight" in batch else rows["pz"]
 
         return DensityStack(density, table)
+
+    def member_densities(self, batch: Batch) -> Tensor:
+        """p(z) of each member, (members, batch, n_grid); their mean is ``pz`` on the cells."""
+        with torch.autocast(self.device.type, enabled=False):
+            cdfs = self._member_cdfs(batch)
+        density = grid.density(self._recalibrated(cdfs.mean(0)), self.edges)
+        mass = cdfs.diff(dim=-1).clamp_min(0) + 1e-7  # below which it is rounding
+        return density * mass / mass.mean(0)
+
+    def nz(
+        self,
+        catalogue: Any,
+        bins: Sequence[float] | None = None,
+        by: str = "z_median",
+        weight: str | None = None,
+        realisations: int = 100,
+        seed: int = 0,
+        **data: Any,
+    ) -> TomographicNz:
+        """n(z) of tomographic bins, stacked from p(z), with realisations of its error.
+
+        Its file is read by CosmoSIS, or by qp and RAIL: ``nz(...).write("nz.fits")``. Streams a
+        file in constant memory. p(z) holds the n(z) of the training set as a prior: where the
+        sample was selected otherwise, a stack is biased towards that of the training set, and no
+        realisation says so (Malz 2021, arXiv:2101.04675).
+
+        Args:
+            catalogue: path of a file, or a table in memory, as `predict` takes.
+            bins: rising edges in ``by``; an object at an edge is in the upper bin, one outside of
+                all in none. None: each value of ``by`` is a bin, of 100 at most.
+            by: a predicted column, or a column of the catalogue.
+            weight: column of the catalogue with the weight of each object.
+            realisations: how many; each resamples the objects and takes the next network.
+            seed: of the samples.
+            data: settings of the data, such as ``columns``.
+
+        Raises ValueError: for edges that do not rise, and for a bin without objects.
+        """
+        return tomographic_nz(self, catalogue, bins, by, weight, realisations, seed, data)
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)

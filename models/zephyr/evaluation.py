@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from orrery.models.base import Data, Evaluation, PredictedRows, or_nothing
 from orrery.models.layers import grid
+from orrery.physics.galaxies.local_calibration import calibration_cells, local_pit
 from orrery.physics.galaxies.redshift_scores import nmad, outlier_fraction
 
 if TYPE_CHECKING:
     from orrery.models.zephyr import Zephyr
 
-SMALLER_IS_BETTER = frozenset(
-    ("nmad", "outlier_fraction", "crps", "nll", "cde_loss", "pit_ks", "pit_ks_raw")
+SMALLER_IS_BETTER = frozenset(("nmad", "outlier_fraction", "crps", "nll", "cde_loss")) | frozenset(
+    ("pit_ks", "pit_ks_raw", "tarp_ks", "local_pit_rms")
 )
 
 
@@ -72,8 +73,10 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         "coverage_68": float(np.mean(np.abs(pit - 0.5) < 0.34)),
         "coverage_95": float(np.mean(np.abs(pit - 0.5) < 0.475)),
     }
+    values["tarp_ks"] = _ks_distance(rows["tarp"].astype(float))
     if "pit_raw" in rows:  # predicted rows, not those of the true posterior
         values["pit_ks_raw"] = _ks_distance(rows["pit_raw"].astype(float))
+        values |= local_pit(pit, calibration_cells(rows["mag_ref"], rows["z_median"]))
     return values
 
 
@@ -88,6 +91,7 @@ def rows_of_true_posterior(data: Data, edges: Tensor) -> dict[str, np.ndarray]:
     mass = (pdf / pdf.sum(1, keepdim=True)).float()
     cdf = F.pad(mass.cumsum(1), (1, 0))
     rows = {"z_true": z.float(), **grid.scores(cdf, edges, z.float())}
+    rows["tarp"] = grid.tarp(cdf, edges, z.float(), torch.arange(len(z)))
     rows["z_median"] = grid.quantile(cdf, edges, torch.tensor([[0.5]]))[:, 0]
     return {name: values.numpy() for name, values in rows.items()}
 

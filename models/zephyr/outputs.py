@@ -11,6 +11,7 @@ from orrery.models.layers import grid
 from orrery.models.zephyr.photometry import BIT, FLAGS
 from orrery.physics.galaxies.redshift_scores import OUTLIER
 
+SCORES = ("z_true", "pit", "pit_raw", "tarp", "crps", "nll", "cde_loss")  # of known redshifts
 QUANTILES = {"z_q025": 0.025, "z_q16": 0.16, "z_median": 0.5, "z_q84": 0.84, "z_q975": 0.975}
 
 
@@ -30,6 +31,7 @@ def outputs(sources: Sequence[str], samples: bool) -> dict[str, Output]:
         "z_true": "redshift of the catalogue",
         "pit": "cumulative p(z) at the true redshift",
         "pit_raw": "the same before recalibration",
+        "tarp": "p(z) nearer than the true redshift to a random one, drawn from p(z)",
         "crps": "continuous ranked probability score",
         "nll": "-ln of 0.999 p(z_true) + 0.001 uniform",
         "cde_loss": "integral of p^2 - 2 p(z_true)",

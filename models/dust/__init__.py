@@ -435,9 +435,13 @@ class Dust(Component):
             "68% intervals hold; within compact clouds they hold less",
         }
         too_small = "variational errors, too small: model.inference=hmc has better ones"
+        with_stars = 100 * float((self.n_stars > 0).float().mean())
         return [
-            f"all directions, {float(bounds[0]):.0f} to {float(bounds[-1]):.0f} pc; voxels of "
-            f"Nside {self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
+            f"{float(bounds[0]):.0f} to {float(bounds[-1]):.0f} pc; voxels of Nside "
+            f"{self.grid.nside} and {100 * self.grid.step:.1f}% of the distance",
+            f"directions with a training star in their pixel: {with_stars:.0f}% of the sky. In the "
+            f"others, marked empty_pixel in `flags`, and behind the last star of any, there is no "
+            f"map: extinctions are those of the prior",
             "structure smaller than a voxel is not resolved; `flags` say where the map ends",
             "nearer than the innermost boundary "
             + ("dust has one density in all directions" if self.nearer_error else "is no dust"),

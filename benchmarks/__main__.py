@@ -7,8 +7,7 @@
 
 A ratio is ours over the peer's, of the same rows, in the same run; below 1 ours is better. The
 tables, `benchmarks/<name>.csv`, are those that are committed, or that a run has just renewed: the
-summary runs nothing. Gyro has no row against GyroNet, whose weights are not published in a form
-that can be read without running code.
+summary runs nothing.
 """
 
 import argparse

@@ -9,6 +9,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,8 @@ def write_program(
 
 def _refuse_without_onnx() -> None:
     try:
-        import onnx
-        import onnxscript
+        for name in ("onnx", "onnxscript"):
+            import_module(name)
     except ImportError as error:
         raise ValueError(
             f"format=onnx needs packages of the extra `export` ({error}): "

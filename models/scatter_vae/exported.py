@@ -38,8 +38,10 @@ def exported(model: "ScatterVAE") -> Exported:
     columns = model.columns
     unit = columns["reconstruction"].unit
     flux = torch.tensor([100.0, 1000.0, 5000.0])
-    shape = model.center + torch.linspace(-1, 1, 3)[:, None] * model.scale
-    coefficients = flux[:, None] * shape
+    with torch.no_grad():  # stars like the training set's
+        coefficients = (model._decode(model.population[:3]) * model.scale + model.center) * flux[
+            :, None
+        ]
     names = [f"{band}_{i}" for band, size in model.bands.items() for i in range(size)]
     axes = ("coefficient",)
     inputs = {

@@ -26,16 +26,10 @@ from orrery.pretrained import find
 
 STARS = {"bp_rp": [0.82, 1.5], "abs_g": [4.67, 7.5]}
 ROWS = 5  # at once, and 1: not as many as the examples
-# of each component that has a network: of others the refusal is tested
-NETWORKS = {
-    "zephyr": 1e-4,  # relative to the largest value; densities are differences of a float32 cdf
-    "mass_net": 1e-5,
-    "gyro": 1e-5,
-    "scatter_vae": 1e-5,
-    "gems": 1e-10,
-    "sed_emulator": 1e-5,
-    "gc_emulator": 1e-10,
-}
+# relative to the largest value; densities of zephyr are differences of a float32 cdf
+TOLERANCE = {"zephyr": 1e-4, "gems": 1e-8, "gc_emulator": 1e-10}
+SMALL = ("mass_net", "gems")
+LARGE = ("zephyr", "gyro", "scatter_vae", "sed_emulator", "gc_emulator")
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +191,7 @@ sys.modules["orrery"] = None  # to import it is an error
 for folder in sys.argv[1:]:
     with np.load(f"{folder}/inputs.npz") as file:
         inputs = {name: file[name] for name in file.files}
-    for rows in (ROWS, 1):
+    for rows in (5, 1):
         some = {name: values[:rows] for name, values in inputs.items()}
 """
 WITH_ONNXRUNTIME = """
@@ -218,48 +212,55 @@ SAVE = """
 RUN_ALL = {"onnx": RUN + WITH_ONNXRUNTIME + SAVE, "torch_export": RUN + WITH_TORCH + SAVE}
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Networks and their outputs, which another interpreter has computed without this code."""
-    made = {}
-    for name in NETWORKS:
+def refuse_differences(names: tuple[str, ...], folder: Path) -> None:
+    """Write networks of pretrained models, and compare what other programs make of them."""
+    wanted = {}
+    for name in names:
         exported = load(name).exported()
-        program = traced(exported)
-        examples = {key: each.example for key, each in exported.inputs.items()}
-        inputs = {key: example[torch.arange(ROWS) % 3] for key, example in examples.items()}
+        program = traced(exported)  # once for both formats: it takes seconds
+        inputs = {k: each.example[torch.arange(ROWS) % 3] for k, each in exported.inputs.items()}
         for format in RUN_ALL:
             if format == "onnx" and exported.without_onnx:
                 continue
-            folder = tmp_path_factory.mktemp(f"{name}_{format}")
-            write_program(program, exported, format, folder)
-            np.savez(folder / "inputs.npz", **inputs)
-            made[name, format] = folder, exported, inputs
+            own = folder / format / name
+            own.mkdir(parents=True)
+            write_program(program, exported, format, own)
+            np.savez(own / "inputs.npz", **inputs)
+            wanted[own] = exported, inputs
     for format, script in RUN_ALL.items():
-        folders = [str(folder) for (_, own), (folder, *_) in made.items() if own == format]
-        done = fresh_python("-c", script, *folders, cwd=tmp_path_factory.mktemp("elsewhere"))
+        folders = [str(own) for own in wanted if own.parent.name == format]
+        done = fresh_python("-c", script, *folders, cwd=folder)
         assert done.returncode == 0, done.stderr
-    return made
+    for own, (exported, inputs) in wanted.items():
+        for rows in (ROWS, 1):
+            with torch.no_grad():
+                values = exported.module(*(each[:rows] for each in inputs.values()))
+            with np.load(own / f"outputs_{rows}.npz") as file:
+                found = dict(zip(exported.outputs, file.values(), strict=True))
+            for (key, value), want in zip(found.items(), values, strict=True):
+                assert value.shape == tuple(want.shape) and len(value) == rows
+                largest = float(want.abs().max()) if want.is_floating_point() else 0.0
+                np.testing.assert_allclose(
+                    value,
+                    want.numpy(),
+                    rtol=0,
+                    atol=TOLERANCE.get(own.name, 1e-5) * largest,
+                    err_msg=f"{own.name} as {own.parent.name}, {key}",
+                )
 
 
-@pytest.mark.parametrize("format", RUN_ALL)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_another_program_runs_a_network_with_any_number_of_rows(name, format, written):
-    if (name, format) == ("gc_emulator", "onnx"):
-        with pytest.raises(ValueError, match="onnxruntime has no arc cosine; format=torch_export"):
-            network_of(load(name), format)
-        return
-    folder, exported, inputs = written[name, format]
-    for rows in (ROWS, 1):
-        with torch.no_grad():
-            wanted = exported.module(*(values[:rows] for values in inputs.values()))
-        with np.load(folder / f"outputs_{rows}.npz") as file:
-            found = list(file.values())
-        for value, want, key in zip(found, wanted, exported.outputs, strict=True):
-            assert value.shape == tuple(want.shape) and len(value) == rows
-            largest = float(want.abs().max()) if want.is_floating_point() else 0.0
-            np.testing.assert_allclose(
-                value, want.numpy(), rtol=0, atol=NETWORKS[name] * largest, err_msg=key
-            )
+def test_other_programs_run_a_network_with_any_number_of_rows(tmp_path):
+    refuse_differences(SMALL, tmp_path)
+
+
+@pytest.mark.slow
+def test_other_programs_run_large_networks_with_any_number_of_rows(tmp_path):
+    refuse_differences(LARGE, tmp_path)
+
+
+def test_a_format_that_cannot_hold_a_network_is_refused():
+    with pytest.raises(ValueError, match="onnxruntime has no arc cosine; format=torch_export"):
+        network_of(load("gc_emulator"), "onnx")
 
 
 def predicted(name):
@@ -286,8 +287,8 @@ def predicted(name):
                 rows = {"log_p": model.hosts_table().log_p(y) + log_jacobian(y)[:, None]}
             case "sed_emulator":
                 rows = model.magnitudes({k: v.numpy() for k, v in inputs.items()})
-            case "scatter_vae":
-                rows = model.predict_step(inputs)  # from where it refines: nearly the same
+            case "scatter_vae":  # z is refined from the encoder's, so that it fits the star better
+                rows = {"reconstruction": model.predict_step(inputs)["reconstruction"]}
             case "gc_emulator":
                 W0, g, mass, rh, R = inputs.values()
                 exact = limepy.solve(W0, g, steps=1600)
@@ -305,7 +306,7 @@ def predicted(name):
         ("gyro", 1e-4),  # places in a table, in float32
         ("gems", 1e-12),
         ("sed_emulator", 1e-6),
-        ("scatter_vae", 0.02),
+        ("scatter_vae", 0.01),
         ("gc_emulator", 1e-6),
     ],
 )

@@ -1,6 +1,6 @@
 """The network of a component in files for other programs: ONNX, or a program of torch.export.
 
-Beside the network stands ``schema.json``: name, unit, shape, meaning and range of each input and
+In the same folder is ``schema.json``: name, unit, shape, meaning and range of each input and
 output.
 """
 

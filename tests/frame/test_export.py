@@ -338,7 +338,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [n for n in names() if isinstance(load(n), ExportsNetwork)])
-def test_units_axes_and_ranges_of_every_network_are_whole(name):
+def test_units_axes_and_ranges_of_every_network_are_complete(name):
     exported = load(name).exported()
     schema = schema_of(exported)
     for each in (*schema["inputs"], *schema["outputs"]):

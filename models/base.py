@@ -192,8 +192,8 @@ class Component(L.LightningModule):
     the data module's ``model_arguments()``. What ``prepare`` and ``calibrate`` compute are buffers,
     so that a checkpoint takes and gives physical units.
 
-    More than rows: see `InfersJointly`, `MakesSkyMap`, `ComparesGroups` and `Generates`. A
-    component that lacks one of them refuses the command that needs it.
+    More than rows: see `InfersJointly`, `MakesSkyMap`, `ComparesGroups`, `Generates` and
+    `ExportsNetwork`. A component that lacks one of them refuses the command that needs it.
     """
 
     migrations: ClassVar[Sequence[Migration]] = ()
@@ -411,3 +411,43 @@ class Generates(Protocol):
 
     def generated_columns(self, request: ObjectRequest) -> Mapping[str, Output | Constant]:
         """Name, unit and meaning of each column, and constant arrays."""
+
+
+class Input(NamedTuple):
+    """An input of an exported network, (rows,) or (rows, ...): unit, meaning, and an example.
+
+    - ``example``: a few rows that are valid, two or more.
+    - ``low``, ``high``: the range for which the network was made; numbers, or one per entry of
+      ``axes``.
+    - ``axes``: names of the further dimensions, see `Exported`.
+    """
+
+    unit: str
+    description: str
+    example: Tensor
+    low: float | Sequence[float] | None = None
+    high: float | Sequence[float] | None = None
+    axes: tuple[str, ...] = ()
+
+
+class Exported(NamedTuple):
+    """A network as other programs may run it: a row of inputs gives a row of outputs.
+
+    ``module`` takes the tensors of ``inputs`` in their order, and returns a tuple, the outputs in
+    theirs; nothing in it may depend on the number of rows, or branch by their values.
+    """
+
+    module: torch.nn.Module
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, Output]
+    axes: Mapping[str, Sequence[str] | Tensor] = {}  # what stands along each named axis
+    remarks: Sequence[str] = ()  # sentences: what of `Component.predict` is not in the network
+    without_onnx: str = ""  # why ONNX does not hold it; empty: it does
+
+
+@runtime_checkable
+class ExportsNetwork(Protocol):
+    """Has a network that can be written for other programs, without the zoo's code."""
+
+    def exported(self) -> Exported:
+        """Raises ``ValueError``, with the reason, where these settings have no such network."""

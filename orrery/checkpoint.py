@@ -77,10 +77,16 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint of this zoo; tensors and plain containers only (``weights_only``).
 
-    Raises ``FileNotFoundError``, or ``ValueError`` for a file that is damaged, that asks to run
-    code when unpickled, or that is not a checkpoint of this zoo.
+    ``path``: a ``.ckpt``, or a folder of `orrery.checkpoint_folder`. Raises ``FileNotFoundError``,
+    or ``ValueError`` for one that is damaged, that asks to run code when unpickled, or that is not
+    a checkpoint of this zoo.
     """
-    checkpoint = read_archive(path)
+    if Path(path).is_dir():
+        from orrery.checkpoint_folder import read_folder
+
+        checkpoint: dict[str, Any] = read_folder(Path(path))
+    else:
+        checkpoint = read_archive(path)
     if not isinstance(checkpoint, dict) or RECORD not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this zoo: it has no '{RECORD}' record")
     try:

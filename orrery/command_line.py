@@ -95,6 +95,8 @@ def stopped_by_signals() -> Iterator[None]:
 
 def what_is_saved(config: DictConfig) -> str:
     """A sentence for one who has stopped a run: what is saved, and the command that goes on."""
+    if "run_dir" not in config:  # export
+        return "no folder was written; start the same command again"
     run_dir = Path(config.run_dir)
     if "init_from" not in config:  # evaluate.py
         if (run_dir / "chains.pt").exists():

@@ -20,7 +20,7 @@ from orrery.physics.galaxies.quiescent import REST_BANDS
 from orrery.physics.sps.filters import Filter, load_filter, pivot_wavelength
 from orrery.physics.sps.libraries import load_population
 from orrery.physics.sps.synthesis import RATIOS, Synthesis
-from orrery.pretrained import find, load, names
+from orrery.pretrained import find, load, names, weights_file
 from orrery.tables import Catalogue, sha256
 
 REST = {
@@ -196,7 +196,9 @@ class FeniksData(SedEmulatorData):
     def provenance(self) -> dict[str, Any]:
         if self.path is not None or not self.is_emulated:
             return super().provenance()
-        return super().provenance() | {"population_sha256": sha256(find(self.population))}
+        return super().provenance() | {
+            "population_sha256": sha256(weights_file(find(self.population)))
+        }
 
     # --- columns ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from orrery.models.base import (
     Component,
     Data,
     Evaluation,
+    Exported,
     Fit,
     Output,
     Posterior,
@@ -24,6 +25,7 @@ from orrery.models.gc_emulator.evaluation import (
     outlier_warnings,
     posterior_warnings,
 )
+from orrery.models.gc_emulator.exported import exported
 from orrery.models.gc_emulator.figure_data import sky_profiles, space_profiles
 from orrery.models.gc_emulator.goodness_of_fit import (
     description,
@@ -353,6 +355,10 @@ class GCEmulator(Component):
             f"g from 0 to {limit}, where the truncation radius diverges",
             "float64; clusters without rotation, tides or mass segregation",
         ]
+
+    def exported(self) -> Exported:
+        """Profiles on the sky of parameters."""
+        return exported(self)
 
 
 def _largest(error: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from orrery.models.base import (
     Constant,
     Data,
     Evaluation,
+    Exported,
     Fit,
     ObjectRequest,
     Output,
@@ -29,6 +30,7 @@ from orrery.models.gems.density import (
     log_jacobian,
     moments,
 )
+from orrery.models.gems.exported import exported
 from orrery.models.gems.hosts import PRIORS, TABLE, Hosts
 from orrery.models.gems.observation import phase_space_draws
 from orrery.models.gems.outputs import BIT, N_LISTED, mock_outputs, outputs
@@ -430,6 +432,10 @@ class Gems(Component):
         from orrery.models.gems.evaluation import evaluate
 
         return evaluate(self, rows, data)
+
+    def exported(self) -> Exported:
+        """Densities of actions in every host."""
+        return exported(self)
 
 
 def _in_coordinates(whitened: Mixture, by: Moments) -> Mixture:

@@ -14,6 +14,7 @@ from orrery.models.base import (
     Constant,
     Data,
     Evaluation,
+    Exported,
     Fit,
     Migration,
     Output,
@@ -30,6 +31,7 @@ from orrery.models.gyro.ages import (
 )
 from orrery.models.gyro.discrepancy import NONE
 from orrery.models.gyro.evaluation import evaluate, seismic_metrics
+from orrery.models.gyro.exported import exported
 from orrery.models.gyro.left_out import (
     MIN_STARS,
     LeftOutScores,
@@ -259,13 +261,7 @@ class Gyro(Component):
 
         ``members``: the networks whose mean it is, a mask or a slice.
         """
-        parts = self.contamination.log_parts(
-            batch["log_period"], batch["mem_prob"], batch["overluminosity"]
-        )
-        dwarf, outlier = (
-            part[members].logsumexp(0) - math.log(len(part[members])) for part in parts
-        )
-        return torch.logaddexp(dwarf[:, None] + log_p, outlier[:, None])
+        return self.contamination.added(log_p, batch, members)
 
     # --- prediction ---------------------------------------------------------------------------
 
@@ -422,3 +418,7 @@ class Gyro(Component):
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
+
+    def exported(self) -> Exported:
+        """The likelihood of the ages of stars of a period and a colour."""
+        return exported(self)

@@ -62,12 +62,12 @@ class DensityTable(nn.Module):
         widths.
         """
         axes = [
-            _interpolation(batch["colour"], COLOUR_GRID),
-            _interpolation(batch["log_period"], LOG_PERIOD_GRID),
-            _interpolation(
+            interpolation(batch["colour"], COLOUR_GRID),
+            interpolation(batch["log_period"], LOG_PERIOD_GRID),
+            interpolation(
                 _excess_variance(batch, "colour") + colour_scatter**2, COLOUR_WIDTHS.square()
             ),
-            _interpolation(_excess_variance(batch, "log_period"), LOG_PERIOD_WIDTHS.square()),
+            interpolation(_excess_variance(batch, "log_period"), LOG_PERIOD_WIDTHS.square()),
         ]
         total = torch.zeros(())
         for corner in range(16):
@@ -171,7 +171,7 @@ def _excess_variance(batch: Mapping[str, Tensor], name: str) -> Tensor:
     return (batch[f"{name}_error"].square() - TYPICAL_ERRORS[name] ** 2).clamp_min(0)
 
 
-def _interpolation(x: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+def interpolation(x: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Index of the point below, and fraction of the way to the next; clamped to the ends."""
     points = points.to(x)
     low = (torch.searchsorted(points, x, right=True) - 1).clamp(0, len(points) - 2)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -115,3 +116,16 @@ class Contamination(nn.Module):
         r = (log_period - mean) / log_width.exp()
         outlier = -0.5 * r.square() - log_width - 0.5 * math.log(2 * math.pi)
         return nn.functional.logsigmoid(logit), nn.functional.logsigmoid(-logit) + outlier
+
+    def added(
+        self, log_p: Tensor, batch: Mapping[str, Tensor], members: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """ln p (batch, ages) of stars; ``log_p`` as if all were dwarfs of their cluster.
+
+        ``members``: those whose mean it is, a mask or a slice.
+        """
+        parts = self.log_parts(batch["log_period"], batch["mem_prob"], batch["overluminosity"])
+        dwarf, outlier = (
+            part[members].logsumexp(0) - math.log(len(part[members])) for part in parts
+        )
+        return torch.logaddexp(dwarf[:, None] + log_p, outlier[:, None])

@@ -1,6 +1,7 @@
 """mass_net: masses over the Hertzsprung-Russell diagram from the motion of wide binaries."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,20 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from orrery.models.base import Batch, Component, Data, Evaluation, Fit, Output, PredictedRows
+from orrery.models.base import (
+    Batch,
+    Component,
+    Data,
+    Evaluation,
+    Exported,
+    Fit,
+    Output,
+    PredictedRows,
+)
 from orrery.models.layers import grid
 from orrery.models.mass_net import diagram
 from orrery.models.mass_net.evaluation import evaluate
+from orrery.models.mass_net.exported import exported
 from orrery.models.mass_net.likelihood import PairDensity, pair_density
 from orrery.models.mass_net.networks import LOG_SEPARATIONS, MassNetwork, PairStatistics
 from orrery.models.mass_net.outputs import BIT, LARGE_ERROR, MIN_INFORMATION, OUTPUTS
@@ -20,6 +31,7 @@ from orrery.physics.quantities import in_unit
 # P(n <= k) of a Poisson distribution of mean 1: how often a pair occurs in a bootstrap
 POISSON = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634)
 DERIVATIVE_STEP = 0.05  # mag
+STEPS = {"bp_rp_error": (DERIVATIVE_STEP, 0.0), "abs_g_error": (0.0, DERIVATIVE_STEP)}
 MEAN_SQUARE_U = math.pi / 16  # of a component of u
 
 
@@ -154,6 +166,18 @@ class MassNet(Component):
         """ln m, Msun, of stars, (batch,)."""
         return diagram.interpolated(self.mass_table, bp_rp, abs_g)[:, 0]
 
+    def log_mass(
+        self, bp_rp: Tensor, abs_g: Tensor, errors: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """ln m of stars, Msun, and its error; ``errors`` of those in `STEPS` that are not zero."""
+        mean, std = diagram.interpolated(self.mass_table, bp_rp, abs_g).unbind(1)
+        variance = std.square()
+        for name, error in errors.items():
+            step = STEPS[name]
+            slope = (self.mean_log_mass(bp_rp + step[0], abs_g + step[1]) - mean) / DERIVATIVE_STEP
+            variance = variance + (slope * error).square()
+        return mean, variance.sqrt()
+
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         if batch["bp_rp"].ndim == 1:
@@ -185,15 +209,8 @@ class MassNet(Component):
     def _star(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Mass and its quantiles of stars, and flags, each (batch,)."""
         bp_rp, abs_g, valid = batch["bp_rp"], batch["abs_g"], batch["valid"]
-        mean, std = diagram.interpolated(self.mass_table, bp_rp, abs_g).unbind(1)
-        variance = std.square()
-        steps = {"bp_rp_error": (DERIVATIVE_STEP, 0.0), "abs_g_error": (0.0, DERIVATIVE_STEP)}
-        for name, step in steps.items():
-            if bool((batch[name] > 0).any()):
-                moved = self.mean_log_mass(bp_rp + step[0], abs_g + step[1])
-                slope = (moved - mean) / DERIVATIVE_STEP
-                variance = variance + (slope * batch[name]).square()
-        std = variance.sqrt()
+        errors = {name: batch[name] for name in STEPS if bool((batch[name] > 0).any())}
+        mean, std = self.log_mass(bp_rp, abs_g, errors)
         near = diagram.at(self.hr_counts, bp_rp, abs_g)
         information = diagram.at(self.hr_information, bp_rp, abs_g)
         rank = torch.searchsorted(self.counts_sorted, near.contiguous()) / len(self.counts_sorted)
@@ -286,6 +303,10 @@ class MassNet(Component):
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
+
+    def exported(self) -> Exported:
+        """Masses of stars of a colour and an absolute magnitude."""
+        return exported(self)
 
 
 def error_factor(members: int) -> float:

@@ -43,8 +43,8 @@ def fine_grid() -> tuple[Tensor, Tensor]:
 def interpolated(table: Tensor, bp_rp: Tensor, abs_g: Tensor) -> Tensor:
     """Bilinear between nodes, (batch, k), of a table (n, m, k); its edge beyond it."""
     n, m, k = table.shape
-    x = ((bp_rp - BP_RP_START) / FINE_BP_RP).clamp(0, n - 1 - 1e-3)
-    y = ((abs_g - ABS_G_START) / FINE_ABS_G).clamp(0, m - 1 - 1e-3)
+    x = ((bp_rp - BP_RP_START) / FINE_BP_RP).clamp(0.0, n - 1 - 1e-3)
+    y = ((abs_g - ABS_G_START) / FINE_ABS_G).clamp(0.0, m - 1 - 1e-3)
     i, j = x.long(), y.long()
     dx, dy = (x - i)[:, None], (y - j)[:, None]
     flat, at = table.view(-1, k), i * m + j

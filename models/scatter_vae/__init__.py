@@ -16,6 +16,7 @@ from orrery.models.base import (
     Constant,
     Data,
     Evaluation,
+    Exported,
     Fit,
     ObjectRequest,
     Output,
@@ -23,6 +24,7 @@ from orrery.models.base import (
 )
 from orrery.models.scatter_vae.em import expectation_maximisation
 from orrery.models.scatter_vae.evaluation import evaluate
+from orrery.models.scatter_vae.exported import exported
 from orrery.models.scatter_vae.inference import LatentPosterior, Whitening, posterior
 from orrery.models.scatter_vae.likelihood import covariant_nll, lowrank_nll
 from orrery.models.scatter_vae.migrations import em_rounds_setting
@@ -238,8 +240,8 @@ class ScatterVAE(Component):
 
     def _coefficient_mask(self, observed: Tensor) -> Tensor:
         """(batch, n) of ``observed`` (batch, bands)."""
-        sizes = torch.tensor(list(self.bands.values()), device=observed.device)
-        return observed.bool().repeat_interleave(sizes, 1)
+        bands = zip(observed.bool().split(1, 1), self.bands.values(), strict=True)
+        return torch.cat([band.expand(-1, n) for band, n in bands], 1)
 
     def _encode(self, y: Tensor, error: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         components = Components(self.components, self.component_std)
@@ -404,3 +406,7 @@ class ScatterVAE(Component):
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
+
+    def exported(self) -> Exported:
+        """The encoder and the decoder."""
+        return exported(self)

@@ -14,6 +14,7 @@ from orrery.models.base import (
     Constant,
     Data,
     Evaluation,
+    Exported,
     Fit,
     Output,
     PredictedRows,
@@ -22,6 +23,7 @@ from orrery.models.inference.diagnostics import rhat
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors
 from orrery.models.sed_emulator.evaluation import evaluate, relative_errors
+from orrery.models.sed_emulator.exported import exported
 from orrery.models.sed_emulator.fitting import Mode, Photometry, photometry
 from orrery.models.sed_emulator.networks import DirectNetwork, HistoryNetwork
 from orrery.models.sed_emulator.outputs import (
@@ -530,6 +532,10 @@ class SedEmulator(Component):
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
+
+    def exported(self) -> Exported:
+        """Magnitudes of parameters."""
+        return exported(self)
 
 
 def mean_size(residual: Tensor) -> Tensor:

@@ -55,11 +55,11 @@ class ErrorNetwork(nn.Module):
             self.out.weight.mul_(0.1)
 
     def forward(self, inputs: Tensor) -> Errors:
-        n, n_bands = len(inputs), len(self.scale)
+        n_bands = len(self.scale)
         log_scale, factor = self.out(self.body(inputs)).split([n_bands, n_bands * self.rank], 1)
         scale = self.scale * log_scale.clamp(-4, 6).exp()
         variance = 0.5 * scale.square() + LEAST_ERROR**2
-        return Errors(variance, scale[:, :, None] * factor.reshape(n, n_bands, self.rank))
+        return Errors(variance, scale[:, :, None] * factor.unflatten(1, (n_bands, self.rank)))
 
     def log_prob(self, inputs: Tensor, residuals: Tensor) -> Tensor:
         """ln density of residuals (n, bands), mag, (n,)."""

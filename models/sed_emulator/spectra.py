@@ -241,7 +241,7 @@ class SpectrumNetwork(Network):
         metals = linear_weights(10 ** p["logzsol"], self.metallicities)
         hidden = self.stars(torch.cat([stars, metals], 1))
         output = self.of_stars(hidden).unflatten(1, (N_COMPONENTS, 1 + k))
-        lines = output.new_zeros(len(output), 0)
+        lines = output.new_zeros(output.shape[0], 0)
         if self.nebular:
             index = [self.names.index(name) for name in NEBULAR]
             low, high = self.low[index], self.high[index]

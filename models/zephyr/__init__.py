@@ -15,6 +15,7 @@ from orrery.models.base import (
     Constant,
     Data,
     Evaluation,
+    Exported,
     Fit,
     Output,
     PredictedRows,
@@ -25,6 +26,7 @@ from orrery.models.layers.flows import SplineFlow
 from orrery.models.layers.slices import in_slices, slices
 from orrery.models.layers.stack import DensityStack
 from orrery.models.zephyr.evaluation import evaluate
+from orrery.models.zephyr.exported import exported
 from orrery.models.zephyr.label_noise import LabelNoise
 from orrery.models.zephyr.nz import TomographicNz, tomographic_nz
 from orrery.models.zephyr.outputs import constants, edges_about, outputs, summaries, wide_flag
@@ -462,3 +464,7 @@ class Zephyr(Component):
 
     def evaluate(self, rows: PredictedRows, data: Data) -> Evaluation:
         return evaluate(self, rows, data)
+
+    def exported(self) -> Exported:
+        """p(z) of fluxes and their errors."""
+        return exported(self)

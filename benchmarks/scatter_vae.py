@@ -239,7 +239,8 @@ def as_gaiaxpy(table: dict[str, np.ndarray], correlated: bool = True) -> Any:
 
     columns: Row = {"source_id": table["source_id"]}
     for band in xp.BANDS:
-        columns |= {f"{band}_standard_deviation": 1.0, f"{band}_n_parameters": 55}
+        n = table[f"{band}_coefficients"].shape[1]
+        columns |= {f"{band}_standard_deviation": 1.0, f"{band}_n_parameters": n}
         for what in ("s", "_errors", "_correlations"):
             values = table[f"{band}_coefficient{what}"].astype(float)
             values *= correlated or what != "_correlations"

@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from astropy.table import Table
-from conftest import train
+from conftest import ROOT, train
 
 from orrery import load
 from orrery.checkpoint import load_weights
 from orrery.datamodules.scatter_vae.columns import correlations_of_file
 from orrery.datamodules.scatter_vae.export import export
 from orrery.pretrained import find
+from orrery.runs import data_for
 from orrery.tables import Writer
 
+REAL = ROOT.parent / "shared/data/xp/xp_coefficients_real.fits"
 N = {"bp": 51, "rp": 55}
 
 
@@ -74,3 +77,16 @@ def test_functions_that_are_not_known_are_not_taken_for_those_of_dr3(model, dr4,
         writer.write(packed)
     with pytest.raises(ValueError, match="1275 numbers per star, expected 1485"):
         correlations_of_file(str(tmp_path / "packed.hdf5"))
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="../shared/data is not here")
+@pytest.mark.filterwarnings("ignore:.*uncorrelated")
+def test_real_stars_are_described_by_the_checkpoint_that_learned_from_others_of_them():
+    real, simulated = load("scatter_vae_real"), load("scatter_vae")
+    data = data_for(real.record, {"path": str(REAL), "split": "test"})
+    (held_out,) = data.prediction_batches()
+    with torch.inference_mode():
+        ours, others = (model.predict_step(held_out) for model in (real, simulated))
+    assert float(ours["within_68"].mean()) == pytest.approx(0.683, abs=0.02)
+    assert float(ours["within_95"].mean()) == pytest.approx(0.95, abs=0.01)
+    assert float(ours["chi2"].median()) < 1.05 < 3 < float(others["chi2"].median())

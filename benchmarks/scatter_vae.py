@@ -11,6 +11,11 @@ its `nll` too, by half a nat each if the model is right: `nll_minus_truth` may b
 `cpu_seconds` and `wall_seconds` are those of the fit, on two threads. `full_stars_per_second`: of
 the quickest epoch on full covariances, wall, with loading, forward, backward, optimizer.
 `real`: 2,000 sampled spectra of Gaia DR3, with errors alone, of which 400 are held out.
+`coefficients`: the shipped `scatter_vae_real`, and `scatter_vae` of simulated stars, on the sources
+of `xp_coefficients_real.fits` that the former has held out, whatever --seeds is. PCA is of its
+training stars, fitted with the errors, with the variance of its numbers and an amplitude, as of
+the models. `marginal_nll`: latent numbers are integrated over their prior, by Laplace, so that
+models of other numbers of them compare.
 `speed`: flux and errors of the same simulated stars at 343 wavelengths, per CPU second of one
 thread, best of five. GaiaXPy's errors are those of the full covariance even where it is not asked
 for correlations between wavelengths, which we do not give: `ratio` is to that. What either prepares
@@ -40,27 +45,40 @@ import torch
 from hydra import compose, initialize_config_dir
 from matplotlib import rc_context
 
-from orrery import command_line
+from orrery import command_line, load
 from orrery.evaluation.timing import best_of_five
+from orrery.models.scatter_vae import AMPLITUDE_ERROR, ScatterVAE
+from orrery.models.scatter_vae.inference import LatentPosterior, Whitening, posterior
+from orrery.models.scatter_vae.outputs import LOG_P_FLAGGED, misfit
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp, xp_mock
+from orrery.runs import data_for
 from orrery.train import train
 
 REAL = "xp_sampled_apogee_2000.npz"
+COEFFICIENTS = "xp_coefficients_real.fits"
 PCA = (6, 10, 20)
 PAPER = ("model.preset=paper", "model.covariance=diagonal", "model.epochs=64",
          "data.batch_size=512", "model.lr=1e-3")  # fmt: skip
 SMALL = ("model.epochs=4", "data.n_train=1500", "data.n_test=300", "data.batch_size=128")
 FAINT = 1e-2  # of the greatest flux
 FULL = "full_stars_per_second"
-SETS = ("reference", "real", "speed")
+SETS = ("reference", "real", "coefficients", "speed")
 METHODS = (
-    *("truth", *(f"pca{k}" for k in PCA), "paper", "scatter_vae"),
+    *("truth", *(f"pca{k}" for k in PCA), "paper", "scatter_vae", "scatter_vae_real"),
     *("gaiaxpy", "gaiaxpy_correlations", "scatter_vae_diagonal", "scatter_vae_correlated"),
 )
 COLUMNS = (
     *("set", "method", "seed", "n", "chi2_median", "chi2_per_coefficient_median"),
-    *("chi2_no_scatter_median", "nll", "nll_minus_truth", "scatter_ratio_median", "coverage_68"),
+    *(
+        "chi2_no_scatter_median",
+        "marginal_nll",
+        "misfits",
+        "nll",
+        "nll_minus_truth",
+        "scatter_ratio_median",
+        "coverage_68",
+    ),
     *("coverage_95", "kl", "active_latents", "cpu_seconds", "wall_seconds", FULL),
     *("spectra_per_second", "ratio", "start_seconds"),
     *("flux_difference", "error_difference", "matmul_ms"),
@@ -84,6 +102,8 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if name == "reference":
                 rows = reference(seed, folder, small)
+            elif name == "coefficients":
+                rows = coefficients(options.data.resolve() / COEFFICIENTS)
             elif name == "real":
                 rows = real(seed, folder, options.data.resolve() / REAL, small[:1])
             else:
@@ -129,6 +149,51 @@ def real(seed: int, folder: Path, path: Path, small: tuple[str, ...]) -> Iterato
     ours = trained(seed, folder, "experiment=scatter_vae_sampled", f"data.path={path}", *small)
     yield from principal(ours, len(xp.SAMPLED))
     yield chosen("scatter_vae", ours)
+
+
+@torch.inference_mode()
+def coefficients(path: Path) -> Iterator[Row]:
+    """The stars that `scatter_vae_real` has held out, by it, by `scatter_vae` and by PCA."""
+    ours, simulated = load("scatter_vae_real"), load("scatter_vae")
+    data = data_for(ours.record, {"path": str(path), "split": "test"})
+    (batch,) = data.prediction_batches()
+    for k in PCA:
+        yield {"method": f"pca{k}", **scores(principal_posterior(ours, batch, k), batch)}
+    for method, model in (("scatter_vae", simulated), ("scatter_vae_real", ours)):
+        yield {"method": method, **scores(model.posterior(batch), batch)}
+
+
+def principal_posterior(model: ScatterVAE, batch: Any, k: int) -> LatentPosterior:
+    """Of the amplitude and k principal components of the training set of ``model``."""
+    y, error = model.standardised(batch)
+    along = model.components[:, :k] * model.component_std[:k]
+    zero = model.center / model.scale
+
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        shape = z[:, :k] @ along.T
+        return shape + AMPLITUDE_ERROR * z[:, k:] * (shape + zero)
+
+    white = Whitening(torch.zeros_like(error), batch, model.bands)
+    start = torch.zeros(len(error), k + 1)
+    return posterior(start, decode, y, error, lambda _: white, model.refine)
+
+
+def scores(found: LatentPosterior, batch: Any) -> Row:
+    """Of stars with all bands; ``misfits``: the fraction with p < 1e-4."""
+    n = batch["errors"].shape[1]
+    squares, dof, log_p = misfit(found, torch.ones_like(batch["errors"]))
+    log_errors = (batch["errors"] / batch["flux"][:, None]).log().sum(1)
+    residual = found.studentised().abs()
+    marginal = found.marginal_nll(log_errors, torch.tensor(float(n)))
+    return {
+        "n": len(squares),
+        "chi2_median": float((squares / dof).median()),
+        "chi2_per_coefficient_median": float((squares / n).median()),
+        "marginal_nll": float(marginal.double().mean()),
+        "misfits": float((log_p < LOG_P_FLAGGED).double().mean()),
+        "coverage_68": float((residual < 1).double().mean()),
+        "coverage_95": float((residual < 1.959964).double().mean()),
+    }
 
 
 def trained(seed: int, folder: Path, *overrides: str) -> dict[str, Any]:
@@ -239,7 +304,8 @@ def as_gaiaxpy(table: dict[str, np.ndarray], correlated: bool = True) -> Any:
 
     columns: Row = {"source_id": table["source_id"]}
     for band in xp.BANDS:
-        columns |= {f"{band}_standard_deviation": 1.0, f"{band}_n_parameters": 55}
+        n = table[f"{band}_coefficients"].shape[1]
+        columns |= {f"{band}_standard_deviation": 1.0, f"{band}_n_parameters": n}
         for what in ("s", "_errors", "_correlations"):
             values = table[f"{band}_coefficient{what}"].astype(float)
             values *= correlated or what != "_correlations"

@@ -17,6 +17,7 @@ from orrery.datamodules.columns import CatalogueColumn
 from orrery.datamodules.scatter_vae.columns import (
     COLUMNS,
     DECLARED,
+    OTHER_STEMS,
     SAMPLED,
     correlations_of_file,
     spectra_column,
@@ -28,6 +29,7 @@ from orrery.datamodules.values import BadValue, refuse
 from orrery.physics.gaia_xp import xp, xp_mock
 from orrery.physics.gaia_xp.correlations import check_positive_definite, low_rank
 from orrery.tables import Catalogue, read_table
+from orrery.tables.numbered import NumberedColumns, numbered_columns
 from orrery.tables.vectors import vectors
 
 FORMATS = ("coefficients", "sampled")
@@ -100,6 +102,17 @@ class ScatterVaeData(CatalogueData):
     declared: ClassVar = DECLARED
 
     # --- columns ------------------------------------------------------------------------------
+
+    def _as_declared(self, catalogue: Catalogue) -> Catalogue:
+        """The catalogue with vectors joined of numbered columns, also under their `OTHER_STEMS`."""
+        joined = {}
+        for role, stem in OTHER_STEMS.items():
+            name = COLUMNS[role]
+            own = name in catalogue.names or numbered_columns(catalogue.names, name)
+            if role not in self.columns and not own:
+                joined[name] = numbered_columns(catalogue.names, stem)
+        joined = {name: columns for name, columns in joined.items() if columns}
+        return super()._as_declared(NumberedColumns(catalogue, joined) if joined else catalogue)
 
     def _column(self, role: str) -> str:
         return str(self.columns.get(role, COLUMNS[role]))
@@ -227,7 +240,9 @@ class ScatterVaeData(CatalogueData):
                 raise ValueError(
                     f"column '{name}' has {values.shape[1]} numbers per star, expected {n}"
                     + (
-                        f": the model was trained on {n}, and needs as many"
+                        f": the model was trained on {n}, and needs as many. Data releases differ "
+                        f"in their functions: apply a model to the release that it learned from, "
+                        f"or train one on this file"
                         if self.bands
                         else f", as many as '{self._column(role)}'"
                     )

@@ -29,6 +29,12 @@ COLUMNS = {  # the archive's names
     "source_id": "source_id",
     "wavelength": "wavelength",
 }
+# columns of one number each, bp_coeff_0, bp_coeff_1..., as tables of one row per source have them
+OTHER_STEMS = {
+    f"{band}_{kind}": f"{prefix}{band}_coeff"
+    for band in xp.BANDS
+    for kind, prefix in (("coefficients", ""), ("errors", "e_"))
+}
 
 
 def _vector(role: str) -> Column:
@@ -59,13 +65,23 @@ DECLARED: dict[str, Column] = {
 
 
 def correlations_of_file(path: str) -> dict[str, np.ndarray]:
-    """Correlations of real stars, by band, packed, (stars, n (n - 1) / 2), without blank rows."""
+    """Correlations of real stars, by band, packed, (stars, n (n - 1) / 2), without blank rows.
+
+    Raises ``ValueError`` if they are not those of as many coefficients as DR3 has.
+    """
     correlations = {}
     with open_catalogue(path) as catalogue:
         names = [COLUMNS[f"{band}_correlations"] for band in xp.BANDS]
         (chunk,) = catalogue.chunks(names, max(len(catalogue), 1))
     for band, name in zip(xp.BANDS, names, strict=True):
         packed = vectors(chunk[name], name)
+        n = len(xp.instrument()[band].functions)
+        if packed.shape[1] != n * (n - 1) // 2:
+            raise ValueError(
+                f"data.correlations_of={path}: column '{name}' has {packed.shape[1]} numbers per "
+                f"star, expected {n * (n - 1) // 2}, those of {n} coefficients: simulated stars "
+                f"have the functions of DR3"
+            )
         correlations[band] = packed[np.isfinite(packed).all(1)]
     return correlations
 

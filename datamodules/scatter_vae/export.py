@@ -29,6 +29,7 @@ def export(predictions: str | Path, out: str | Path) -> int:
                 f"`python evaluate.py checkpoint=scatter_vae data.path=... output=xp.h5 "
                 f"data.keep=[source_id]`, without columns="
             )
+        sizes = {band: len(i.functions) for band, i in xp.instrument().items()}
         known = ["source_id"] if "source_id" in catalogue.names else []
         first = 0
         for chunk in catalogue.chunks(needed + known, STARS_AT_ONCE):
@@ -36,8 +37,15 @@ def export(predictions: str | Path, out: str | Path) -> int:
             ids = chunk.get("source_id", np.arange(first, first + n))
             first += n
             factor, scatter = chunk["reconstruction_factor"], chunk["scatter"]
+            if scatter.shape[1] != sum(sizes.values()):
+                raise ValueError(
+                    f"{predictions}: {scatter.shape[1]} coefficients per star, expected "
+                    f"{' + '.join(map(str, sizes.values()))}, the functions of DR3 that GaiaXPy is "
+                    f"told of by this command; take `reconstruction` as it is"
+                )
             table = {"source_id": ids}
-            for band, part in zip(xp.BANDS, np.split(np.arange(scatter.shape[1]), 2), strict=True):
+            parts = np.split(np.arange(scatter.shape[1]), [sizes["bp"]])
+            for band, part in zip(xp.BANDS, parts, strict=True):
                 f = factor[:, part].astype(float)
                 covariance = f @ f.transpose(0, 2, 1)
                 covariance[:, range(len(part)), range(len(part))] += scatter[:, part] ** 2

@@ -1,8 +1,8 @@
 """scatter_vae: a generative model of Gaia BP/RP spectra with intrinsic scatter."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,8 +30,12 @@ from orrery.models.scatter_vae.likelihood import covariant_nll, lowrank_nll
 from orrery.models.scatter_vae.migrations import em_rounds_setting
 from orrery.models.scatter_vae.networks import Components, PaperVAE, ResidualVAE
 from orrery.models.scatter_vae.outputs import generated_outputs, outputs, predicted_rows
+from orrery.models.scatter_vae.search import outliers, similar
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp
+
+if TYPE_CHECKING:
+    from astropy.table import Table
 
 PRESETS = ("default", "paper")
 COVARIANCES = ("full", "lowrank", "diagonal")
@@ -171,7 +175,7 @@ class ScatterVAE(Component):
             expectation_maximisation(self, batch, self.em_rounds)
         n = len(batch["flux"])
         kept = torch.arange(POPULATION) * n // POPULATION if n > POPULATION else torch.arange(n)
-        y, error = self._standardised({k: v[kept].to(self.device) for k, v in batch.items()})
+        y, error = self.standardised({k: v[kept].to(self.device) for k, v in batch.items()})
         mean, _ = self._encode(y, error, batch["observed"][kept].to(self.device))
         self.population[: len(mean)] = mean
         self.population[len(mean) :] = mean[torch.arange(POPULATION - len(mean)) % len(mean)]
@@ -180,7 +184,7 @@ class ScatterVAE(Component):
 
     def loss(self, batch: Batch) -> Tensor:
         """-ELBO per star, up to a constant: nats of its coefficients and ``beta`` times the KL."""
-        y, error = self._standardised(batch)
+        y, error = self.standardised(batch)
         mean, log_variance = self._encode(y, error, batch["observed"])
         z = mean
         if "noise" in batch:  # of training: one draw of the posterior
@@ -195,7 +199,7 @@ class ScatterVAE(Component):
 
     def nll_at(self, z: Tensor, batch: Batch) -> Tensor:
         """-ln p of stars of known latent numbers and amplitude, up to a constant, (batch,)."""
-        y, error = self._standardised(batch)
+        y, error = self.standardised(batch)
         t = (self.network.intrinsic_scatter(z[:, : self.latent]) / error).square()
         return self._nll((y - self._scaled(z)) / error, t, batch)
 
@@ -207,7 +211,7 @@ class ScatterVAE(Component):
         Otherwise the noise of the flux that coefficients are divided by is learned as scatter.
         """
         shape = (decoded + self.center / self.scale) / error
-        weight = self._coefficient_mask(observed) / (1 + t)
+        weight = self.coefficient_mask(observed) / (1 + t)
         best = (weight * shape * r).sum(1) / (weight * shape.square()).sum(1)
         return r - best[:, None] * shape
 
@@ -230,15 +234,15 @@ class ScatterVAE(Component):
             total = total + nll * batch["observed"][:, i]
         return total
 
-    def _standardised(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def standardised(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Coefficients and errors in the network's units; 0 and 1 where a band is missing."""
         flux = batch["flux"][:, None]
         y = (batch["coefficients"] / flux - self.center) / self.scale
         error = batch["errors"] / flux / self.scale
-        mask = self._coefficient_mask(batch["observed"])
+        mask = self.coefficient_mask(batch["observed"])
         return torch.where(mask, y, 0.0), torch.where(mask, error, 1.0)
 
-    def _coefficient_mask(self, observed: Tensor) -> Tensor:
+    def coefficient_mask(self, observed: Tensor) -> Tensor:
         """(batch, n) of ``observed`` (batch, bands)."""
         bands = zip(observed.bool().split(1, 1), self.bands.values(), strict=True)
         return torch.cat([band.expand(-1, n) for band, n in bands], 1)
@@ -261,15 +265,22 @@ class ScatterVAE(Component):
         return declared
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, enabled=False):
+            return self.by_star(self._predict, batch)
+
+    def by_star(
+        self, compute: Callable[[Batch], dict[str, Tensor]], batch: Batch
+    ) -> dict[str, Tensor]:
+        """``compute`` of slices of ``batch`` that fit the cache, joined in the order of its stars.
+
+        Stars without a band are apart: they take more steps, and no star is to depend on another.
+        """
         n = len(batch["flux"])
-        # stars without a band apart: they take more steps, and no star is to depend on another
         complete = batch["observed"].min(1).values
         order = complete.argsort(descending=True, stable=True)
         n_complete = int(complete.sum())
         ends = [*range(0, n_complete, STARS_AT_ONCE), *range(n_complete, n, STARS_AT_ONCE), n]
-        slices = [order[i:j] for i, j in pairwise(ends)]
-        with torch.autocast(self.device.type, enabled=False):
-            parts = [self._predict({k: v[i] for k, v in batch.items()}) for i in slices]
+        parts = [compute({k: v[order[i:j]] for k, v in batch.items()}) for i, j in pairwise(ends)]
         inverse = order.argsort()
         return {name: torch.cat([part[name] for part in parts])[inverse] for name in parts[0]}
 
@@ -282,7 +293,7 @@ class ScatterVAE(Component):
             reconstruction=self._scaled(posterior.mean) * self.scale + self.center,
             factor=posterior.jacobian * self.scale[:, None],
             scatter=self.network.intrinsic_scatter(z) * self.scale,
-            observed=self._coefficient_mask(batch["observed"]),
+            observed=self.coefficient_mask(batch["observed"]),
             bands=self.bands,
             latent=self.latent,
             spectra=self.spectra,
@@ -295,12 +306,11 @@ class ScatterVAE(Component):
 
     def posterior(self, batch: Batch) -> LatentPosterior:
         """Of z and the amplitude, by star; of the published network the encoder's, amplitude 1."""
-        y, error = self._standardised(batch)
+        y, error = self.standardised(batch)
         mean, log_variance = self._encode(y, error, batch["observed"])
 
         def whitening(z: Tensor) -> Whitening:
-            t = (self.network.intrinsic_scatter(z[:, : self.latent]) / error).square()
-            return Whitening(t, batch, self.bands)
+            return self.whitening(z, batch)
 
         start = F.pad(mean, (0, 1))
         # the encoder starts stars without a band far off
@@ -310,6 +320,26 @@ class ScatterVAE(Component):
             return refined
         variance = F.pad(log_variance.exp(), (0, 1), value=1e-12)
         return refined._replace(covariance=variance.diag_embed())
+
+    def whitening(self, z: Tensor, batch: Batch) -> Whitening:
+        """Of the covariance of errors and scatter for the latent numbers ``z`` of each star."""
+        _, error = self.standardised(batch)
+        t = (self.network.intrinsic_scatter(z[:, : self.latent]) / error).square()
+        return Whitening(t, batch, self.bands)
+
+    def similar(self, spectrum: Any, catalogue: Any, n: int = 10, **data: Any) -> "Table":
+        """The ``n`` stars of a catalogue, a path or a table, that are most like a spectrum.
+
+        See `models.scatter_vae.search.similar`.
+        """
+        return similar(self, spectrum, catalogue, n, **data)
+
+    def outliers(self, catalogue: Any, n: int = 10, **data: Any) -> "Table":
+        """The ``n`` stars of a catalogue that are explained least, and at which wavelengths.
+
+        See `models.scatter_vae.search.outliers`.
+        """
+        return outliers(self, catalogue, n, **data)
 
     @torch.no_grad()
     def generate(
@@ -388,10 +418,18 @@ class ScatterVAE(Component):
             "scatter": self.spectra.error(scatter),
         }
 
+    def reinitialised_on_finetune(self, name: str, settings: Mapping[str, Any]) -> bool:
+        if (theirs := dict(settings["bands"])) != self.bands:
+            raise ValueError(
+                f"init_from: the checkpoint is of {_counts(theirs)} numbers per star, and these "
+                f"data have {_counts(self.bands)}: functions of another data release, for which "
+                f"its weights have no meaning; train without init_from"
+            )
+        return False
+
     def domain_of_validity(self) -> list[str]:
-        counts = " + ".join(f"{n} of {band}" for band, n in self.bands.items())
         lines = [
-            f"{counts} numbers per star, divided by {self.normalised_by}",
+            f"{_counts(self.bands)} numbers per star, divided by {self.normalised_by}",
             "stars like the training set's; `p_value`, `outlier_score` and `flags` mark others",
             "`chi2` is per degree of freedom; `nll` has half a nat for each fitted parameter",
         ]
@@ -410,3 +448,7 @@ class ScatterVAE(Component):
     def exported(self) -> Exported:
         """The encoder and the decoder."""
         return exported(self)
+
+
+def _counts(bands: Mapping[str, int]) -> str:
+    return " + ".join(f"{n} of {band}" for band, n in bands.items())

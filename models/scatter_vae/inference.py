@@ -66,6 +66,15 @@ class LatentPosterior(NamedTuple):
         """Effective number of fitted parameters, (batch,)."""
         return self.leverage.sum(1)
 
+    def marginal_nll(self, log_errors: Tensor, n: Tensor) -> Tensor:
+        """-ln p of the data with z integrated over its prior, by Laplace's method, (batch,).
+
+        ``log_errors`` and ``n``: as of `gaussian_nll`.
+        """
+        squares = self.residual.square().sum(1) + self.mean.square().sum(1)
+        determinant = torch.logdet(self.covariance.double()).float()
+        return gaussian_nll(squares, self.log_det - determinant, log_errors, n)
+
     def studentised(self) -> Tensor:
         """Residuals over their standard deviation after the fit of z, (batch, n)."""
         return self.residual / (1 - self.leverage).clamp_min(1e-3).sqrt()

@@ -119,9 +119,7 @@ def predicted_rows(
         rows["spectrum_error"] = spectra.model_error(rows["reconstruction_factor"], rows["scatter"])
         rows["g_mag"], rows["bp_rp"] = _photometry(rows["reconstruction"], bands)
     n = observed.sum(1)
-    squares = posterior.residual.square().sum(1)
-    dof = n - posterior.n_fitted()
-    log_p = log_tail(squares, dof)
+    squares, dof, log_p = misfit(posterior, observed)
     if SAMPLED in bands:
         log_p = torch.full_like(log_p, torch.nan)
     log_p_z = log_tail(z.square().sum(1), torch.full_like(dof, float(latent)))
@@ -141,6 +139,13 @@ def predicted_rows(
         + 2 * (log_p < LOG_P_FLAGGED).short()
         + 4 * (log_p_z < LOG_P_FLAGGED).short(),
     }
+
+
+def misfit(posterior: LatentPosterior, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """chi^2, its degrees of freedom and ln P(larger chi^2), (batch,); ``observed`` (batch, n)."""
+    squares = posterior.residual.square().sum(1)
+    dof = observed.sum(1) - posterior.n_fitted()
+    return squares, dof, log_tail(squares, dof)
 
 
 def _photometry(coefficients: Tensor, bands: Mapping[str, int]) -> tuple[Tensor, Tensor]:

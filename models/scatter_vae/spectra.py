@@ -27,6 +27,7 @@ class Spectra(nn.Module):
         matrices = [xp.sampling(b, wavelengths) * xp.overlap(b, wavelengths) for b in xp.BANDS]
         self.matrix: Tensor
         self.squares: Tensor
+        self.sizes = [len(matrix) for matrix in matrices]
         matrix_of_bands = np.concatenate(matrices) / FLUX_UNIT
         self.register_buffer("matrix", torch.tensor(matrix_of_bands).float(), persistent=False)
         self.register_buffer("squares", torch.tensor(matrix_of_bands**2).float(), persistent=False)
@@ -48,7 +49,7 @@ class Spectra(nn.Module):
         parts = []
         for i in range(0, len(errors), STARS_AT_ONCE):
             part = slice(i, i + STARS_AT_ONCE)
-            bands = zip(xp.BANDS, errors[part].split(errors.shape[1] // 2, 1), strict=True)
+            bands = zip(xp.BANDS, errors[part].split(self.sizes, 1), strict=True)
             bp, rp = (self._variance(b, e, correlations[b][part]) for b, e in bands)
             parts.append(bp + rp)
         return torch.cat(parts).clamp_min(0).sqrt() * FLUX_UNIT

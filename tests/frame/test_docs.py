@@ -213,11 +213,13 @@ def test_the_python_of_gyro_runs(in_tmp):
 
 
 def test_the_python_of_scatter_vae_runs(in_tmp):
+    example_files.xp_files(Path.cwd())
     names = python_of("scatter_vae")
     assert names["made"]["spectrum"].shape == (100, 343)
     blue = np.searchsorted([500.0], 336.0)
     ours = names["again"][82 + blue]  # at 500 nm
     assert ours == pytest.approx(1e-15, rel=0.01)
+    assert names["alike"]["row"][0] == 0 and len(names["odd"]) == 5
 
 
 def test_the_python_of_sed_emulator_runs(in_tmp):

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -20,7 +21,9 @@ from orrery.checkpoint import build
 from orrery.evaluation.evaluate import evaluate
 from orrery.tables import files_of, open_catalogue, open_hats, sha256
 
-DRAWN = {"period_draws", "z_samples"}  # by the number of the row: other draws for a partition
+# what rests on random numbers that belong to the number of a row, which a partition counts anew
+DRAWN = re.compile("period_draws|z_samples|.*_rel_error|dlogl")
+SLOW = {"gc_emulator": 3, "feniks": 4, "sed_emulator": 4}  # rows; of others 24
 
 
 @pytest.fixture
@@ -124,7 +127,7 @@ def test_partitions_have_the_rows_of_a_single_process_on_the_table(component, ru
     model = load(runs(component) / "best.ckpt")
     settings = model.record["config"]["data"]
     simulated = build(settings).simulate("test")
-    table = {name: np.asarray(simulated[name])[:24] for name in simulated}
+    table = {name: np.asarray(simulated[name])[: SLOW.get(component, 24)] for name in simulated}
     number = write_hats(tmp_path / "in", table)
     ordered = {name: values[number] for name, values in table.items()}
     with warnings.catch_warnings():
@@ -136,7 +139,7 @@ def test_partitions_have_the_rows_of_a_single_process_on_the_table(component, ru
             assert source.pixels == out.pixels
             rows = next(out.chunks(out.names))
             place = next(source.chunks([INDEX, LON, LAT]))
-        assert {*rows} - {INDEX, LON, LAT} == {*plain.colnames}
+        assert {*rows} & {*model.columns} == {*plain.colnames}
         for name, values in place.items():
             np.testing.assert_array_equal(values, rows[name])
         for name in plain.colnames:
@@ -150,7 +153,7 @@ def test_partitions_have_the_rows_of_a_single_process_on_the_table(component, ru
     assert all((part.dtypes == empty.dtypes).all() for part in parts), "Dask's meta"
     mapped = pd.concat(parts)
     np.testing.assert_array_equal(mapped.index, place[INDEX])
-    for name in set(model.columns) - DRAWN:
+    for name in (name for name in model.columns if not DRAWN.fullmatch(name)):
         values = mapped[name].to_numpy()
         if name not in plain.colnames:
             assert pd.isna(mapped[name]).all() or set(values) <= {0, ""}, "no answer, a blank"
@@ -235,3 +238,39 @@ def test_a_failure_leaves_no_folder(survey, tmp_path, monkeypatch):
         writer.write({ROW: np.arange(0, 200, 9), "x": np.zeros(23)})
     with open_catalogue(tmp_path / "out") as out:
         assert len(out) == 23 and str(out.units["x"]) == "mag"
+
+
+def test_lsdb_maps_a_model_over_spawned_workers_and_matches_what_was_written(tmp_path):
+    import lsdb
+    from dask.distributed import Client, LocalCluster
+
+    random, folder = np.random.default_rng(0), tmp_path / "survey"
+    stars = {"id": np.arange(40), "prot_d": 10 ** random.uniform(0.5, 1.3, 40)}
+    stars["bp_rp0"] = random.uniform(0.7, 1.2, 40)
+    write_hats(folder, stars)
+    model = load("gyro")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(model, "predict_step", None)  # the types are found without the model
+        survey = lsdb.open_catalog(folder, columns="all")
+        meta = survey.map_partitions(model.predict, keep=["id", LON, LAT]).meta
+    assert meta["age_q50"].dtype == np.float32 and meta["flags"].dtype == np.int32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ages = survey.map_partitions(model.predict, keep=["id", LON, LAT])
+        with (
+            LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster),
+        ):
+            found = ages.compute(progress_bar=False)
+        plain = model.predict(stars)
+        _predict(model, model.record["config"]["data"], folder, tmp_path / "out")
+        matched = lsdb.open_catalog(tmp_path / "out").crossmatch(
+            survey, radius_arcsec=0.1, suffixes=("", "_s"), suffix_method="all_columns"
+        )
+        matched = matched.compute(progress_bar=False)
+    found = found.sort_values("id")
+    np.testing.assert_allclose(found["age_q50"], plain["age_q50"], rtol=1e-4)
+    assert len(matched) == 40
+    expected = np.asarray(plain["age_q50"])[matched["id_s"].to_numpy()]
+    np.testing.assert_allclose(matched["age_q50"].to_numpy(), expected, rtol=1e-4)

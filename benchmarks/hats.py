@@ -33,7 +33,7 @@ def write_survey(folder: Path, table: dict[str, np.ndarray], rows: int, partitio
     for pixel in pixels:
         size = min(partition, rows - pixel * partition)
         number = pixel * partition + np.arange(size)
-        columns = {"id": number}
+        columns: dict[str, np.ndarray] = {"id": number}
         for name, values in table.items():
             columns[name] = values[number % n]
             if name.startswith(NOISY) and "err" not in name:

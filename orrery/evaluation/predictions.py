@@ -220,7 +220,7 @@ class Predictions(L.Callback):
     # --- files --------------------------------------------------------------------------------
 
     def _new_writer(
-        self, path: Path, model: Component, partitions: HatsCatalogue | None
+        self, path: Path, model: Component, partitions: HatsCatalogue | None = None
     ) -> Writer | HatsWriter:
         settings = written_with(model.outputs, self.meta, self.keep, self.units)
         if partitions is not None:

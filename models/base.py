@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -283,8 +284,9 @@ class Component(L.LightningModule):
         """
         from orrery.evaluation.predictions import predict_frame, predict_table
 
-        make = predict_frame if hasattr(table, "iloc") else predict_table
-        return make(self, table, outputs, data)
+        pandas = sys.modules.get("pandas")  # which is not needed for tables of other kinds
+        is_frame = pandas is not None and isinstance(table, pandas.DataFrame)
+        return (predict_frame if is_frame else predict_table)(self, table, outputs, data)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         """What Dask takes for the identity of these weights and settings."""

@@ -23,7 +23,7 @@ from orrery.tables import files_of, open_catalogue, open_hats, sha256
 
 # what rests on random numbers that belong to the number of a row, which a partition counts anew
 DRAWN = re.compile("period_draws|z_samples|.*_rel_error|dlogl")
-SLOW = {"gc_emulator": 3, "feniks": 4, "sed_emulator": 4}  # rows; of others 24
+SLOW = {"gc_emulator": 2, "feniks": 2, "sed_emulator": 2}  # rows; of others 24
 
 
 @pytest.fixture
@@ -184,6 +184,7 @@ def _equal(expected, found, name):
 
 def test_two_processes_write_the_partitions_of_one(runs, galaxies, tmp_path):
     folder = tmp_path / "survey"
+    del galaxies["redshift"]  # nothing to score
     write_hats(folder, {name: np.asarray(galaxies[name]) for name in galaxies.colnames})
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     for name, words in {"one": [], "two": ddp}.items():

@@ -1,6 +1,8 @@
 """The class that every component derives from; its docstring is the recipe."""
 
+import hashlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from astropy.table import Table
+    from pandas import DataFrame
 
 RECORD = "orrery"  # the entry of a checkpoint that holds a component's `record`
 
@@ -31,6 +34,7 @@ class Output(NamedTuple):
     - ``location``: its place in an HDF5 file.
     - ``axes``: names of its further dimensions, such as ("draw", "parameter"); a `Constant` of that
       name holds what stands along one.
+    - ``dtype``: of its numbers; of flags int32.
     - ``bits``: of a column of flags, the name and meaning of each bit, the lowest first.
     - ``labels``: of whole numbers, what each stands for, from 0 on; it is written in its place, and
       nothing for -1.
@@ -45,6 +49,7 @@ class Output(NamedTuple):
     bits: Mapping[str, str] = {}
     labels: tuple[str, ...] = ()
     unusual: Literal["", "high", "low"] = ""
+    dtype: str = "float32"
 
     @property
     def text(self) -> str:
@@ -263,16 +268,33 @@ class Component(L.LightningModule):
         """The constant arrays among `outputs`."""
         return {name: o for name, o in self.outputs.items() if isinstance(o, Constant)}
 
-    def predict(self, table: Any, **data: Any) -> "Table":
-        """Predictions as an astropy Table, a row per row of ``table``, in its order.
+    def predict(
+        self, table: Any, outputs: Sequence[str] | str | None = None, **data: Any
+    ) -> "Table | DataFrame":
+        """Predictions, a row per row of ``table``, in its order.
 
         ``table``: an astropy Table, a DataFrame or a dict of arrays, with the columns that the
         checkpoint was trained on, or others that ``data`` names:
         ``predict(table, columns={"redshift": "ZSPEC"}, keep=["id"])``.
-        """
-        from orrery.evaluation.predictions import predict_table
+        ``outputs``: which of `outputs` to return, or "scalars", those of one number per row.
 
-        return predict_table(self, table, data)
+        Returns an astropy Table; of a DataFrame a DataFrame, with its index, that has every column
+        of ``outputs``, blank where the input cannot answer it, so that `predict` is a function for
+        Dask's and lsdb's ``map_partitions``: an empty frame gives the types, and runs no model.
+        """
+        from orrery.evaluation.predictions import predict_frame, predict_table
+
+        pandas = sys.modules.get("pandas")  # which is not needed for tables of other kinds
+        is_frame = pandas is not None and isinstance(table, pandas.DataFrame)
+        return (predict_frame if is_frame else predict_table)(self, table, outputs, data)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        """What Dask takes for the identity of these weights and settings."""
+        digest = hashlib.sha256(repr((self.record, self.draw_seed)).encode())
+        for name, values in self.state_dict().items():
+            digest.update(name.encode())
+            digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return type(self).__qualname__, digest.hexdigest()
 
     @classmethod
     def refuse_incomplete(cls) -> None:

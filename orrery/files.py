@@ -1,4 +1,4 @@
-"""Files that are complete or not there: written beside their name, which they take at the end.
+"""Files and folders that are complete or not there: they take their name at the end.
 
 Light to import.
 """
@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,5 +84,8 @@ def _remove_abandoned(target: Path) -> None:
     for part in target.parent.glob(f"{glob.escape(hidden)}*.part"):
         name = part.name.removeprefix(hidden).rpartition("-")[0]
         with contextlib.suppress(OSError):  # another process was faster
-            if is_gone(name) or time.time() - part.stat().st_mtime > ABANDONED:
+            if part.is_dir():  # in which a writer works longer than its time of change tells
+                if is_gone(name):
+                    shutil.rmtree(part)
+            elif is_gone(name) or time.time() - part.stat().st_mtime > ABANDONED:
                 part.unlink()

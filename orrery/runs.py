@@ -188,6 +188,6 @@ def refuse_overwriting(output: str | None, data: Any) -> None:
     from orrery.tables import files_of
 
     if output and data.path and Path(output).exists():
-        for name in files_of(data.path):
+        for name in (data.path, *files_of(data.path)):
             if Path(name).exists() and Path(output).samefile(name):
                 raise ValueError(f"output={output} is the catalogue itself; name another file")

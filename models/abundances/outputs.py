@@ -34,8 +34,8 @@ def outputs_of(elements: Sequence[str]) -> dict[str, Output]:
             "", "element of the smallest p-value, given the others", labels=tuple(elements)
         ),
         "log_density": Output("", "ln of the density of all measurements and limits, nat"),
-        "n_measured": Output("", "elements of the model that are measured"),
-        "n_limits": Output("", "elements of the model with a limit"),
+        "n_measured": Output("", "elements of the model that are measured", dtype="int32"),
+        "n_limits": Output("", "elements of the model with a limit", dtype="int32"),
         **{f"p_{c.name}": Output("", f"probability: {c.meaning}") for c in classes_of(elements)},
     }  # fmt: skip
     for element in elements:

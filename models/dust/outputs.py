@@ -25,7 +25,9 @@ OUTPUTS = {
     "extinction_std_within": Output(
         "", "scatter of stars about the mean of their voxels, of structure within those"
     ),
-    "extinction_samples": Output("", "posterior samples, joint for all sightlines"),
+    "extinction_samples": Output(
+        "", "posterior samples, joint for all sightlines", axes=("sample",)
+    ),
     "flags": Output("", "bits", bits=FLAGS),
     "log_density": Output("", "log density of the catalogue's extinction, if there is one"),
     "pull": Output("", "catalogue's extinction minus the map's, over their total error"),

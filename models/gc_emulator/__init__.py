@@ -137,7 +137,7 @@ class GCEmulator(Component):
 
     @property
     def outputs(self) -> dict[str, Output]:
-        return {
+        columns = {
             "W0": Output("", "central potential in units of s^2"),
             "g": Output("", "truncation index"),
             "rt_rh": Output("", "truncation radius over half-mass radius"),
@@ -147,6 +147,7 @@ class GCEmulator(Component):
             "flags": Output(
                 "",
                 f"bits: 1 g within {limepy.MARGIN:g} of g_max; 2 outside the domain, all NaN",
+                dtype="int32",
             ),
             "f_max_rel_error": Output("", f"largest relative error of f over {self.n_stars} stars"),
             "phi_max_rel_error": Output("", "the same of the potential"),
@@ -158,6 +159,10 @@ class GCEmulator(Component):
                 "", "the same of the three velocity dispersions on the sky"
             ),
             "dlogl": Output("", "error of the log likelihood of the stars, nats"),
+        }
+        return {
+            name: column if name == "flags" else column._replace(dtype="float64")
+            for name, column in columns.items()
         }
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:

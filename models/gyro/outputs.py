@@ -36,8 +36,12 @@ def outputs(edges: Tensor) -> dict[str, Output | Constant]:
             unusual="low",
         ),
         "flags": Output("", "bits", bits=FLAGS),
-        "period_draws": Output("d", "periods expected at this colour, age by its posterior"),
-        "log_likelihood": Output("", "ln p(log10 P | age, colour) on the grid log10_age_myr"),
+        "period_draws": Output(
+            "d", "periods expected at this colour, age by its posterior", axes=("draw",)
+        ),
+        "log_likelihood": Output(
+            "", "ln p(log10 P | age, colour) on the grid log10_age_myr", axes=("log10_age_myr",)
+        ),
         "age_true": Output("Gyr", "age of the catalogue"),
         "pit": Output("", "cumulative posterior at age_true, NaN where the prior excludes it"),
         "nll": Output("", "-ln p(log10 P) at age_true, per dex"),

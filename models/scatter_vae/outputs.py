@@ -12,8 +12,8 @@ from orrery.physics.gaia_xp import xp
 from orrery.physics.gaia_xp.xp_mock import G_OF_BP_RP, G_ZERO_POINT
 
 LATENT = {
-    "latent_mean": Output("", "posterior mean of the latent numbers z"),
-    "latent_log_variance": Output("", "ln variance of each latent number"),
+    "latent_mean": Output("", "posterior mean of the latent numbers z", axes=("latent",)),
+    "latent_log_variance": Output("", "ln variance of each latent number", axes=("latent",)),
 }
 FLAGS = {
     "no_bp": "BP is missing and imputed",
@@ -55,16 +55,32 @@ def outputs(bands: Mapping[str, int], known_instrument: bool) -> dict[str, Outpu
     """The columns in their order; spectra at wavelengths only where the instrument is known."""
     unit = "electron / s" if known_instrument else ""
     vectors = {
-        "reconstruction": Output(unit, f"coefficients without noise, of {' and '.join(bands)}"),
-        "reconstruction_factor": Output(
-            unit, "F, (coefficients, latent + 1): the reconstruction has the covariance F F^T"
+        "reconstruction": Output(
+            unit,
+            f"coefficients without noise, of {' and '.join(bands)}",
+            axes=("coefficient",),
         ),
-        "scatter": Output(unit, "intrinsic scatter of each coefficient about the reconstruction"),
+        "reconstruction_factor": Output(
+            unit,
+            "F, (coefficients, latent + 1): the reconstruction has the covariance F F^T",
+            axes=("coefficient", "direction"),
+        ),
+        "scatter": Output(
+            unit,
+            "intrinsic scatter of each coefficient about the reconstruction",
+            axes=("coefficient",),
+        ),
     }
     spectrum = {
-        "spectrum": Output("W m-2 nm-1", "the reconstruction at the wavelengths of the model"),
+        "spectrum": Output(
+            "W m-2 nm-1",
+            "the reconstruction at the wavelengths of the model",
+            axes=("wavelength",),
+        ),
         "spectrum_error": Output(
-            "W m-2 nm-1", "its standard deviation, from the uncertainty of z and the scatter"
+            "W m-2 nm-1",
+            "its standard deviation, from the uncertainty of z and the scatter",
+            axes=("wavelength",),
         ),
         "g_mag": Output("mag", "approximate G of the reconstruction: for figures, not photometry"),
         "bp_rp": Output("mag", "its approximate BP - RP"),

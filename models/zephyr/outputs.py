@@ -40,7 +40,8 @@ def outputs(sources: Sequence[str], samples: bool) -> dict[str, Output]:
     columns["mag_ref"] = columns["mag_ref"]._replace(unit="mag")
     columns["ood"] = columns["ood"]._replace(unusual="high")
     columns["flags"] = columns["flags"]._replace(bits=FLAGS)
-    columns["pz"] = columns["pz"]._replace(location="data/yvals")
+    columns["pz"] = columns["pz"]._replace(location="data/yvals", axes=("z_grid",))
+    columns["z_samples"] = columns["z_samples"]._replace(axes=("draw",))
     if not samples:
         del columns["z_samples"]
     return columns

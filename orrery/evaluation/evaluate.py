@@ -17,7 +17,13 @@ from orrery.datamodules.dataset import Dataset, GenerationRequest
 from orrery.evaluation import flagged
 from orrery.evaluation.baselines import peers
 from orrery.evaluation.posterior_file import check_draws, write_draws
-from orrery.evaluation.predictions import Predictions, labelled, no_vectors, table_writer
+from orrery.evaluation.predictions import (
+    SCALARS,
+    Predictions,
+    labelled,
+    no_vectors,
+    table_writer,
+)
 from orrery.evaluation.report import metrics_table
 from orrery.evaluation.results import write_results
 from orrery.evaluation.sky_map import write_sky_map
@@ -34,7 +40,8 @@ from orrery.models.base import (
     Posterior,
     PredictedRows,
 )
-from orrery.tables import Writer, sink_for
+from orrery.tables import HatsCatalogue, Writer, is_hats, open_hats, sink_for
+from orrery.tables.writer import has_ending, refuse_taken_folder
 
 
 def evaluate(
@@ -44,7 +51,7 @@ def evaluate(
     run_dir: Path,
     title: str,
     output: str | None = None,
-    columns: list[str] | None = None,
+    columns: list[str] | str | None = None,
 ) -> dict[str, float]:
     """Predict every row, write rows to ``output``, score and report where truth is known.
 
@@ -53,9 +60,11 @@ def evaluate(
     refuse_lacking(model, data)
     run_dir.mkdir(parents=True, exist_ok=True)
     meta = _metadata(model, title)
-    predictions = Predictions(
-        data.n_predicted(), output, columns, data.keep, data.keep_units(), meta
-    )
+    n = data.n_predicted()
+    partitions = _partitions_of(data, output)
+    if partitions is not None:  # the predictions have positions, as every HATS catalogue
+        data.keep = list(dict.fromkeys([*partitions.position_columns, *data.keep]))
+    predictions = Predictions(n, output, columns, data.keep, data.keep_units(), meta, partitions)
     trainer.callbacks.append(predictions)
     trainer.predict(model, datamodule=data, return_predictions=False)
     trainer.callbacks.remove(predictions)
@@ -81,6 +90,22 @@ def evaluate(
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
+
+
+def _partitions_of(data: CatalogueData, output: str | None) -> HatsCatalogue | None:
+    """The catalogue whose partitions ``output`` takes over: of a folder, not of a file."""
+    if output is None or data.path is None or not is_hats(data.path) or has_ending(output):
+        return None
+    source = open_hats(data.path)
+    with data.open("test") as catalogue:
+        if len(catalogue) != len(source):
+            raise ValueError(
+                f"output={output}: {data.label} is read as {len(catalogue):,} objects, and has "
+                f"{len(source):,} rows: its partitions cannot hold the predictions; name a file, "
+                f"such as output={output.rstrip('/')}.parquet"
+            )
+    refuse_taken_folder(output)
+    return source
 
 
 def _evaluate_rows(
@@ -194,9 +219,11 @@ def generate(
     request: GenerationRequest,
     title: str,
     output: str | None,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str] | str | None = None,
 ) -> None:
     """Write the objects that the model draws: all their columns, or those named."""
+    if columns == SCALARS:
+        raise ValueError(f"columns={columns} is for predictions; name the columns to be generated")
     if not isinstance(model, Generates):
         raise ValueError(
             f"{name_of(model)} draws no objects; data={type(request).__name__} is for a component "

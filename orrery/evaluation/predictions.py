@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from astropy.table import Table, vstack
@@ -15,9 +16,12 @@ from astropy.table import Table, vstack
 from orrery.datamodules.batches import Carried
 from orrery.evaluation import flagged
 from orrery.models.base import Component, Constant, Output, PredictedRows, Stack
-from orrery.tables import Writer, open_catalogue, sink_for
+from orrery.tables import HatsCatalogue, HatsWriter, Writer, open_catalogue, sink_for
+from orrery.tables.arrow import from_numpy
+from orrery.tables.hats import ROW
 
 SCORED_ROWS = 1_000_000  # a longer catalogue is scored on every k-th row
+SCALARS = "scalars"  # in place of the names of columns: those of one number per row
 EXAMPLES = 256  # rows, evenly spread, whose input and arrays (densities) are kept for figures
 
 
@@ -32,16 +36,25 @@ class Predictions(L.Callback):
         self,
         n_rows: int,
         path: str | Path | None,
-        columns: Sequence[str] | None,
+        columns: Sequence[str] | str | None,
         keep: Sequence[str],
         units: Mapping[str, str],
         meta: Mapping[str, str],
+        partitions: HatsCatalogue | None = None,
     ) -> None:
         self.path = Path(path) if path is not None else None
+        self.partitions = partitions
         # what cannot be written is refused before anything is predicted
-        self.holds_vectors = self.path is None or sink_for(self.path).holds_vectors
+        is_file = self.path is not None and partitions is None
+        self.holds_vectors = not is_file or sink_for(self.path or "").holds_vectors
         self.left_out: list[str] = []
-        self.columns, self.keep = columns, list(keep)
+        self.only_scalars = columns == SCALARS
+        self.columns = None if isinstance(columns, str) else columns
+        if isinstance(columns, str) and not self.only_scalars:
+            raise ValueError(
+                f"columns={columns}: expected names, columns=[{columns}], or {SCALARS}"
+            )
+        self.keep = list(keep)
         self.units, self.meta = dict(units), dict(meta)  # to `meta`, what is found is added
         self.remarks: list[str] = []  # of the whole catalogue
         self.n_rows = n_rows
@@ -52,7 +65,7 @@ class Predictions(L.Callback):
         self.inputs: dict[str, list[np.ndarray]] = {}  # of the examples
         self.stack: Stack | None = None
         self.carried = Carried({}, None)  # of the batch that is predicted
-        self.writer: Writer | None = None
+        self.writer: Writer | HatsWriter | None = None
         self.groups = False  # whether any row had a group
         self.written = 0  # rows, in the end of all processes
 
@@ -85,7 +98,7 @@ class Predictions(L.Callback):
         """Take ``carried`` out of the batch; try one row, so that nothing is predicted in vain."""
         self.carried = batch.pop("carried")
         nowhere = self.path is None and self.carried.group is None
-        if batch_idx or not (nowhere or not self.holds_vectors):
+        if batch_idx or not (nowhere or not self.holds_vectors or self.only_scalars):
             return
         row = to_numpy(model.predict_step(_select(batch, np.arange(1)), 0))
         has_truth = any(n.endswith("_true") for n in row) or row.keys() >= model.columns.keys()
@@ -94,9 +107,11 @@ class Predictions(L.Callback):
                 f"{trainer.datamodule.label} has no truth to score against; "  # type: ignore
                 f"ask for predictions: output=<file>"
             )
+        vectors = [n for n, v in {**row, **self.carried.columns}.items() if v.ndim > 1]
+        if self.only_scalars:
+            self.left_out = [name for name in vectors if name in row]
         if not self.holds_vectors:
             asked = [*(self.columns or ()), *self.keep]
-            vectors = [n for n, v in {**row, **self.carried.columns}.items() if v.ndim > 1]
             if refused := [name for name in vectors if name in asked]:
                 raise ValueError(f"output={self.path}: {no_vectors(refused)}")
             self.left_out = [] if self.columns else vectors
@@ -128,11 +143,13 @@ class Predictions(L.Callback):
             self.stack.add(self.carried.group, batch, outputs)
         if self.path is not None:
             if self.writer is None:
-                self.writer = self._new_writer(self.part, model).__enter__()
+                partitions = self.partitions if self.world == 1 else None
+                self.writer = self._new_writer(self.part, model, partitions).__enter__()
             names = [name for name in self.columns or rows if name in rows]
             chosen = {name: rows[name] for name in names if name not in self.left_out}
             chosen = labelled(chosen, model.columns)
-            self.writer.write({**self.carried.columns, **chosen})
+            of_partitions = {} if self.partitions is None else {ROW: number}
+            self.writer.write({**of_partitions, **self.carried.columns, **chosen})
             self.written += len(number)
 
     def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
@@ -140,7 +157,7 @@ class Predictions(L.Callback):
         if self.writer is not None:  # None: this process had no rows
             self.writer.__exit__(None, None, None)
             self.writer = None
-        if self.left_out and self.rank == 0:
+        if self.left_out and self.rank == 0 and not self.holds_vectors:
             print(f"not written: {no_vectors(self.left_out)}")
         if self.path is not None and self.world > 1:
             written = [0] * self.world
@@ -202,8 +219,13 @@ class Predictions(L.Callback):
 
     # --- files --------------------------------------------------------------------------------
 
-    def _new_writer(self, path: Path, model: Component) -> Writer:
-        return table_writer(path, model.outputs, self.meta, self.keep, self.units)
+    def _new_writer(
+        self, path: Path, model: Component, partitions: HatsCatalogue | None = None
+    ) -> Writer | HatsWriter:
+        settings = written_with(model.outputs, self.meta, self.keep, self.units)
+        if partitions is not None:
+            return HatsWriter(path, partitions, **settings)
+        return Writer(path, **settings)
 
     def _part(self, rank: int) -> Path:
         assert self.path is not None
@@ -214,7 +236,7 @@ class Predictions(L.Callback):
         assert self.path is not None
         parts = {self._part(rank): n for rank, n in enumerate(written) if n}
         try:
-            with self._new_writer(self.path, model) as writer:
+            with self._new_writer(self.path, model, self.partitions) as writer:
                 for part, n in parts.items():
                     if not part.exists():
                         raise OSError(
@@ -242,48 +264,45 @@ def table_writer(
     carried: Sequence[str] = (),
     carried_units: Mapping[str, str] | None = None,
 ) -> Writer:
-    """A writer of predicted columns with their units, meaning and places in an HDF5 file.
+    """A writer of predicted columns with their units, meaning and places in an HDF5 file."""
+    return Writer(path, **written_with(outputs, meta, carried, carried_units))
+
+
+def written_with(
+    outputs: Mapping[str, Output | Constant],
+    meta: Mapping[str, str],
+    carried: Sequence[str] = (),
+    carried_units: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Arguments of a `Writer` for predicted columns.
 
     Carried columns stand in the HDF5 group of the first output.
     """
     columns = {name: o for name, o in outputs.items() if isinstance(o, Output)}
     group = next(iter(columns.values())).location.rpartition("/")[0]
     places = {name: f"{group}/{name}" if group else name for name in carried}
-    return Writer(
-        path,
-        units={**(carried_units or {}), **{name: o.unit for name, o in columns.items() if o.unit}},
-        descriptions={name: o.text for name, o in columns.items()},
-        locations={**places, **{name: o.location for name, o in columns.items() if o.location}},
-        constants={o.location: o.values for o in outputs.values() if isinstance(o, Constant)},
-        meta=meta,
-    )
+    return {
+        "units": {
+            **(carried_units or {}),
+            **{name: o.unit for name, o in columns.items() if o.unit},
+        },
+        "descriptions": {name: o.text for name, o in columns.items()},
+        "locations": {**places, **{n: o.location for n, o in columns.items() if o.location}},
+        "constants": {o.location: o.values for o in outputs.values() if isinstance(o, Constant)},
+        "meta": meta,
+    }
 
 
-def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Table:
+def predict_table(
+    model: Component, table: Any, outputs: Sequence[str] | str | None, asked: Mapping[str, Any]
+) -> Table:
     """See `Component.predict`; ``asked``: settings of the data."""
-    from orrery.runs import data_for
-
-    of_a_file: dict[str, Any] = {"path": None, "group": None, "keep": [], "group_by": None}
-    data = data_for(model.record, {**of_a_file, **asked})
-    data.table, data.split = table, "all"
-    if twice := [name for name in data.keep if name in model.columns]:
-        raise ValueError(f"keep: {', '.join(twice)}: predictions have this name; rename it")
-    try:
-        with torch.inference_mode():
-            parts = [
-                (batch.carried.columns, to_numpy(model.predict_step(batch)))
-                for batch in data.prediction_batches()
-            ]
-    except ValueError as error:
-        if "data." not in str(error):
-            raise
-        raise ValueError(
-            f"{error}\nFrom Python, data.<setting> is an argument of predict: data.keep=[a] is "
-            f"keep=['a'], and data.columns.a=b is columns={{'a': 'b'}}"
-        ) from error
-    rows = _joined([{name: [v] for name, v in rows.items()} for _, rows in parts])
+    names = _chosen(model, outputs)
+    data = _data_of_table(model, table, asked, names)
+    parts = _predicted(model, data, names)
+    rows = _joined([{name: [v] for name, v in rows.items()} for _, _, rows in parts])
     predictions = vstack(
-        [Table({**carried, **labelled(r, model.columns)}) for carried, r in parts],
+        [Table({**carried, **labelled(r, model.columns)}) for _, carried, r in parts],
         metadata_conflicts="silent",
     )
     for name, output in model.columns.items():
@@ -291,14 +310,121 @@ def predict_table(model: Component, table: Any, asked: Mapping[str, Any]) -> Tab
             predictions[name].unit = output.unit or None
             predictions[name].description = output.text
     predictions.meta.update({k: c.values.squeeze() for k, c in model.constants.items()})
+    predictions.meta |= _flags_and_remarks(model, rows, len(predictions))
+    return predictions
+
+
+def predict_frame(
+    model: Component, table: Any, outputs: Sequence[str] | str | None, asked: Mapping[str, Any]
+) -> Any:
+    """The same of a DataFrame; arrays are lists of Arrow, and metadata are in ``attrs``.
+
+    ``attrs`` holds the units and descriptions of the columns, and the constant arrays as lists.
+    """
+    import pandas as pd
+
+    names = _chosen(model, outputs)
+    data = _data_of_table(model, table, asked, names)
+    if unknown := [name for name in data.keep if name not in table.columns]:
+        raise ValueError(f"keep: there is no column {', '.join(map(repr, unknown))} in the table")
+    parts = _predicted(model, data, names) if len(table) else []
+    rows = _joined([{name: [v] for name, v in rows.items()} for _, _, rows in parts])
+    number = np.concatenate([np.zeros(0, int), *(row for row, _, _ in parts)])
+    frame = pd.DataFrame(index=table.index[number])
+    columns = {name: table[name].iloc[number] for name in data.keep}
+    columns |= {
+        name: pd.Series(_pandas_column(model.columns[name], rows.get(name), len(number)),
+                        index=frame.index)
+        for name in names
+    }  # fmt: skip
+    frame = frame.assign(**columns)
+    frame.attrs = {
+        "units": {name: model.columns[name].unit for name in names},
+        "descriptions": {name: model.columns[name].text for name in names},
+        **{name: c.values.squeeze().astype("U" if c.values.dtype.kind == "S" else c.values.dtype)
+           .tolist() for name, c in model.constants.items()},
+        **(_flags_and_remarks(model, rows, len(number)) if rows else {}),
+    }  # fmt: skip
+    return frame
+
+
+def _pandas_column(output: Output, values: np.ndarray | None, n: int) -> Any:
+    """A column of one type, whatever the rows; blanks where there are no ``values``."""
+    import pandas as pd
+
+    if output.labels:
+        labels = np.array([*output.labels, ""])
+        texts = np.full(n, "") if values is None else labels[values]
+        return pd.arrays.ArrowExtensionArray(pa.array(texts, pa.string()))
+    kind = np.dtype("int32" if output.bits else output.dtype)
+    if output.axes:
+        lists = pa.from_numpy_dtype(kind)
+        for _ in output.axes:
+            lists = pa.list_(lists)
+        cells = pa.nulls(n, lists) if values is None else from_numpy(values).cast(lists)
+        return pd.arrays.ArrowExtensionArray(cells)
+    blank = np.nan if kind.kind == "f" else 0
+    return np.full(n, blank, kind) if values is None else values.astype(kind)
+
+
+def _chosen(model: Component, outputs: Sequence[str] | str | None) -> list[str]:
+    """Names of the predicted columns to return."""
+    known = model.columns
+    if outputs is None:
+        return list(known)
+    if outputs == SCALARS:
+        return [name for name, output in known.items() if not output.axes]
+    names = [outputs] if isinstance(outputs, str) else list(outputs)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"outputs: there is no {', '.join(map(repr, unknown))}; there are {list(known)}"
+        )
+    return names
+
+
+def _data_of_table(
+    model: Component, table: Any, asked: Mapping[str, Any], names: Sequence[str]
+) -> Any:
+    from orrery.runs import data_for
+
+    of_a_file: dict[str, Any] = {"path": None, "group": None, "keep": [], "group_by": None}
+    data = data_for(model.record, {**of_a_file, **asked})
+    data.table, data.split = table, "all"
+    if twice := [name for name in data.keep if name in names]:
+        raise ValueError(f"keep: {', '.join(twice)}: predictions have this name; rename it")
+    return data
+
+
+def _predicted(
+    model: Component, data: Any, names: Sequence[str]
+) -> list[tuple[np.ndarray, Mapping[str, np.ndarray], dict[str, np.ndarray]]]:
+    """(row numbers, carried columns, predictions) of each batch."""
+    parts = []
+    try:
+        with torch.inference_mode():
+            for batch in data.prediction_batches():
+                number, carried = batch["row"].numpy(), batch.carried.columns
+                rows = to_numpy(model.predict_step(batch))
+                parts.append((number, carried, {n: rows[n] for n in names if n in rows}))
+    except ValueError as error:
+        if "data." not in str(error):
+            raise
+        raise ValueError(
+            f"{error}\nFrom Python, data.<setting> is an argument of predict: data.keep=[a] is "
+            f"keep=['a'], and data.columns.a=b is columns={{'a': 'b'}}"
+        ) from error
+    return parts
+
+
+def _flags_and_remarks(model: Component, rows: Mapping[str, np.ndarray], n: int) -> dict[str, Any]:
+    """What is said of ``n`` rows together, which is warned of, too."""
     found = flagged.shares(model.columns, rows)
-    remarks = flagged.remarks(model.columns, found, len(predictions), model.record["metrics"])
+    remarks = flagged.remarks(model.columns, found, n, model.record["metrics"])
     if flagged.unanswered(model.columns, rows):
         remarks.insert(0, "not one row has an answer: is each column the right one?")
-    predictions.meta |= {"flags": flagged.summary(model.columns, found), "remarks": remarks}
     for remark in remarks:
-        warnings.warn(remark, stacklevel=3)
-    return predictions
+        warnings.warn(remark, stacklevel=4)
+    return {"flags": flagged.summary(model.columns, found), "remarks": remarks}
 
 
 def _joined(parts: Sequence[Mapping[str, list[np.ndarray]]]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Tables in and out, streamed in constant memory: FITS, ECSV, CSV, Parquet and HDF5.
+"""Tables in and out, streamed in constant memory: FITS, ECSV, CSV, Parquet, HDF5 and HATS.
 
 Read only: NPZ, tables of white space, and VOTables and machine-readable tables of the AAS and of
 CDS, which are held in memory.
@@ -17,6 +17,7 @@ from pathlib import Path
 from .base import Catalogue, naming
 from .columns import convert, resolve
 from .fits import open_fits
+from .hats import HatsCatalogue, HatsWriter, hats_files, is_hats, open_hats
 from .hdf5 import open_hdf5
 from .keyed import KeyedTables
 from .memory import read_table
@@ -30,11 +31,15 @@ from .writer import Writer, sink_for
 
 __all__ = [
     "Catalogue",
+    "HatsCatalogue",
+    "HatsWriter",
     "KeyedTables",
     "Writer",
     "convert",
     "files_of",
+    "is_hats",
     "open_catalogue",
+    "open_hats",
     "read_table",
     "resolve",
     "sha256",
@@ -78,13 +83,17 @@ def open_catalogue(path: str | os.PathLike[str], group: str | None = None) -> Ca
 
     `group` chooses the HDF5 group (or compound dataset), the FITS extension (EXTNAME or number) or
     the table of a VOTable (name, ID or number) that holds the columns. A pattern such as
-    ``shards/*.h5`` stands for several files, which are read as one, in the order of their names.
-    Use the result as a context manager.
+    ``shards/*.h5`` stands for several files, which are read as one, in the order of their names;
+    so are the partitions of a HATS folder, see `open_hats`. Use the result as a context manager.
 
     Raises FileNotFoundError, IsADirectoryError, PermissionError or OSError (truncated or not of
     its format) naming the file, and ValueError for an unknown ending or an ambiguous file.
     """
     path = os.fspath(path)
+    if is_hats(path):
+        if group is not None:
+            raise ValueError(f"{path}: data.group={group} is given, but HATS has no groups")
+        return open_hats(path)
     files = files_of(path)
     if len(files) > 1:
         return Chain(path, files, lambda file: open_catalogue(file, group))
@@ -92,7 +101,10 @@ def open_catalogue(path: str | os.PathLike[str], group: str | None = None) -> Ca
     name = Path(path).name.lower()
     ending = next((e for e in READERS if name.endswith(e)), None)
     if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder; data.path must name a catalogue file")
+        raise IsADirectoryError(
+            f"{path} is a folder; data.path must name a catalogue file, or a HATS catalogue: a "
+            f"folder with hats.properties, properties or collection.properties"
+        )
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: there is no such file (it came from data.path)")
     if ending is None:
@@ -109,15 +121,20 @@ def open_catalogue(path: str | os.PathLike[str], group: str | None = None) -> Ca
 
 
 def files_of(path: str | os.PathLike[str]) -> list[str]:
-    """The files that a path or a pattern of paths names, in the order of their names."""
+    """The files that a path or a pattern of paths names, in the order of their names.
+
+    Of a HATS folder its partitions, in the order of the sky.
+    """
     path = os.fspath(path)
+    if is_hats(path):
+        return hats_files(path)
     if glob.has_magic(path) and not os.path.exists(path):
         return sorted(name for name in glob.glob(path) if os.path.isfile(name))
     return [path] if os.path.isfile(path) else []
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """Of a file; of several that a pattern names, that of their hashes."""
+    """Of a file; of several, that a pattern or a HATS folder names, that of their hashes."""
     hashes = []
     for name in files_of(path):
         with open(name, "rb") as file:

@@ -138,12 +138,30 @@ def sink_for(path: str | os.PathLike[str]) -> type[Sink]:
     ending = next((e for e in SINKS if name.endswith(e)), None)
     if ending is None:
         also = "; write it uncompressed and gzip it" if name.endswith(".gz") else ""
+        if not path.suffix:
+            also = "; a folder is written of a catalogue in HATS"
         raise ValueError(f"{path}: cannot write this ending; known: {' '.join(SINKS)}{also}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; output must name a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: its folder does not exist; make it first")
     return SINKS[ending]
+
+
+def has_ending(path: str | os.PathLike[str]) -> bool:
+    """Whether the name is that of a file that can be written."""
+    return Path(path).name.lower().endswith(tuple(SINKS))
+
+
+def refuse_taken_folder(path: str | os.PathLike[str]) -> None:
+    """Raise where a folder of this name cannot be written."""
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(
+            f"output={path} is there already, and not empty; remove it, or name another folder"
+        )
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist; make it first")
 
 
 def _checked(name: str, values: np.ndarray) -> np.ndarray:

@@ -139,6 +139,10 @@ def test_every_predicted_column_is_declared(component, runs):
     model, data = restore(checkpoint), build(checkpoint[RECORD]["config"]["data"])
     rows = model.predict_step(next(data.prediction_batches()), 0)
     assert set(rows) == set(model.columns)
+    for name, output in model.columns.items():
+        assert rows[name].ndim == 1 + len(output.axes), f"{name}: a name for each dimension"
+        kind = "int64" if output.labels else "int32" if output.bits else output.dtype
+        assert np.can_cast(rows[name].detach().numpy().dtype, kind, "same_kind"), name
     assert all(output.description for output in model.columns.values())
 
 

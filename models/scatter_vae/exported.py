@@ -27,7 +27,7 @@ class EncoderDecoder(nn.Module):
         batch = {
             "coefficients": coefficients, "errors": errors, "flux": flux, "observed": observed
         }  # fmt: skip
-        mean, log_variance = model._encode(*model._standardised(batch), observed)
+        mean, log_variance = model._encode(*model.standardised(batch), observed)
         decoded = (model._decode(mean) * model.scale + model.center) * flux[:, None]
         scatter = model.network.intrinsic_scatter(mean) * model.scale * flux[:, None]
         return mean, log_variance, decoded, scatter

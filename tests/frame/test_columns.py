@@ -117,6 +117,14 @@ def read_columns(name: str, training: bool) -> dict[str, tuple[str, Column]]:
         return {r: (c.name, c.column) for r, c in data.columns_of(catalogue, training).items()}
 
 
+def tried_columns(name: str, training: bool) -> list[tuple[str, Column]]:
+    """As `read_columns`; of a family, such as magnitudes by band, three."""
+    by_declaration: dict[int, list[tuple[str, Column]]] = {}
+    for column, declared in read_columns(name, training).values():
+        by_declaration.setdefault(id(declared), []).append((column, declared))
+    return [f[i] for f in by_declaration.values() for i in sorted({0, len(f) // 2, len(f) - 1})]
+
+
 def check(found: list[dict[str, torch.Tensor]], n: int) -> None:
     """No number that a sentinel may be: neither infinite nor huge."""
     assert found
@@ -145,7 +153,7 @@ def test_every_component_declares_its_columns():
 def test_impossible_values_are_refused_or_unknown(name, training, bad):
     """By column and row, in training and prediction; what is possible is possible."""
     data, tables = ready(name)
-    for column, declared in read_columns(name, training).values():
+    for column, declared in tried_columns(name, training):
         if declared.kind not in ("number", "vector"):
             continue
         table = tables[training].copy()
@@ -170,7 +178,7 @@ def test_impossible_values_are_refused_or_unknown(name, training, bad):
 @pytest.mark.parametrize("kind", OTHER_TYPES)
 def test_what_is_no_number_is_refused(name, training, kind):
     data, tables = ready(name)
-    for column, declared in read_columns(name, training).values():
+    for column, declared in tried_columns(name, training):
         if declared.kind in ("number", "vector"):
             table = tables[training].copy()
             table[column] = OTHER_TYPES[kind](len(table))

@@ -1,9 +1,9 @@
 """The figures of README and docs, from evaluations of the shipped checkpoints.
 
     python -m benchmarks.gallery zephyr dust
-    python -m benchmarks.gallery --data <folder of NGC0104.hdf and clusters.csv>    # all of them
+    python -m benchmarks.gallery --data <folder of the files that are named below>    # all of them
 
-`gc_emulator` and `gyro` are drawn for real clusters, whose files are not shipped.
+`gc_emulator`, `gyro` and `abundances` are drawn for real stars, whose files are not shipped.
 """
 
 import argparse
@@ -22,7 +22,7 @@ FIGURES = {  # component: the figure of its evaluation, and what it is evaluated
     "mass_net": ("diagram", []),
     "sed_emulator": ("recovered", []),
     "gems": ("actions", []),
-    "abundances": ("pattern", []),
+    "abundances": ("pattern", ["data.path={data}/ajabacb6t6_mrt.txt"]),
     "feniks": ("candidates", []),
 }
 
@@ -30,7 +30,7 @@ FIGURES = {  # component: the figure of its evaluation, and what it is evaluated
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("components", nargs="*", help=f"of {', '.join(FIGURES)}; none: all")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="files of real clusters")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="files of real stars")
     parser.add_argument("--out", type=Path, default=Path("figures/gallery"))
     options = parser.parse_args()
     if unknown := set(options.components) - set(FIGURES):

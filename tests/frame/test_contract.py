@@ -171,10 +171,12 @@ def test_chunks_equal_the_whole(component, runs):
         torch.testing.assert_close(whole[name], parts[name], rtol=2e-3, atol=2e-3, equal_nan=True)
 
 
-def test_two_cpu_processes_train_and_predict_in_row_order(component, runs, tmp_path):
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+
+
+def test_two_cpu_processes_train_as_one(component, runs, tmp_path):
     quick = quick_words(component)
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = command("train.py", f"model={component}", *quick, *ddp, f"hydra.run.dir={tmp_path}/run")
+    done = command("train.py", f"model={component}", *quick, *DDP, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     ours = read_checkpoint(tmp_path / "run/best.ckpt")[RECORD]["metrics"]
     theirs = read_checkpoint(runs(component) / "best.ckpt")[RECORD]["metrics"]
@@ -184,18 +186,21 @@ def test_two_cpu_processes_train_and_predict_in_row_order(component, runs, tmp_p
     for key, values in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][key], values, rtol=1e-2, atol=3e-3)
 
-    checkpoint, file = runs(component) / "best.ckpt", tmp_path / "two.parquet"
-    done = command("evaluate.py", f"checkpoint={checkpoint}", f"output={file}", *ddp,
+
+@pytest.mark.parametrize("name", ["zephyr", "gems", "scatter_vae"])  # numbers, labels, arrays
+def test_two_cpu_processes_predict_in_row_order(name, runs, tmp_path):
+    checkpoint, file = runs(name) / "best.ckpt", tmp_path / "two.parquet"
+    done = command("evaluate.py", f"checkpoint={checkpoint}", f"output={file}", *DDP,
                    f"hydra.run.dir={tmp_path}/two")  # fmt: skip
     assert done.returncode == 0, done.stderr
     two, one = _read(open_catalogue(file)), _predicted(checkpoint)
     assert one.keys() >= two.keys() and two
-    assert {name for name in one if one[name].ndim == 1} <= two.keys()
-    for name in two:
-        if one[name].dtype.kind == "U":  # names in place of numbers
-            np.testing.assert_array_equal(one[name], two[name])
+    assert {key for key in one if one[key].ndim == 1} <= two.keys()
+    for column in two:
+        if one[column].dtype.kind == "U":  # names in place of numbers
+            np.testing.assert_array_equal(one[column], two[column])
         else:
-            np.testing.assert_allclose(one[name], two[name], rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(one[column], two[column], rtol=2e-3, atol=2e-3)
     assert not list(tmp_path.glob(".*")), "part files are removed"
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from orrery.figures import style
 from orrery.figures.statistics import binomial_band, bootstrap_error, equal_groups, running_mean
-from orrery.physics.galaxies.local_calibration import LEAST_IN_CELL, calibration_cells
+from orrery.physics.galaxies.local_calibration import calibration_cells
 from orrery.physics.galaxies.redshift_scores import OUTLIER, nmad, outlier_fraction
 
 TRUE = "true redshift"  # a spectroscopic one, or that of a simulation
@@ -50,7 +50,9 @@ def draw(
     if len(scored["z_median"]):
         figures["redshifts"] = partial(redshifts, scored)
         figures["calibration"] = partial(calibration, scored)
-        if "tarp" in scored and len(scored["pit"]) >= LEAST_IN_CELL:
+        mag = scored["mag_ref"]
+        has_cells = np.isfinite(mag).any() and np.ptp(calibration_cells(mag, scored["z_median"]))
+        if "tarp" in scored and has_cells:
             figures["local_calibration"] = partial(local_calibration, scored)
     if densities:
         figures["examples"] = partial(examples, rows, densities)

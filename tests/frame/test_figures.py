@@ -126,6 +126,8 @@ def test_zephyr_figures_are_labelled_and_not_blank(n, tmp_path):
         drawn = draw(make_rows(n), make_metrics())
         paths = {name: style.save(fig, tmp_path / f"{name}.png") for name, fig in drawn.items()}
     names = ["redshifts", "calibration", "examples", "responsibilities", "binned", "label_noise"]
+    if n == 5000:  # enough for cells
+        names.insert(2, "local_calibration")
     assert list(drawn) == names
     for name, fig in drawn.items():
         assert not unlabelled(fig), name

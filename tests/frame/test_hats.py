@@ -22,7 +22,7 @@ from orrery.evaluation.evaluate import evaluate
 from orrery.tables import files_of, open_catalogue, open_hats, sha256
 
 # what rests on random numbers that belong to the number of a row, which a partition counts anew
-DRAWN = re.compile("period_draws|z_samples|.*_rel_error|dlogl")
+DRAWN = re.compile("period_draws|z_samples|tarp|.*_rel_error|dlogl")
 SLOW = {"gc_emulator": 2, "feniks": 2, "sed_emulator": 2}  # rows; of others 24
 
 

@@ -19,7 +19,12 @@ from orrery.evaluation.predictions import labelled
 from orrery.models.base import ComparesGroups, Component, Data, Generates, InfersJointly, Output
 from orrery.tables import open_catalogue
 
-pytestmark = pytest.mark.parametrize("component", COMPONENTS)
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+
+
+def pytest_generate_tests(metafunc):
+    if "component" in metafunc.fixturenames:
+        metafunc.parametrize("component", COMPONENTS)
 
 
 @pytest.fixture
@@ -169,9 +174,6 @@ def test_chunks_equal_the_whole(component, runs):
     whole, parts = predictions(10_000), predictions(37)
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], rtol=2e-3, atol=2e-3, equal_nan=True)
-
-
-DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
 def test_two_cpu_processes_train_as_one(component, runs, tmp_path):

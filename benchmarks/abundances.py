@@ -12,7 +12,7 @@ path the stars are simulated, and the true density is scored too.
 `stars`: which stars of a table stand out from its others? Each tenth of them is held out in turn,
 as no star may take part in what it is compared with. Writes the stars' p-values, and of each
 element the coverage of the intervals that a star's other elements give. ``background``: stars to
-train on beside them, as the last command writes them.
+train on as well, as the last command writes them.
 
 The last one writes several tables as one, with a row per star, to train on: what the shipped
 checkpoint has learned from.

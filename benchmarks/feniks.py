@@ -234,15 +234,15 @@ def report_redshifts(rows: list[Row]) -> None:
         first = torch.from_numpy(column["half"] == 0)
         later = torch.from_numpy(column["seed"] >= CHOSEN_BEFORE)
         learned = secure_threshold(score[first], good[first])
-        for text, limit, judged in (("learned", learned, ~first), ("shipped", SECURE, later)):
-            if not bool(judged.any()):
+        for text, limit, held in (("learned", learned, ~first), ("shipped", SECURE, later)):
+            if not bool(held.any()):
                 continue
-            secure = score[judged] >= limit
-            best = score[judged] >= secure_threshold(score[judged], good[judged])
+            secure = score[held] >= limit
+            best = score[held] >= secure_threshold(score[held], good[held])
             print(
                 f"secure, {name}, threshold {text} {limit:.4f}: {int(secure.sum())} of "
-                f"{int(judged.sum())} secure ({secure.double().mean():.3f}), right "
-                f"{good[judged][secure].double().mean():.4f}; best possible threshold: "
+                f"{int(held.sum())} secure ({secure.double().mean():.3f}), right "
+                f"{good[held][secure].double().mean():.4f}; best possible threshold: "
                 f"{best.double().mean():.3f} secure"
             )
 

@@ -5,7 +5,7 @@
     python -m benchmarks.gyro summarise multirun/left_out
 
 `compare`: the shipped model and gyrointerp. Rows `cluster`: at most 40 stars of a cluster, drawn
-with seed 0 from those that pass quality cuts, 0.70 < (BP-RP)_0 < 1.84; `judged` is 0 for two
+with seed 0 from those that pass quality cuts, 0.70 < (BP-RP)_0 < 1.84; `counted` is 0 for two
 clusters whose ages are disputed. Ours are of networks that hold the cluster out, the interval with
 the discrepancy of the other nine; gyrointerp was fitted to eight of the ten. `log_density`: mean
 ln p(log10 P) per dex at the literature's age, with outliers (gyrointerp has none: it is given 5%).
@@ -48,7 +48,7 @@ DISPUTED_CLUSTERS = ("NGC2516", "M34")
 TIMED_CLUSTERS = ("Pleiades", "Praesepe", "M67")  # gyrointerp: the first star of each, and the Sun
 LEVELS = torch.tensor([[0.16, 0.5, 0.84]])
 COLUMNS = (
-    *("set", "method", "name", "judged", "n", "age_gyr", "q16", "q50", "q84", "offset_dex"),
+    *("set", "method", "name", "counted", "n", "age_gyr", "q16", "q50", "q84", "offset_dex"),
     *("pull", "log_density", "cpu_seconds", "matmul_ms"),
 )
 Row = dict[str, Any]
@@ -157,7 +157,7 @@ def compare(folder: Path, out: Path) -> None:
             for row in run(samples):
                 name = row["name"]
                 row |= {"method": method, "matmul_ms": matmul_ms}
-                row["judged"] = int(name not in DISPUTED_CLUSTERS)
+                row["counted"] = int(name not in DISPUTED_CLUSTERS)
                 row["n"] = len(samples[name]["prot_d"]) if row["set"] == "cluster" else 1
                 writer.writerow(
                     {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
@@ -177,7 +177,7 @@ def benchmark_clusters() -> list[str]:
 
 
 def print_summary(method: str, rows: list[Row]) -> None:
-    clusters = [row for row in rows if row["set"] == "cluster" and row["judged"]]
+    clusters = [row for row in rows if row["set"] == "cluster" and row["counted"]]
     offset = np.array([row["offset_dex"] for row in clusters])
     stars = [row for row in rows if row["set"] == "star" and row["name"] != SUN.name]
     seismic = np.array([row["offset_dex"] for row in stars])

@@ -3,7 +3,7 @@
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.scatter_vae
 
-`reference`: simulated stars, of configs/experiment/scatter_vae_reference.yaml. All are judged by
+`reference`: simulated stars, of configs/experiment/scatter_vae_reference.yaml. All are measured by
 the full covariance of the errors; the published network is trained on its diagonal, as published.
 chi2 is per degree of freedom: coefficients less the numbers that were fitted to a star. These lower
 its `nll` too, by half a nat each if the model is right: `nll_minus_truth` may be negative.

@@ -9,6 +9,7 @@ import torch
 from astropy.table import Table
 from conftest import config
 from omegaconf import OmegaConf
+from small_emulators import train_briefly
 
 from orrery import pretrained
 from orrery.checkpoint import new_record, restore, write_checkpoint
@@ -23,7 +24,7 @@ from orrery.models.feniks.larger_errors import added_error
 from orrery.models.feniks.outputs import BIT, OF_MOCKS, OF_SPECTRA
 from orrery.models.feniks.redshift import flag
 from orrery.models.inference.threads import one_thread
-from orrery.models.sed_emulator import SedEmulator, covariance
+from orrery.models.sed_emulator import SedEmulator
 from orrery.models.sed_emulator.fitting import photometry
 from orrery.physics.sps.cosmology import age_of_universe
 from orrery.physics.sps.star_formation import bin_edges
@@ -67,19 +68,7 @@ def model(data) -> Feniks:
     """A small network after a few hundred steps."""
     torch.manual_seed(0)
     model = Feniks(**data.model_arguments(), **OF_MODEL)
-    model.prepare(data)
-    batch = data.training_batch()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
-    for _ in range(300):
-        rows = torch.randint(len(batch["parameters"]), (256,))
-        optimizer.zero_grad()
-        model.loss({name: values[rows] for name, values in batch.items()}).backward()
-        optimizer.step()
-        schedule.step()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(covariance, "STEPS", 100)
-        model.calibrate(data)
+    train_briefly(model, data, 300, 100)
     return model.eval()
 
 

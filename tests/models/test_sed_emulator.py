@@ -10,6 +10,7 @@ from astropy.table import Table
 from conftest import config
 from matplotlib.image import imread
 from omegaconf import OmegaConf
+from small_emulators import train_briefly
 
 from orrery import pretrained
 from orrery.checkpoint import new_record, write_checkpoint
@@ -48,19 +49,7 @@ def model(data) -> SedEmulator:
     """A small network after a few hundred steps: to some hundredths of a magnitude."""
     torch.manual_seed(0)
     model = SedEmulator(**data.model_arguments(), width=48, depth=2)
-    model.prepare(data)
-    batch = data.training_batch()
-    optimizer = torch.optim.AdamW(model.network.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
-    for _ in range(400):
-        rows = torch.randint(len(batch["parameters"]), (256,))
-        optimizer.zero_grad()
-        model.loss({name: values[rows] for name, values in batch.items()}).backward()
-        optimizer.step()
-        schedule.step()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(covariance, "STEPS", 300)
-        model.calibrate(data)
+    train_briefly(model, data, 400, 300)
     return model.eval()
 
 

@@ -39,14 +39,45 @@ class Library(NamedTuple):
     sigma_v: list[Tensor]
     log_weight: list[Tensor]
 
-    def add(self, grid: Tensor, templates: Tensor, parameters: Tensor, sigma_v: Tensor) -> None:
-        """Another node, whose templates are equally probable."""
+    @property
+    def half_width(self) -> float:
+        """Of a node, in ln(1 + z)."""
+        x = self.log_ratio
+        return 0.5 * float(x[1] - x[0]) if len(x) > 1 else 0.5 * NODE_STEP
+
+    def add(
+        self,
+        network: SpectrumNetwork,
+        centre: float,
+        parameters: Tensor,
+        sigma_v: Tensor,
+        resolution: float,
+        wavelength: tuple[float, float],
+    ) -> None:
+        """Another node, at ln(1 + z) ``centre``, whose templates (T,) are equally probable.
+
+        ``wavelength``: the ends of the spectra, Angstrom.
+        """
+        reach = self.half_width + MARGIN
+        low, high = wavelength
+        grid = rest_grid(low * math.exp(-centre - reach), high * math.exp(-centre + reach))
+        templates = rest_templates(network, parameters, sigma_v, resolution, grid)
+        n = len(parameters)
+        self._append(grid, templates, parameters, sigma_v, parameters.new_full((n,), -math.log(n)))
+
+    def skip(self) -> None:
+        """A node that is of no account."""
+        none = torch.zeros(0)
+        self._append(none, none[:, None], none[:, None], none, none)
+
+    def _append(
+        self, grid: Tensor, templates: Tensor, parameters: Tensor, sigma_v: Tensor, weight: Tensor
+    ) -> None:
         self.grids.append(grid)
         self.templates.append(templates)
         self.parameters.append(parameters)
         self.sigma_v.append(sigma_v)
-        n = len(parameters)
-        self.log_weight.append(torch.full((n,), -math.log(max(n, 1)), dtype=torch.float64))
+        self.log_weight.append(weight.double())
 
 
 def draw_sigma_v(n: int, generator: torch.Generator) -> Tensor:
@@ -73,18 +104,11 @@ def prior_templates(
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, len(priors.names), generator=generator)
     sigma_v = draw_sigma_v(n, generator)
-    centres = nodes(*z)
-    half = 0.5 * float(centres[1] - centres[0]) if len(centres) > 1 else 0.5 * NODE_STEP
-    library = Library(centres, [], [], [], [], [])
-    for centre in centres.tolist():
+    library = Library(nodes(*z), [], [], [], [], [])
+    for centre in library.log_ratio.tolist():
         parameters = priors.from_normal(x)
         parameters[:, priors.names.index("zred")] = math.expm1(centre)
-        grid = rest_grid(
-            wavelength[0] * math.exp(-centre - half - MARGIN),
-            wavelength[1] * math.exp(-centre + half + MARGIN),
-        )
-        templates = rest_templates(network, parameters, sigma_v, resolution, grid)
-        library.add(grid, templates, parameters, sigma_v)
+        library.add(network, centre, parameters, sigma_v, resolution, wavelength)
     return library
 
 
@@ -112,22 +136,16 @@ def joint_library(
     rows = at_redshifts(data, torch.expm1(centres[own]))
     x, _ = fitting.hmc_draws(emulator, rows, modes, CHAINS, WARMUP, n, seed)
     sigma_v = draw_sigma_v(n, torch.Generator().manual_seed(seed))
-    half = 0.5 * float(centres[1] - centres[0])
     library = Library(centres, [], [], [], [], [])
     for i, centre in enumerate(centres.tolist()):
         if i not in counted:
-            library.add(torch.zeros(0), torch.zeros(0, 0), found.mode.x[:0], torch.zeros(0))
+            library.skip()
             continue
         nearest = int((own - i).abs().argmin())
         moved = x[nearest, :n] + found.mode.x[i] - found.mode.x[own[nearest]]
         zred = torch.full((n,), math.expm1(centre))
         parameters = fitting.to_parameters(emulator.priors, moved, zred)
-        grid = rest_grid(
-            wavelength[0] * math.exp(-centre - half - MARGIN),
-            wavelength[1] * math.exp(-centre + half + MARGIN),
-        )
-        templates = rest_templates(network, parameters, sigma_v, resolution, grid)
-        library.add(grid, templates, parameters, sigma_v)
+        library.add(network, centre, parameters, sigma_v, resolution, wavelength)
     return library
 
 

@@ -48,7 +48,7 @@ def main(config: DictConfig) -> None:
     command_line.set_precision(model, asked["trainer"]["precision"])
     trainer = instantiate(
         {**asked["trainer"], "max_epochs": -1},
-        callbacks=[L.pytorch.callbacks.RichProgressBar(), tracking.StopTogether()],
+        callbacks=[tracking.ShowProgress(), tracking.StopTogether()],
         logger=False,
         default_root_dir=asked["run_dir"],
     )

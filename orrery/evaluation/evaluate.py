@@ -11,6 +11,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from rich import print
 
+from orrery import progress
 from orrery.checkpoint import component_name
 from orrery.datamodules.base import CatalogueData
 from orrery.datamodules.dataset import Dataset, GenerationRequest
@@ -66,7 +67,8 @@ def evaluate(
         data.keep = list(dict.fromkeys([*partitions.position_columns, *data.keep]))
     predictions = Predictions(n, output, columns, data.keep, data.keep_units(), meta, partitions)
     trainer.callbacks.append(predictions)
-    trainer.predict(model, datamodule=data, return_predictions=False)
+    with progress.phase("predicting", n):
+        trainer.predict(model, datamodule=data, return_predictions=False)
     trainer.callbacks.remove(predictions)
     stacked = predictions.stacked()
     outcome: list[dict[str, float] | Exception] = [{}]
@@ -112,7 +114,8 @@ def _evaluate_rows(
     model: Component, data: CatalogueData, run_dir: Path, title: str, predictions: Predictions
 ) -> dict[str, float]:
     """Print the warnings; score and report where truth is known. Returns the metrics."""
-    evaluation = model.evaluate(predictions.rows, data)
+    with progress.phase("scoring"):
+        evaluation = model.evaluate(predictions.rows, data)
     evaluation.warnings = [*predictions.remarks, *evaluation.warnings]
     if predictions.summary:
         print(predictions.summary)
@@ -142,7 +145,8 @@ def _score(
     cases = evaluation.timings or {
         "objects_per_second": (lambda: model.predict_step(batch, 0), len(batch["row"]))
     }
-    metrics |= timings(model, cases)
+    with progress.phase("measuring its speed"):
+        metrics |= timings(model, cases)
     constants = {name: constant.values.squeeze() for name, constant in model.constants.items()}
     _report(
         model,
@@ -299,18 +303,19 @@ def _report(
     component = name_of(model)
     baselines = evaluation.baselines | peers(component, data.provenance().get("sha256"), metrics)
     summary = " ".join((model.__doc__ or "").split("\n\n")[0].split())
-    write_results(
-        run_dir,
-        component=component,
-        title=title,
-        notes=[summary, *evaluation.warnings],
-        rows=rows,
-        figures=evaluation.figures,
-        metrics=metrics,
-        baselines=baselines,
-        record=model.record,
-        config_yaml=OmegaConf.to_yaml(OmegaConf.create(model.record["config"])),
-        smaller_is_better=evaluation.smaller_is_better,
-    )
+    with progress.phase("drawing figures"):
+        write_results(
+            run_dir,
+            component=component,
+            title=title,
+            notes=[summary, *evaluation.warnings],
+            rows=rows,
+            figures=evaluation.figures,
+            metrics=metrics,
+            baselines=baselines,
+            record=model.record,
+            config_yaml=OmegaConf.to_yaml(OmegaConf.create(model.record["config"])),
+            smaller_is_better=evaluation.smaller_is_better,
+        )
     print(metrics_table(metrics, baselines, evaluation.smaller_is_better))
     print(f"metrics, figures and report.html: {run_dir}")

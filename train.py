@@ -109,4 +109,4 @@ if __name__ == "__main__":
         "data.columns", "data.cuts", "data.units", "data.population", "data.errors"
     )
     command_line.refuse_unknown_choices()
-    main()
+    command_line.run(main)

@@ -77,8 +77,8 @@ class Phase:
         rate = counted / elapsed
         text = f"{rate:,.0f} {noun}/s" if rate >= 10 else f"{rate:.2g} {noun}/s"
         if self.total and done:
-            left = elapsed * max(self.total / done - 1, 0) + more
-            text += f", {timedelta(seconds=round(left))} to go"
+            left = round(elapsed * max(self.total / done - 1, 0) + more)
+            text += f", {timedelta(seconds=left)} to go" if left else ""
         return text
 
 

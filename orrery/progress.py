@@ -37,9 +37,9 @@ class Phase:
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
+            TimeElapsedColumn(),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
             transient=True,
         )
         self.task = self.bar.add_task(name, total=total, state="")

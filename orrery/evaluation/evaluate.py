@@ -308,19 +308,18 @@ def _report(
     component = name_of(model)
     baselines = evaluation.baselines | peers(component, data.provenance().get("sha256"), metrics)
     summary = " ".join((model.__doc__ or "").split("\n\n")[0].split())
-    with progress.phase("drawing figures"):
-        write_results(
-            run_dir,
-            component=component,
-            title=title,
-            notes=[summary, *evaluation.warnings],
-            rows=rows,
-            figures=evaluation.figures,
-            metrics=metrics,
-            baselines=baselines,
-            record=model.record,
-            config_yaml=OmegaConf.to_yaml(OmegaConf.create(model.record["config"])),
-            smaller_is_better=evaluation.smaller_is_better,
-        )
+    write_results(
+        run_dir,
+        component=component,
+        title=title,
+        notes=[summary, *evaluation.warnings],
+        rows=rows,
+        figures=evaluation.figures,
+        metrics=metrics,
+        baselines=baselines,
+        record=model.record,
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(model.record["config"])),
+        smaller_is_better=evaluation.smaller_is_better,
+    )
     print_table(metrics_table(metrics, baselines, evaluation.smaller_is_better))
     print(f"metrics, figures and report.html: {run_dir}")

@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -119,10 +120,11 @@ def what_is_saved(config: DictConfig) -> str:
     if not last.exists():
         return "no epoch was complete, so that nothing is saved; start the same command again"
     component = HydraConfig.get().runtime.choices.get("model")
-    return (
-        f"{last} holds the last complete epoch; go on by\n"
-        f"python {Path(sys.argv[0]).name} model={component} checkpoint={last}"
-    )
+    script = Path(sys.argv[0])
+    is_installed = script.resolve().parent == Path(__file__).resolve().parent
+    words = ["-m", "orrery", script.stem] if is_installed else [str(script)]
+    words = ["python", *words, f"model={component}", f"checkpoint={last}"]
+    return f"{last} holds the last complete epoch; go on by\n{shlex.join(words)}"
 
 
 class RefusesUnwritable(Callback):

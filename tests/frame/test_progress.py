@@ -5,11 +5,13 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, command
+from omegaconf import OmegaConf
 
-from orrery import progress
+from orrery import command_line, progress
 
 
 @pytest.fixture
@@ -63,7 +65,9 @@ def test_after_an_error_no_phase_is_open():
 def test_a_terminal_has_one_line_that_moves_and_is_cleared():
     program = """
 import time
-from orrery import progress
+from omegaconf import OmegaConf
+
+from orrery import command_line, progress
 with progress.phase("calibrating"):
     for _ in progress.counted(range(4), "sampling", "transitions"):
         time.sleep(0.12)
@@ -109,3 +113,27 @@ def test_what_a_newcomer_mistypes_is_answered_by_what_was_meant(words, said):
     done = command(*words.split())
     assert done.returncode != 0 and said in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "start"),
+    [
+        ("train.py", "train.py"),
+        (str(Path(command_line.__file__).parent / "train.py"), "-m orrery train"),
+    ],
+)
+def test_the_command_that_goes_on_can_be_pasted(tmp_path, monkeypatch, script, start):
+    last = tmp_path / "a run" / "last.ckpt"
+    last.parent.mkdir()
+    last.touch()
+    monkeypatch.setattr(sys, "argv", [script])
+    if start != script:  # a wheel has a file there, a clone a link to the clone's own script
+        monkeypatch.setattr(Path, "resolve", lambda path: path)
+    monkeypatch.setattr(
+        command_line.HydraConfig,
+        "get",
+        lambda: OmegaConf.create({"runtime": {"choices": {"model": "gyro"}}}),
+    )
+    config = OmegaConf.create({"run_dir": str(last.parent), "init_from": None, "checkpoint": None})
+    said = command_line.what_is_saved(config).splitlines()[-1]
+    assert said == f"python {start} model=gyro 'checkpoint={last}'"

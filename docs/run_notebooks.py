@@ -72,6 +72,7 @@ def page(name: str, notebook: NotebookNode) -> dict[str, str | bytes]:
     figures = extracted.get("outputs", {})
     for figure in figures:  # a tap shows it in full
         markdown = markdown.replace(f"![png]({figure})", f"[![{title}]({figure})]({figure})")
+    markdown = markdown.replace("  # fmt: skip", "")
     markdown = markdown.replace("](../../", "](../")  # where site.py puts checkpoints
     end = f"\n\nThis page is a script, which Jupyter opens by jupytext: [{name}.py]({name}.py)\n"
     return {f"{name}.md": f"---\nhide: [toc]\n---\n\n{markdown}{end}", **figures}

@@ -62,7 +62,7 @@ bars.barh(range(6), [star["p_field"], *(star[f"p_host{i}"] for i in ("_5", "_4",
           color=["0.7"] + 5 * [PALETTE[0]])  # fmt: skip
 labels = ["field", *(star[f"host{i}"] for i in ("_5", "_4", "_3", "_2", ""))]
 bars.set_yticks(range(6), labels=labels)
-bars.set(xlabel="probability", xlim=(0, 1), title="hosts of a star that nothing decides")
+bars.set(xlabel="probability", xlim=(0, 1), title="hosts of an undecided star")
 plt.show()
 
 # %% [markdown]

@@ -45,11 +45,9 @@ ages["KIC", "age_q16", "age_q50", "age_q84", "flags"].pprint_all()
 
 # %%
 fig, axis = plt.subplots(figsize=(8.5, 6.5), layout="constrained")
-for is_evolved, face, label in (
-    (False, PALETTE[0], "dwarfs"),
-    (True, "white", "evolved (flag 32)"),
-):
-    chosen = (ages["flags"] & 32 > 0) == is_evolved
+evolved = (ages["flags"] & 32) > 0
+kinds = (~evolved, PALETTE[0], "dwarfs"), (evolved, "white", "evolved, flag 32")
+for chosen, face, label in kinds:
     low, median, high = (ages[f"age_{q}"].value[chosen] for q in ("q16", "q50", "q84"))
     axis.errorbar(stars["seismic"][chosen], median, (median - low, high - median), fmt="o",
                   color=PALETTE[0], mfc=face, lw=1.5, ms=10, label=label)  # fmt: skip

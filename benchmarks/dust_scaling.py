@@ -151,7 +151,8 @@ def star_costs(grid: Grid, voxels: int, generator: torch.Generator) -> dict[str,
     groups = alike(first, last, pixels)
     return {
         "bytes_per_star": groups_memory(groups, first, last, pixels) / n,
-        "dense_bytes_per_star": 4 * 2 * (grid.shells + 1) + 2 * 4 * 16,  # as in `models.dust.stars`
+        # lengths and squares; four pixels and weights, both ways, of 8 bytes
+        "dense_bytes_per_star": 4 * 2 * (grid.shells + 1) + 2 * 4 * 16,
         "groups": len(groups),
         "possible_shells": float((last - first).double().mean()),
         "star_shells": float(reached),

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from orrery.models.base import Batch
-from orrery.models.dust.field import Density, Extinction, Stars
+from orrery.models.dust.field import Density, Extinction
+from orrery.models.dust.groups import StarGroups
 from orrery.models.dust.prior import HMC_EIGENVECTORS, N_CHAINS, N_HYPER, Prior
 from orrery.models.dust.query import edges
+from orrery.models.dust.stars import Stars
 from orrery.models.inference.diagnostics import ess, rhat
 from orrery.models.inference.hmc import HMC
 from orrery.models.inference.matrix_free import leading_eigenvectors
@@ -64,7 +66,7 @@ def likelihood(
 def draw(
     prior: Prior,
     log_likelihood: Callable[[Tensor], Tensor],
-    stars: Stars,
+    stars: StarGroups,
     variance: Tensor,
     samples: Tensor,
     transitions: int,

@@ -34,9 +34,9 @@ masses[names][:5].pprint_all()
 # **What the error means.** The interval is that of the *mean* mass of stars at this place of the
 # diagram, and rests on the number of pairs there (`n_near`); single stars scatter about it.
 #
-# **When to distrust it.** Flag 1 marks places that the pairs do not tell, 4 a poor parallax. On
-# the binary sequence, above the dwarfs, the answer is the mass of two stars. Beyond $M_G$ = 13.5
-# masses are too large by more than their error, and no flag says so: the figure does. And this
+# **When to distrust it.** Flag 1 marks places that the pairs do not tell, 4 a poor parallax, 16
+# those where the training pairs contradict the network: faint stars, of which there are few. On
+# the binary sequence, above the dwarfs, the answer is the mass of two stars. And this
 # checkpoint learned from simulated pairs: train on those of [El-Badry et al.
 # (2021)](https://zenodo.org/records/4435257) for masses that Gaia measured.
 
@@ -56,9 +56,11 @@ bar.set_ticks([0.15, 0.3, 0.6, 1, 2], labels=["0.15", "0.3", "0.6", "1", "2"], m
 bar.ax.minorticks_off()
 dwarfs = model.mass(bp_rp=DWARFS[:, 0], abs_g=DWARFS[:, 2])
 low, mass, high = (dwarfs[name] for name in ("mass_q16", "mass", "mass_q84"))
-right.axvspan(13.5, 16, color=PALETTE[1], alpha=0.15, lw=0, label="distrust")
-right.errorbar(DWARFS[:, 2], mass, (mass - low, high - mass), fmt="o", color=PALETTE[0], lw=1.5,
-               label="mass_net")  # fmt: skip
+interval = np.array([mass - low, high - mass])
+for flagged, label in ((False, "mass_net"), (True, "flagged")):
+    here = (dwarfs["flags"] > 0) == flagged
+    right.errorbar(DWARFS[here, 2], mass[here], interval[:, here], fmt="o", lw=1.5,
+                   color=PALETTE[flagged], label=label)  # fmt: skip
 right.plot(DWARFS[:, 2], DWARFS[:, 3], color=TRUTH, lw=1.8, label="Pecaut & Mamajek")
 right.set(yscale="log", xlabel=r"$M_G$ [mag]", ylabel=r"mass of dwarfs [$M_\odot$]", xlim=(0, 16))
 right.set_yticks([0.1, 0.2, 0.5, 1, 2], labels=["0.1", "0.2", "0.5", "1", "2"])

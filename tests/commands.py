@@ -2,7 +2,7 @@
 
 A server with the slow imports done forks a process per command, which then runs as a fresh one
 would: `python train.py ...` takes a second in place of eight. Tests of what an interpreter does at
-its start, such as those of the wheel, use `subprocess`. Pictures are drawn where a test looks.
+its start, such as those of the wheel, use `subprocess`.
 """
 
 import multiprocessing
@@ -18,27 +18,34 @@ from tempfile import TemporaryDirectory
 os.environ["OMP_NUM_THREADS"] = "1"  # the tests share the cores among themselves
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["matplotlib.pyplot", "orrery.evaluation.evaluate", "orrery.train", "orrery.evaluate", "zuko"]
+    [
+        "matplotlib.pyplot",
+        "orrery.evaluation.evaluate",
+        "orrery.train",
+        "orrery.evaluate",
+        "orrery.models.sed_emulator.covariance",
+        "zuko",
+    ]
 )
 Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).parent.parent
 KINDS = ("stdout", "stderr")
 
 
-def run(words: tuple[str, ...], cwd: Path, env: dict[str, str], pictures: bool = False) -> Done:
+def run(words: tuple[str, ...], cwd: Path, env: dict[str, str], report: bool = False) -> Done:
     """``python <words>``: of a script, or of a module by ``-m``."""
-    return run_together([words], cwd, [env], pictures)[0]
+    return run_together([words], cwd, [env], report)[0]
 
 
 def run_together(
-    commands: list[tuple[str, ...]], cwd: Path, envs: list[dict[str, str]], pictures: bool = False
+    commands: list[tuple[str, ...]], cwd: Path, envs: list[dict[str, str]], report: bool = False
 ) -> list[Done]:
     """The same of commands that run at the same time, each in its environment."""
     with TemporaryDirectory() as folder:
         files = [[Path(folder, f"{i}.{kind}") for kind in KINDS] for i in range(len(commands))]
         each = zip(commands, envs, files, strict=True)
         processes = [
-            SERVER.Process(target=_main, args=(words, str(cwd), env, own, pictures))
+            SERVER.Process(target=_main, args=(words, str(cwd), env, own, report))
             for words, env, own in each
         ]
         for process in processes:
@@ -51,12 +58,14 @@ def run_together(
         ]
 
 
-def save_time(pictures: bool, change: Callable[[str, object], object]) -> None:
-    """``change`` what makes evaluations slow: repeated timings, and pictures or their quality."""
+def save_time(report: bool, change: Callable[[str, object], object]) -> None:
+    """``change`` what makes runs slow; figures and speeds of an evaluation are of a ``report``."""
+    change("orrery.models.sed_emulator.covariance.STEPS", 300)
     change("orrery.evaluation.timing.REPEATS", 1)
     change("orrery.figures.style.DPI", 40)
-    if not pictures:
+    if not report:
         change("orrery.evaluation.results.draw_figures", lambda *_: [])
+        change("orrery.evaluation.timing.best_of_five", lambda _: 1.0)  # which predicts again
 
 
 def _set(name: str, value: object) -> None:
@@ -71,7 +80,7 @@ def _forget_the_servers_modules() -> None:
 
 
 def _main(
-    words: tuple[str, ...], cwd: str, env: dict[str, str], files: list[Path], pictures: bool
+    words: tuple[str, ...], cwd: str, env: dict[str, str], files: list[Path], report: bool
 ) -> None:
     for stream, file in ((1, files[0]), (2, files[1])):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
@@ -86,7 +95,7 @@ def _main(
     sys.path = [first, *filter(None, added), *sys.path]
     if Path(cwd, "orrery").is_dir() and Path(cwd) != ROOT:
         _forget_the_servers_modules()
-    save_time(pictures, _set)
+    save_time(report, _set)
     if words[0] == "-m":
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:

@@ -43,21 +43,24 @@ def train(
     run_dir: Path,
     *overrides: str,
     evaluated: bool = True,
-    pictures: bool = False,
+    report: bool = False,
 ) -> dict[str, float]:
     """Train in this process; returns the metrics, or without evaluation the val_loss alone."""
     from orrery.train import train
 
     with pytest.MonkeyPatch.context() as patch:
-        save_time(pictures, patch.setattr)
+        save_time(report, patch.setattr)
         if not evaluated:  # for tests of weights: figures and metrics cost more than the fit
             patch.setattr("orrery.evaluation.evaluate.evaluate", lambda *_: {})
         return train(config(component, run_dir, *overrides), list(overrides))
 
 
-def command(*words: str, cwd: Path | None = None, pictures: bool = False, **env: str) -> Done:
-    """Run ``python <words>`` as a user would, in the repository; pictures if they are asked for."""
-    return run(words, cwd or ROOT, {**os.environ, **env}, pictures)
+def command(*words: str, cwd: Path | None = None, report: bool = False, **env: str) -> Done:
+    """Run ``python <words>`` as a user would, in the repository.
+
+    ``report``: with the figures and the speeds of an evaluation.
+    """
+    return run(words, cwd or ROOT, {**os.environ, **env}, report)
 
 
 def command_of_two(*words: str, **env: str) -> list[Done]:
@@ -107,7 +110,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Any:
         with FileLock(shared / f"{component}.lock"):
             if not made.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # of a training that failed
-                train(component, folder, pictures=True)
+                train(component, folder, report=True)
                 made.touch()
         return folder
 

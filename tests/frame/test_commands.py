@@ -147,7 +147,7 @@ def test_an_offline_wandb_run_holds_config_metrics_figures_and_model(tmp_path):
         *QUICK,
         "logger=wandb",
         f"hydra.run.dir={tmp_path}",
-        pictures=True,
+        report=True,
         WANDB_API_KEY="",
     )
     assert done.returncode == 0, done.stderr

@@ -454,7 +454,7 @@ def test_calibration_is_an_experiment(tmp_path):
     done = command(
         "evaluate.py", "checkpoint=gc_emulator", "experiment=gc_emulator_calibration",
         "data.n_sets=4", "data.n_stars=20", "model.warmup=30", "model.draws=20",
-        f"hydra.run.dir={tmp_path}", pictures=True,
+        f"hydra.run.dir={tmp_path}", report=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())

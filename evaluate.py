@@ -6,20 +6,21 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from orrery import command_line, pretrained, runs
+from orrery import command_line, pretrained, progress, runs
 
 
 @hydra.main(version_base="1.3", config_path=str(command_line.CONFIGS), config_name="evaluate")
 @command_line.user_errors
 def main(config: DictConfig) -> None:
-    import lightning as L
-    from hydra.utils import instantiate
+    with progress.phase("starting PyTorch"):
+        import lightning as L
+        from hydra.utils import instantiate
 
-    from orrery import tracking
-    from orrery.checkpoint import read_checkpoint, restore
-    from orrery.datamodules.base import CatalogueData
-    from orrery.datamodules.dataset import Dataset, GenerationRequest, GroupedData, JointData
-    from orrery.evaluation.evaluate import compare, evaluate, generate, infer, write_sky_map_of
+        from orrery import tracking
+        from orrery.checkpoint import read_checkpoint, restore
+        from orrery.datamodules.base import CatalogueData
+        from orrery.datamodules.dataset import Dataset, GenerationRequest, GroupedData, JointData
+        from orrery.evaluation.evaluate import compare, evaluate, generate, infer, write_sky_map_of
 
     command_line.silence_lightning()
     path = pretrained.find(config.checkpoint)
@@ -48,7 +49,7 @@ def main(config: DictConfig) -> None:
     command_line.set_precision(model, asked["trainer"]["precision"])
     trainer = instantiate(
         {**asked["trainer"], "max_epochs": -1},
-        callbacks=[L.pytorch.callbacks.RichProgressBar(), tracking.StopTogether()],
+        callbacks=[tracking.ShowProgress(), tracking.StopTogether()],
         logger=False,
         default_root_dir=asked["run_dir"],
     )
@@ -68,4 +69,4 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     command_line.allow_unlisted_keys("data", "model")
     command_line.refuse_unknown_choices()
-    main()
+    command_line.run(main)

@@ -7,7 +7,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from orrery import command_line, pretrained, runs
+from orrery import command_line, pretrained, progress, runs
 from orrery.files import written_atomically
 
 
@@ -21,13 +21,14 @@ def main(config: DictConfig) -> float | None:
 
 def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     """Fit, calibrate, evaluate; returns the test metrics. ``overrides``: the command line's."""
-    import lightning as L
-    from hydra.utils import instantiate
+    with progress.phase("starting PyTorch"):
+        import lightning as L
+        from hydra.utils import instantiate
 
-    from orrery import checkpoint as checkpoints
-    from orrery import tracking
-    from orrery.evaluation.evaluate import evaluate
-    from orrery.model_card import model_card
+        from orrery import checkpoint as checkpoints
+        from orrery import tracking
+        from orrery.evaluation.evaluate import evaluate
+        from orrery.model_card import model_card
 
     command_line.silence_lightning()
     if config.checkpoint:
@@ -38,7 +39,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
 
     data = checkpoints.build(plain["data"])
     runs.refuse_without_rows(data)
-    data.setup("fit")
+    with progress.phase("simulating" if data.is_simulation else f"reading {data.label}"):
+        data.setup("fit")
     plain["model"] |= data.model_arguments()
     plain["data"] |= (decided := data.inferred_settings())
     model = checkpoints.build(plain["model"])
@@ -52,7 +54,8 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     if plain["checkpoint"]:
         runs.refuse_other_data(model.record, plain["checkpoint"])
     else:
-        model.prepare(data)
+        with progress.phase("preparing"):
+            model.prepare(data)
     if plain["init_from"]:
         path = pretrained.find(plain["init_from"])
         record = checkpoints.read_checkpoint(path)[checkpoints.RECORD]
@@ -76,12 +79,14 @@ def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
         runs.claim_run_folder(run_dir)
     if trainer.logger:
         trainer.logger.log_hyperparams(plain)
-    trainer.fit(model, datamodule=data, ckpt_path=plain["checkpoint"])
+    with progress.phase("training"):
+        trainer.fit(model, datamodule=data, ckpt_path=plain["checkpoint"])
     validated = tracking.val_loss(trainer, model)
     # the best epoch's weights, calibrated, are the result: without training state or local paths
     best = checkpoints.read_checkpoint(trainer.checkpoint_callback.best_model_path)
     model.load_state_dict(best["state_dict"])
-    model.eval().calibrate(data)
+    with progress.phase("calibrating"):
+        model.eval().calibrate(data)
     final = {key: best[key] for key in ("epoch", "global_step", "pytorch-lightning_version")}
     final |= {"state_dict": model.state_dict(), checkpoints.RECORD: model.record}
     if trainer.is_global_zero:  # before it is scored: what goes wrong there costs no model
@@ -104,4 +109,4 @@ if __name__ == "__main__":
         "data.columns", "data.cuts", "data.units", "data.population", "data.errors"
     )
     command_line.refuse_unknown_choices()
-    main()
+    command_line.run(main)

@@ -3,7 +3,8 @@
     python -m benchmarks                    # what is installed, and what each lacks
     python -m benchmarks zephyr gc_emulator # run these one after the other; those that lack a peer
                                             # are named and left out
-    python -m benchmarks --summary          # benchmarks/summary.csv and .png, from the tables
+    python -m benchmarks --summary          # summary.csv, from the tables; what is new goes into
+                                            # history.csv and .png
 
 A ratio is ours over the peer's, of the same rows, in the same run; below 1 ours is better. The
 tables, `benchmarks/<name>.csv`, are those that are committed, or that a run has just renewed: the
@@ -19,12 +20,9 @@ from collections.abc import Callable
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, str]
@@ -166,24 +164,24 @@ def ratios() -> list[Row]:
     """A row per headline: ours, the peer's, and their ratio."""
     rows = []
     for headline in HEADLINES:
-        with (HERE / f"{headline.table}.csv").open(newline="") as file:
-            table = list(csv.DictReader(file))
-        ours, theirs = (
-            number(table, wanted, headline) for wanted in (headline.ours, headline.theirs)
-        )
-        rows.append(
-            {
-                "benchmark": headline.name,
-                "quantity": headline.quantity,
-                "peer": headline.peer,
-                "ours": f"{ours:.4g}",
-                "theirs": f"{theirs:.4g}",
-                "ratio": f"{ours / theirs:.4g}",
-                "table": f"{headline.table}.csv",
-                "table_date": last_change(HERE / f"{headline.table}.csv"),
-            }
-        )
+        path = HERE / f"{headline.table}.csv"
+        with path.open(newline="") as file:
+            found = ratio(headline, list(csv.DictReader(file)))
+        rows.append({**found, "table": path.name, "table_date": last_change(path)})
     return rows
+
+
+def ratio(headline: Headline, table: list[Row]) -> Row:
+    """Of one headline, from the rows of its table."""
+    ours, theirs = (number(table, wanted, headline) for wanted in (headline.ours, headline.theirs))
+    return {
+        "benchmark": headline.name,
+        "quantity": headline.quantity,
+        "peer": headline.peer,
+        "ours": f"{ours:.4g}",
+        "theirs": f"{theirs:.4g}",
+        "ratio": f"{ours / theirs:.4g}",
+    }
 
 
 def last_change(table: Path) -> str:
@@ -202,10 +200,14 @@ def number(table: list[Row], wanted: Row, headline: Headline) -> float:
 
 
 def write_summary(path: Path) -> None:
-    """Write the ratios and draw them, with the machine, date and versions of this summary.
+    """Write the ratios, with the machine, date and versions of this summary.
+
+    What is new goes into the history beside it, which is drawn.
 
     ``table_date`` is that of the measurement.
     """
+    from orrery.benchmarks import history  # which imports this
+
     peers = sorted({peer for benchmark in BENCHMARKS.values() for peer in benchmark.needs})
     names = ("orrery", "torch", "numpy", *peers)
     there = {name: installed(name) for name in names}
@@ -224,33 +226,16 @@ def write_summary(path: Path) -> None:
         print(
             f"{row['benchmark']:28}{row['quantity']:26}{row['peer']:24}{row['ratio']:>10}{verdict}"
         )
-    draw(rows, path.with_suffix(".png"))
-    print(f"{path} and {path.with_suffix('.png').name}")
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """A bar per comparison, on a logarithmic axis; left of 1 ours is better."""
-    from orrery.figures import style
-
-    @style.figure
-    def ratios_of_all() -> "Figure":
-        """Ours over the peer's, of which less is better."""
-        fig, axes = style.new(1, 1, size=(14, 1.5 + 0.5 * len(rows)))
-        axis, ratio = axes[0, 0], np.array([float(row["ratio"]) for row in rows])
-        colours = [style.PALETTE[0] if r < 1 else style.PALETTE[1] for r in ratio]
-        y = np.arange(len(rows))
-        axis.barh(y, np.log10(ratio), color=colours)
-        axis.axvline(0, color=style.TRUTH, lw=1.6)
-        names = [f"{row['benchmark']}: {row['quantity']} / {row['peer']}" for row in rows]
-        axis.set_yticks(y, names)
-        for i, row in enumerate(rows):
-            axis.text(1.01, i, row["ratio"], va="center", transform=axis.get_yaxis_transform())
-        axis.invert_yaxis()
-        axis.set(xlabel="log10 of ours / the peer's: left of 0 ours is better")
-        axis.set_title(f"{rows[0]['machine']}, {rows[0]['date']}", loc="left", fontsize=14)
-        return fig
-
-    style.save(ratios_of_all(), path)
+    past, picture = path.with_name("history.csv"), path.with_name("history.png")
+    history.extend(
+        (
+            {**row, "date": row["table_date"] or row["date"], "version": there["orrery"]}
+            for row in rows
+        ),
+        past,
+    )
+    history.draw(history.read(past), picture)
+    print(f"{path}, {past.name} and {picture.name}")
 
 
 if __name__ == "__main__":

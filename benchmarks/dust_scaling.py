@@ -5,9 +5,8 @@
 
 Maps from 69 to 1250 pc from a base of Nside 4, each in a process of its own on one thread, process
 CPU time. The last row is the published map, of which only numbers that follow from the shapes are
-there. Stars are in proportion to its 54 million in 607 million voxels, at most 300,000: beyond,
-their paths of all shells would not fit into memory. Their extinctions are those of a draw of the
-prior.
+there. Stars are in proportion to its 54 million in 607 million voxels, at most 300,000. Their
+extinctions are those of a draw of the prior.
 
 - `matrices_bytes_per_voxel`: `physics.gaussian_process.icr.memory`; `mean_` and `places_bytes` are
   R and the places of its inputs; `unshared_bytes` is the total if no rotation shared matrices, as
@@ -15,8 +14,10 @@ prior.
 - `flops_per_voxel`: of the field of one sample, counted from the shapes of the matrices.
 - `forward_ns`, `adjoint_ns`: of one sample, best of five, per voxel.
 - `halo_values`: of the last level, values of other base pixels that a product needs, all together.
-- `bytes_per_star`: paths, and slopes of two samples. `open_shells`: in how many shells of the
-  map P(d > r) is neither 0 nor 1, to .001; `star_shells`: in how many it is not 0.
+- `bytes_per_star`: of `models.dust.groups`, counted from shapes; `dense_bytes_per_star`: of paths
+  through all shells. `possible_shells`: in how many shells P(d > r) is neither 0 nor 1;
+  `open_shells`: to .001; `star_shells`: in how many of the map it is not 0, to .001. Paths of
+  `groups` of stars go through the same shells.
 - `directions_s` (of the preconditioner), `residuals_s`, `bend_s`, `newton_s`: of the second outer
   iteration with one pair, up to Nside `FITTED`; `*_products` how often the metric is applied, in
   nonlinear updates (`bend_`) and in Newton's steps to two samples.
@@ -43,11 +44,14 @@ from torch import Tensor
 from orrery.evaluation.timing import best_of_five
 from orrery.models.dust import MAX_NEWTON_STEPS, Dust
 from orrery.models.dust.field import Extinction
+from orrery.models.dust.groups import alike, group_stars
+from orrery.models.dust.groups import memory as groups_memory
+from orrery.models.dust.query import edges
 from orrery.models.dust.variational import MAX_CG_STEPS, NONLINEAR_STEPS, preconditioner
 from orrery.models.inference import mgvi
 from orrery.models.inference.matrix_free import LinearOperator
 from orrery.physics.dust.dust_sky import PARALLAX_ERRORS
-from orrery.physics.dust.extinction import paths
+from orrery.physics.dust.extinction import open_shells, paths
 from orrery.physics.gaussian_process.icr import ICR, WIDE, Grid, grids, matern, memory
 from orrery.physics.gaussian_process.icr_build import MEMBERS
 
@@ -55,12 +59,13 @@ NEAREST, FARTHEST, SCALE, SIGMA = 69.0, 1250.0, 150.0, 0.03  # pc, pc, pc, E
 MAPS = ((8, 36), (16, 68), (32, 132), (64, 260), (256, 772))  # Nside, shells
 FITTED, PUBLISHED = 16, 256  # the largest Nside that is fitted; of which only shapes are known
 STARS, MOST_STARS, MIN_SNR = 54 / 607, 300_000, 3.0  # per voxel
-COUNTED_STARS = 2000  # whose shells are counted
+COUNTED_STARS = 200_000  # whose shells are counted
 COLUMNS = [
     "nside", "shells", "voxels", "matrices_bytes_per_voxel", "mean_bytes_per_voxel",
     "places_bytes_per_voxel", "unshared_bytes_per_voxel", "flops_per_voxel", "matrices_s",
     "matrices_peak_gb", "forward_ns_per_voxel", "adjoint_ns_per_voxel", "halo_values", "stars",
-    "bytes_per_star", "star_shells", "open_shells", "directions_s", "residuals_products",
+    "bytes_per_star", "dense_bytes_per_star", "groups", "possible_shells", "star_shells",
+    "open_shells", "directions_s", "residuals_products",
     "residuals_s", "bend_products", "bend_s", "newton_products", "newton_s", "iteration_s",
     "peak_gb", "matmul_1024_ms",
 ]  # fmt: skip
@@ -90,7 +95,7 @@ def measure(nside: int, shells: int) -> dict[str, Any]:
     voxels = math.prod(levels[-1].shape)
     n = round(STARS * voxels)
     row: dict[str, Any] = {"nside": nside, "shells": shells, "voxels": voxels}
-    row |= shape_costs(levels) | star_costs(levels[-1], generator)
+    row |= shape_costs(levels) | star_costs(levels[-1], voxels, generator)
     if nside == PUBLISHED:
         return row | {"stars": n}
     row |= {"stars": min(n, MOST_STARS), **prior_costs(levels, generator)}
@@ -133,13 +138,23 @@ def shape_costs(levels: list[Grid]) -> dict[str, float]:
     }
 
 
-def star_costs(grid: Grid, generator: torch.Generator) -> dict[str, float]:
-    _, parallax, error = catalogue(COUNTED_STARS, generator)
-    share = paths(grid.boundaries, parallax, error).lengths / grid.widths
+def star_costs(grid: Grid, voxels: int, generator: torch.Generator) -> dict[str, float]:
+    """From as many of the stars as `COUNTED_STARS`, and as many of the pixels as they are in."""
+    n = min(round(STARS * voxels), COUNTED_STARS)
+    pixels = math.ceil(grid.shape[0] * n / (STARS * voxels))
+    _, parallax, error = catalogue(n, generator)
+    few = slice(2000)
+    share = paths(grid.boundaries, parallax[few], error[few]).lengths / grid.widths
     reached = (share > 1e-3).sum(1).double().mean()
     closed = (share > 1 - 1e-3).sum(1).double().mean()
+    first, last = open_shells(edges(grid), parallax, error)
+    groups = alike(first, last, pixels)
     return {
-        "bytes_per_star": 4 * 2 * (grid.shells + 1) + 2 * 4 * 16,  # paths, four pixels and weights
+        "bytes_per_star": groups_memory(groups, first, last, pixels) / n,
+        # lengths and squares; four pixels and weights, both ways, of 8 bytes
+        "dense_bytes_per_star": 4 * 2 * (grid.shells + 1) + 2 * 4 * 16,
+        "groups": len(groups),
+        "possible_shells": float((last - first).double().mean()),
         "star_shells": float(reached),
         "open_shells": float(reached - closed),
     }
@@ -198,7 +213,7 @@ def iteration_costs(nside: int, shells: int, n: int, generator: torch.Generator)
     """The second, of one pair."""
     dust = Dust(nside, shells, NEAREST, FARTHEST, scale=SCALE, pairs=1, draws=1)
     direction, parallax, error = catalogue(n, generator)
-    stars = dust.stars({"direction": direction, "parallax": parallax, "parallax_error": error})
+    stars = group_stars(dust.grid, direction, parallax, error, torch.float32)
     prior = dust.prior
 
     def model(u: Tensor) -> Extinction:

@@ -40,16 +40,16 @@ from orrery.datamodules.feniks.spectra import FeniksSpectra
 from orrery.datamodules.feniks.spectrum_files import with_pixels
 from orrery.models.feniks.broad_lines import broad_component
 from orrery.models.feniks.evaluation import FALSE_ALARMS, NEAR
-from orrery.models.feniks.redshift import (
-    Library,
-    RedshiftPosterior,
+from orrery.models.feniks.observed_spectrum import Spectrum, rebinned
+from orrery.models.feniks.redshift import RedshiftPosterior, secure_threshold
+from orrery.models.feniks.rest_spectra import broadened
+from orrery.models.feniks.spectroscopic_redshift import (
     gaussian_prior,
     joint_draws,
-    prior_templates,
-    secure_threshold,
     spectrum_posterior,
 )
-from orrery.models.feniks.spectrum_fit import Spectrum, SpectrumModel, broadened, rebinned
+from orrery.models.feniks.spectrum_fit import SpectrumModel
+from orrery.models.feniks.templates import Library, prior_templates
 from orrery.models.sed_emulator import N_DRAWS
 from orrery.physics.sps.observed import line_profiles, sigma_of
 from orrery.physics.sps.population import FINE_START, FINE_STEP, fine_wavelengths

@@ -318,6 +318,11 @@ class CatalogueData(Dataset):
         cuts = {"cuts": dict(self.removed)} if self.removed else {}
         return {"path": str(self.path), "sha256": self._hash[1], "rows": rows, **cuts}
 
+    def is_of_record(self, record: Mapping[str, Any]) -> bool:
+        with self.open("fit") as catalogue:  # which tells most files apart without reading them
+            same_length = len(catalogue) == record.get("rows", len(catalogue))
+        return same_length and super().is_of_record(record)
+
     def _batch(
         self,
         row: np.ndarray,

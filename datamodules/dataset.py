@@ -54,6 +54,10 @@ class Dataset(L.LightningDataModule):
             return {"simulation": type(self).__name__, "seed": self.seed}
         return {"path": str(self.path), "sha256": sha256(self.path)}
 
+    def is_of_record(self, record: Mapping[str, Any]) -> bool:
+        """Whether this is the file whose `provenance` a checkpoint has recorded."""
+        return bool(self.provenance()["sha256"] == record.get("sha256"))
+
     def warn_once(self, text: str) -> None:
         """Warn of something that the user should know of these data: once, by one process."""
         if self._is_new(text):

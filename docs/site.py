@@ -26,6 +26,7 @@ def on_page_markdown(markdown: str, page: object, config: MkDocsConfig, files: F
     """Links to those files, as seen from the site."""
     if page.file.generated_by:  # CONTRIBUTING.md and the model cards, which lie where they lay
         return markdown.replace("](docs/", "](")
+    markdown = re.sub(r"\]\(notebooks/(\w+)\.py\)", r"](notebooks/\1.md)", markdown)
     return markdown.replace("](../", "](")
 
 
@@ -35,5 +36,8 @@ def on_page_content(content: str, page: object, config: MkDocsConfig, files: Fil
     block = r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>'
     content = re.sub(inline, lambda m: convert(html.unescape(m[1])), content, flags=re.S)
     return re.sub(
-        block, lambda m: convert(html.unescape(m[1]), display="block"), content, flags=re.S
+        block,
+        lambda m: f'<div class="equation">{convert(html.unescape(m[1]), display="block")}</div>',
+        content,
+        flags=re.S,
     )

@@ -1,7 +1,8 @@
 """The house style of every figure: colours safe for colour-blind readers, sizes for a talk.
 
 Nothing here touches the global state of matplotlib: figures are `matplotlib.figure.Figure` objects
-without pyplot, and the settings hold only inside `figure` and `save`.
+without pyplot, and the settings hold only inside `figure` and `save`. A notebook may take them,
+``plt.rcParams.update(SETTINGS)``.
 """
 
 import functools
@@ -33,7 +34,7 @@ BAND = "#c9ced6"  # what chance alone would do
 DENSITY = "viridis"  # for counts of objects
 
 DPI = 150  # of files; the tests take less
-_SETTINGS: Any = {
+SETTINGS: Any = {
     "font.size": 15,
     "font.family": "DejaVu Sans",  # comes with matplotlib, so figures look alike everywhere
     "axes.labelsize": 16,
@@ -72,7 +73,7 @@ def figure(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(_SETTINGS):
+        with matplotlib.rc_context(SETTINGS):
             drawn = draw(*args, **kwargs)
         drawn.set_label(caption)
         return drawn
@@ -91,7 +92,7 @@ def new(
 def save(fig: Figure, path: str | Path) -> Path:
     """Write the figure to `path` (its ending says the format) and return the path."""
     path = Path(path)
-    with matplotlib.rc_context(_SETTINGS), written_atomically(path) as part:
+    with matplotlib.rc_context(SETTINGS), written_atomically(path) as part:
         fig.savefig(part, format=path.suffix[1:], dpi=DPI)
     return path
 

@@ -37,7 +37,9 @@ def draw(
         `pz`, shape (m, n_grid), on `z_grid`, shape (n_grid,).
     metrics: with `label_sigma_<source>`, `label_catastrophic_<source>` and the same keys with
         `_true` there is a figure of label noise.
-    data: `examples` holds the contribution of each source to `pz`, of its shape, by source.
+    data: `examples` holds the contribution of each source to `pz`, of its shape, by source;
+        `real_galaxies` those of `models.zephyr.real_galaxies`, (galaxies,) each, of a model of
+        simulated ones.
 
     Without a finite `z_true` only the figures that need no truth are drawn, and without a finite
     `mag_ref` nothing is drawn against magnitude. Each figure's caption is `figure.get_label()`.
@@ -62,6 +64,8 @@ def draw(
         figures["binned"] = partial(binned, scored)
     if any(f"label_sigma_{source}_true" in metrics for source in sources):
         figures["label_noise"] = partial(label_noise, metrics, sources)
+    if real := data.get("real_galaxies"):
+        figures["real_galaxies"] = partial(real_galaxies, real)
     return figures
 
 
@@ -101,6 +105,31 @@ def redshifts(rows: style.Rows) -> Figure:
     if hidden:
         title.append(f"{hidden:,} off the plot")
     main.set_title("    ".join(title), loc="left", fontsize=14)  # above: it covers no object
+    return fig
+
+
+@style.figure
+def real_galaxies(real: style.Rows) -> Figure:
+    """Real galaxies of COSMOS2020, on which neither model was trained; dashed: |dz| = 0.15."""
+    z = real["z_true"]
+    panels = (
+        ("this model, of simulated galaxies", real["z_median"]),
+        ("checkpoint=zephyr_cosmos, of real galaxies", real["z_median_of_real"]),
+    )
+    fig, axes = style.new(2, sharey=True)
+    line = np.array([0.0, 1.05 * max(z.max(), real["z_median"].max())])
+    for axis, (name, z_phot) in zip(axes[0], panels, strict=True):
+        axis.plot(z, z_phot, "o", color=style.PALETTE[0], alpha=0.5, ms=6, mew=0)
+        axis.plot(line, line, color=style.TRUTH, lw=1.6)
+        for sign in (-1, 1):
+            axis.plot(line, line + sign * OUTLIER * (1 + line), "--", color=style.TRUTH, lw=1.6)
+        dz = (z_phot - z) / (1 + z)
+        numbers = (
+            rf"$\sigma_\mathrm{{NMAD}}$ = {nmad(dz):.3f}    outliers = {outlier_fraction(dz):.0%}"
+        )
+        axis.set_title(f"{name}\n{numbers}", loc="left")
+        axis.set(xlim=line, ylim=line, xlabel=f"redshift of {len(z)} real galaxies", aspect="equal")
+    axes[0, 0].set(ylabel="photometric redshift (median)")
     return fig
 
 

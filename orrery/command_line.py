@@ -5,9 +5,11 @@ Light to import: `train.py --help` must not wait for torch.
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -17,11 +19,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 CONFIGS = Path(__file__).parent / "configs"
+OPTIONS_OF_HYDRA = (
+    "--cfg", "--info", "--package", "--config-path", "--config-name", "--config-dir",
+    "--shell-completion", "--experimental-rerun",
+)  # fmt: skip
 
 
 def user_errors(entry_point: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -111,10 +120,11 @@ def what_is_saved(config: DictConfig) -> str:
     if not last.exists():
         return "no epoch was complete, so that nothing is saved; start the same command again"
     component = HydraConfig.get().runtime.choices.get("model")
-    return (
-        f"{last} holds the last complete epoch; go on by\n"
-        f"python {Path(sys.argv[0]).name} model={component} checkpoint={last}"
-    )
+    script = Path(sys.argv[0])
+    is_installed = script.resolve().parent == Path(__file__).resolve().parent
+    words = ["-m", "orrery", script.stem] if is_installed else [str(script)]
+    words = ["python", *words, f"model={component}", f"checkpoint={last}"]
+    return f"{last} holds the last complete epoch; go on by\n{shlex.join(words)}"
 
 
 class RefusesUnwritable(Callback):
@@ -206,9 +216,16 @@ OmegaConf.register_new_resolver("choices", listed_choices, replace=True)
 def refuse_unknown_choices() -> None:
     """Refuse ``model=zephir`` with the near ``zephyr``: Hydra lists the choices, and proposes none.
 
-    Where nothing is near, and for groups that are not ours, the word is left to Hydra.
+    Where nothing is near, and for groups that are not ours, the word is left to Hydra. Words that
+    are no settings are refused, such as ``zephyr`` and ``--model=zephyr``.
     """
-    for word in sys.argv[1:]:
+    for before, word in itertools.pairwise(sys.argv):
+        key = word.partition("=")[0]
+        if key.startswith("--") and "=" in word and key not in OPTIONS_OF_HYDRA:
+            _refuse(f"'{word}': a setting has no dashes: {word.lstrip('-')}")
+        if "=" not in word and not word.startswith(("-", "~")) and not before.startswith("-"):
+            example = word if word in choices("model") else "zephyr"
+            _refuse(f"'{word}' is no setting, which are <name>=<value>, such as model={example}")
         group, _, names = word.lstrip("+").partition("=")
         known = choices(group)
         for name in names.split(","):  # several in a sweep
@@ -218,6 +235,40 @@ def refuse_unknown_choices() -> None:
                     f"there is no {group}={name}; near: {', '.join(near)}; "
                     f"there are {', '.join(known)}"
                 )
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run an entry point; to what Hydra says of an unknown setting, add the near ones."""
+    try:
+        main()
+    except SystemExit as stop:
+        if stop.code == 1:
+            _name_near_settings()
+        raise
+
+
+def _name_near_settings() -> None:
+    chosen = [word for word in sys.argv[1:] if choices(word.partition("=")[0])]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = OmegaConf.to_container(compose(Path(sys.argv[0]).stem, chosen))
+    except HydraException:  # which it has said
+        return
+    known = list(_names_of_settings(config))
+    for word in sys.argv[1:]:
+        key, is_setting, _ = word.partition("=")
+        near = get_close_matches(key, known)
+        if is_setting and near and key not in known and word not in chosen:
+            print(f"\nerror: no setting '{key}'; near: {', '.join(near)}", file=sys.stderr)
+
+
+def _names_of_settings(config: Any, prefix: str = "") -> Iterator[str]:
+    """``data.columns.redshift``, and the sections that it is in."""
+    for name, value in config.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _names_of_settings(value, f"{prefix}{name}.")
 
 
 def refuse_sweep_of_ddp(config: DictConfig) -> None:

@@ -1,5 +1,6 @@
 """Trained models by name or path: ``from orrery import load``."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,9 @@ def find(checkpoint: str | Path | None) -> Path:
     if path.is_dir():
         _refuse_other_folders(path)
     elif not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint '{checkpoint}' ({shipped})")
+        near = get_close_matches(str(checkpoint), names())
+        hint = f"near: {', '.join(near)}; " if near else ""
+        raise FileNotFoundError(f"there is no checkpoint '{checkpoint}' ({hint}{shipped})")
     return path
 
 

@@ -160,9 +160,7 @@ def data_for(
         return data
     where = f"{trained_on.get('path')} ({trained_on.get('rows', 0):,} rows)"
     if asked.get("path"):
-        data.insample = data.split == "all" and data.provenance()["sha256"] == trained_on.get(
-            "sha256"
-        )
+        data.insample = data.split == "all" and data.is_of_record(trained_on)
         return data
     for key in SPLIT:
         if key in asked:

@@ -71,7 +71,8 @@ class FeniksSpectra(FeniksData):
     ``spectrum_wavelength`` (batch, m), Angstrom in vacuum, rising; ``spectrum_flux`` and
     ``spectrum_error`` (batch, m), f_nu in uJy, 0 and 1 where a pixel is not ``spectrum_good``
     (bool), as all are of a galaxy without a spectrum; ``spectrum_resolution`` (batch,), wavelength
-    over FWHM. ``true_broad`` (batch,): 1 or 0, whether mock galaxies have broad lines.
+    over FWHM; and ``spectrum_covariance`` (batch, m, m), uJy^2, float64, of the pixels' errors, if
+    any file has one. ``true_broad`` (batch,): 1 or 0, whether mock galaxies have broad lines.
 
     Args:
         spectra: a file, a pattern such as spec/\\*.fits, or a list of them. A file belongs to the
@@ -357,7 +358,15 @@ class FeniksSpectra(FeniksData):
                 )
                 flux[row, :m], error[row, :m], good[row, :m] = each.flux, each.error, each.good
                 resolution[row] = each.resolution
-        return _batch(wavelength, flux, error, good, resolution)
+        batch = _batch(wavelength, flux, error, good, resolution)
+        if any(each.covariance is not None for each in self._by_id.values()):
+            covariance = torch.diag_embed(torch.from_numpy(error).square())
+            for row, each in enumerate(spectra):
+                if each is not None and each.covariance is not None:
+                    m = len(each.flux)
+                    covariance[row, :m, :m] = torch.from_numpy(each.covariance)
+            batch["spectrum_covariance"] = covariance
+        return batch
 
     def _of_table(self, columns: Mapping[str, np.ndarray]) -> Rows:
         """Spectra of arrays in the catalogue, which are in vacuum."""

@@ -42,6 +42,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "flux": _FLUXES,
     "error": _of_flux(_ERRORS),
     "ivar": _of_flux(_IVARS),
+    "covariance": ("covariance", "covar", "cov", "covariance_matrix", "cov_matrix"),
     "mask": ("mask", "flag", "flags", "dq", "bad", "badpix", "bad_pixel", "and_mask", "quality"),
     "good": ("good", "use", "ok", "goodpix", "good_pixel", "tr"),
     "id": ("id", "object", "object_id", "name", "source_id", "objid", "targetid"),
@@ -58,10 +59,10 @@ LENGTHS = {**{name: u.Unit(unit) for name, unit in UNITS_IN_NAMES.items()}, "å"
 class SpectrumSettings:
     """How files of spectra are read: ``data.spectrum.<name>``.
 
-    - ``wavelength``, or ``low`` and ``high``, edges of pixels; ``flux``; ``error`` or ``ivar``,
-      inverse variance; ``mask``, not 0 where a pixel is bad, or ``good``, not 0 where it is good;
-      ``id``, of a table with a spectrum per row: columns, or extensions of an image. None: found
-      by their names.
+    - ``wavelength``, or ``low`` and ``high``, edges of pixels; ``flux``; ``error``, or ``ivar``,
+      inverse variance, or ``covariance``, a row of numbers for each pixel; ``mask``, not 0 where a
+      pixel is bad, or ``good``, not 0 where it is good; ``id``, of a table with a spectrum per row:
+      columns, or extensions of an image. None: found by their names.
     - ``units`` of ``wavelength``, ``flux``, ``error`` and ``ivar``, before those of the file; may
       have a scale: 1e-19 erg/s/cm2/AA.
     - ``air``: whether wavelengths are in air; None: as the file says, and else in vacuum.
@@ -79,6 +80,7 @@ class SpectrumSettings:
     flux: str | None = None
     error: str | None = None
     ivar: str | None = None
+    covariance: str | None = None
     mask: str | None = None
     good: str | None = None
     id: str | None = None

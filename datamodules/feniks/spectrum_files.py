@@ -26,6 +26,7 @@ from orrery.datamodules.feniks.spectrum_columns import (
     read_unit,
     to_microjansky,
 )
+from orrery.datamodules.feniks.spectrum_covariance import covariance_of, with_good_pixels
 from orrery.datamodules.feniks.spectrum_formats import WCS, Columns, columns_of_file
 from orrery.datamodules.values import LARGEST, equals_any
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT
@@ -43,7 +44,8 @@ class ObservedSpectrum(NamedTuple):
     """Of one galaxy, with m pixels in rising order; ``flux`` is 0 and ``error`` 1 where not good.
 
     ``wavelength`` (m,): Angstrom in vacuum, middle of pixels; ``flux`` and ``error`` (m,): f_nu,
-    uJy; ``good`` (m,): bool; ``resolution``: wavelength over FWHM, of spectrograph and pixels.
+    uJy; ``good`` (m,): bool; ``resolution``: wavelength over FWHM, of spectrograph and pixels;
+    ``covariance`` (m, m), uJy^2, of all errors, if the file has it.
     """
 
     wavelength: np.ndarray
@@ -51,6 +53,7 @@ class ObservedSpectrum(NamedTuple):
     error: np.ndarray
     good: np.ndarray
     resolution: float
+    covariance: np.ndarray | None = None
 
 
 def read_spectra(
@@ -74,8 +77,8 @@ def read_spectra(
 
 def observed(columns: Columns, settings: SpectrumSettings, path: str, say: Say) -> ObservedSpectrum:
     """A spectrum of its columns. Raises ``ValueError`` that says what is wrong with which pixel."""
-    names = list(columns.values)
-    for name in names:
+    matrix = columns.find("covariance", settings, path)
+    for name in (name for name in columns.values if name != matrix):
         if columns.values[name].ndim != 1 and columns.values[name].dtype.kind in "fiu":
             raise ValueError(
                 f"{path}: column '{name}' has the shape {columns.values[name].shape}; expected a "
@@ -87,7 +90,7 @@ def observed(columns: Columns, settings: SpectrumSettings, path: str, say: Say) 
     order = _rising(middle, np.flatnonzero(kept), path)
     edges, middle = edges[order], middle[order]
     in_air = _in_air(columns, settings, name, say)
-    flux, error, good = _measured(columns, settings, middle, order, path, say)
+    flux, error, good, covariance = _measured(columns, settings, middle, order, path, say)
     if in_air:
         edges = in_vacuum(torch.from_numpy(edges)).numpy()
         middle = edges.mean(1)
@@ -102,6 +105,8 @@ def observed(columns: Columns, settings: SpectrumSettings, path: str, say: Say) 
         good = good & np.isfinite(error) & (error > 0)
     _refuse_few(good, flux, order[part], path)
     _refuse_unusual(flux[good], path)
+    if covariance is not None:
+        covariance = with_good_pixels(covariance[part, part], good, path)
     width = np.median(np.diff(edges, axis=1)[good, 0])
     return ObservedSpectrum(
         middle,
@@ -109,6 +114,7 @@ def observed(columns: Columns, settings: SpectrumSettings, path: str, say: Say) 
         np.where(good, error, 1.0),
         good,
         with_pixels(settings.resolution, float(np.median(middle[good])), float(width)),
+        covariance,
     )
 
 
@@ -220,8 +226,11 @@ def _measured(
     order: np.ndarray,
     path: str,
     say: Say,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flux and error, uJy, and whether they are good, (m,) each, of the rows in ``order``."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Flux and error, uJy, and whether they are good, (m,) each, of the rows in ``order``.
+
+    And the covariance (m, m), uJy^2, if there is one.
+    """
     roles = ("flux", "error", "ivar", "mask", "good")
     every = {role: columns.find(role, settings, path) for role in roles}
     found = {role: name for role, name in every.items() if name is not None}
@@ -232,14 +241,21 @@ def _measured(
     factor = to_microjansky(flux_unit, middle, found["flux"], "flux", path)
     unknown = equals_any(values["flux"], settings.sentinels)
     flux = np.where(unknown, np.nan, values["flux"]) * factor
-    error = _errors(columns, settings, found, values, factor, middle, path, say)
+    covariance = covariance_of(columns, settings, order, factor, flux_unit, path)
+    if covariance is not None:
+        with np.errstate(invalid="ignore"):
+            error = np.sqrt(np.diag(covariance[1]))
+        if unused := found.get("error") or found.get("ivar"):
+            say(f"errors are those of the covariance '{covariance[0]}', and not of '{unused}'")
+    else:
+        error = _errors(columns, settings, found, values, factor, middle, path, say)
     good = np.isfinite(flux) & (np.abs(flux) < LARGEST)
     good &= np.isfinite(error) & (error > 0) & (error < LARGEST)
     if "mask" in values:
         good &= values["mask"] == 0  # a mask that is blank is not 0
     if "good" in values:
         good &= np.nan_to_num(values["good"]) != 0
-    return flux, error, good
+    return flux, error, good, covariance and covariance[1]
 
 
 def _density(
@@ -278,10 +294,10 @@ def _errors(
         return np.ones(len(middle))
     if name is None:
         raise ValueError(
-            f"{path}: has no errors; name their column, data.spectrum.error=<column> or "
-            f"data.spectrum.ivar=<column>, or have them estimated from the scatter of "
-            f"neighbouring pixels: data.spectrum.error_from=scatter. Its columns: "
-            f"{', '.join(columns.values)}"
+            f"{path}: has no errors; name their column, data.spectrum.error=<column>, "
+            f"data.spectrum.ivar=<column> or data.spectrum.covariance=<column>, or have them "
+            f"estimated from the scatter of neighbouring pixels: data.spectrum.error_from=scatter. "
+            f"Its columns: {', '.join(columns.values)}"
         )
     given = values[role]
     if (given < 0).any():

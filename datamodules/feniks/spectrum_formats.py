@@ -30,6 +30,8 @@ FAST_COLUMN = re.compile(r"([FE])(\w+)", re.IGNORECASE)
 class Columns(NamedTuple):
     """Columns of one spectrum as in its file, (m,) each, and their units as far as it says them.
 
+    That of the role covariance, if there is one, is (m, m).
+
     ``in_air``: what keywords of the file say of wavelengths; ``known``: role -> column, where the
     format says it.
     """
@@ -53,12 +55,19 @@ def columns_of_file(path: str, settings: SpectrumSettings) -> dict[str, Columns]
         with naming(path), fits.open(path) as hdus:
             in_air = _medium([hdu.header for hdu in hdus])
             tables = any(isinstance(hdu, fits.BinTableHDU | fits.TableHDU) for hdu in hdus)
-            images = _images(hdus, path)
-        if images and not (tables and settings.group) and not _has_flux_table(path, settings):
+            images = _images(hdus, path, tables)
+        if (
+            any(values.ndim == 1 for values, _ in images.values())
+            and not (tables and settings.group)
+            and not _has_flux_table(path, settings)
+        ):
             return {"": _image_columns(images, settings, path, in_air)}
     else:
-        in_air = None
+        in_air, images = None, {}
     columns = _table_columns(path, settings)._replace(in_air=in_air)
+    matrix = find("covariance", [*columns.values, *images], settings, path)
+    if matrix in images:  # of the spectrum in the table
+        columns.values[matrix] = images[matrix][0]
     return _by_galaxy(columns, settings, path)
 
 
@@ -87,8 +96,10 @@ def _has_flux_table(path: str, settings: SpectrumSettings) -> bool:
         return False
 
 
-def _images(hdus: fits.HDUList, path: str) -> dict[str, tuple[np.ndarray, fits.Header]]:
-    """Images of a file with one axis, by name of the extension; of more axes an error."""
+def _images(
+    hdus: fits.HDUList, path: str, beside_table: bool
+) -> dict[str, tuple[np.ndarray, fits.Header]]:
+    """Images of a file with one axis, or square, by name of the extension; of others an error."""
     images: dict[str, tuple[np.ndarray, fits.Header]] = {}
     shapes = []
     for number, hdu in enumerate(hdus):
@@ -96,10 +107,11 @@ def _images(hdus: fits.HDUList, path: str) -> dict[str, tuple[np.ndarray, fits.H
             continue
         data = np.squeeze(np.asarray(hdu.data))
         shapes.append(data.shape)
-        if data.ndim == 1 and len(data) > 1:
+        is_square = data.ndim == 2 and data.shape[0] == data.shape[1] > 1
+        if is_square or (data.ndim == 1 and len(data) > 1):
             name = hdu.name if hdu.name and hdu.name not in images else str(number)
             images[name] = data.astype(float), hdu.header.copy()
-    if shapes and not images:
+    if shapes and not beside_table and all(x.ndim == 2 for x, _ in images.values()):
         raise ValueError(
             f"{path}: its image has the shape {shapes[0]}; expected a spectrum of one axis: "
             f"extract one from the two-dimensional spectrum"
@@ -118,7 +130,8 @@ def _image_columns(
     The flux is the extension of that name, or the only one that is no error, mask or wavelength.
     """
     names = list(images)
-    others = [find(role, names, settings, path) for role in ("error", "ivar", "mask", "good")]
+    roles = ("error", "ivar", "mask", "good", "covariance")
+    others = [find(role, names, settings, path) for role in roles]
     wavelength = find("wavelength", names, settings, path)
     flux = find("flux", names, settings, path)
     if flux is None:
@@ -201,8 +214,9 @@ def _by_galaxy(columns: Columns, settings: SpectrumSettings, path: str) -> dict[
             )
             for key, (flux, error) in of_fast.items()
         }
+    covariance = columns.find("covariance", settings, path)
     arrays = [n for n in names if columns.values[n].ndim > 1]
-    if not arrays:
+    if not arrays or (arrays == [covariance] and columns.values[arrays[0]].ndim == 2):
         return {"": columns}
     rows = len(columns.values[names[0]])
     keys = [""]

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from orrery.models.base import Batch, Component, Data, Evaluation, Fit, Output, PredictedRows
 from orrery.models.dust.evaluation import evaluate
-from orrery.models.dust.field import Density, Extinction, Stars
+from orrery.models.dust.field import Density, Extinction
+from orrery.models.dust.groups import StarGroups, group_stars
 from orrery.models.dust.hmc import Draws, draw, likelihood
 from orrery.models.dust.migrations import inference_setting, no_substructure_nearer_dust_or_disc
 from orrery.models.dust.noise import all_gather, chunks, normal
 from orrery.models.dust.outputs import OUTPUTS, log_density, predicted_rows
 from orrery.models.dust.prior import N_HYPER, Prior, Processes, refuse_too_large_map
 from orrery.models.dust.query import edges, locate_stars, map_arrays, query
+from orrery.models.dust.stars import Stars
 from orrery.models.dust.variational import Linearisation, preconditioner, share_within_voxels
 from orrery.models.inference import mgvi
 from orrery.models.layers.slices import in_slices
@@ -192,7 +194,9 @@ class Dust(Component):
     def prepare(self, data: Data) -> None:
         """A first guess of the density, constant in space, and the stars behind each pixel."""
         batch = data.training_batch()
-        paths, extinction = self.stars(batch).paths.lengths.sum(1), batch["extinction"]
+        everywhere = torch.ones(1, *self.widths.shape).expand(1, self.grid.shape[0], -1)
+        paths = self.star_groups(batch).integral(everywhere.to(self.mean))[0]
+        extinction = batch["extinction"]
         density = extinction.mean() / paths.mean()
         if not bool(density > 0):
             raise ValueError(
@@ -203,8 +207,15 @@ class Dust(Component):
         self.constant_density.copy_(torch.stack([density, scatter.mean().clamp_min(0).sqrt()]))
         spread = 0.5 * self.amplitude[0] ** 2  # of ln: the mean of exp(s) over its median
         self.log_mean_density.copy_(density.log() - spread)
-        pixel = self.stars(batch).pixel
+        pixel = self.grid.voxel(batch["direction"], torch.ones_like(batch["parallax"]))[0]
         self.n_stars.copy_(torch.bincount(pixel, minlength=len(self.n_stars)))
+
+    def star_groups(self, batch: Batch) -> StarGroups:
+        """The stars of a fit, in the precision of the model."""
+        direction, parallax, error = (
+            batch[name] for name in ("direction", "parallax", "parallax_error")
+        )
+        return group_stars(self.grid, direction, parallax, error, self.mean.dtype)
 
     def stars(self, batch: Batch, by_prior: bool = False) -> Stars:
         """Pixels, and paths through the shells, in the precision of the model.
@@ -221,7 +232,11 @@ class Dust(Component):
     def calibrate(self, data: Data) -> None:
         """The samples of the finished map: of further iterations, or those of HMC."""
         batch = {name: values.to(self.device) for name, values in data.training_batch().items()}
-        stars, mean, samples = self.stars(batch), self.mean.detach(), self.mean + self.residuals
+        stars, mean, samples = (
+            self.star_groups(batch),
+            self.mean.detach(),
+            self.mean + self.residuals,
+        )
         n = self._n_noise(batch)
         local, parts = self._linearise(batch, stars, mean, samples), []
         for pairs in chunks(range(1000, 1000 + self.draws), self.pairs):
@@ -243,8 +258,8 @@ class Dust(Component):
 
     def hmc_draws(self, batch: Batch, start: Tensor) -> Draws:
         """From the posterior itself; chains begin at variational samples ``start``."""
-        stars = self.stars(batch)
-        log_p = likelihood(self.grid, stars, batch, self.noise_dof, float(self.substructure))
+        within, stars = float(self.substructure), self.star_groups(batch)
+        log_p = likelihood(self.grid, self.stars(batch), batch, self.noise_dof, within)
         variance = self._variance(batch, stars, start)
         return draw(self.prior, log_p, stars, variance, start, self.transitions, self.seed)
 
@@ -279,23 +294,23 @@ class Dust(Component):
 
         In validation minus the mean log density of the stars' extinctions.
         """
-        stars, prior = self.stars(batch), self.prior
         if not self.training:
-            return -self._log_density(batch, stars).mean()
+            return -self._log_density(batch, self.stars(batch)).mean()
+        stars, prior = self.star_groups(batch), self.prior
         variance = self._variance(batch, stars, self.samples())
         at = Extinction(prior, stars, self.samples())
         misfit = (at.value - batch["extinction"]).square() / variance
         return 0.5 * misfit.mean() + 0.5 * self.mean.square().sum() / self.n_stars.sum()
 
     @torch.no_grad()
-    def _variance(self, batch: Batch, stars: Stars, samples: Tensor) -> Tensor:
+    def _variance(self, batch: Batch, stars: StarGroups, samples: Tensor) -> Tensor:
         """Variance (stars,) of the measurement and, for the current samples, over the distances
         and within voxels.
 
         With Student's distribution that of the normal which gives a star the same weight.
         """
         at = Extinction(self.prior, stars, samples)
-        distances, squares = (x.mean(0) for x in at.scatter(self.widths))
+        distances, squares = (x.mean(0) for x in at.scatter())
         variance = batch["extinction_error"].square() + distances
         variance = variance + self.substructure.square() * squares
         if self.noise_dof is None or not bool(self.residuals.any()):
@@ -304,10 +319,10 @@ class Dust(Component):
         return variance * (self.noise_dof + square) / (self.noise_dof + 1)
 
     @torch.no_grad()
-    def _learn_substructure(self, batch: Batch, stars: Stars, samples: Tensor) -> None:
+    def _learn_substructure(self, batch: Batch, stars: StarGroups, samples: Tensor) -> None:
         """The most probable one for the current samples: a step of expectation maximisation."""
         at = Extinction(self.prior, stars, samples)
-        distances, squares = (x.mean(0) for x in at.scatter(self.widths))
+        distances, squares = (x.mean(0) for x in at.scatter())
         misfit = (at.value - batch["extinction"]).square().mean(0)
         variance = batch["extinction_error"].square() + distances
         share = share_within_voxels(misfit, variance, squares, self.noise_dof)
@@ -326,7 +341,7 @@ class Dust(Component):
         with torch.no_grad():
             tempered = min(TEMPERED_ITERATIONS, self.fit.epochs - 1) - self.current_epoch
             inflation = 2.0 ** max(0, tempered)
-            stars = self.stars(batch)
+            stars = self.star_groups(batch)
             local = self._linearise(batch, stars, self.mean, self.samples(), inflation)
             noise = self._noise(range(rank, self.pairs, world), self._n_noise(batch))
             mine = local.residuals(noise, self.tolerance)[1]
@@ -342,7 +357,7 @@ class Dust(Component):
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
 
     def _linearise(
-        self, batch: Batch, stars: Stars, mean: Tensor, samples: Tensor, inflation: float = 1.0
+        self, batch: Batch, stars: StarGroups, mean: Tensor, samples: Tensor, inflation: float = 1.0
     ) -> Linearisation:
         """About ``mean`` (1, latents), with the noise variance at ``samples`` times ``inflation``.
 

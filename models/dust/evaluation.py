@@ -11,10 +11,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from orrery.models.base import Batch, Data, Evaluation, PredictedRows, or_nothing
-from orrery.models.dust.field import Stars
 from orrery.models.dust.figure_data import figure_data
 from orrery.models.dust.outputs import BIT
 from orrery.models.dust.query import edges
+from orrery.models.dust.stars import Stars
 from orrery.models.dust.variational import NONLINEAR_INFERENCE
 from orrery.physics.densities import log_normal
 from orrery.physics.dust.extinction import mean_and_variance

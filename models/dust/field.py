@@ -2,70 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
+from orrery.models.dust.groups import StarGroups
 from orrery.models.dust.prior import N_HYPER, Prior
 from orrery.models.inference.matrix_free import LinearOperator
-from orrery.physics.dust.extinction import Paths, mean_and_variance, voxel_squares
-
-
-class Interpolation:
-    """Values of pixels at the directions of stars, between those of the four pixels about each.
-
-    ``pixels`` and ``weights`` (stars, 4), of `physics.gaussian_process.healpix.bilinear`.
-    """
-
-    def __init__(self, pixels: Tensor, weights: Tensor, n_pixels: int) -> None:
-        self.pixels, self.weights = pixels, weights
-        # of the transpose: the stars about each pixel, pixel by pixel
-        order = torch.argsort(pixels.flatten(), stable=True)
-        count = torch.bincount(pixels.flatten(), minlength=n_pixels)
-        self.stars, self.first = order // pixels.shape[1], count.cumsum(0) - count
-        self.star_weights = weights.flatten()[order]
-
-    def apply(self, values: Tensor) -> Tensor:
-        """(stars, n) of ``values`` (pixels, n)."""
-        weights = self.weights.to(values)
-        return embedding_bag(self.pixels, values, mode="sum", per_sample_weights=weights)
-
-    def adjoint(self, by_star: Tensor) -> Tensor:
-        """The transpose of `apply`: (pixels, n) of ``by_star`` (stars, n)."""
-        weights = self.star_weights.to(by_star)
-        return embedding_bag(
-            self.stars, by_star, self.first, mode="sum", per_sample_weights=weights
-        )
-
-
-class Stars(NamedTuple):
-    """Where stars are, and the paths of their light.
-
-    "Shells" are those from us to the edge of the map: what is nearer than it is the first.
-    """
-
-    pixel: Tensor  # (stars,), that each is in
-    between: Interpolation
-    paths: Paths
-
-    def along(self, rho: Tensor) -> Tensor:
-        """The density along each sightline, (samples, stars, shells), of that of all pixels."""
-        along = rho.new_empty(len(rho), len(self.pixel), rho.shape[2])
-        for i, one in enumerate(rho):  # not stacked, which would take the memory twice
-            along[i] = self.between.apply(one)
-        return along
-
-    def integral(self, rho: Tensor) -> Tensor:
-        """Over the mean paths, (samples, stars), of ``rho`` (samples, pixels, shells)."""
-        lengths = self.paths.lengths
-        return torch.stack([(self.between.apply(one) * lengths).sum(1) for one in rho])
-
-    def integral_adjoint(self, by_star: Tensor) -> Tensor:
-        """Its transpose: (samples, pixels, shells) of ``by_star`` (samples, stars)."""
-        lengths = self.paths.lengths
-        return torch.stack([self.between.adjoint(one[:, None] * lengths) for one in by_star])
 
 
 class Density:
@@ -139,7 +82,7 @@ def after(first: Tensor, shells: Tensor) -> Tensor:
 class Extinction:
     """The extinction of stars at latents ``u`` (samples, n): `models.inference.mgvi.Linear`."""
 
-    def __init__(self, prior: Prior, stars: Stars, u: Tensor) -> None:
+    def __init__(self, prior: Prior, stars: StarGroups, u: Tensor) -> None:
         self.stars, self.latents = stars, u
         self.density = Density(prior, u)
         self.rho = self.density.log_from_us.exp()
@@ -167,11 +110,9 @@ class Extinction:
 
         return product
 
-    def scatter(self, widths: Tensor) -> tuple[Tensor, Tensor]:
+    def scatter(self) -> tuple[Tensor, Tensor]:
         """Variance over the distances of the stars, and `voxel_squares`, (samples, stars)."""
-        rho = self.stars.along(self.rho)
-        variance = mean_and_variance(rho, self.stars.paths, widths)[1]
-        return variance, voxel_squares(rho, self.stars.paths)
+        return self.stars.scatter(self.rho)
 
     def _log_rho_gradient(self, w: Tensor) -> Tensor:
         """By `Density.log_from_us` of ``w`` (samples, stars), that by extinction."""

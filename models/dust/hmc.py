@@ -10,18 +10,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from orrery.models.base import Batch
-from orrery.models.dust.field import Density, Extinction, Stars
+from orrery.models.dust.field import Density, Extinction
+from orrery.models.dust.groups import StarGroups
 from orrery.models.dust.prior import HMC_EIGENVECTORS, N_CHAINS, N_HYPER, Prior
 from orrery.models.dust.query import edges
+from orrery.models.dust.stars import Stars
 from orrery.models.inference.diagnostics import ess, rhat
 from orrery.models.inference.hmc import HMC
 from orrery.models.inference.matrix_free import leading_eigenvectors
 from orrery.physics.dust.extinction import Distances, distances, log_marginal, voxel_squares
 from orrery.physics.gaussian_process.icr import Grid
+from orrery.progress import counted
 
 WARM_UP = 0.35  # share of the transitions in which chains adapt
 DIAGNOSED_STRIDE = 101  # every so many voxels enter R-hat and the effective sample size
@@ -64,7 +66,7 @@ def likelihood(
 def draw(
     prior: Prior,
     log_likelihood: Callable[[Tensor], Tensor],
-    stars: Stars,
+    stars: StarGroups,
     variance: Tensor,
     samples: Tensor,
     transitions: int,
@@ -113,7 +115,7 @@ def draw(
     warm_up = round(WARM_UP * transitions)
     sampler = HMC(LogPosterior.apply, starts[None].double(), warm_up, seed, accept=0.8)
     draws, diagnosed = [], []
-    for i in track(range(transitions), "sampling", transient=True):
+    for i in counted(range(transitions), "sampling", "transitions"):
         y = sampler.advance()[0]
         if i >= warm_up:
             draws.append(latents(y.to(samples)))

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from orrery.models.base import Batch, Output
-from orrery.models.dust.field import Stars
+from orrery.models.dust.stars import Stars
 from orrery.physics.densities import log_student
 from orrery.physics.dust.extinction import is_poor, mean_and_variance, voxel_squares
 

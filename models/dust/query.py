@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from orrery.models.dust.field import Interpolation, Stars
+from orrery.models.dust.stars import Interpolation, Stars
 from orrery.physics.dust.extinction import Paths, is_poor, paths, paths_by_prior
 from orrery.physics.gaussian_process import healpix
 from orrery.physics.gaussian_process.icr import Grid
@@ -94,9 +94,13 @@ def map_arrays(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, 
     return arrays
 
 
-def interpolation(grid: Grid, direction: Tensor) -> Interpolation:
-    """Between the pixels of ``grid``, in each ``direction`` (stars, 3)."""
-    return Interpolation(*healpix.bilinear(grid.nside, direction), len(healpix.centres(grid.nside)))
+def interpolation(
+    grid: Grid, direction: Tensor, dtype: torch.dtype = torch.float64
+) -> Interpolation:
+    """Between the pixels of ``grid``, in each ``direction`` (stars, 3), of weights in ``dtype``."""
+    pixels, weights = healpix.bilinear(grid.nside, direction)
+    device = direction.device
+    return Interpolation(pixels.to(device), weights.to(device, dtype), grid.shape[0])
 
 
 def locate_stars(

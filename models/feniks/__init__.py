@@ -295,7 +295,8 @@ class Feniks(SedEmulator):
     def spectra(self) -> SpectrumNetwork:
         """The network of spectra, on the CPU."""
         if not self._loaded:
-            network = load(SPECTRA).network
+            with torch.inference_mode(False):  # for HMC, which needs gradients
+                network = load(SPECTRA).network
             assert isinstance(network, SpectrumNetwork)
             self._loaded.append(network)
         return self._loaded[0]

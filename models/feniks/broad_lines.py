@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from orrery.models.feniks.redshift import Draws
-from orrery.models.feniks.spectrum_fit import DEFAULT, Data, Fit, Spectrum, SpectrumModel, prepared
+from orrery.models.feniks.observed_spectrum import Spectrum
+from orrery.models.feniks.spectroscopic_redshift import Draws
+from orrery.models.feniks.spectrum_fit import DEFAULT, Data, Fit, SpectrumModel, prepared
 from orrery.physics.sps.emission import FWHM, H_BETA, O_III, instrument_sigma, line_shapes, seen
 
 SHIFTS = tuple(range(-3000, 3001, 500))  # km/s
@@ -71,30 +72,28 @@ def _profiles(data: Data, log_ratio: Tensor) -> Tensor:
         for shift in SHIFTS
         for width in WIDTHS
     ]
-    return torch.stack(shapes, 2) * data.mean.double()
+    return torch.stack(shapes, 2) * data.mean
 
 
 def _log_gain(fit: Fit, profiles: Tensor, jitter: float) -> Tensor:
     """ln of the evidence with each component over that without, (n, components)."""
-    root, force = fit.normal(jitter)
-    weight = fit.data.weight.double() / jitter**2
+    root, gain = fit.root(jitter)
     components = profiles.shape[2]
-    flat = profiles.flatten(2)
-    weighted = flat * weight[:, None]
-    y = torch.linalg.solve_triangular(root, fit.columns.mT @ weighted, upper=False)
-    r = torch.linalg.solve_triangular(root, force[..., None], upper=False)
-    pull = weighted.mT @ fit.residual[..., None] - y.mT @ r
-    pull = pull[..., 0].unflatten(1, (components, 2))
-    pairs = weighted.unflatten(2, (components, 2)), y.unflatten(2, (components, 2))
-    gram = torch.einsum("nmci,nmcj->ncij", pairs[0], profiles)
-    gram = gram - torch.einsum("nqci,nqcj->ncij", pairs[1], pairs[1])
+    white = fit.data.whitened(profiles.flatten(2)) / jitter
+    columns = fit.data.whitened(fit.columns) / jitter
+    residual = fit.data.whitened((fit.data.flux - fit.shapes)[..., None])[..., 0] / jitter
+    y = torch.linalg.solve_triangular(root, columns.mT @ white, upper=False)
+    pull = (white.mT @ residual[..., None] - y.mT @ gain[..., None])[..., 0]
+    pull = pull.unflatten(1, (components, 2))
+    w, y = white.unflatten(2, (components, 2)), y.unflatten(2, (components, 2))
+    gram = torch.einsum("nmci,nmcj->ncij", w, w) - torch.einsum("nqci,nqcj->ncij", y, y)
     angle = torch.tensor(ANGLES, dtype=torch.float64)
     direction = torch.stack([angle.cos(), angle.sin()], 1)  # (angles, 2)
     f = pull @ direction.T  # (n, components, angles)
     h = torch.einsum("ai,ncij,aj->nca", direction, gram, direction) + EQUIVALENT_WIDTH**-2
-    gain = 0.5 * f.square() / h - 0.5 * (h * EQUIVALENT_WIDTH**2).log()
-    gain = gain + math.log(2) + torch.special.log_ndtr(f / h.sqrt())
-    return gain.logsumexp(2) - math.log(len(ANGLES))
+    value = 0.5 * f.square() / h - 0.5 * (h * EQUIVALENT_WIDTH**2).log()
+    value = value + math.log(2) + torch.special.log_ndtr(f / h.sqrt())
+    return value.logsumexp(2) - math.log(len(ANGLES))
 
 
 def probability(log_bayes_factor: float, prior: float = PRIOR) -> float:

@@ -17,18 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from orrery.models.feniks.redshift import MARGIN, SIGMA_V, Draws
-from orrery.models.feniks.spectrum_fit import (
-    DEFAULT,
-    Data,
-    Fit,
-    Spectrum,
-    SpectrumModel,
-    at_own_redshift,
-    prepared,
-    rest_grid,
-    rest_spectra,
-)
+from orrery.models.feniks.observed_spectrum import Spectrum
+from orrery.models.feniks.rest_spectra import at_own_redshift, rest_grid, rest_spectra
+from orrery.models.feniks.spectroscopic_redshift import Draws
+from orrery.models.feniks.spectrum_fit import DEFAULT, Data, Fit, SpectrumModel, prepared
+from orrery.models.feniks.templates import MARGIN, SIGMA_V
 from orrery.models.inference.diagnostics import rhat
 from orrery.models.inference.hmc import HMC
 from orrery.models.sed_emulator import fitting
@@ -88,7 +81,7 @@ class JointTarget(NamedTuple):
         flux = rest_spectra(
             self.network, self.parameters(u), self.sigma_v(u), self.data.resolution, self.grid
         )
-        return at_own_redshift(flux, self.grid, self.data, self.log_ratio(u))
+        return at_own_redshift(flux, self.grid, self.data.log_wavelength, self.log_ratio(u))
 
     def __call__(self, u: Tensor) -> Tensor:
         """(n,), float64, of float32 coordinates."""

@@ -9,19 +9,12 @@ from torch import Tensor
 from orrery.models.base import Batch
 from orrery.models.feniks.broad_lines import Broad, broad_component
 from orrery.models.feniks.chains import joint_target, sample
-from orrery.models.feniks.redshift import (
-    NODE_STEP,
-    WINDOW,
-    Draws,
-    Mode,
-    PhotometricNodes,
-    RedshiftPosterior,
-    joint_draws,
-    joint_library,
-    photometric_nodes,
-    spectrum_posterior,
-)
-from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, Spectrum, prepared, rebinned
+from orrery.models.feniks.observed_spectrum import Spectrum, rebinned
+from orrery.models.feniks.photometric_redshift import PhotometricNodes, photometric_nodes
+from orrery.models.feniks.redshift import NODE_STEP, WINDOW, Mode, RedshiftPosterior
+from orrery.models.feniks.spectroscopic_redshift import Draws, joint_draws, spectrum_posterior
+from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, prepared
+from orrery.models.feniks.templates import joint_library
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.fitting import Photometry
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
@@ -57,9 +50,14 @@ def spectrum_of(batch: Batch, row: int) -> Spectrum | None:
         return None
     names = ("spectrum_wavelength", "spectrum_flux", "spectrum_error")
     wavelength, flux, error = (batch[name][row].double().cpu() for name in names)
-    return Spectrum(wavelength, flux, error, good.cpu(), batch["spectrum_resolution"][row].cpu())
+    resolution = batch["spectrum_resolution"][row].cpu()
+    covariance = batch.get("spectrum_covariance")
+    if covariance is not None:
+        covariance = covariance[row].double().cpu()
+    return Spectrum(wavelength, flux, error, good.cpu(), resolution, covariance)
 
 
+@torch.inference_mode(False)  # for HMC needs gradients
 @torch.no_grad()
 def fit_jointly(
     emulator: fitting.Emulator,
@@ -79,6 +77,7 @@ def fit_jointly(
     redshift counts as a measurement. With ``chains`` draws are those of HMC near each redshift that
     is possible, after ``warmup`` transitions, else they are chosen among the templates.
     """
+    data = Photometry(*(values.clone() for values in data))
     spectrum = rebinned(spectrum)
     nodes = _nodes(emulator, start, data)
     ends = float(spectrum.wavelength[0]), float(spectrum.wavelength[-1])
@@ -146,6 +145,6 @@ def _nodes(
 def _error_scale(spectrum: Spectrum, draws: Draws) -> float:
     """Mean of the posterior of the factor of the errors."""
     data = prepared(spectrum, DEFAULT.order)
-    fit = Fit.of(data, draws.shapes, torch.log1p(draws.z), DEFAULT)
+    fit = Fit.of(data, draws.shapes, torch.log1p(draws.z))
     share = fit.log_likelihoods().softmax(0).mean(1)
     return float(share @ torch.tensor(DEFAULT.jitter).to(share))

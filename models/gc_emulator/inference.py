@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from orrery.checkpoint import read_archive, write_checkpoint
@@ -20,6 +19,7 @@ from orrery.models.gc_emulator.start import ClusterPosterior, starting_points
 from orrery.models.inference.diagnostics import ess, rhat
 from orrery.models.inference.hmc import HMC
 from orrery.physics.clusters.observations import BinnedProfiles, PhaseSpaceStars, SkyStars
+from orrery.progress import counted
 
 SAVE_INTERVAL = 100  # transitions
 PERIODS = {"centre_ra": 360.0}  # deg, of the parameters that are angles
@@ -139,7 +139,7 @@ def sample(
         sampler.restore(state["sampler"])
         globals_, latents = list(state["kept"]), list(state["latents"])
     done = sampler.values["iteration"]
-    for i in track(range(done, warmup + draws), "sampling", transient=True):
+    for i in counted(range(done, warmup + draws), "sampling", "transitions"):
         position = sampler.advance()
         if i >= warmup:
             globals_.append(position[..., :k])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,8 +24,15 @@ from orrery.models.mass_net import diagram
 from orrery.models.mass_net.evaluation import evaluate
 from orrery.models.mass_net.exported import exported
 from orrery.models.mass_net.likelihood import PairDensity, pair_density
+from orrery.models.mass_net.migrations import no_misfit
 from orrery.models.mass_net.networks import LOG_SEPARATIONS, MassNetwork, PairStatistics
-from orrery.models.mass_net.outputs import BIT, LARGE_ERROR, MIN_INFORMATION, OUTPUTS
+from orrery.models.mass_net.outputs import (
+    BIT,
+    LARGE_ERROR,
+    LARGE_MISFIT,
+    MIN_INFORMATION,
+    OUTPUTS,
+)
 from orrery.physics.quantities import in_unit
 
 # P(n <= k) of a Poisson distribution of mean 1: how often a pair occurs in a bootstrap
@@ -33,6 +40,11 @@ POISSON = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634)
 DERIVATIVE_STEP = 0.05  # mag
 STEPS = {"bp_rp_error": (DERIVATIVE_STEP, 0.0), "abs_g_error": (0.0, DERIVATIVE_STEP)}
 MEAN_SQUARE_U = math.pi / 16  # of a component of u
+SCORE_STEP = 0.02  # of ln M
+SCORED_AT_ONCE = 8192  # pairs
+MISFIT_REACH = (1, 3)  # cells: few stars tell something together alone
+CHANCE = 2.0  # errors of the step that scores ask for, which are not counted
+LARGEST_MISFIT = 1.0  # of ln m
 
 
 class MassNet(Component):
@@ -58,8 +70,10 @@ class MassNet(Component):
         epochs: passes over the training pairs.
     """
 
+    migrations: ClassVar = (no_misfit,)
     hr_counts: Tensor
     hr_information: Tensor
+    hr_misfit: Tensor
     counts_sorted: Tensor
     mass_table: Tensor
     n_pairs: Tensor
@@ -93,6 +107,8 @@ class MassNet(Component):
         shape = diagram.N_BP_RP, diagram.N_ABS_G
         self.register_buffer("hr_counts", torch.zeros(shape))
         self.register_buffer("hr_information", torch.zeros(shape))  # the same in pairs: see outputs
+        # of ln m, by which the training pairs about a cell contradict the network
+        self.register_buffer("hr_misfit", torch.zeros(shape))
         self.register_buffer("counts_sorted", torch.zeros(1001))
         # mean of ln m, Msun, over the members, and its error, over the diagram
         n_x, n_y = (len(axis) for axis in diagram.fine_grid())
@@ -113,17 +129,22 @@ class MassNet(Component):
 
     @torch.no_grad()
     def calibrate(self, data: Data) -> None:
-        """Fill the tables of masses, from which they are predicted, and of information."""
+        """Fill the tables of masses, of what pairs tell of them, and of where they contradict."""
         x, y = (axis.to(self.mass_table) for axis in diagram.fine_grid())
         factor = error_factor(self.network.members)
         for i, bp_rp in enumerate(x):
             log_mass = self.network(bp_rp.expand(len(y)), y)
             self.mass_table[i] = torch.stack([log_mass.mean(0), factor * log_mass.std(0)], 1)
         batch = data.training_batch()
-        table = diagram.counts(
-            batch["bp_rp"].flatten(), batch["abs_g"].flatten(), self._information(batch).flatten()
-        )
+        places = batch["bp_rp"].flatten(), batch["abs_g"].flatten()
+        table = diagram.counts(*places, self._information(batch).flatten())
         self.hr_information.copy_(table)
+        score = self._score(batch).flatten()
+        found = [
+            misfit(*(diagram.counts(*places, x, reach) for x in (score, score.square())))
+            for reach in MISFIT_REACH
+        ]
+        self.hr_misfit.copy_(torch.stack(found).amax(0))
 
     def _information(self, batch: Batch) -> Tensor:
         """Fisher information of ln m of each star, (n, 2), over that of ln M without noise."""
@@ -133,6 +154,31 @@ class MassNet(Component):
         noise = 0.5 * batch["covariance"].diagonal(dim1=1, dim2=2).sum(1) / total
         precision = 1 / (1 + noise / MEAN_SQUARE_U).square()
         return (mass / total[:, None]).square() * precision[:, None]
+
+    def _score(self, batch: Batch) -> Tensor:
+        """Derivative of ln p of each pair by ln m of each of its stars, (n, 2), on the CPU."""
+        scores = []
+        for rows in torch.arange(len(batch["row"])).split(SCORED_AT_ONCE):
+            some = {
+                name: values[rows].to(self.mass_table)
+                if values.is_floating_point()
+                else values[rows].to(self.mass_table.device)
+                for name, values in batch.items()
+            }
+            mass = torch.stack([self.mean_log_mass(*x).exp() for x in self.places(some)], 1)
+            total = mass.sum(1)
+            above, below = (
+                pair_density(
+                    self.statistics,
+                    some,
+                    (total.log() + step).expand(self.network.members, -1),
+                    self.largest_circular_mass,
+                ).log_p.mean(0)
+                for step in (SCORE_STEP, -SCORE_STEP)
+            )
+            by_total = (above - below) / (2 * SCORE_STEP)
+            scores.append((by_total[:, None] * mass / total[:, None]).cpu())
+        return torch.cat(scores)
 
     def loss(self, batch: Batch) -> Tensor:
         """-ln p of the relative motions, mean over members, each with its bootstrap of pairs.
@@ -171,7 +217,7 @@ class MassNet(Component):
     ) -> tuple[Tensor, Tensor]:
         """ln m of stars, Msun, and its error; ``errors`` of those in `STEPS` that are not zero."""
         mean, std = diagram.interpolated(self.mass_table, bp_rp, abs_g).unbind(1)
-        variance = std.square()
+        variance = std.square() + diagram.at(self.hr_misfit, bp_rp, abs_g).square()
         for name, error in errors.items():
             step = STEPS[name]
             slope = (self.mean_log_mass(bp_rp + step[0], abs_g + step[1]) - mean) / DERIVATIVE_STEP
@@ -225,6 +271,7 @@ class MassNet(Component):
         rows = {name: torch.where(valid, values, torch.nan) for name, values in rows.items()}
         masks = {
             "extrapolated": valid & (information < MIN_INFORMATION),
+            "contradicted": valid & (diagram.at(self.hr_misfit, bp_rp, abs_g) > LARGE_MISFIT),
             "no_mass": ~valid,
             "poor_magnitude": valid & (batch["abs_g_error"] > LARGE_ERROR),
         }
@@ -290,8 +337,8 @@ class MassNet(Component):
         return [
             f"stars {within}, where training pairs tell ln m to 0.3 or better; others are flagged "
             f"as extrapolated",
-            "stars not much lighter than their companions: an error of a few per cent of the mass "
-            "of these is tens of per cent of theirs; dwarfs beyond M_G = 13.5 come out too heavy",
+            "places where the training pairs do not contradict the network, as they do where they "
+            "are few: others are flagged, and have wider errors",
             "where single stars and unresolved binaries overlap in the diagram, the mass is a mean "
             "of both",
             f"separations {10 ** LOG_SEPARATIONS[0]:.0f} to {10 ** LOG_SEPARATIONS[-1]:.0f} AU: "
@@ -307,6 +354,17 @@ class MassNet(Component):
     def exported(self) -> Exported:
         """Masses of stars of a colour and an absolute magnitude."""
         return exported(self)
+
+
+def misfit(score: Tensor, variance: Tensor) -> Tensor:
+    """Error of ln m by sums of the scores of stars and of their squares, of any shape.
+
+    The sum of scores over that of squares is the step of ln m that the pairs ask for, with a
+    variance of one over the latter (Fisher's scoring). What is beyond `CHANCE` errors counts.
+    """
+    known = variance.clamp_min(1e-12)
+    step, noise = score / known, known.rsqrt()
+    return (step.square() - (CHANCE * noise).square()).clamp_min(0).sqrt().clamp_max(LARGEST_MISFIT)
 
 
 def error_factor(members: int) -> float:

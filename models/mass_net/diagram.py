@@ -10,13 +10,14 @@ FINE_BP_RP, FINE_ABS_G = 0.02, 0.05  # mag, cells of the table of masses
 NEAR_TEXT = "within 0.15 mag in BP - RP and 0.4 mag in M_G"  # a cell and its neighbours
 
 
-def counts(bp_rp: Tensor, abs_g: Tensor, weight: Tensor) -> Tensor:
-    """Sum of the weights of stars, (n,), in and about each cell, (N_BP_RP, N_ABS_G)."""
+def counts(bp_rp: Tensor, abs_g: Tensor, weight: Tensor, reach: int = 1) -> Tensor:
+    """Sum of the weights of stars (n,) in each cell and ``reach`` about it, (N_BP_RP, N_ABS_G)."""
     x, y, inside = _cells(bp_rp, abs_g)
     cell = (x * N_ABS_G + y)[inside]
     grid = torch.bincount(cell, weight[inside].double(), N_BP_RP * N_ABS_G).float()
-    around = F.avg_pool2d(grid.view(1, 1, N_BP_RP, N_ABS_G), 3, stride=1, padding=1)
-    return 9 * around[0, 0]
+    width = 2 * reach + 1
+    around = F.avg_pool2d(grid.view(1, 1, N_BP_RP, N_ABS_G), width, stride=1, padding=reach)
+    return width**2 * around[0, 0]
 
 
 def at(grid: Tensor, bp_rp: Tensor, abs_g: Tensor) -> Tensor:

@@ -7,11 +7,14 @@ from orrery.models.mass_net.diagram import NEAR_TEXT
 # place must be worth for a mass there: their error of ln m is .73 over the root, here .3
 MIN_INFORMATION = 6.0
 LARGE_ERROR = 0.3  # mag, of M_G
+LARGE_MISFIT = 0.15  # of ln m
 FLAGS = {
     "extrapolated": f"training pairs {NEAR_TEXT} of a star tell ln m to 0.3 at best",
     "no_mass": "colour or magnitude is missing or impossible",
     "poor_magnitude": f"the error of an absolute magnitude is above {LARGE_ERROR} mag",
     "no_motion": "no relative motion is known of the pair, or its parallax is below five errors",
+    "contradicted": f"training pairs {NEAR_TEXT}, or thrice that, ask for another mass, by "
+    f"{LARGE_MISFIT:.0%} or more",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from orrery.models.base import Data, Evaluation, PredictedRows, or_nothing
 from orrery.models.layers import grid
+from orrery.models.zephyr.real_galaxies import predict_real_galaxies, sentence
 from orrery.physics.galaxies.local_calibration import calibration_cells, local_pit
 from orrery.physics.galaxies.redshift_scores import nmad, outlier_fraction
 
@@ -37,7 +38,7 @@ def evaluate(model: "Zephyr", rows: PredictedRows, data: Data) -> Evaluation:
     """`Evaluation` of photometric redshifts.
 
     Figure data: ``examples``, the contribution of each source to p(z), (examples, n_grid), by
-    source.
+    source; ``real_galaxies`` of a model of the simulation, see `predict_real_galaxies`.
     """
     evaluation = Evaluation(metrics(rows))
     if not evaluation.metrics:
@@ -50,6 +51,11 @@ def evaluate(model: "Zephyr", rows: PredictedRows, data: Data) -> Evaluation:
     if true_rows := rows_of_true_posterior(data, model.edges):
         evaluation.baselines["true model"] = metrics(true_rows)
     evaluation.smaller_is_better = SMALLER_IS_BETTER
+    if data.is_simulation:
+        real = or_nothing("real_galaxies.png", lambda: predict_real_galaxies(model))
+        if real:
+            evaluation.figures["real_galaxies"] = real
+            evaluation.warnings.append(sentence(real))
     return evaluation
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 from omegaconf import OmegaConf
-from rich import print
+from rich import print as print_table
 
+from orrery import progress
 from orrery.checkpoint import component_name
 from orrery.datamodules.base import CatalogueData
 from orrery.datamodules.dataset import Dataset, GenerationRequest
@@ -66,7 +67,8 @@ def evaluate(
         data.keep = list(dict.fromkeys([*partitions.position_columns, *data.keep]))
     predictions = Predictions(n, output, columns, data.keep, data.keep_units(), meta, partitions)
     trainer.callbacks.append(predictions)
-    trainer.predict(model, datamodule=data, return_predictions=False)
+    with progress.phase("predicting", n):
+        trainer.predict(model, datamodule=data, return_predictions=False)
     trainer.callbacks.remove(predictions)
     stacked = predictions.stacked()
     outcome: list[dict[str, float] | Exception] = [{}]
@@ -111,17 +113,24 @@ def _partitions_of(data: CatalogueData, output: str | None) -> HatsCatalogue | N
 def _evaluate_rows(
     model: Component, data: CatalogueData, run_dir: Path, title: str, predictions: Predictions
 ) -> dict[str, float]:
-    """Print the warnings; score and report where truth is known. Returns the metrics."""
-    evaluation = model.evaluate(predictions.rows, data)
+    """Score and report where truth is known; print the warnings. Returns the metrics."""
+    with progress.phase("scoring"):
+        evaluation = model.evaluate(predictions.rows, data)
     evaluation.warnings = [*predictions.remarks, *evaluation.warnings]
     if predictions.summary:
         print(predictions.summary)
-    for warning in evaluation.warnings:
+    metrics: dict[str, float] = {}
+    if evaluation.metrics:
+        evaluation.metrics |= flagged.as_metrics(predictions.shares)
+        metrics = _score(model, data, run_dir, title, predictions.rows, evaluation)
+    _print_notes(evaluation.warnings)
+    return metrics
+
+
+def _print_notes(warnings: Sequence[str]) -> None:
+    """After the table, which may be longer than the terminal."""
+    for warning in warnings:
         print(f"note: {warning}")
-    if not evaluation.metrics:
-        return {}
-    evaluation.metrics |= flagged.as_metrics(predictions.shares)
-    return _score(model, data, run_dir, title, predictions.rows, evaluation)
 
 
 def _score(
@@ -142,7 +151,8 @@ def _score(
     cases = evaluation.timings or {
         "objects_per_second": (lambda: model.predict_step(batch, 0), len(batch["row"]))
     }
-    metrics |= timings(model, cases)
+    with progress.phase("measuring its speed"):
+        metrics |= timings(model, cases)
     constants = {name: constant.values.squeeze() for name, constant in model.constants.items()}
     _report(
         model,
@@ -204,13 +214,12 @@ def _report_joint(
     rows: dict[str, Any],
     result: Posterior | Comparison,
 ) -> dict[str, float]:
-    """Print the warnings of what all rows say together, and report it; returns the metrics."""
-    for warning in result.warnings:
-        print(f"note: {warning}")
+    """Report what all rows say together, and print the warnings; returns the metrics."""
     metrics = dict(result.metrics)
     figures = {name: {**arrays} for name, arrays in result.figures.items()}
     evaluation = Evaluation(metrics, warnings=[*result.warnings], figures=figures)
     _report(model, data, run_dir, title, rows, evaluation, metrics)
+    _print_notes(result.warnings)
     return metrics
 
 
@@ -312,5 +321,5 @@ def _report(
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(model.record["config"])),
         smaller_is_better=evaluation.smaller_is_better,
     )
-    print(metrics_table(metrics, baselines, evaluation.smaller_is_better))
+    print_table(metrics_table(metrics, baselines, evaluation.smaller_is_better))
     print(f"metrics, figures and report.html: {run_dir}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from orrery import progress
 from orrery.evaluation.report import write_report
 from orrery.figures.style import save
 from orrery.files import written_atomically
@@ -73,9 +74,13 @@ def draw_figures(
     if not find_spec(f"orrery.figures.{component}"):
         return drawn
     draw = import_module(f"orrery.figures.{component}").draw
-    for name, make in or_nothing("the figures", lambda: draw(rows, metrics, figures)).items():
-        path = run_dir / f"{name}.png"
-        drawn += or_nothing(f"the figure {path.name}", partial(_draw_figure, make, path)).items()
+    makers = or_nothing("the figures", lambda: draw(rows, metrics, figures))
+    with progress.phase("drawing figures", len(makers)) as phase:
+        for done, (name, make) in enumerate(makers.items(), 1):
+            path = run_dir / f"{name}.png"
+            drawing = partial(_draw_figure, make, path)
+            drawn += or_nothing(f"the figure {path.name}", drawing).items()
+            phase.update(done, done, "figures")
     return drawn
 
 

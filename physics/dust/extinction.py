@@ -57,6 +57,21 @@ def paths(boundaries: Tensor, parallax: Tensor, error: Tensor) -> Paths:
     return Paths(lengths, squares)
 
 
+def open_shells(boundaries: Tensor, parallax: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last + 1 of the shells that a star may be in, (stars,) each; see `paths`.
+
+    Its light crosses the shells before them wholly, and none after them.
+    """
+    low, high = (
+        1e3 / (parallax + x * error).clamp_min(1e-6) for x in (PARALLAX_RANGE, -PARALLAX_RANGE)
+    )
+    n = len(boundaries) - 1
+    first = torch.searchsorted(boundaries, low.to(boundaries), right=True) - 1
+    last = torch.searchsorted(boundaries, high.to(boundaries))
+    first = first.clamp(0, n)
+    return first, torch.maximum(last.clamp_max(n), first)
+
+
 def is_poor(parallax: Tensor, error: Tensor) -> Tensor:
     """Mask of the parallaxes that do not make a distance."""
     return parallax < POOR_PARALLAX * error

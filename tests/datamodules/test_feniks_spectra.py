@@ -18,6 +18,8 @@ from orrery.checkpoint import build
 from orrery.datamodules.feniks.mock_spectra import broad_lines, observed_flux, pixels
 from orrery.datamodules.feniks.spectra import FeniksSpectra
 from orrery.datamodules.feniks.spectrum_rows import contains, rows_of_spectra, stem
+from orrery.models.feniks.joint import spectrum_of
+from orrery.models.feniks.observed_spectrum import usable
 
 BANDS = {"H": "tophat:14500:17500", "K": "tophat:19500:23800", "irac1": "tophat:32000:39000"}
 WAVE = np.linspace(19_500.0, 23_800.0, 120)
@@ -197,6 +199,23 @@ def test_shorter_spectra_are_padded_and_batches_are_as_long_as_the_longest(tmp_p
     assert not padded["spectrum_good"][0, 60:].any()
     assert (padded["spectrum_flux"][0, 60:] == 0).all()
     assert (padded["spectrum_error"][0, 60:] == 1).all()
+
+
+def test_pixels_with_a_covariance_are_correlated_in_the_fit_of_their_row_alone(tmp_path):
+    catalogue(tmp_path)
+    place = np.arange(60)
+    matrix = 0.01 * 0.6 ** np.abs(place[:, None] - place)
+    spectrum(tmp_path, "7")
+    spectrum(tmp_path, "20115", n=60, err=None, covariance=np.pad(matrix, ((0, 60), (0, 0))))
+    spectrum(tmp_path, "33", n=90)
+    found = predicted(module(tmp_path))
+    assert found["spectrum_covariance"].shape == (3, 120, 120)
+    one = spectrum_of(found, 1)
+    assert one is not None and one.covariance is not None
+    np.testing.assert_allclose(usable(one).covariance, matrix, rtol=1e-6)
+    np.testing.assert_allclose(usable(one).error, 0.1, rtol=1e-6)
+    independent = usable(spectrum_of(found, 2)).covariance
+    np.testing.assert_allclose(independent, 0.01 * np.eye(90), rtol=1e-6)
 
 
 # --- what is wrong with a spectrum, or asked ----------------------------------------------------

@@ -484,3 +484,69 @@ def test_files_that_are_damaged_or_empty_are_named(tmp_path):
     (tmp_path / "a.spec").write_text("20000 1 0.1\n20010 1 0.1\n")
     with pytest.raises(ValueError, match=r"must begin with a line of 3 column names"):
         read_spectrum(tmp_path / "a.spec", settings())
+
+
+# --- covariances --------------------------------------------------------------------------------
+
+PLACE = np.arange(N)
+COVARIANCE = ERROR[:, None] * ERROR * 0.5 ** np.abs(PLACE[:, None] - PLACE)
+
+
+@pytest.mark.parametrize("kind", ["images", "column.fits", "column.hdf5", "beside a table"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_covariance_is_read_in_the_order_of_the_pixels(tmp_path, kind, reverse):
+    step, path, say = (-1 if reverse else 1), tmp_path / "a.fits", []
+    matrix = COVARIANCE[::step, ::step]
+    columns = table(error=None)[::step]
+    if kind == "images":
+        header = fits.Header({"CTYPE1": "WAVE", "CUNIT1": "Angstrom", "CRPIX1": 1.0})
+        header["CRVAL1"], header["CDELT1"] = columns["wavelength"][0], step * (WAVE[1] - WAVE[0])
+        flux = fits.ImageHDU(FLUX[::step], header, name="FLUX")
+        flux.header["BUNIT"] = "uJy"
+        fits.HDUList([fits.PrimaryHDU(), flux, fits.ImageHDU(matrix, name="COVAR")]).writeto(path)
+        spectrum = read_spectrum(path, settings(), say.append)
+    elif kind == "beside a table":
+        hdus = [fits.PrimaryHDU(), fits.table_to_hdu(columns), fits.ImageHDU(matrix, name="COVAR")]
+        fits.HDUList(hdus).writeto(path)
+        spectrum = read_spectrum(path, settings(), say.append)
+    else:
+        columns["covariance"] = matrix * u.uJy**2
+        spectrum = read(tmp_path, columns, kind, say)
+    same(spectrum)
+    np.testing.assert_allclose(spectrum.covariance, COVARIANCE, rtol=1e-6)
+    assert not say
+
+
+def test_a_covariance_is_converted_with_the_flux_and_bad_pixels_are_no_part_of_it(tmp_path):
+    factor = (1 * u.uJy).to_value(FLAM, PER_FREQUENCY)
+    columns = table(flux=FLUX * factor * FLAM, error=None)
+    columns["covariance"] = COVARIANCE * factor[:, None] * factor
+    columns["mask"] = PLACE == 7
+    columns["covariance"][7] = np.nan
+    spectrum = read(tmp_path, columns)
+    assert not spectrum.good[7] and spectrum.good.sum() == N - 1
+    expected = np.where((PLACE == 7) | (PLACE == 7)[:, None], np.eye(N), COVARIANCE)
+    np.testing.assert_allclose(spectrum.covariance, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c[:, :-1], r"has the shape \(200, 199\); expected a row and a column for each"),
+        (lambda c: c + np.triu(c, 1), "is 0.01[0-9]+ uJy.2, and 0.00[0-9]+ the other way round"),
+        (lambda c: np.outer(ERROR, ERROR), "not positive definite .* fewer independent pixels"),
+        (lambda c: c * u.Jy**2, "is in 'Jy2', and the flux in 'uJy'; expected its square"),
+    ],
+)
+def test_what_is_no_covariance_is_refused(tmp_path, change, message):
+    columns = table(error=None)
+    columns["covariance"] = change(COVARIANCE)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, columns)
+
+
+def test_errors_beside_a_covariance_are_not_used_and_that_is_said(tmp_path):
+    columns, say = table(error=9 * ERROR * u.uJy), []
+    columns["covariance"] = COVARIANCE
+    same(read(tmp_path, columns, say=say))
+    assert say == ["errors are those of the covariance 'covariance', and not of 'error'"]

@@ -267,9 +267,17 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    site = {path.stem: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
-    pages = {path.parent.name: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
-    assert site and 'id="orrery.models.base.Component.loss"' in pages["api"]
+    site = tmp_path / "site"
+    pages = {
+        path.parent.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")
+    }
+    assert 'id="orrery.models.base.Component.loss"' in pages["api"]
     assert 'id="orrery.tables.Writer.write"' in pages["api"]
     assert "<math" in pages["zephyr"] and "arithmatex" not in pages["zephyr"]  # without a script
     assert "fonts.googleapis" not in pages["zephyr"]
+    assert {path.stem for path in (ROOT / "docs/notebooks").iterdir()} == set(COMPONENTS)
+    for component in COMPONENTS:  # an error in a cell has ended the build
+        page = pages[f"notebooks/{component}"]
+        figures = re.findall(r'<img [^>]*src="\.\./(\w+\.png)"', page)
+        assert figures and all((site / "notebooks" / figure).is_file() for figure in figures)
+        assert "Traceback" not in page and "evaluate.py" in page

@@ -27,11 +27,11 @@ from orrery.models.dust.evaluation import (
     student_coverage,
 )
 from orrery.models.dust.field import Density, Extinction
+from orrery.models.dust.groups import group_stars
 from orrery.models.dust.hmc import draw
 from orrery.models.dust.migrations import inference_setting, no_substructure_nearer_dust_or_disc
 from orrery.models.dust.outputs import BIT
 from orrery.models.dust.prior import Prior, Processes
-from orrery.models.dust.query import locate_stars
 from orrery.physics.gaussian_process import healpix
 from orrery.physics.gaussian_process.icr import ICR, grids, matern
 
@@ -57,7 +57,7 @@ def model():
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     parallax = 1 + 4 * torch.rand(40, generator=generator, dtype=torch.float64)
-    stars = locate_stars(levels[-1], direction, parallax, 0.05 * parallax)
+    stars = group_stars(levels[-1], direction, parallax, 0.05 * parallax, torch.float64)
     latents = torch.randn(3, prior.n_latents, generator=generator, dtype=torch.float64)
     return prior, stars, latents, generator
 
@@ -78,7 +78,7 @@ def test_the_metric_is_that_of_the_derivative(model):
     prior, stars, latents, generator = model
     prior = prior._replace(by_scale=None)
     at = Extinction(prior, stars, latents)
-    weight = 1 + torch.rand(len(stars.pixel), generator=generator, dtype=torch.float64)
+    weight = 1 + torch.rand(len(stars.parallax), generator=generator, dtype=torch.float64)
     v = torch.randn(2, prior.n_latents, generator=generator, dtype=torch.float64)
     exact = [at.vjp(weight * at.jvp(one)).mean(0) for one in v[:, None]]
     metric = at.metric(weight)
@@ -107,7 +107,7 @@ def test_draws_of_hmc_hold_what_is_measured_and_leave_the_rest_to_the_prior(mode
     pixel = torch.tensor([5, 90, 170])
     parallax = torch.tensor([1.5, 2.0, 3.0], dtype=torch.float64)
     direction = levels[-1].positions[pixel, 0]
-    known = locate_stars(levels[-1], direction, parallax, 0.05 * parallax)
+    known = group_stars(levels[-1], direction, parallax, 0.05 * parallax, torch.float64)
     value = 3 * Extinction(prior, known, torch.zeros(1, prior.n_latents, dtype=torch.float64)).value
     error = 0.1 * value[0]
     start = torch.randn(8, prior.n_latents, generator=generator, dtype=torch.float64)

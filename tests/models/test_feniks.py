@@ -390,6 +390,17 @@ def test_draws_and_templates_are_settings(checkpoint, batch, rows):
     assert set(found) == set(model.columns)
 
 
+def test_chains_run_where_gradients_are_off_as_in_evaluate(checkpoint, batch):
+    settings = {"inference": "hmc", "chains": 2, "warmup": 1, "templates": 4, "draws": 4}
+    model = restore(checkpoint, settings)
+    with torch.inference_mode():
+        one = {name: values[:1].clone() for name, values in batch.items()}
+        found = model.predict_step(one)
+    z = found["posterior"][0, :, -1]
+    assert found["posterior"].isfinite().all() and len(z.unique()) > 1
+    assert float((z - found["z_peak"]).abs().max()) < 0.02
+
+
 def test_predictions_take_one_thread_and_give_the_others_back(model, batch, monkeypatch):
     inside = []
     monkeypatch.setattr(

@@ -8,31 +8,24 @@ import torch
 from orrery import load
 from orrery.models.feniks.broad_lines import broad_component, probability
 from orrery.models.feniks.chains import joint_target, posterior_spectrum, sample
-from orrery.models.feniks.redshift import (
-    Draws,
-    RedshiftPosterior,
-    flag,
-    gaussian_prior,
-    joint_draws,
-    joint_library,
-    photometric_nodes,
-    prior_templates,
-    secure_threshold,
-    spectrum_posterior,
-)
-from orrery.models.feniks.spectrum_fit import (
-    DEFAULT,
+from orrery.models.feniks.observed_spectrum import Spectrum, rebinned
+from orrery.models.feniks.photometric_redshift import photometric_nodes
+from orrery.models.feniks.redshift import RedshiftPosterior, flag, secure_threshold
+from orrery.models.feniks.rest_spectra import (
     STEP,
-    Fit,
-    Spectrum,
     at_own_redshift,
     broadened,
-    log_likelihood,
-    prepared,
-    rebinned,
     rest_grid,
     rest_templates,
 )
+from orrery.models.feniks.spectroscopic_redshift import (
+    Draws,
+    gaussian_prior,
+    joint_draws,
+    spectrum_posterior,
+)
+from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, log_likelihood, prepared
+from orrery.models.feniks.templates import joint_library, prior_templates
 from orrery.models.sed_emulator import fitting
 from orrery.physics.sps.emission import FWHM, H_BETA, line_shapes
 
@@ -84,25 +77,40 @@ def spectrum(model, galaxy) -> Spectrum:
 # --- the likelihood -----------------------------------------------------------------------------
 
 
+def correlated(spectrum: Spectrum, rho: float = 0.6) -> Spectrum:
+    """With a covariance that falls with the number of pixels between two."""
+    place = torch.arange(len(spectrum.flux)).double()
+    rho_ij = rho ** (place[:, None] - place).abs()
+    error = spectrum.error.double()
+    return spectrum._replace(covariance=rho_ij * error[:, None] * error)
+
+
 @pytest.mark.parametrize("line_share", [0.0, 1.0])
+@pytest.mark.parametrize("rho", [None, 0.6])
 def test_the_likelihood_is_that_of_a_normal_with_the_covariance_of_the_coefficients(
-    spectrum, library, line_share
+    spectrum, library, line_share, rho
 ):
     model = DEFAULT._replace(line_share=line_share, jitter=(1.5,))
-    few = Spectrum(*(v[::4] if v.ndim else v for v in spectrum))
+    every = {name: getattr(spectrum, name)[::4] for name in ("wavelength", "flux", "error", "good")}
+    few = spectrum._replace(**every)
+    noise = torch.diag(few.error.double() ** 2)
+    if rho:
+        few = correlated(few, rho)
+        noise = few.covariance
     log_ratio = library.log_ratio[2:3]
     found = log_likelihood(few, library.grids[2], library.templates[2], log_ratio, model)[0]
     data = prepared(few, model.order)
     rows = library.templates[2].T
-    shapes = at_own_redshift(rows, library.grids[2], data, log_ratio.expand(len(rows)))
+    shapes = at_own_redshift(
+        rows, library.grids[2], data.log_wavelength, log_ratio.expand(len(rows))
+    )
     fit = Fit.of(data, shapes, log_ratio.expand(len(rows)), model)
-    error = 1.5 * few.error.double()
-    constant = 0.5 * len(error) * math.log(2 * math.pi) + few.error.double().log().sum()
+    constant = 0.5 * len(noise) * math.log(2 * math.pi) + 0.5 * torch.logdet(noise)
     for t in range(3):
         columns = fit.columns[t]
-        covariance = torch.diag(error**2) + columns / fit.precision @ columns.T
+        covariance = 1.5**2 * noise + columns / fit.precision @ columns.T
         template = shapes[t] * data.mean / ((shapes[t] / few.error**2).sum() * few.error[0] ** 2)
-        template = template * len(error)
+        template = template * len(noise)
         normal = torch.distributions.MultivariateNormal(template.double(), covariance)
         expected = float(normal.log_prob(few.flux.double()) + constant)
         assert float(found[t]) == pytest.approx(expected, abs=0.02)
@@ -112,10 +120,28 @@ def test_one_redshift_a_template_gives_the_same(spectrum, library):
     data = prepared(spectrum, DEFAULT.order)
     rows = library.templates[3].T
     log_ratio = library.log_ratio[3].expand(len(rows))
-    shapes = at_own_redshift(rows, library.grids[3], data, log_ratio)
+    shapes = at_own_redshift(rows, library.grids[3], data.log_wavelength, log_ratio)
     expected = Fit.of(data, shapes, log_ratio, DEFAULT).log_likelihood()
     found = log_likelihood(spectrum, library.grids[3], library.templates[3], log_ratio[:1])[0]
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)
+
+
+def test_a_covariance_without_correlation_is_errors_and_one_with_it_is_averaged_exactly(
+    spectrum, library
+):
+    args = library.grids[3], library.templates[3], library.log_ratio[3:4]
+    diagonal = spectrum._replace(covariance=torch.diag(spectrum.error.double() ** 2))
+    expected = log_likelihood(spectrum, *args)
+    torch.testing.assert_close(log_likelihood(diagonal, *args), expected, rtol=0, atol=0.02)
+    pair = spectrum._replace(wavelength=20000 * torch.exp(4e-4 * torch.arange(len(spectrum.flux))))
+    mean = rebinned(correlated(pair, 0.6))  # two pixels in a bin
+    variance = pair.error[0].double() ** 2
+    between = (0.6 + 2 * 0.6**2 + 0.6**3) / 4  # of four pairs, one, two and three pixels apart
+    assert mean.error[0] ** 2 == pytest.approx(float(variance * (1 + 0.6) / 2))
+    assert mean.covariance[0, 1] == pytest.approx(float(variance * between))
+    plain = rebinned(pair)
+    torch.testing.assert_close(mean.flux, plain.flux)
+    assert (mean.error > plain.error).all()
 
 
 def test_the_scale_of_templates_does_not_count_and_that_of_the_spectrum_is_free(spectrum, library):
@@ -270,8 +296,8 @@ def test_photometry_prefers_the_node_of_the_redshift(found):
 def test_spectrum_and_photometry_together_and_chains_about_their_mode(
     model, galaxy, photometry, found, spectrum, monkeypatch
 ):
-    monkeypatch.setattr("orrery.models.feniks.redshift.CHAINS", 4)
-    monkeypatch.setattr("orrery.models.feniks.redshift.WARMUP", 2)
+    monkeypatch.setattr("orrery.models.feniks.templates.CHAINS", 4)
+    monkeypatch.setattr("orrery.models.feniks.templates.WARMUP", 2)
     network, ends = model.network, (19500.0, 23800.0)
     library = joint_library(network, model, photometry, found, RESOLUTION, ends, 8)
     posterior = spectrum_posterior(spectrum, library, found.log_density)

@@ -10,7 +10,7 @@ from astropy import units as u
 from orrery import load
 from orrery.benchmarks.mass_net import most_likely, one_mass_batch, our_log_p
 from orrery.models.layers import grid
-from orrery.models.mass_net import POISSON, MassNet, diagram, evaluation
+from orrery.models.mass_net import POISSON, MassNet, diagram, evaluation, misfit
 from orrery.models.mass_net.likelihood import pair_density
 from orrery.models.mass_net.networks import PairStatistics, bound_density
 from orrery.models.mass_net.outputs import BIT
@@ -111,6 +111,26 @@ def test_places_without_training_stars_are_flagged(model):
     far = model.mass(bp_rp=3.0, abs_g=1.0)
     assert far["flags"] & BIT["extrapolated"] and far["ood"] > 0.99
     assert far["lnm_std"] > model.mass(bp_rp=0.82, abs_g=4.67)["lnm_std"]
+
+
+def test_scores_that_contradict_widen_the_error_and_noise_does_not():
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randn(400, generator=generator).double() / 0.73  # of pairs that agree
+    variance = score.square().sum()
+    assert float(misfit(score.sum(), variance)) == 0
+    wrong = score + 0.3 / 0.73**2  # the derivative of a parabola, 0.3 from its maximum
+    error = float(misfit(wrong.sum(), wrong.square().sum()))
+    assert error == pytest.approx(0.25, abs=0.07), (
+        "0.3 less two of its errors, and the square of it"
+    )
+    assert float(misfit(torch.tensor(0.0), torch.tensor(0.0))) == 0, "where there are no pairs"
+
+
+def test_the_shipped_masses_of_the_faintest_dwarfs_are_flagged_and_uncertain():
+    answer = load("mass_net").mass(bp_rp=[4.65, 4.72, 3.35, 0.82], abs_g=[14.72, 15.2, 12.45, 4.64])
+    true = np.array([0.09, 0.088, 0.155, 1.0])
+    assert ((answer["flags"] & BIT["contradicted"]) > 0).tolist() == [True, True, False, False]
+    assert (np.abs(np.log(answer["mass"] / true)) < 2 * answer["lnm_std"]).all()
 
 
 def test_errors_of_the_photometry_widen_the_mass(model):

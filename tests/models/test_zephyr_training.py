@@ -102,6 +102,18 @@ def test_metrics_of_the_training_file_say_so(runs, galaxies, tmp_path):
     assert "may not be shipped" in refusal(command("evaluate.py", checkpoint))
 
 
+def test_a_survey_of_another_length_is_not_read_to_be_told_from_the_training_file(
+    galaxies, tmp_path, monkeypatch
+):
+    galaxies.write(tmp_path / "cat.ecsv")
+    data = ZephyrData(bands=list(BANDS), path=str(tmp_path / "cat.ecsv"))
+    record = data.provenance()
+    assert data.is_of_record(record) and not data.is_of_record(record | {"sha256": "another"})
+    again = ZephyrData(bands=list(BANDS), path=str(tmp_path / "cat.ecsv"))
+    monkeypatch.setattr("orrery.datamodules.base.sha256", lambda path: pytest.fail("it was read"))
+    assert not again.is_of_record(record | {"rows": 59})
+
+
 def test_fine_tuning_wants_the_same_bands_in_the_same_order(runs, galaxies, tmp_path):
     galaxies.write(tmp_path / "cat.ecsv")
     words = [f"data.path={tmp_path}/cat.ecsv", "data.batch_size=16", "model.epochs=1"]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy.table import Table
-from commands import Done, run
+from commands import Done, run, run_together, save_time
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -38,22 +39,37 @@ def config(component: str, run_dir: Path, *overrides: str) -> DictConfig:
 
 
 def train(
-    component: str, run_dir: Path, *overrides: str, evaluated: bool = True
+    component: str,
+    run_dir: Path,
+    *overrides: str,
+    evaluated: bool = True,
+    report: bool = False,
 ) -> dict[str, float]:
     """Train in this process; returns the metrics, or without evaluation the val_loss alone."""
     from orrery.train import train
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orrery.evaluation.timing.REPEATS", 1)
-        patch.setattr("orrery.figures.style.DPI", 40)
+        save_time(report, patch.setattr)
         if not evaluated:  # for tests of weights: figures and metrics cost more than the fit
             patch.setattr("orrery.evaluation.evaluate.evaluate", lambda *_: {})
         return train(config(component, run_dir, *overrides), list(overrides))
 
 
-def command(*words: str, cwd: Path | None = None, **env: str) -> Done:
-    """Run ``python <words>`` as a user would, in the repository."""
-    return run(words, cwd or ROOT, {**os.environ, **env})
+def command(*words: str, cwd: Path | None = None, report: bool = False, **env: str) -> Done:
+    """Run ``python <words>`` as a user would, in the repository.
+
+    ``report``: with the figures and the speeds of an evaluation.
+    """
+    return run(words, cwd or ROOT, {**os.environ, **env}, report)
+
+
+def command_of_two(*words: str, **env: str) -> list[Done]:
+    """The same in two processes, as a launcher such as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [{**os.environ, **env, **address, "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    return run_together([words, (*words, "hydra.output_subdir=null")], ROOT, ranks)
 
 
 def fresh_python(*words: str, cwd: Path | None = None, **env: str) -> Done:
@@ -67,7 +83,7 @@ def fresh_python(*words: str, cwd: Path | None = None, **env: str) -> Done:
     )
 
 
-def door(runs: Any, tmp_path: Path, *words: str, door: str = "evaluate.py", **env: str) -> Done:
+def door(runs: Any, tmp_path: Path, *words: str, door: str = "evaluate.py", **env: Any) -> Done:
     """A quick zephyr through a door: evaluated, or trained by ``door="train.py"``."""
     start = ["model=zephyr", "experiment=zephyr_quick"]
     if door == "evaluate.py":
@@ -94,7 +110,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Any:
         with FileLock(shared / f"{component}.lock"):
             if not made.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # of a training that failed
-                train(component, folder)
+                train(component, folder, report=True)
                 made.touch()
         return folder
 

@@ -216,8 +216,8 @@ def galaxy_files(folder: Path) -> None:
 
 def star_files(folder: Path) -> None:
     """Stars of a cluster: in phase space, and on the sky among those of a field."""
-    write(folder / "stars.fits", GCStars(n_stars=60, truth=TRUTH).simulate("test"))
-    sky = GCStars(n_stars=90, truth=TRUTH | PLACE, field=True, radius=[1.0, 20.0])
+    write(folder / "stars.fits", GCStars(n_stars=40, truth=TRUTH).simulate("test"))
+    sky = GCStars(n_stars=45, truth=TRUTH | PLACE, field=True, radius=[1.0, 20.0])
     write(folder / "gaia.fits", sky.simulate("test"))
 
 

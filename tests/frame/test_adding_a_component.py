@@ -3,12 +3,11 @@
 import re
 import shlex
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from astropy.table import Table
-from conftest import ROOT, fresh_python
+from conftest import ROOT, command
 
 PAGE = (ROOT / "docs/adding_a_component.md").read_text()
 FILES = dict(re.findall(r"```(?:python|yaml) title=\"(.*?)\"\n(.*?)```", PAGE, re.S))
@@ -39,6 +38,11 @@ def lines(language):
     return block
 
 
+def run_text(copy, code):
+    (copy / "lines.py").write_text(code)
+    return command("lines.py", cwd=copy)
+
+
 def test_a_component_is_four_files():
     assert sorted(FILES) == [
         *("configs/data/colour_mass.yaml", "configs/model/colour_mass.yaml"),
@@ -51,7 +55,7 @@ def test_the_page_runs_as_it_stands(copy):
     train, evaluate, contract = lines("bash").strip().splitlines()
     run = "hydra.run.dir=outputs/colour_mass/run"
     for line, more in ((train, [run]), (evaluate, []), (contract, ["-q", "-n", "0"])):
-        done = fresh_python(*shlex.split(line)[1:], *more, cwd=copy)
+        done = command(*shlex.split(line)[1:], *more, cwd=copy)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "passed" in done.stdout and "failed" not in done.stdout
     predicted = Table.read(copy / "ml.fits")
@@ -60,7 +64,7 @@ def test_the_page_runs_as_it_stands(copy):
     expected = 1.5 * np.linspace(0.3, 0.9, 5) - 0.6
     np.testing.assert_allclose(predicted["log_ml"], expected, atol=0.03)
     python = lines("python") + "\nprint(ratios['log_ml'][1] - ratios['log_ml'][0])"
-    done = fresh_python("-c", python, cwd=copy)
+    done = run_text(copy, python)
     assert float(done.stdout) == pytest.approx(0.45, abs=0.03), done.stderr
 
 
@@ -82,5 +86,5 @@ def test_what_cannot_be_right_is_refused_without_a_line_of_the_author(copy, spoi
         f"try:\n    list(data.prediction_batches())\n"
         f"except ValueError as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
+    done = run_text(copy, code)
     assert message in done.stdout, done.stderr

@@ -435,7 +435,7 @@ def test_any_table_ends_in_a_batch_or_in_an_error_that_names_the_column(name):
     columns = {t: dict(read_columns(name, t).values()) for t in (False, True)}
 
     @settings(
-        max_examples=500, deadline=None, derandomize=True, database=None,
+        max_examples=200, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(st.data(), st.booleans())

@@ -143,7 +143,12 @@ def test_metrics_stand_beside_those_of_the_true_model(runs):
 
 def test_an_offline_wandb_run_holds_config_metrics_figures_and_model(tmp_path):
     done = command(
-        "train.py", *QUICK, "logger=wandb", f"hydra.run.dir={tmp_path}", WANDB_API_KEY=""
+        "train.py",
+        *QUICK,
+        "logger=wandb",
+        f"hydra.run.dir={tmp_path}",
+        report=True,
+        WANDB_API_KEY="",
     )
     assert done.returncode == 0, done.stderr
     assert "epoch 2 of 2: train/loss" in done.stdout, "a log file shows how far the run is"

@@ -3,12 +3,13 @@
 import copy
 import json
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import COMPONENTS, command, config, quick_words, train
+from conftest import COMPONENTS, command, command_of_two, config, quick_words, train
 from omegaconf import OmegaConf
 
 from orrery import pretrained
@@ -54,9 +55,10 @@ def test_the_data_module_offers_what_every_component_may_ask(component, parts):
 
 def test_a_run_leaves_a_checkpoint_a_report_and_metrics(component, runs):
     run = runs(component)
-    assert {"best.ckpt", "last.ckpt", "report.html", "metrics.json"} <= {
-        p.name for p in run.iterdir()
-    }
+    made = {path.name for path in run.iterdir()}
+    assert {"best.ckpt", "last.ckpt", "report.html", "metrics.json"} <= made
+    draws_figures = find_spec(f"orrery.figures.{component}") is not None
+    assert draws_figures == any(name.endswith(".png") for name in made)
     metrics = json.loads((run / "metrics.json").read_text())
     assert all(np.isfinite(value) for value in metrics.values())
     record = read_checkpoint(run / "best.ckpt")[RECORD]
@@ -105,10 +107,20 @@ def test_the_learning_rate_falls_to_nothing(component, runs):
         )
 
 
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
 def test_same_seed_gives_the_same_weights_with_or_without_an_interruption(
-    component, runs, tmp_path
+    component, runs, tmp_path, monkeypatch
 ):
-    train(component, tmp_path, "trainer.max_epochs=1", evaluated=False)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("orrery.tracking.val_loss", interrupt)  # what follows the fit
+        train(component, tmp_path, "trainer.max_epochs=1", evaluated=False)
     train(component, tmp_path, f"checkpoint={tmp_path}/last.ckpt", evaluated=False)
     for name in ("last.ckpt", "best.ckpt"):
         ours, theirs = (read_checkpoint(run / name) for run in (tmp_path, runs(component)))
@@ -148,7 +160,7 @@ def test_every_predicted_column_is_declared(component, runs):
 
 def test_two_processes_give_the_gradient_of_one(component, parts):
     model, data = parts
-    request = next(iter(GlobalBatches(400, 64, seed=0)))
+    request = next(iter(GlobalBatches(200, 64, seed=0)))
 
     def gradient(*shares):
         model.zero_grad()
@@ -177,9 +189,9 @@ def test_chunks_equal_the_whole(component, runs):
 
 
 def test_two_cpu_processes_train_as_one(component, runs, tmp_path):
-    quick = quick_words(component)
-    done = command("train.py", f"model={component}", *quick, *DDP, f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 0, done.stderr
+    words = [f"model={component}", *quick_words(component), *DDP]
+    for done in command_of_two("train.py", *words, f"hydra.run.dir={tmp_path}/run"):
+        assert done.returncode == 0, done.stderr
     ours = read_checkpoint(tmp_path / "run/best.ckpt")[RECORD]["metrics"]
     theirs = read_checkpoint(runs(component) / "best.ckpt")[RECORD]["metrics"]
     assert ours["n"] == theirs["n"]

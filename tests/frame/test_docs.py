@@ -61,11 +61,11 @@ SMALL_FIT = {  # what makes a training one of seconds
     "abundances": "model.epochs=1",
     "feniks": "model.epochs=1 data.n_train=600 data.n_test=60 data.n_exact=100 "
     "data.n_calibration=100",
-    "gc_emulator": "model.n_q=24 model.steps=200 model.n_stars=200 model.chains=2 model.warmup=20 "
-    "model.draws=20 data.n_W0=24 data.n_g=20 data.n_val=16 data.n_test=12 data.n_mock=50 "
+    "gc_emulator": "model.n_q=24 model.steps=200 model.n_stars=200 model.chains=2 model.warmup=6 "
+    "model.draws=6 data.n_W0=24 data.n_g=20 data.n_val=16 data.n_test=12 data.n_mock=50 "
     "data.batch_size=96",
 }
-CHAINS = "model.chains=2 model.warmup=20 model.draws=20"
+CHAINS = "model.chains=2 model.warmup=6 model.draws=6"
 SMALL_EVALUATION = {  # of the first that the command names
     "xp_generated": "data.n=50",
     "gems_mock": "data.n_stars=3 data.duration=0.05 data.clusters=[M13]",
@@ -76,8 +76,8 @@ SMALL_EVALUATION = {  # of the first that the command names
     "chemical_evolution": "data.elements=[Fe,Mg]",  # of fewer parameters
     "abundances": "data.n_test=100",
     "gc_profile": CHAINS,
-    "gc_stars": f"data.n_stars=60 {CHAINS}",
-    "gc_sky": f"data.n_stars=60 {CHAINS}",
+    "gc_stars": f"data.n_stars=30 {CHAINS}",
+    "gc_sky": f"data.n_stars=30 {CHAINS}",
     "gc_emulator": f"data.n_test=12 data.n_mock=50 {CHAINS}",
     "scatter_vae": "data.n_test=50",
     "gyro": "data.n_test=100",

@@ -257,7 +257,7 @@ def test_a_star_at_the_centre_and_a_star_that_escapes_have_finite_gradients(mode
 
 @pytest.fixture(scope="module")
 def mock(model, tmp_path_factory):
-    model.chains, model.warmup, model.draws = 4, 200, 400
+    model.chains, model.warmup, model.draws = 12, 120, 120  # chains cost little
     folder = tmp_path_factory.mktemp("mock")
     data = GCStars(n_stars=400, truth=TRUTH, seed=2)
     return folder, data, model.infer(data, folder, seed=0)
@@ -305,7 +305,7 @@ def test_an_unbound_star_changes_nothing_and_is_named(mock, model, monkeypatch):
     }
     with_it = GCStars(n_stars=400, truth=TRUTH, seed=2)
     with_it.stars = lambda: stars
-    for setting, value in {"chains": 4, "warmup": 150, "draws": 200}.items():
+    for setting, value in {"chains": 12, "warmup": 80, "draws": 70}.items():
         monkeypatch.setattr(model, setting, value)
     posterior = model.infer(with_it, None, seed=0)
     for name in TRUTH:
@@ -339,7 +339,7 @@ def test_an_interrupted_chain_resumes_exactly(mock, model, tmp_path, monkeypatch
     _, data, uninterrupted = mock
 
     def cut_short(sampler):
-        if sampler.values["iteration"] == 350:
+        if sampler.values["iteration"] == 205:
             raise KeyboardInterrupt
         return advance(sampler)
 
@@ -347,7 +347,7 @@ def test_an_interrupted_chain_resumes_exactly(mock, model, tmp_path, monkeypatch
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(HMC, "advance", cut_short)
         model.infer(data, tmp_path, seed=0)
-    again = model.infer(data, tmp_path, seed=0)  # from the save at 300
+    again = model.infer(data, tmp_path, seed=0)  # from the save at 200
     for name, values in uninterrupted.draws.items():
         np.testing.assert_array_equal(again.draws[name], values)
     assert again.metrics["acceptance"] == uninterrupted.metrics["acceptance"]
@@ -356,7 +356,7 @@ def test_an_interrupted_chain_resumes_exactly(mock, model, tmp_path, monkeypatch
 
 def test_chains_of_other_stars_are_not_resumed(mock, model, tmp_path, monkeypatch):
     def cut_short(sampler):
-        if sampler.values["iteration"] == 120:
+        if sampler.values["iteration"] == 101:  # the first save is at 100
             raise KeyboardInterrupt
         return advance(sampler)
 
@@ -369,7 +369,7 @@ def test_chains_of_other_stars_are_not_resumed(mock, model, tmp_path, monkeypatc
 
 
 def test_a_single_star_leaves_the_prior_nearly_as_it_is(model, tmp_path):
-    model.chains, model.warmup, model.draws = 4, 100, 100
+    model.chains, model.warmup, model.draws = 12, 60, 40
     metrics = model.infer(GCStars(n_stars=1, truth=TRUTH), tmp_path, seed=0).metrics
     assert metrics["W0_std"] > 3  # uniform from 1.5 to 14: 3.6
     assert metrics["log10_mass_std"] > 0.25
@@ -453,12 +453,12 @@ def test_ranks_tell_a_right_posterior_from_one_that_is_too_narrow():
 def test_calibration_is_an_experiment(tmp_path):
     done = command(
         "evaluate.py", "checkpoint=gc_emulator", "experiment=gc_emulator_calibration",
-        "data.n_sets=6", "data.n_stars=30", "model.warmup=30", "model.draws=20",
-        f"hydra.run.dir={tmp_path}",
+        "data.n_sets=4", "data.n_stars=20", "model.warmup=30", "model.draws=20",
+        f"hydra.run.dir={tmp_path}", report=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["n"] == 6 and metrics["rank_p_needed"] == 0.0025
+    assert metrics["n"] == 4 and metrics["rank_p_needed"] == 0.0025
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
 
 

@@ -299,7 +299,7 @@ def test_47_tuc_gives_a_posterior_its_figure_and_a_warning_of_its_misfit(tmp_pat
     done = command(
         "evaluate.py", "checkpoint=gc_emulator", "data=gc_profile", f"data.path={TUC}",
         f"output={tmp_path}/posterior.nc", "model.chains=2", "model.warmup=30", "model.draws=20",
-        f"hydra.run.dir={tmp_path}/run",
+        f"hydra.run.dir={tmp_path}/run", report=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "note: the model does not fit proper_motion_GEDR3_R" in done.stdout

@@ -127,7 +127,7 @@ def test_the_table_gives_the_ages_of_the_exact_density(
     gyro = shipped
     monkeypatch.setattr(gyro, "field_scatter", field)
     data = GyroData(split="all")
-    data.table = {name: values[:16] for name, values in stars.items()}
+    data.table = {name: values[:8] for name, values in stars.items()}
     batch = next(data.prediction_batches())
     n = len(batch["colour"])
     batch |= {

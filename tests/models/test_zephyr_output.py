@@ -64,7 +64,7 @@ def test_a_catalogue_without_any_magnitude_is_scored(runs, galaxies, tmp_path):
     for band in BANDS:
         galaxies[f"mag_{band}"][:] = np.nan
     galaxies.write(tmp_path / "cat.ecsv")
-    done = door(runs, tmp_path, f"data.path={tmp_path}/cat.ecsv")
+    done = door(runs, tmp_path, f"data.path={tmp_path}/cat.ecsv", report=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run/metrics.json").read_text())["n"] == 60
     made = {path.name for path in (tmp_path / "run").iterdir()}

@@ -25,6 +25,28 @@ SCALARS = "scalars"  # in place of the names of columns: those of one number per
 EXAMPLES = 256  # rows, evenly spread, whose input and arrays (densities) are kept for figures
 
 
+class Column:
+    """Numbers that are appended to, in memory that is allocated once.
+
+    Thousands of small arrays, kept between the large ones of the batches, would leave the process
+    with memory in pieces, which grows with the catalogue.
+    """
+
+    def __init__(self, size: int, dtype: np.dtype[Any]) -> None:
+        self._memory, self._n = np.empty(max(size, 1), dtype), 0
+
+    def append(self, values: np.ndarray) -> None:
+        n = self._n + len(values)
+        while n > len(self._memory):
+            self._memory = np.concatenate([self._memory, np.empty_like(self._memory)])
+        self._memory[self._n : n] = values
+        self._n = n
+
+    @property
+    def values(self) -> np.ndarray:
+        return self._memory[: self._n]
+
+
 class Predictions(L.Callback):
     """Writes predicted rows to ``path`` in row order, and keeps what metrics and figures need.
 
@@ -60,7 +82,7 @@ class Predictions(L.Callback):
         self.n_rows = n_rows
         self.stride = -(-n_rows // SCORED_ROWS)
         self.example_stride = self.stride * -(-n_rows // (EXAMPLES * self.stride))
-        self.scalars: dict[str, list[np.ndarray]] = {}
+        self.scalars: dict[str, Column] = {}
         self.examples: dict[str, list[np.ndarray]] = {}
         self.inputs: dict[str, list[np.ndarray]] = {}  # of the examples
         self.stack: Stack | None = None
@@ -131,7 +153,9 @@ class Predictions(L.Callback):
         is_example = number % self.example_stride == 0
         for name, values in (rows | {"is_example": is_example}).items():
             if values.ndim == 1:
-                self.scalars.setdefault(name, []).append(values[scored])
+                if name not in self.scalars:
+                    self.scalars[name] = Column(-(-self.n_rows // self.stride), values.dtype)
+                self.scalars[name].append(values[scored])
         if is_example.any():
             for name, values in rows.items():
                 if values.ndim > 1:
@@ -197,7 +221,8 @@ class Predictions(L.Callback):
 
         The examples come first, so that row i of an array belongs to row i of the scalars.
         """
-        mine = (self.scalars, self.examples, self.inputs)
+        scored = {name: [column.values] for name, column in self.scalars.items()}
+        mine = (scored, self.examples, self.inputs)
         parts: list[Any] = [mine] * self.world
         if self.world > 1:
             dist.all_gather_object(parts, mine)

@@ -21,6 +21,12 @@ AFTER_THE_FIT = 0.16
 class ShowProgress(ProgressBar):
     """Gives the phase of the command (`orrery.progress`) what Lightning knows: rows and epochs."""
 
+    def disable(self) -> None:
+        """Lightning asks for it in all processes but the first, where phases are silent anyway."""
+
+    def enable(self) -> None:
+        """The other way round."""
+
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.rows, self.first_epoch = 0, trainer.current_epoch
 

@@ -453,12 +453,12 @@ def test_ranks_tell_a_right_posterior_from_one_that_is_too_narrow():
 def test_calibration_is_an_experiment(tmp_path):
     done = command(
         "evaluate.py", "checkpoint=gc_emulator", "experiment=gc_emulator_calibration",
-        "data.n_sets=4", "data.n_stars=20", "model.warmup=30", "model.draws=20",
+        "data.n_sets=6", "data.n_stars=30", "model.warmup=30", "model.draws=20",
         f"hydra.run.dir={tmp_path}", report=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["n"] == 4 and metrics["rank_p_needed"] == 0.0025
+    assert metrics["n"] == 6 and metrics["rank_p_needed"] == 0.0025
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
 
 

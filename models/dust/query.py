@@ -96,7 +96,8 @@ def map_arrays(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, 
 
 def interpolation(grid: Grid, direction: Tensor) -> Interpolation:
     """Between the pixels of ``grid``, in each ``direction`` (stars, 3)."""
-    return Interpolation(*healpix.bilinear(grid.nside, direction), len(healpix.centres(grid.nside)))
+    pixels, weights = (x.to(direction.device) for x in healpix.bilinear(grid.nside, direction))
+    return Interpolation(pixels, weights, len(healpix.centres(grid.nside)))
 
 
 def locate_stars(

@@ -63,6 +63,7 @@ Row = dict[str, Any]
 # of both that PyTorch reaches, seconds to launch a kernel from Python. B/s between GPUs, per GPU.
 MEMORY, FLOPS, REACHED, LAUNCH = 3.35e12, 67e12, 0.5, 6e-6
 NVLINK, INFINIBAND = 450e9, 50e9
+MEETING = 50e-6  # s, assumed: the latency of adding up gradients
 MANY = 1e8
 
 
@@ -195,7 +196,12 @@ def training(component: str) -> tuple[Callable[[int], Callable[[], object]], Cal
     model.prepare(data)
     batch = next(iter(data.train_dataloader()))
     model.train()
-    model.trainer = SimpleNamespace(datamodule=data, max_epochs=1, estimated_stepping_batches=99)
+    model.trainer = SimpleNamespace(
+        datamodule=data,
+        max_epochs=1,
+        estimated_stepping_batches=99,
+        current_epoch=10**6,  # after any warm-up
+    )
     made: Any = model.configure_optimizers()
     optimizer = made["optimizer"] if isinstance(made, dict) else made
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -316,48 +322,67 @@ def exponent(rows: list[Row]) -> float:
     return float(np.log(s1 / s0) / np.log(n1 / n0))
 
 
-def h100(row: Row) -> tuple[float, str]:
-    """Seconds of a call on one H100, an estimate, and what it waits for."""
-    parts = {
-        "launches": LAUNCH * float(row["kernels"]),
-        "memory": float(row["bytes"]) / MEMORY / REACHED,
-        "flop": float(row["flop"]) / FLOPS / REACHED,
-    }  # launches overlap with the GPU's work
+def counted(of: list[Row], n: float) -> dict[str, float]:
+    """Kernels, bytes and flop of a call of ``n`` rows: linear between measured ``of``."""
+    sizes = [float(row["rows"]) for row in of]
+    names = ("kernels", "bytes", "flop")
+    return {k: float(np.interp(n, sizes, [float(row[k]) for row in of])) for k in names}
+
+
+def h100(of: list[Row], n: float) -> tuple[float, str]:
+    """Seconds of a call of ``n`` rows on one H100, an estimate, and what it waits for."""
+    counts = counted(of, n)
+    parts = {  # which overlap
+        "launches": LAUNCH * counts["kernels"],
+        "memory": counts["bytes"] / MEMORY / REACHED,
+        "flop": counts["flop"] / FLOPS / REACHED,
+    }
     worst = max(parts, key=lambda name: parts[name])
     return parts[worst], worst
 
 
 def print_tables(rows: list[Row]) -> None:
-    print("\n| | rows | us/row, fewest | us/row, most | exponent | peak GB | efficiency |")
-    print("|---|---|---|---|---|---|---|")
-    calls = {}
-    for name in COMPONENTS:
-        for what in ("train", "predict"):
-            of = [r for r in rows if (r["component"], r["what"]) == (name, what)]
-            if not of:
-                continue
-            first, last = (1e6 * float(r["seconds"]) / float(r["rows"]) for r in (of[0], of[-1]))
-            power = f"{exponent(of):.2f}" if len(of) > 1 else ""
-            two = f"{float(of[-1]['efficiency']):.2f}" if of[-1]["efficiency"] else ""
-            calls[name, what] = of[-1]
-            print(f"| {name}, {what} | {of[0]['rows']} to {of[-1]['rows']} | {first:.3g} | "
-                  f"{last:.3g} | {power} | {float(of[-1]['peak_gb']):.2f} | {two} |")  # fmt: skip
-    print("\n| | flop/row | kB/row | kernels | H100, rows/s | by | 10^8 rows | state MB | "
-          "reduced MB | NVLink us | InfiniBand us |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for (name, what), row in calls.items():
-        n, (seconds, worst) = float(row["rows"]), h100(row)
-        text = (f"| {name}, {what} | {float(row['flop']) / n:.3g} | "
-                f"{float(row['bytes']) / n / 1e3:.3g} | {row['kernels']} | {n / seconds:.2g} | "
-                f"{worst} | {duration(MANY / n * seconds)} |")  # fmt: skip
-        if row["state_bytes"]:
-            sent = float(row["reduced_bytes"])
-            text += (f" {float(row['state_bytes']) / 1e6:.2g} | {sent / 1e6:.2g} | "
-                     f"{2e6 * sent / NVLINK:.2g} | {2e6 * sent / INFINIBAND:.2g} |")  # fmt: skip
-        print(text if row["state_bytes"] else text + " | | | |")
+    runs = {
+        (name, what): of
+        for name in COMPONENTS
+        for what in ("train", "predict")
+        if (of := [r for r in rows if (r["component"], r["what"]) == (name, what)])
+    }
+    print_cells("", "rows", "us/row, fewest", "most", "exponent", "peak GB", "efficiency of 2")
+    for (name, what), of in runs.items():
+        first, last = (1e6 * float(r["seconds"]) / float(r["rows"]) for r in (of[0], of[-1]))
+        power = f"{exponent(of):.2f}" if len(of) > 1 else ""
+        memory, two = float(of[-1]["peak_gb"]), of[-1]["efficiency"]
+        span = f"{of[0]['rows']} to {of[-1]['rows']}"
+        print_cells(f"{name}, {what}", span, f"{first:.3g}", f"{last:.3g}", power, f"{memory:.1f}",
+                    f"{float(two):.2f}" if two else "")  # fmt: skip
+    print_cells("", "rows of a call", "kernels", "kB/row", "kflop/row", "1 H100", "waits for",
+                "8 of a node", "800")  # fmt: skip
+    for (name, what), of in runs.items():
+        default = config(name)["data"]["batch_size" if what == "train" else "predict_batch_size"]
+        for n in (default, float(of[-1]["rows"])):
+            counts, (seconds, worst) = counted(of, n), h100(of, n)
+            sent = float(of[-1]["reduced_bytes"] or 0)  # each GPU has n rows in a step
+            wait = [MEETING + 2 * sent / x if sent else 0.0 for x in (NVLINK, INFINIBAND)]
+            calls = MANY / n
+            times = (calls * seconds, *(calls * (seconds + w) / k
+                                        for w, k in zip(wait, (8, 800), strict=True)))  # fmt: skip
+            one, node, many = map(duration, times)
+            print_cells(f"{name}, {what}", f"{n:,.0f}", f"{counts['kernels']:,.0f}",
+                        f"{counts['bytes'] / n / 1e3:.3g}", f"{counts['flop'] / n / 1e3:.3g}",
+                        one, worst, node, many)  # fmt: skip
     for row in rows:
         if row["component"] == "files":
             print(f"files, {row['what']}: {float(row['rows']) / float(row['seconds']):.2g} per s")
+
+
+def print_cells(*cells: str) -> None:
+    """A row of a table; one whose first cell is empty is the head of a new one."""
+    if not cells[0]:
+        print()
+    print(f"| {' | '.join(cells)} |")
+    if not cells[0]:
+        print("|" + "---|" * len(cells))
 
 
 def duration(seconds: float) -> str:

@@ -5,9 +5,10 @@ operation on tensors of both devices raises, as it does on a GPU, and so do rand
 from a generator of the CPU. Operations for which a GPU's host waits are listed in ``waits``.
 """
 
-import traceback
+import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -151,5 +152,9 @@ def _changed(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _our_line() -> str:
     """The innermost line of the zoo that is being executed."""
-    ours = [f for f in traceback.extract_stack() if f.filename.startswith(PACKAGE)]
-    return f"{ours[-1].filename[len(PACKAGE) + 1 :]}:{ours[-1].lineno}" if ours else "the test"
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+        frame = frame.f_back
+    if frame is None:
+        return "the test"
+    return f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}"

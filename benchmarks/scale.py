@@ -1,6 +1,6 @@
 """What training and prediction cost by the number of rows, per component, and what follows.
 
-    python -m benchmarks.scale                  # all, 15 min of CPU: benchmarks/scale.csv, .png
+    python -m benchmarks.scale                  # all, 15 min of CPU: benchmarks/scale.csv
     python -m benchmarks.scale zephyr gems      # these anew
     python -m benchmarks.scale --table          # the tables of docs/scale.md, from the CSV
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
+TABLE, FIGURE = HERE / "scale.csv", HERE.parent / "figures/gallery/scale.png"
 COMPONENTS = ("zephyr", "gyro", "scatter_vae", "gc_emulator", "dust", "mass_net", "sed_emulator",
               "gems", "abundances", "feniks")  # fmt: skip
 ROWS = (16, 160, 1600, 16_000)
@@ -72,17 +73,20 @@ def main() -> None:
     if words[:1] == ["one"]:
         measure(words[1], words[2])
         return
-    path = HERE / "scale.csv"
-    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    rows = list(csv.DictReader(TABLE.open(newline=""))) if TABLE.exists() else []
     if words != ["--table"]:
         for name in words or (*COMPONENTS, "files"):
             rows = [row for row in rows if row["component"] != name] + measured(name)
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        draw(rows, path.with_suffix(".png"))
+            write(rows)
+    draw(rows)
     print_tables(rows)
+
+
+def write(rows: list[Row]) -> None:
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def measured(component: str) -> list[Row]:
@@ -112,9 +116,8 @@ def measure(component: str, what: str) -> None:
     start = {"train": training, "predict": prediction}[what]
     call, numbers = start(component)
     rows: list[Row] = []
-    seconds = 0.0
-    for before, n in zip((1, *ROWS), ROWS, strict=False):
-        if seconds * n / before > LONGEST:
+    for n in ROWS:
+        if rows and expected(rows, n) > LONGEST:
             break
         work = call(n)
         seconds = seconds_of(work, 2)
@@ -124,6 +127,12 @@ def measure(component: str, what: str) -> None:
     of_all = numbers()
     for row in rows:
         print_row(row | of_all)
+
+
+def expected(rows: list[Row], n: int) -> float:
+    """Seconds of a call of ``n`` rows, by the last two sizes; after one, by the root of rows."""
+    power = exponent(rows) if len(rows) > 1 else 0.5
+    return float(rows[-1]["seconds"] * (n / rows[-1]["rows"]) ** max(power, 0.5))
 
 
 def print_row(row: Row) -> None:
@@ -266,14 +275,23 @@ def of_two_processes(call: Callable[..., Callable[[], object]], parameters: list
 
 
 def prediction(component: str) -> tuple[Callable[[int], Callable[[], object]], Callable[[], Row]]:
-    """Predictions by the number of rows, by the shipped model."""
+    """Predictions by the number of rows, by the shipped model, of abundances by a fresh one."""
     from orrery import load
     from orrery.checkpoint import build
 
-    model = load(component)
     quick = config(component, f"experiment={component}_quick")["data"]
-    stored = {**quick, **model.record["found_out"]}
-    data = build({k: v for k, v in stored.items() if k in quick})
+    if component == "abundances":  # the simulation has not all elements of the shipped model
+        data = build(quick)
+        data.setup("fit")
+        model = build(config(component)["model"] | data.model_arguments())
+        model.prepare(data)
+        model.eval().calibrate(data)
+    else:
+        model = load(component)
+        stored = {**quick, **model.record["found_out"]}
+        if "population" in quick:  # that of the shipped model needs another package
+            stored["population"] = quick["population"]
+        data = build({k: v for k, v in stored.items() if k in quick})
     batch = next(iter(data.prediction_batches()))
 
     def call(n: int) -> Callable[[], object]:
@@ -323,10 +341,13 @@ def exponent(rows: list[Row]) -> float:
 
 
 def counted(of: list[Row], n: float) -> dict[str, float]:
-    """Kernels, bytes and flop of a call of ``n`` rows: linear between measured ``of``."""
+    """Kernels, bytes and flop of a call of ``n`` rows: linear between measured ``of``, and on."""
     sizes = [float(row["rows"]) for row in of]
+    i = min(max(int(np.searchsorted(sizes, n)), 1), len(of) - 1)
+    low, high = of[i - 1], of[i]
+    share = (n - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
     names = ("kernels", "bytes", "flop")
-    return {k: float(np.interp(n, sizes, [float(row[k]) for row in of])) for k in names}
+    return {k: float(low[k]) + share * (float(high[k]) - float(low[k])) for k in names}
 
 
 def h100(of: list[Row], n: float) -> tuple[float, str]:
@@ -359,8 +380,10 @@ def print_tables(rows: list[Row]) -> None:
     print_cells("", "rows of a call", "kernels", "kB/row", "kflop/row", "1 H100", "waits for",
                 "8 of a node", "800")  # fmt: skip
     for (name, what), of in runs.items():
+        if len(of) == 1:
+            continue
         default = config(name)["data"]["batch_size" if what == "train" else "predict_batch_size"]
-        for n in (default, float(of[-1]["rows"])):
+        for n in sorted((default, float(of[-1]["rows"]))):
             counts, (seconds, worst) = counted(of, n), h100(of, n)
             sent = float(of[-1]["reduced_bytes"] or 0)  # each GPU has n rows in a step
             wait = [MEETING + 2 * sent / x if sent else 0.0 for x in (NVLINK, INFINIBAND)]
@@ -392,7 +415,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def draw(rows: list[Row]) -> None:
     from orrery.figures import style
 
     @style.figure
@@ -410,7 +433,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes[0, 1].legend(fontsize=11, ncols=2)
         return fig
 
-    style.save(cost(), path)
+    style.save(cost(), FIGURE)
 
 
 if __name__ == "__main__":

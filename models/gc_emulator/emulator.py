@@ -30,6 +30,7 @@ from orrery.physics.clusters.lowered_isothermal import (
     second_suppression,
     suppression,
 )
+from orrery.physics.constants import constant_like
 
 SCALES = 4  # ln of r_t, m_t and r_h, in model units, and of E_gamma(g + 3/2, W0)
 INTERVALS = 128  # of q
@@ -253,7 +254,7 @@ class IsothermalEmulator(nn.Module):
 
     def targets(self, model: Model) -> tuple[Tensor, Tensor, Tensor]:
         """The exact columns of `columns_at` for solved models."""
-        q = chebyshev.nodes(self.shape[3]).to(model.W0)
+        q = constant_like(model.W0, chebyshev.nodes, self.shape[3])
         r = torch.sqrt(torch.expm1(q * torch.log1p(model.rt**2)[:, None]))
         phi, _ = at_radius(model, r)
         norm = lowered_exponential(model.g + 1.5, model.W0)

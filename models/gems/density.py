@@ -41,7 +41,9 @@ class Moments(NamedTuple):
     def description(self) -> Tensor:
         """The network's input for each cluster, (clusters, N_MOMENTS)."""
         width = self.scale.diagonal(dim1=1, dim2=2)
-        below = self.scale[:, [1, 2, 2], [0, 0, 1]] / width[:, [1, 2, 2]]
+        below = torch.cat(
+            [self.scale[:, 1, :1] / width[:, 1:2], self.scale[:, 2, :2] / width[:, 2:]], 1
+        )
         return torch.cat([self.mean, width.log(), below], 1)
 
 
@@ -196,5 +198,5 @@ def unpacked(parameters: Tensor) -> Mixture:
     log_diagonal = parameters[..., 4:7].clamp(max=-math.log(SMALLEST_WIDTH))
     root = torch.diag_embed(log_diagonal.exp())
     below = torch.zeros_like(root)
-    below[..., [1, 2, 2], [0, 0, 1]] = parameters[..., 7:]
+    below[..., 1, 0], below[..., 2, :2] = parameters[..., 7], parameters[..., 8:]
     return Mixture(parameters[..., 0].log_softmax(-1), parameters[..., 1:4], root + below)

@@ -77,6 +77,7 @@ class MassNet(Component):
     counts_sorted: Tensor
     mass_table: Tensor
     n_pairs: Tensor
+    poisson: Tensor  # cumulative, of mean 1
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class MassNet(Component):
         # mean of ln m, Msun, over the members, and its error, over the diagram
         n_x, n_y = (len(axis) for axis in diagram.fine_grid())
         self.register_buffer("mass_table", torch.zeros(n_x, n_y, 2))
+        self.register_buffer("poisson", torch.tensor(POISSON), persistent=False)
         self.register_buffer("n_pairs", torch.zeros((), dtype=torch.int64))
 
     # --- the fit ------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ class MassNet(Component):
         """
         density = self.density(batch)
         uniform = grid.counter_uniform(batch["row"], self.network.members).T
-        weight = torch.bucketize(uniform.contiguous(), torch.tensor(POISSON, device=uniform.device))
+        weight = torch.bucketize(uniform.contiguous(), self.poisson)
         smooth = self.statistics.roughness().mean() / self.n_pairs.clamp_min(1)
         return -(density.log_p * weight).mean() + smooth
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from orrery.models.base import Batch
 from orrery.models.mass_net.networks import PairStatistics, bound_density
+from orrery.physics.constants import constant_like
 from orrery.physics.wide_binaries import motion
 
 TINY = 1e-12
@@ -48,9 +49,13 @@ def pair_density(
     return PairDensity(torch.logaddexp(bound, outlier), outlier)
 
 
+def _bound_table(part: int) -> Tensor:
+    return motion.bound_table()[part]
+
+
 def _bound_fraction(speed: float, log_mass: Tensor, alpha: Tensor) -> Tensor:
     """Fraction of bound pairs with |w| below ``speed``, (members, batch)."""
-    x, fractions = (part.to(log_mass) for part in motion.bound_table())
+    x, fractions = (constant_like(log_mass, _bound_table, part) for part in (0, 1))
     step = x[1] - x[0]
     place = (speed * (-0.5 * log_mass).exp() / step).clamp(0, len(x) - 1 - 1e-3)
     low = place.detach().long()

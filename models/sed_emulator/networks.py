@@ -76,9 +76,11 @@ class Network(nn.Module):
 
     def scaled(self, parameters: Tensor, names: Sequence[str]) -> Tensor:
         """Parameters of ``names``, -1 to 1 within the box, and waves in ln(1 + z)."""
-        index = [self.names.index(name) for name in names]
-        low, high = self.low[index], self.high[index]
-        x = 2 * (parameters[:, index] - low) / (high - low) - 1
+        place = [self.names.index(name) for name in names]  # a list as an index would be copied
+        values, low, high = (
+            torch.stack([x[..., i] for i in place], -1) for x in (parameters, self.low, self.high)
+        )
+        x = 2 * (values - low) / (high - low) - 1
         phase = math.pi * torch.log2(1 + self.column(parameters, "zred"))
         turns = phase[:, None] * 2 ** torch.arange(OCTAVES, device=x.device)
         return torch.cat([x, turns.sin(), turns.cos()], 1)
@@ -109,6 +111,12 @@ class Network(nn.Module):
         return distance_modulus_slope(self.column(parameters, "zred"))[:, None]
 
 
+def _of_components(screens: Tensor) -> Tensor:
+    """(..., components) of (..., screens): all but the first component are behind the second."""
+    others = screens[..., 1:].expand(*screens.shape[:-1], N_COMPONENTS - 1)
+    return torch.cat([screens[..., :1], others], -1)
+
+
 class HistoryNetwork(Network):
     """Magnitudes as the sum over the bins of a star formation history, which is exact.
 
@@ -132,7 +140,6 @@ class HistoryNetwork(Network):
         self.at_rest = at_rest
         self.inputs = [n for n in names if n not in ("logmass", *RATIOS)]
         self.register_buffer("wavelength", torch.tensor(list(wavelengths)))
-        self.screen = [0] + [1] * (N_COMPONENTS - 1)  # of each component
         self.body = perceptron(len(self.inputs) + 2 * OCTAVES + 2, width, depth)
         self.out = nn.Linear(width, len(wavelengths) * (N_COMPONENTS + N_SCREENS))
         with torch.no_grad():
@@ -154,7 +161,7 @@ class HistoryNetwork(Network):
         """ln flux at 10 pc of 1 Msun formed in each component, (n, bands, components)."""
         log_flux, shift = self._split(self.out(self.body(self.features(parameters))))
         depth = self._depth(self._log_wavelength(parameters, shift), self._dust(parameters))
-        return log_flux - self.mean[:, None] / POGSON - depth[..., self.screen]
+        return log_flux - self.mean[:, None] / POGSON - _of_components(depth)
 
     def features(self, parameters: Tensor) -> Tensor:
         """Inputs of the perceptron, (n, features)."""
@@ -245,8 +252,8 @@ class HistoryNetwork(Network):
         for name, slope in zip(DUST, by_dust, strict=True):
             by_depth[:, self.inputs.index(name)] += slope
         depth = self._depth(place, dust)
-        light = log_flux - self.mean[:, None] / POGSON - depth[..., self.screen]
-        return light, by_input - by_depth[..., self.screen]
+        light = log_flux - self.mean[:, None] / POGSON - _of_components(depth)
+        return light, by_input - _of_components(by_depth)
 
     @staticmethod
     def _depth_derivatives(

@@ -13,6 +13,7 @@ from orrery.physics.clusters.lowered_isothermal import (
     lowered_exponential,
     pressures,
 )
+from orrery.physics.constants import constant_like
 
 QUADRATURE_NODES = 64
 
@@ -29,6 +30,12 @@ class Projected(NamedTuple):
     v2_tangential: Tensor  # on the sky, about the centre
 
 
+def _quadrature() -> Tensor:
+    """Nodes and weights of Gauss and Legendre between 0 and 1, (2, nodes)."""
+    nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE_NODES)
+    return torch.from_numpy(np.stack([0.5 + 0.5 * nodes, 0.5 * weights]))
+
+
 def project(model: Model, radius: Tensor) -> Projected:
     """Profiles at projected radii (models, n), r_0, in units of M / r_0^2 and s^2; 0 beyond r_t.
 
@@ -36,8 +43,7 @@ def project(model: Model, radius: Tensor) -> Projected:
     ln(1 + r^2) = ln(1 + R^2) + T sin^2(theta), and at the edge, by theta = pi/2 s (2 - s): there
     the density is a power g + 3/2 of the depth.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE_NODES)
-    s = torch.from_numpy(0.5 + 0.5 * nodes).to(radius)
+    s, weights = constant_like(radius, _quadrature)
     theta = 0.5 * math.pi * s * (2 - s)
     base = 1 + radius.square()
     outermost = torch.log((1 + model.rt.square())[:, None] / base)
@@ -47,7 +53,7 @@ def project(model: Model, radius: Tensor) -> Projected:
     z2 = base[..., None] * torch.expm1(tau)
     r2 = radius.square()[..., None] + z2
     along = base[..., None] * tau.exp() * span * (2 * theta).sin() / z2.sqrt()  # 2 dz / dtheta
-    measure = along * (math.pi * (1 - s)) * torch.from_numpy(0.5 * weights).to(radius)
+    measure = along * (math.pi * (1 - s)) * weights
 
     r = r2.sqrt()
     phi, _ = at_radius(model, r.flatten(1))

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from orrery.physics.constants import constant_like
+
 G = 0.004300917270  # pc (km/s)^2 / Msun: IAU 2015 nominal solar mass parameter and parsec
 SERIES_TERMS = 72  # of E_gamma: 1.4e-14 relative for x <= 16
 W0_MIN, W0_MAX = 1.5, 14.0  # of the domain in which the emulator holds
@@ -175,11 +177,12 @@ def solve(W0: Tensor, g: Tensor, ra: Tensor | None = None, steps: int = 400) -> 
     W0, g = W0.double()[:, None], g.double()[:, None]
     anisotropic = None if ra is None else ra.double()[:, None]
     t = torch.linspace(-15, 13, steps + 1, dtype=W0.dtype, device=W0.device)
-    h = float(t[1] - t[0])
+    h = 28 / steps
     # the isotropic density depends on phi alone, and is computed for all steps and stages at once
-    fractions = torch.tensor(sorted(set(_C[:-1])), dtype=W0.dtype, device=W0.device)
-    stage = {c: i for i, c in enumerate(sorted(set(_C[:-1])))}
-    times = torch.cat([(t[:-1, None] + h * fractions).flatten(), t[-1:]])
+    fractions = sorted(set(_C[:-1]))
+    stage = {c: i for i, c in enumerate(fractions)}
+    times = torch.stack([t[:-1] + h * c for c in fractions], 1)
+    times = torch.cat([times.flatten(), t[-1:]])
     phi_all, u_all = W0 * torch.sigmoid(-times), W0 * torch.sigmoid(times)
     a = g + 1.5
     rho_0 = lowered_exponential(a, W0)
@@ -334,6 +337,10 @@ def g_max(W0: Tensor) -> Tensor:
     return low + 0.5 * width
 
 
+def _float64(coefficients: tuple[float, ...]) -> Tensor:
+    return torch.tensor(coefficients, dtype=torch.float64)
+
+
 def g_limit(W0: Tensor, rh_ra: Tensor | None = None) -> Tensor:
     """The largest g of the domain, 0.2 to 0.3 below where r_t diverges: a smooth function.
 
@@ -343,7 +350,7 @@ def g_limit(W0: Tensor, rh_ra: Tensor | None = None) -> Tensor:
 
     def series(coefficients: tuple[float, ...]) -> Tensor:
         order = torch.arange(len(coefficients), dtype=W0.dtype, device=W0.device)
-        return torch.cos(angle[..., None] * order) @ W0.new_tensor(coefficients)
+        return torch.cos(angle[..., None] * order) @ constant_like(W0, _float64, coefficients)
 
     limit = series(_LIMIT_SERIES)
     if rh_ra is None:

@@ -27,7 +27,7 @@ def calzetti(wavelength: Tensor) -> Tensor:
     x = 1e4 / wavelength  # 1 / um
     blue = 2.659 * (-2.156 + 1.509 * x - 0.198 * x**2 + 0.011 * x**3) + R_V
     red = 2.659 * (-1.857 + 1.040 * x) + R_V
-    edge = torch.tensor(1e4 / 1200.0).to(x)
+    edge = x.new_full((), 1e4 / 1200.0)
     at_edge = 2.659 * (-2.156 + 1.509 * edge - 0.198 * edge**2 + 0.011 * edge**3) + R_V
     far = at_edge * (wavelength / 1200.0) ** -0.77
     curve = torch.where(wavelength < 1200, far, torch.where(wavelength < 6300, blue, red))

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orrery.physics.constants import constant_like
+
 H0 = 70.0  # km / s / Mpc
 LIGHT_SPEED = 299792.458  # km / s
 OMEGA_M = 0.3
@@ -33,7 +35,7 @@ def redshift_of_age(age: Tensor) -> Tensor:
 
 def distance_modulus(z: Tensor) -> Tensor:
     """5 log10(luminosity distance / 10 pc), mag, shape of ``z``, which is above 0 and below 20."""
-    table = _distances().to(z)
+    table = constant_like(z, _distances)
     place = (torch.log1p(z) / math.log1p(Z_MAX) * (len(table) - 1)).clamp(0.0, len(table) - 1.001)
     i = place.detach().long()
     comoving = torch.lerp(table[i], table[i + 1], place - i)

@@ -35,7 +35,8 @@ class Prior:
         return 0.5 + 0.5 * t / (2 + t * t).sqrt()  # Student's t, 2 degrees of freedom
 
     def _ends(self, like: Tensor) -> tuple[float, float]:
-        ends = self._cumulative(like.new_tensor([self.low, self.high]).double())
+        # on the CPU, where a number is known at once
+        ends = self._cumulative(torch.tensor([self.low, self.high], dtype=like.dtype).double())
         return float(ends[0]), float(ends[1])
 
     def probability(self) -> float:

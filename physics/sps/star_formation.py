@@ -78,8 +78,8 @@ def bin_edges(zred: Tensor) -> Tensor:
     what is left.
     """
     age = age_of_universe(zred)[:, None]
-    first = torch.tensor([0.0, FIRST_EDGES[0]]).to(zred).expand(zred.shape[0], 2)
-    steps = torch.linspace(0, 1, N_BINS - 2).to(zred)
+    first = torch.stack([torch.zeros_like(zred), torch.full_like(zred, FIRST_EDGES[0])], 1)
+    steps = torch.linspace(0, 1, N_BINS - 2, device=zred.device).to(zred)
     start = math.log(FIRST_EDGES[1])
     middle = (start + steps * ((LAST_BIN * age).log() - start)).exp()
     return torch.cat([first, middle, age], 1)

@@ -169,8 +169,8 @@ def chronoflow_rows(clone: Path, samples: dict[str, Table]) -> Iterator[Row]:
         density = {"set": "cluster", "log_density": float(at_age.mean())}
         yield age_row(name, age / 1e3, *ages) | density
     for star in (SUN, *STARS):
-        one = (np.array([value]) for value in (star.period, star.colour, star.colour_error))
-        ages = flow.ages(flow.log_likelihood(*one, peer.LOG_AGES))
+        period, colour, error = np.array([[star.period], [star.colour], [star.colour_error]])
+        ages = flow.ages(flow.log_likelihood(period, colour, error, peer.LOG_AGES))
         yield age_row(star.name, star.age, *ages) | {"set": "star"}
     yield {"set": "speed", "name": "a star of 100", "cpu_seconds": flow.cpu_seconds()}
 

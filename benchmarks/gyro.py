@@ -1,17 +1,20 @@
-"""Ages from rotation: this zoo and gyrointerp on the same stars, and a summary of the sweep.
+"""Ages from rotation: this zoo and its peers on the same stars, and a summary of the sweep.
 
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks.gyro compare --data ../shared/data/gyro              # 6 min of CPU
     python -m benchmarks.gyro summarise multirun/left_out
 
-`compare`: the shipped model and gyrointerp. Rows `cluster`: at most 40 stars of a cluster, drawn
+`compare`: the shipped model, gyrointerp, and with --chronoflow <a clone of
+github.com/philvanlane/chronoflow> ChronoFlow. Rows `cluster`: at most 40 stars of a cluster, drawn
 with seed 0 from those that pass quality cuts, 0.70 < (BP-RP)_0 < 1.84; `counted` is 0 for two
 clusters whose ages are disputed. Ours are of networks that hold the cluster out, the interval with
-the discrepancy of the other nine; gyrointerp was fitted to eight of the ten. `log_density`: mean
-ln p(log10 P) per dex at the literature's age, with outliers (gyrointerp has none: it is given 5%).
-`pull`: of log age, against half the 68% interval. Rows `star`: the Sun and eleven stars of
-asteroseismic age; nine are older than the 4 Gyr to which gyrointerp is calibrated. `cpu_seconds`:
-per star, one thread; ours of a batch of 8,192, gyrointerp's of single calls at its defaults.
+the discrepancy of the other nine; those of the set `cluster, in sample` are of all networks.
+gyrointerp was fitted to eight of the ten, ChronoFlow to all.
+`log_density`: mean ln p(log10 P) per dex at the literature's age, with outliers (gyrointerp has
+none: it is given 5%). `pull`: of log age, against half the 68% interval. Rows `star`: the Sun and
+eleven stars of asteroseismic age; nine are older than the 4 Gyr to which gyrointerp is calibrated.
+`cpu_seconds`: per star, one thread; ours of a batch of 8,192, ChronoFlow's of 100, gyrointerp's
+of single calls at its defaults.
 
 `summarise`: of each run of experiment=gyro_leave_one_cluster_out, the age of the cluster that was
 left out, by all its stars in the same colours: printed, and written to left_out.csv there.
@@ -21,7 +24,8 @@ benchmarks/gyro_left_out.csv is that of the real clusters, seed 0.
 import argparse
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,7 @@ from orrery.runs import data_for
 
 DISPUTED_CLUSTERS = ("NGC2516", "M34")
 TIMED_CLUSTERS = ("Pleiades", "Praesepe", "M67")  # gyrointerp: the first star of each, and the Sun
+IN_SAMPLE = "cluster, in sample"
 LEVELS = torch.tensor([[0.16, 0.5, 0.84]])
 COLUMNS = (
     *("set", "method", "name", "counted", "n", "age_gyr", "q16", "q50", "q84", "offset_dex"),
@@ -108,6 +113,14 @@ def gyro_rows(samples: dict[str, Table]) -> Iterator[Row]:
         cell = int(torch.bucketize(torch.tensor(model.clusters[name]), model.edges)) - 1
         row = age_row(name, 10 ** model.clusters[name] / 1e3, *ages.tolist())
         yield row | {"set": "cluster", "log_density": float(log_p[:, cell].mean())}
+        known = groups.log_likelihoods(model, batch)  # (stars, colour offsets, ages)
+        known = known[known.isfinite().all((1, 2))]
+        ages = 10 ** (
+            grid.quantile(groups.group_cdf(model, known.sum(0)), model.edges, LEVELS)[0] - 3
+        )
+        row = age_row(name, 10 ** model.clusters[name] / 1e3, *ages.tolist())
+        density = float(known[:, len(COLOUR_OFFSETS) // 2, cell].mean())
+        yield row | {"set": IN_SAMPLE, "log_density": density}
     for star in (SUN, *STARS):
         age = model.age(star.period, star.colour, star.period_error, star.colour_error)
         row = age_row(star.name, star.age, age["age_q16"], age["age_q50"], age["age_q84"])
@@ -144,7 +157,25 @@ def gyrointerp_rows(samples: dict[str, Table]) -> Iterator[Row]:
         yield {"set": "speed", "name": name or SUN.name, "cpu_seconds": seconds}
 
 
-def compare(folder: Path, out: Path) -> None:
+def chronoflow_rows(clone: Path, samples: dict[str, Table]) -> Iterator[Row]:
+    from orrery.benchmarks import gyro_chronoflow as peer
+
+    flow = peer.ChronoFlow(clone)
+    for name, table in samples.items():
+        age = float(np.median(table["age_myr"]))
+        stars = table["prot_d"], table["bp_rp0"], table["e_bp_rp0"]
+        ages = flow.ages(flow.log_likelihood(*stars, peer.LOG_AGES))
+        at_age = flow.log_likelihood(*stars, torch.tensor([age]).log10())
+        density = {"set": "cluster", "log_density": float(at_age.mean())}
+        yield age_row(name, age / 1e3, *ages) | density
+    for star in (SUN, *STARS):
+        period, colour, error = np.array([[star.period], [star.colour], [star.colour_error]])
+        ages = flow.ages(flow.log_likelihood(period, colour, error, peer.LOG_AGES))
+        yield age_row(star.name, star.age, *ages) | {"set": "star"}
+    yield {"set": "speed", "name": "a star of 100", "cpu_seconds": flow.cpu_seconds()}
+
+
+def compare(folder: Path, out: Path, chronoflow: Path | None) -> None:
     table = read(folder / "clusters.csv")
     samples = {name: sample(table, name) for name in (*benchmark_clusters(), *DISPUTED_CLUSTERS)}
     square = torch.ones(1024, 1024)
@@ -152,13 +183,17 @@ def compare(folder: Path, out: Path) -> None:
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
-        for method, run in (("gyro", gyro_rows), ("gyrointerp", gyrointerp_rows)):
+        methods: dict[str, Callable[[dict[str, Table]], Iterator[Row]]] = {"gyro": gyro_rows}
+        methods["gyrointerp"] = gyrointerp_rows
+        if chronoflow:
+            methods["ChronoFlow"] = partial(chronoflow_rows, chronoflow)
+        for method, run in methods.items():
             rows = []
             for row in run(samples):
                 name = row["name"]
                 row |= {"method": method, "matmul_ms": matmul_ms}
                 row["counted"] = int(name not in DISPUTED_CLUSTERS)
-                row["n"] = len(samples[name]["prot_d"]) if row["set"] == "cluster" else 1
+                row["n"] = len(samples[name]["prot_d"]) if name in samples else 1
                 writer.writerow(
                     {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
                 )
@@ -178,6 +213,7 @@ def benchmark_clusters() -> list[str]:
 
 def print_summary(method: str, rows: list[Row]) -> None:
     clusters = [row for row in rows if row["set"] == "cluster" and row["counted"]]
+    known = [r["offset_dex"] for r in rows if r["set"] == IN_SAMPLE and r["counted"]]
     offset = np.array([row["offset_dex"] for row in clusters])
     stars = [row for row in rows if row["set"] == "star" and row["name"] != SUN.name]
     seismic = np.array([row["offset_dex"] for row in stars])
@@ -191,6 +227,7 @@ def print_summary(method: str, rows: list[Row]) -> None:
         f"ln p {density:.3f}; {len(seismic)} seismic stars rms {np.sqrt(np.mean(seismic**2)):.3f}, "
         f"{inside:.0%} inside; Sun {sun['q50']:.2f} [{sun['q16']:.2f}, {sun['q84']:.2f}] Gyr; "
         f"CPU per star {np.mean(seconds):.2g} s"
+        + (f"; in sample rms {np.sqrt(np.mean(np.square(known))):.3f}" if known else "")
     )
 
 
@@ -245,11 +282,12 @@ def main() -> None:
     peers = commands.add_parser("compare")
     peers.add_argument("--data", type=Path, default=Path("../shared/data/gyro"))
     peers.add_argument("--out", type=Path, default=Path("benchmarks/gyro.csv"))
+    peers.add_argument("--chronoflow", type=Path, help="a clone of philvanlane/chronoflow")
     commands.add_parser("summarise").add_argument("folder", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "compare":
-        compare(options.data, options.out)
+        compare(options.data, options.out, options.chronoflow)
     else:
         summarise(options.folder)
 

@@ -146,7 +146,7 @@ def exact_templates(
     found = Library(like.log_ratio, [], [], [], [], [])
     for part in like.grids:
         start = round((float(part[0]) - FINE_START) / FINE_STEP)
-        found.add(part, flux[:, start : start + len(part)].T.contiguous(), parameters, sigma_v)
+        found.append(part, flux[:, start : start + len(part)].T.contiguous(), parameters, sigma_v)
     return found
 
 

@@ -62,22 +62,21 @@ class Library(NamedTuple):
         low, high = wavelength
         grid = rest_grid(low * math.exp(-centre - reach), high * math.exp(-centre + reach))
         templates = rest_templates(network, parameters, sigma_v, resolution, grid)
-        n = len(parameters)
-        self._append(grid, templates, parameters, sigma_v, parameters.new_full((n,), -math.log(n)))
+        self.append(grid, templates, parameters, sigma_v)
 
     def skip(self) -> None:
         """A node that is of no account."""
         none = torch.zeros(0)
-        self._append(none, none[:, None], none[:, None], none, none)
+        self.append(none, none[:, None], none[:, None], none)
 
-    def _append(
-        self, grid: Tensor, templates: Tensor, parameters: Tensor, sigma_v: Tensor, weight: Tensor
-    ) -> None:
+    def append(self, grid: Tensor, templates: Tensor, parameters: Tensor, sigma_v: Tensor) -> None:
+        """Another node of spectra that are made, on a ``grid`` of ln wavelength at rest."""
+        n = len(parameters)
         self.grids.append(grid)
         self.templates.append(templates)
         self.parameters.append(parameters)
         self.sigma_v.append(sigma_v)
-        self.log_weight.append(weight.double())
+        self.log_weight.append(torch.full((n,), -math.log(max(n, 1)), dtype=torch.float64))
 
 
 def draw_sigma_v(n: int, generator: torch.Generator) -> Tensor:

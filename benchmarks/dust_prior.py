@@ -21,6 +21,7 @@ that these compare with `matrices_s` and field of our Vecchia together; its `mat
 graph. The rows of `peers` are those of what is installed.
 """
 
+import argparse
 import csv
 import math
 import os
@@ -59,12 +60,15 @@ DEEP, DEEP_ROWS = ((16, 68), (32, 132)), 96  # from a base of Nside 4
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("rows", nargs="?", choices=("ours", "deep", "peers"), default="ours")
+    chosen = parser.parse_args().rows
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):  # XLA has no setting that holds it to one thread
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    if sys.argv[1:] == ["deep"]:
+    if chosen == "deep":
         return write([deep(name, shape) for name in STENCILS for shape in DEEP])
-    if sys.argv[1:] == ["peers"]:
+    if chosen == "peers":
         return write(peers())
     rows = [icr(name, stencil, base) for name, stencil in STENCILS.items() for base in (4, 2)]
     rows += [vecchia(k, n0) for k, n0 in ((20, 200), (48, 1000))]

@@ -77,7 +77,7 @@ def test_a_condition_on_rows_needs_no_quotes_of_its_own():
 
 def test_an_unknown_checkpoint_lists_the_pretrained():
     message = refused("evaluate.py", "checkpoint=zefyr")
-    assert "there is no checkpoint 'zefyr' (pretrained models:" in message
+    assert "there is no checkpoint 'zefyr' (near: zephyr; pretrained models:" in message
     assert "no checkpoint is given" in refused("evaluate.py")
 
 

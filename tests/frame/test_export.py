@@ -110,7 +110,7 @@ def test_what_cannot_be_exported_is_refused_by_a_sentence(folder, runs, tmp_path
     assert "near: onnx" in said("checkpoint=zephyr", to, "format=onx")
     assert "exists already" in said("checkpoint=mass_net", f"to={folder}")
     assert "no folder is given" in said("checkpoint=mass_net")
-    assert "no checkpoint 'zefyr' (pretrained models:" in said("checkpoint=zefyr", to)
+    assert "no checkpoint 'zefyr' (near: zephyr; pretrained models:" in said("checkpoint=zefyr", to)
     unfinished = runs("zephyr") / "last.ckpt"
     assert "of an unfinished run" in said(f"checkpoint={unfinished}", to)
     assert "dust has no network to export" in said("checkpoint=dust", to, "format=onnx")

@@ -4,8 +4,8 @@
 # ZF-COSMOS-20115 ([Glazebrook et al. 2017](https://arxiv.org/abs/1702.01751)) was quiescent 1.7
 # Gyr after the Big Bang. Here are its fluxes, as [Schreiber et al.
 # (2018)](https://arxiv.org/abs/1709.03505) fit them, in columns that are numbered as EAZY's
-# filters are: so come the catalogues of ZFOURGE and 3D-HST. [feniks](../feniks.md) is told
-# neither the redshift nor what it is.
+# filters are; a `.translate` file gives such names to the columns of ZFOURGE and 3D-HST.
+# [feniks](../feniks.md) gets neither the redshift nor what it is.
 
 # %%
 import matplotlib.pyplot as plt

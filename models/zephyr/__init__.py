@@ -25,7 +25,7 @@ from orrery.models.layers.ensemble import Encoder, Linear
 from orrery.models.layers.flows import SplineFlow
 from orrery.models.layers.slices import in_slices, slices
 from orrery.models.layers.stack import DensityStack
-from orrery.models.zephyr.evaluation import evaluate
+from orrery.models.zephyr.evaluation import evaluate, local_limits
 from orrery.models.zephyr.exported import exported
 from orrery.models.zephyr.label_noise import LabelNoise
 from orrery.models.zephyr.nz import TomographicNz, tomographic_nz
@@ -397,7 +397,7 @@ class Zephyr(Component):
                 "`label_sigma_*`, the recovered scatter of labels: one far below the width of p(z) "
                 "cannot be measured, and the number is then an upper limit"
             )
-        return lines
+        return lines + local_limits(self.record.get("metrics", {}))
 
     def source_densities(self, batch: Batch) -> dict[str, Tensor]:
         """Contribution of each source to p(z), by source, (batch, n_grid); they sum to ``pz``."""

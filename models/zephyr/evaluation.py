@@ -12,7 +12,12 @@ from torch.nn import functional as F
 from orrery.models.base import Data, Evaluation, PredictedRows, or_nothing
 from orrery.models.layers import grid
 from orrery.models.zephyr.real_galaxies import predict_real_galaxies, sentence
-from orrery.physics.galaxies.local_calibration import calibration_cells, local_pit
+from orrery.physics.galaxies.local_calibration import (
+    MAX_GROUPS,
+    calibration_cells,
+    faintest,
+    local_pit,
+)
 from orrery.physics.galaxies.redshift_scores import nmad, outlier_fraction
 
 if TYPE_CHECKING:
@@ -82,7 +87,9 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
     values["tarp_ks"] = _ks_distance(rows["tarp"].astype(float))
     if "pit_raw" in rows:  # predicted rows, not those of the true posterior
         values["pit_ks_raw"] = _ks_distance(rows["pit_raw"].astype(float))
-        values |= local_pit(pit, calibration_cells(rows["mag_ref"], rows["z_median"]))
+        cells = calibration_cells(rows["mag_ref"], rows["z_median"])
+        values |= local_pit(pit, cells)
+        values |= {"pit_faint": float(pit[faintest(cells)].mean())} if (cells >= 0).any() else {}
     return values
 
 
@@ -105,3 +112,21 @@ def rows_of_true_posterior(data: Data, edges: Tensor) -> dict[str, np.ndarray]:
 def _ks_distance(pit: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance of PIT values from uniform."""
     return float(kstest(pit, "uniform", method="asymp").statistic)
+
+
+def local_limits(metrics: Mapping[str, float]) -> list[str]:
+    """For the card, of its metrics: a sentence if the PIT is not uniform in each cell."""
+    if metrics.get("local_pit_p", 1.0) > 0.01:
+        return []
+    sentence = (
+        "p(z) is calibrated for all galaxies together, not for each magnitude and redshift "
+        f"(`local_pit_p` {metrics['local_pit_p']:.2g}, `local_pit_rms` "
+        f"{metrics['local_pit_rms']:.2g})"
+    )
+    shift = metrics["pit_faint"] - 0.5
+    if abs(shift) > 3 * (12 * metrics["n"] / MAX_GROUPS) ** -0.5:
+        sentence += (
+            f": that of the faintest is a little too {'low' if shift > 0 else 'high'}, their mean "
+            f"PIT is {metrics['pit_faint']:.2f} where 0.50 is right"
+        )
+    return [sentence]

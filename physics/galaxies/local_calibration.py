@@ -32,6 +32,12 @@ def calibration_cells(mag: np.ndarray, z: np.ndarray) -> np.ndarray:
     return cells
 
 
+def faintest(cells: np.ndarray) -> np.ndarray:
+    """Objects of the faintest group of magnitude of `calibration_cells`, a mask (n,)."""
+    groups = round(np.sqrt(cells.max() + 1))
+    return cells >= groups * (groups - 1)
+
+
 def local_pit(pit: np.ndarray, cells: np.ndarray) -> dict[str, float]:
     """Test of uniform PIT values (n,) in every cell of `calibration_cells`; empty without cells.
 

@@ -8,11 +8,13 @@ import torch
 from conftest import train
 from scipy import integrate
 
+from orrery import load
 from orrery.checkpoint import RECORD, build, read_checkpoint, restore
 from orrery.model_card import model_card
 from orrery.models.layers import grid
 from orrery.models.layers.ensemble import Encoder
 from orrery.models.layers.flows import LEAST_MASS, SPLINES, SplineFlow, zuko_spline
+from orrery.models.zephyr.evaluation import local_limits
 from orrery.models.zephyr.label_noise import LabelNoise
 from orrery.models.zephyr.recalibration import (
     apply_pit_map,
@@ -336,6 +338,17 @@ def test_the_card_says_what_the_flags_mean_and_what_cannot_be_measured(runs):
     card = model_card("zephyr", model)
     for text in ("1 missing_band, a band", "16 wide, the central 68%", "cannot be measured"):
         assert text in card
+
+
+def test_the_card_says_where_p_of_z_is_not_calibrated():
+    metrics = {"n": 3000, "local_pit_p": 7e-4, "local_pit_rms": 0.13, "pit_faint": 0.55}
+    (line,) = local_limits(metrics)
+    assert "local_pit_p` 0.0007" in line and "faintest is a little too low" in line
+    assert "too high" in local_limits(metrics | {"pit_faint": 0.45})[0]
+    assert "faintest" not in local_limits(metrics | {"pit_faint": 0.51})[0], "that is noise"
+    assert local_limits(metrics | {"local_pit_p": 0.2}) == local_limits({}) == []
+    cosmos = load("zephyr_cosmos")
+    assert local_limits(cosmos.record["metrics"])[0] in cosmos.domain_of_validity()
 
 
 def test_nflows_trains_too(tmp_path):

@@ -6,7 +6,12 @@ import torch
 from scipy.stats import kstest, norm
 
 from orrery.models.layers import grid
-from orrery.physics.galaxies.local_calibration import calibration_cells, legendre, local_pit
+from orrery.physics.galaxies.local_calibration import (
+    calibration_cells,
+    faintest,
+    legendre,
+    local_pit,
+)
 
 KS_1_PERCENT = 1.63  # over the root of the number of values
 
@@ -28,6 +33,7 @@ def test_cells_hold_equal_numbers_and_are_ordered():
     means = [[f[cells == 5 * i + j].mean() for f in (mag, z)] for i in range(5) for j in range(5)]
     means = np.array(means).reshape(5, 5, 2)
     assert (np.diff(means[..., 0].mean(1)) > 0).all() and (np.diff(means[..., 1]) > 0).all()
+    assert mag[faintest(cells)].min() > mag[~faintest(cells)].max() and faintest(cells).sum() == 400
     assert (calibration_cells(mag[:39], z[:39]) == -1).all()
     assert local_pit(z[:39], np.full(39, -1)) == {}
 

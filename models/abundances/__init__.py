@@ -67,9 +67,8 @@ class Abundances(Component):
     An ensemble of mixtures of factor analysers over [X/H] of k elements, fitted by the likelihood
     of what was measured: each star's noise with its full covariance is convolved, missing elements
     are marginalised, and limits enter as probabilities (`models.abundances.mixture`). The average
-    of the mixtures is a mixture again. A normalising flow could not be marginalised exactly.
-
-    Limberg et al. 2024 (arXiv:2308.13702) ask the questions, of Wukong/LMS-1, that it answers.
+    of the mixtures is a mixture again. A normalising flow could not be marginalised exactly. It
+    answers what Limberg et al. 2024 (arXiv:2308.13702) ask of the stream Wukong/LMS-1.
 
     In: ``value``, ``variance`` and ``limit`` (batch, k), ``responses`` (batch, k, causes), ``type``
     (batch,), as `datamodules.abundances` gives them. Out: see `outputs`.

@@ -1,6 +1,8 @@
 """Checkpoints as folders, and networks for other programs, which run them without this code."""
 
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
@@ -42,10 +44,16 @@ def folder(tmp_path_factory):
 # --- the folder -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", names())
-def test_a_folder_holds_all_of_a_checkpoint(name, tmp_path):
-    export(name, tmp_path / "folder", "safetensors")
-    ours, theirs = read_checkpoint(tmp_path / "folder"), read_checkpoint(find(name))
+@pytest.fixture(scope="module", params=names())
+def shipped(request, tmp_path_factory):
+    """The folder of a shipped checkpoint; its name is that of the checkpoint."""
+    to = tmp_path_factory.mktemp("export") / request.param
+    export(request.param, to, "safetensors")
+    return to
+
+
+def test_a_folder_holds_all_of_a_checkpoint(shipped):
+    ours, theirs = read_checkpoint(shipped), read_checkpoint(find(shipped.name))
     assert ours.keys() == theirs.keys()
     assert ours[RECORD] == theirs[RECORD]
     state = theirs["state_dict"]
@@ -92,14 +100,37 @@ def test_a_folder_fine_tunes_but_does_not_resume(runs, tmp_path):
     assert torch.equal(ours["head.weight"], theirs["head.weight"])
 
 
-def test_the_card_has_the_front_matter_of_hubs(folder):
-    _, front, body = (folder / "README.md").read_text().split("---\n", 2)
-    front, record = yaml.safe_load(front), read_checkpoint(folder)[RECORD]
-    assert front["license"] == "mit" and front["library_name"] == "orrery"
-    assert "arxiv:2308.08584" in front["tags"]
-    (result,) = front["model-index"][0]["results"]
-    assert {m["type"]: m["value"] for m in result["metrics"]} == record["metrics"]
+def test_the_card_has_the_front_matter_that_hubs_specify(shipped):
+    """As modelcard.md of huggingface/hub-docs has it: known keys, names, and finite numbers."""
+    start, front, body = (shipped / "README.md").read_text().split("---\n", 2)
+    front, record = yaml.safe_load(front), read_checkpoint(shipped)[RECORD]
+    assert start == "" and body.startswith(f"\n# {shipped.name}\n")
+    assert set(front) == {"library_name", "license", "tags", "model-index"}
+    assert (front["license"], front["library_name"]) == ("mit", "orrery")
+    papers = re.findall(r"arXiv:(\d{4}\.\d{5})", body)
+    assert {"astronomy", f"arxiv:{papers[0]}"} <= set(front["tags"])
+    assert len(set(front["tags"])) == len(front["tags"]), "hubs refuse a tag twice"
+    (model,) = front["model-index"]
+    (result,) = model["results"]
+    assert model["name"] == shipped.name and result["task"]["type"] == "other"
+    for part in ("task", "dataset"):
+        assert set(result[part]) == {"type", "name"}
+        assert all(isinstance(text, str) and text for text in result[part].values())
+    for metric in result["metrics"]:
+        assert set(metric) == {"type", "name", "value"} and metric["type"] == metric["name"]
+        assert type(metric["value"]) is float and math.isfinite(metric["value"])
+    finite = {k: v for k, v in record["metrics"].items() if math.isfinite(v)}
+    assert {m["type"]: m["value"] for m in result["metrics"]} == finite
     assert "## Valid for" in body and "## How to use it" in body
+
+
+def test_a_shipped_card_is_what_its_checkpoint_says(shipped):
+    """Without front matter and use; ``python -m benchmarks.cards`` writes it anew."""
+    card = (shipped / "README.md").read_text().split("---\n\n", 1)[1]
+    before, use = card.split("## How to use it")
+    heading = "## How to reproduce it"
+    ours = before + heading + use.split(heading)[1]
+    assert find(shipped.name).with_suffix(".md").read_text() == ours
 
 
 def test_what_cannot_be_exported_is_refused_by_a_sentence(folder, runs, tmp_path):

@@ -62,6 +62,11 @@ def evaluate(
     run_dir.mkdir(parents=True, exist_ok=True)
     meta = _metadata(model, title)
     n = data.n_predicted()
+    if not n:
+        raise ValueError(
+            f"{data.label}: no rows are held out (data.test_fraction={data.test_fraction:g}); "
+            f"evaluate another catalogue: data.path=<file>"
+        )
     partitions = _partitions_of(data, output)
     if partitions is not None:  # the predictions have positions, as every HATS catalogue
         data.keep = list(dict.fromkeys([*partitions.position_columns, *data.keep]))

@@ -85,7 +85,15 @@ def test_a_mistyped_setting_is_named(runs):
     best = runs("zephyr") / "best.ckpt"
     message = refused("evaluate.py", f"checkpoint={best}", "data.pth=x.fits")
     assert "no setting 'pth'; near: path" in message
-    assert "lerning_rate" in refused("train.py", "model.lerning_rate=1")
+    message = refused("train.py", "model.lerning_rate=1", "hydra.run.dir=nowhere")
+    assert "lerning_rate" in message and "no setting 'hydra.run.dir'" not in message
+
+
+def test_a_checkpoint_without_held_out_rows_asks_for_a_catalogue(tmp_path):
+    (tmp_path / "stars.csv").write_text("prot_d,bp_rp0\n25.4,0.82\n8.0,0.9\n")
+    own = [f"data.path={tmp_path}/stars.csv", "data.split=test", "data.test_fraction=0"]
+    message = refused("evaluate.py", "checkpoint=gyro", *own, f"hydra.run.dir={tmp_path}/run")
+    assert "no rows are held out (data.test_fraction=0); evaluate another catalogue" in message
 
 
 def test_a_machine_without_gpu_is_told():

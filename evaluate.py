@@ -12,6 +12,8 @@ from orrery import command_line, pretrained, progress, runs
 @hydra.main(version_base="1.3", config_path=str(command_line.CONFIGS), config_name="evaluate")
 @command_line.user_errors
 def main(config: DictConfig) -> None:
+    command_line.refuse_missing_file(config)
+    path = pretrained.find(config.checkpoint)
     with progress.phase("starting PyTorch"):
         import lightning as L
         from hydra.utils import instantiate
@@ -23,7 +25,6 @@ def main(config: DictConfig) -> None:
         from orrery.evaluation.evaluate import compare, evaluate, generate, infer, write_sky_map_of
 
     command_line.silence_lightning()
-    path = pretrained.find(config.checkpoint)
     checkpoint = read_checkpoint(path)
     # a data section may speak of the model's settings, which are those of the checkpoint
     own = {"model": checkpoint["orrery"]["config"]["model"]}

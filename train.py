@@ -21,6 +21,7 @@ def main(config: DictConfig) -> float | None:
 
 def train(config: DictConfig, overrides: list[str]) -> dict[str, float]:
     """Fit, calibrate, evaluate; returns the test metrics. ``overrides``: the command line's."""
+    command_line.refuse_missing_file(config)
     with progress.phase("starting PyTorch"):
         import lightning as L
         from hydra.utils import instantiate

@@ -5,6 +5,7 @@ Light to import: `train.py --help` must not wait for torch.
 
 import contextlib
 import functools
+import glob
 import itertools
 import logging
 import os
@@ -235,6 +236,19 @@ def refuse_unknown_choices() -> None:
                     f"there is no {group}={name}; near: {', '.join(near)}; "
                     f"there are {', '.join(known)}"
                 )
+
+
+def refuse_missing_file(config: DictConfig) -> None:
+    """A catalogue that is not there is said to be, before PyTorch is imported, which takes seconds.
+
+    Raises ``FileNotFoundError``. Patterns of files are left to who opens them.
+    """
+    path = OmegaConf.select(config, "data.path", throw_on_missing=False)
+    if not isinstance(path, str) or glob.has_magic(path) or os.path.exists(path):
+        return
+    shipped = CONFIGS.parent / path
+    hint = f"; one of this name is shipped: data.path={shipped}" if shipped.is_file() else ""
+    raise FileNotFoundError(f"{path}: there is no such file (it came from data.path){hint}")
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -101,9 +103,19 @@ def test_a_machine_without_gpu_is_told():
 
 
 def test_an_unreadable_path_is_named():
-    assert "nowhere.fits: there is no such file" in refused("train.py", "data.path=nowhere.fits")
+    for words in (("train.py",), ("evaluate.py", "checkpoint=zephyr")):
+        done = command(*words, "data.path=nowhere.fits")
+        assert "nowhere.fits: there is no such file" in done.stderr
+        assert "starting PyTorch" not in done.stdout, "which takes seconds"
     message = refused("evaluate.py", "checkpoint=zephyr", "data.path=figures")
     assert "figures is a folder; data.path must name a catalogue file" in message
+
+
+def test_a_shipped_table_is_found_from_anywhere(tmp_path):
+    words = ("checkpoint=zephyr_cosmos", "data.path=physics/galaxies/cosmos_galaxies.ecsv")
+    said = command(str(ROOT / "evaluate.py"), *words, cwd=tmp_path).stderr
+    hint = re.search(r"one of this name is shipped: data.path=(.*)", said).group(1)
+    assert Path(hint).is_file()
 
 
 def test_a_sweep_of_ddp_runs_is_refused():

@@ -53,18 +53,16 @@ class Phase:
             return False
         return done >= self.total or since > BETWEEN_LINES
 
-    def update(
-        self, done: float, counted: float, noun: str = "objects", note: str = "", after: float = 0
-    ) -> None:
+    def update(self, done: float, counted: float, noun: str = "objects", note: str = "") -> None:
         """``done`` steps are over, in which ``counted`` objects were treated.
 
-        ``note``: what else to say. ``after``: the time that the command takes after this phase,
-        over that of the phase; the time to go is that of both.
+        ``note``: what else to say. The time to go is that of this phase: what follows may take a
+        sixth of it, or as long again.
         """
         if not self.is_due(done):
             return
         self.updated = time.monotonic()
-        state = self._state(done, counted, noun, after)
+        state = self._state(done, counted, noun)
         if self.bar is not None:
             state = f"{note}, {state}" if note else state
             self.bar.update(self.task, completed=done, total=self.total, state=state)
@@ -72,13 +70,13 @@ class Phase:
             self.tenth = int(10 * done / self.total)
             print(f"{note or f'{self.name}, {done / self.total:.0%}'}, {state}", flush=True)
 
-    def _state(self, done: float, counted: float, noun: str, after: float) -> str:
+    def _state(self, done: float, counted: float, noun: str) -> str:
         """``18,400 objects/s, 0:01:20 to go``."""
         elapsed = max(time.monotonic() - self.began, 1e-6)
         rate = counted / elapsed
         text = f"{rate:,.0f} {noun}/s" if rate >= 10 else f"{rate:.2g} {noun}/s"
         if self.total and done:
-            left = round(elapsed * ((1 + after) * max(self.total / done, 1) - 1))
+            left = round(elapsed * (max(self.total / done, 1) - 1))
             text += f", {timedelta(seconds=left)} to go" if left else ""
         return text
 

@@ -13,10 +13,6 @@ from matplotlib.image import imread
 
 from orrery import progress
 
-# Calibration, metrics and figures take a sixth of the time of the fit, by CPU time of zephyr's
-# default run (34 s, and 50 epochs of 4.2 s).
-AFTER_THE_FIT = 0.16
-
 
 class ShowProgress(ProgressBar):
     """Gives the phase of the command (`orrery.progress`) what Lightning knows: rows and epochs."""
@@ -52,7 +48,7 @@ class ShowProgress(ProgressBar):
             losses = [f"{k} {known[k]:.3f}" for k in ("train/loss", "val/loss") if k in known]
             epoch = f"epoch {trainer.current_epoch + 1} of {epochs}"
             note = f"{epoch}: {' '.join(losses)}" if losses else epoch
-            phase.update(done, self.rows, note=note, after=AFTER_THE_FIT)
+            phase.update(done, self.rows, note=note)
 
     def on_predict_start(self, *_: Any) -> None:
         self.rows = 0

@@ -11,6 +11,7 @@ from orrery.models.gyro.discrepancy import cumulative
 from orrery.models.gyro.networks import Rotation
 from orrery.models.layers import grid
 from orrery.physics.rotation import gyrochrones
+from orrery.progress import counted
 
 COLOUR_GRID = torch.linspace(0.3, 3.6, 100)  # mag, 0.033 apart
 LOG_PERIOD_GRID = torch.linspace(-1.3, 2.3, 241)  # log10 d, 0.015 apart
@@ -46,10 +47,11 @@ class DensityTable(nn.Module):
         """Tabulate the mean density of an ensemble."""
         n, device = len(self.ages), self.values.device
         periods = LOG_PERIOD_GRID.to(device)
-        for i, colour in enumerate(COLOUR_GRID.to(device)):
+        colours = COLOUR_GRID.to(device)
+        for i in counted(range(len(colours)), "tabulating densities", "colours"):
             for k in range(0, len(periods), PERIODS_AT_ONCE):  # to bound memory
                 part = slice(k, k + PERIODS_AT_ONCE)
-                log_p = rotation.log_prob(periods[part, None], self.ages, colour.expand(n))
+                log_p = rotation.log_prob(periods[part, None], self.ages, colours[i].expand(n))
                 mean = log_p.logsumexp(0) - math.log(len(log_p))
                 self.values[i, part] = mean.clamp_min(-60).half()
         self._cache.clear()

@@ -17,6 +17,7 @@ from orrery.models.gyro.discrepancy import (
     without_colour_offset,
 )
 from orrery.models.layers import grid
+from orrery.progress import counted
 
 if TYPE_CHECKING:
     from orrery.models.gyro import Gyro
@@ -52,7 +53,7 @@ def left_out_scores(model: "Gyro", batch: Mapping[str, Tensor]) -> tuple[Tensor,
     scores = torch.full((len(model.clusters), len(LeftOutScores._fields)), torch.inf)
     log_age = torch.tensor([*model.clusters.values()])
     prior, joint = model.cluster_log_prior(), {}
-    for i, age in enumerate(log_age):
+    for i in counted(range(len(log_age)), "leaving out clusters", "clusters"):
         mask = (batch["cluster"] == i) & informative(batch["colour"])
         if int(mask.sum()) < MIN_STARS:
             continue
@@ -63,6 +64,7 @@ def left_out_scores(model: "Gyro", batch: Mapping[str, Tensor]) -> tuple[Tensor,
             for offset in COLOUR_OFFSETS
         ]
         joint[i] = without_colour_offset(torch.stack(shifted), model.field_scatter)
+        age = log_age[i]
         cell = int(torch.bucketize(age, model.edges)) - 1
         log_density = log_p[:, min(max(cell, 0), log_p.shape[1] - 1)].mean()
         star_cdf = cumulative((log_p + prior).softmax(1))

@@ -32,14 +32,6 @@ def test_a_log_has_a_line_per_tenth_with_rate_and_time_to_go(clock, capsys):
     assert lines[-1] == "epoch 100, 5,000 objects/s"
 
 
-def test_the_time_to_go_is_that_of_the_command(clock, capsys):
-    with progress.phase("training", total=2) as phase:
-        clock[0] = 100.0
-        phase.update(1, 1000, after=0.5)
-    # 100 s of this phase, and half of its 200 s
-    assert capsys.readouterr().out.endswith("10 objects/s, 0:03:20 to go\n")
-
-
 def test_a_log_is_not_filled_by_what_is_over_soon(clock, capsys):
     for step in progress.counted(range(1000), "sampling", "transitions"):
         clock[0] = step / 1000

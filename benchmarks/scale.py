@@ -54,7 +54,7 @@ TABLE, FIGURE = HERE / "scale.csv", HERE.parent / "figures/gallery/scale.png"
 COMPONENTS = ("zephyr", "gyro", "scatter_vae", "gc_emulator", "dust", "mass_net", "sed_emulator",
               "gems", "abundances", "feniks")  # fmt: skip
 ROWS = (16, 160, 1600, 16_000)
-LONGEST = 30.0  # s, of a call
+LONGEST = 12.0  # s, of a call
 REPEATED = 2.0  # s, of a call that is repeated
 # Their quick simulation is read as a catalogue: it lacks elements, or filters that need a package.
 SIMULATED_APART = ("feniks", "abundances")

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 DRAWS_OF_UNKNOWN = 8  # times as many draws of stars with an unknown velocity or distance
 N_SPRAYED = 2000  # stars of each new cluster
 POOR_DISTANCE = 0.2  # relative error above which a distance counts as unknown
-DRAWS_AT_ONCE = 2048  # of all stars together: what fits the cache
+DRAWS_AT_ONCE = 8192  # of all stars together
 
 
 @runtime_checkable

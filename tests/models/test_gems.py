@@ -345,10 +345,11 @@ def test_far_clusters_are_compared_by_gaussians_convolved_with_the_errors(model)
     y = mean[:, None] + noise @ root.mT
     density = torch.stack([hosts.log_p(star)[:, :-1] for star in y])
     drawn = density.logsumexp(1) - math.log(density.shape[1])
-    exact = hosts.convolved(mean, root @ root.mT)
+    every = torch.arange(len(mean)).expand(len(mean), -1)
+    exact = hosts.convolved(mean, root @ root.mT, every)
     matter = drawn > drawn.max(1, keepdim=True).values - 8
     assert matter.sum() >= len(mean)
-    torch.testing.assert_close(exact[matter], drawn[matter], rtol=0, atol=0.2)
+    torch.testing.assert_close(exact[matter].double(), drawn[matter], rtol=0, atol=0.2)
 
 
 def test_far_clusters_without_errors_are_compared_exactly(model, batch, monkeypatch):
@@ -361,6 +362,18 @@ def test_far_clusters_without_errors_are_compared_exactly(model, batch, monkeypa
     found = hosts.log_likelihood(y, log_weight)
     assert (matter.sum(1) > 1).any()
     torch.testing.assert_close(found[matter], exact[matter], rtol=1e-3, atol=1e-3)
+
+
+def test_clusters_far_from_a_star_take_no_share_of_its_answer(batch, monkeypatch):
+    """Whether all clusters, or the nearest alone, are compared by their mixtures."""
+    shipped = load("gems")
+    star = some({k: v for k, v in batch.items() if k != "host"}, slice(0, 60))
+    found = shipped.predict_step(star)
+    monkeypatch.setattr("orrery.models.gems.hosts.N_BY_MIXTURE", 150)
+    every = shipped.predict_step(star)
+    for name in ("p_clusters", "p_field"):
+        torch.testing.assert_close(found[name], every[name], rtol=0, atol=0.02)
+    assert not torch.equal(found["p_clusters"], every["p_clusters"])
 
 
 def test_sums_of_exponentials_bear_minus_infinity():

@@ -237,6 +237,33 @@ def test_a_sky_coordinate_without_radial_velocity_has_an_unknown_one(model):
     assert (found["flags"] & BIT["no_radial_velocity"]).all()
 
 
+def test_coordinates_and_errors_that_do_not_fit_are_refused_with_the_way_out(model):
+    kms, mas = u.km / u.s, u.mas / u.yr
+    coords = SkyCoord([100.0, 200.0] * u.deg, [20.0, -30.0] * u.deg, [5.0, 8.0] * u.kpc,
+                      pm_ra_cosdec=[1, 2] * mas, pm_dec=[0, 1] * mas,
+                      radial_velocity=[20, 30] * kms)  # fmt: skip
+    with warnings.catch_warnings(action="ignore"):
+        cartesian = model.hosts(coords.galactocentric, distance_error=[0.5, 0.8])
+        expected = model.hosts(coords, distance_error=[0.5, 0.8] * u.kpc)
+        square = model.hosts(coords.reshape(2, 1), distance_error=[[0.5], [0.8]])
+    for found in (cartesian, square):
+        np.testing.assert_allclose(found["p_field"], expected["p_field"], atol=1e-3)
+    with pytest.raises(ValueError, match=r"distance_error has the shape \(3,\); expected one"):
+        model.hosts(coords, distance_error=[0.1, 0.1, 0.1])
+    half = SkyCoord(coords.ra, coords.dec, coords.distance, pm_ra_cosdec=[1, 2] * mas,
+                    pm_dec=[0, 1] * mas, radial_velocity=[20, np.nan] * kms)  # fmt: skip
+    with pytest.raises(ValueError, match="give ICRS coords, in which a NaN radial velocity"):
+        model.hosts(half.galactic)
+
+
+def test_a_new_cluster_that_was_trained_on_is_refused(path, tmp_path):
+    table = cluster_table()
+    table = table[[str(name) == CLUSTER for name in table["name"]]]
+    table.write(tmp_path / "new.ecsv", format="ascii.ecsv")
+    with pytest.raises(ValueError, match=f"{CLUSTER} was trained on, and would be a host twice"):
+        changed(path, new_clusters=str(tmp_path / "new.ecsv"))
+
+
 def test_few_clusters_have_fewer_columns_of_hosts(path, batch):
     config = read_checkpoint(path)["orrery"]["config"]["model"]
     few = build(config | {"clusters": ["NGC 104", "Pal 5"]})

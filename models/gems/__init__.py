@@ -150,8 +150,8 @@ class Gems(Component):
         self.new_clusters = read_clusters(new_clusters) if new_clusters else None
         if self.new_clusters and (again := set(self.new_clusters.names) & set(clusters)):
             raise ValueError(
-                f"model.new_clusters={new_clusters}: {', '.join(sorted(again))} was trained on, and "
-                f"would be a host twice; give new ones another name"
+                f"model.new_clusters={new_clusters}: {', '.join(sorted(again))} was trained on, "
+                f"and would be a host twice; give new ones another name"
             )
         self._new_hosts: Hosts | None = None  # made when they are needed, from the weights
         self.names = [*clusters, *(self.new_clusters.names if self.new_clusters else ())]

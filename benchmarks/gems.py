@@ -1,6 +1,7 @@
 """gems compared with kernel densities and Gaussians per cluster, and with galpy.
 
     python -m benchmarks.gems toy           # known actions, 300 stars of each cluster: 5 minutes
+    python -m benchmarks.gems ceiling       # kernel densities of up to 30,000 stars of each
     python -m benchmarks.gems hosts         # ejections with errors in ten times as many field stars
     python -m benchmarks.gems new           # fifths of the clusters left out of training
     python -m benchmarks.gems potentials    # the shipped model, tested in seven Galaxies
@@ -9,13 +10,16 @@
 `toy` has orbits of clusters without errors. In it and in `hosts` peers are scipy's kernel density
 per cluster (Scott's bandwidth, in coordinates y of `models.gems.density`, where it is best, and in
 actions as they are) and one Gaussian each, on the same stars. In `hosts` they take the same draws
-of every star's errors, prior and field. `new`: the log loss of cluster against field of stars of
+of every star's errors, prior and field. `ceiling` asks how well any method may do in `toy`: by the
+kernels, which come to the true densities with enough stars, on a part of the same test stars.
+`new`: the log loss of cluster against field of stars of
 clusters that were left out, and of the same stars by the network that was trained on all. Writes
 benchmarks/gems.csv.
 """
 
 import argparse
 import csv
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +53,9 @@ COLUMNS = (
 )  # fmt: skip
 TOY_STARS, TOY_KICK = 300, {"median": 30.0, "sigma": 0.5}
 KDE_STARS, KDE_FIELD = 300, 5_000
+CEILING_STARS, CEILING_TEST, CEILING_HOSTS = (300, 3000, 30_000), 6000, 25
 N_HOSTS, N_POTENTIALS, DRAWS = 4, 20, 16  # stars of each cluster, draws of each star
+SPEED_DRAWS, SPEED_HOSTS = 160, 4096  # stars of each cluster, and stars, of the tests of speed
 SMALLEST = -60.0  # of a log density, relative to the largest
 FOLDS = 5
 NEW_STARS, NEW_FIELD, NEW_EPOCHS = 500, 20_000, 10
@@ -122,19 +128,21 @@ def scores(log_p: Tensor, host: Tensor) -> Row:
     }
 
 
-def toy(seed: int) -> Iterator[Row]:
+def toy_parts(data: GemsData, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Half of 600 stars of each cluster to learn from, half to test on."""
-    data = GemsData(kick=TOY_KICK, seed=seed, batch_size=4096)
     J = population.sprayed_actions(
         2 * TOY_STARS, data.clusters, BASE, data.duration, data.kick, seed, errors=False
     )
-    host = torch.arange(J.shape[1]).expand(J.shape[:2])
-    parts = []
-    for part in J.split(TOY_STARS):
-        bound = part.isfinite().all(-1)
-        parts.append((part[bound], host[:TOY_STARS][bound]))
-    (train, train_host), (test, test_host) = parts
-    n = J.shape[1]
+    host = torch.arange(J.shape[1]).expand(TOY_STARS, -1)
+    return [(part[part.isfinite().all(-1)], host[part.isfinite().all(-1)])
+            for part in J.split(TOY_STARS)]  # fmt: skip
+
+
+def toy(seed: int) -> Iterator[Row]:
+    """gems and its peers on stars whose actions are known."""
+    data = GemsData(kick=TOY_KICK, seed=seed, batch_size=4096)
+    (train, train_host), (test, test_host) = toy_parts(data, seed)
+    n = len(data.clusters)
     model = trained(*with_field(train, train_host, data), data, epochs=20)
     y, at = coordinates(train), coordinates(test)
     methods: dict[str, tuple[LogDensity, Tensor]] = {
@@ -146,6 +154,43 @@ def toy(seed: int) -> Iterator[Row]:
     }
     for name, (log_density, stars) in methods.items():
         yield {"test": "toy", "method": name, "seed": seed, **scores(log_density(stars), test_host)}
+
+
+def ceiling(seed: int) -> Iterator[Row]:
+    """Kernel densities (Scott's bandwidth, coordinates y) of ever more stars of each cluster.
+
+    A test star is compared with the `CEILING_HOSTS` clusters likeliest by their Gaussians.
+    """
+    data = GemsData(kick=TOY_KICK, seed=seed)
+    test, host = toy_parts(data, seed)[1]
+    some = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:CEILING_TEST]
+    at, host = coordinates(test[some]), host[some]
+    J = population.sprayed_actions(
+        max(CEILING_STARS), data.clusters, BASE, data.duration, data.kick, seed + 1000, errors=False
+    )
+    for size in CEILING_STARS:
+        y = [coordinates(part[part.isfinite().all(1)]) for part in J[:size].unbind(1)]
+        learned_from = torch.arange(len(y)).repeat_interleave(torch.tensor([len(x) for x in y]))
+        gaussians = by_gaussians(torch.cat(y), learned_from, len(y))(at)
+        near = gaussians.topk(CEILING_HOSTS, 1).indices
+        log_p = torch.full_like(gaussians, -torch.inf)
+        for k, stars in enumerate(y):
+            rows = (near == k).any(1).nonzero()[:, 0]
+            log_p[rows, k] = kernel_density(stars, at[rows])
+        row = {"test": "ceiling", "method": "kernels", "case": f"{size} stars", "seed": seed}
+        yield row | scores(log_p, host)
+
+
+def kernel_density(stars: Tensor, at: Tensor) -> Tensor:
+    """ln of scipy's `gaussian_kde` of ``stars`` (n, 3) at (m, 3), (m,), in float32: faster."""
+    bandwidth = len(stars) ** (-1 / 7)
+    root = bandwidth * torch.linalg.cholesky(stars.T.cov())
+    z, w = (torch.linalg.solve_triangular(root, (x - stars.mean(0)).T, upper=False).T.float()
+            for x in (stars, at))  # fmt: skip
+    constant = len(stars) * (2 * torch.pi) ** 1.5
+    parts = [torch.cdist(part, z).square_().mul_(-0.5).logsumexp(1) for part in w.split(512)]
+    log_p = torch.cat([*parts, at.new_zeros(0)])
+    return log_p.double() - np.log(constant) - root.diagonal().log().sum()
 
 
 def with_field(J: Tensor, host: Tensor, data: GemsData) -> tuple[Tensor, Tensor]:
@@ -264,7 +309,7 @@ def potentials(seed: int) -> Iterator[Row]:
 
 
 def speed(seed: int) -> Iterator[Row]:
-    """Microseconds per star's actions, and Gyr of orbits per CPU second, of gems and galpy."""
+    """Microseconds per star's actions and Gyr of orbits per second, of gems and galpy; hosts."""
     from galpy.actionAngle import actionAngleStaeckel
     from galpy.orbit import Orbit
     from galpy.potential import MWPotential2014
@@ -272,7 +317,9 @@ def speed(seed: int) -> Iterator[Row]:
     torch.set_num_threads(1)
     clusters = milky_way_clusters()
     generator = torch.Generator().manual_seed(seed)
-    x, v = (part.flatten(0, 1) for part in population.cluster_draws(40, clusters, generator))
+    x, v = (
+        part.flatten(0, 1) for part in population.cluster_draws(SPEED_DRAWS, clusters, generator)
+    )
     galaxy = milky_way(BASE)
     usual = staeckel_actions(x, v, galaxy.axisymmetric).bound
     usual &= torch.linalg.vector_norm(torch.linalg.cross(x, v), dim=-1) > LEAST_MOMENTUM
@@ -289,8 +336,8 @@ def speed(seed: int) -> Iterator[Row]:
     }  # fmt: skip
     for (test, method), (call, factor) in cases.items():
         yield {"test": test, "method": method, "n": n, "value": factor * cpu_seconds(call)}
-    span = 0.5  # Gyr
-    seconds = cpu_seconds(lambda: population.integrate(x, v, galaxy, 0.0, -span), 1)
+    span = 0.2  # Gyr
+    seconds = cpu_seconds(lambda: population.integrate(x, v, galaxy, 0.0, -span), 2)
     yield {"test": "orbit_gyr_per_second", "method": "gems", "n": n, "value": span * n / seconds}
     orbits = Orbit(np.stack(cylindrical_with_angle(x, v), 1))
     orbits.turn_physical_off()
@@ -299,12 +346,20 @@ def speed(seed: int) -> Iterator[Row]:
         lambda: orbits.integrate(
             times, MWPotential2014, method="dop853_c", progressbar=False, numcores=1
         ),
-        1,
+        2,
     )
     yield {
         "test": "orbit_gyr_per_second", "method": "galpy, dop853_c", "n": n,
         "value": span * n / seconds,
     }  # fmt: skip
+    model = load("gems")
+    batch = next(GemsData(seed=seed, n_test_per_cluster=N_HOSTS).prediction_batches())
+    star = {name: values[:SPEED_HOSTS] for name, values in batch.items()}
+    unknown = {**star, "radial_velocity": star["radial_velocity"] * torch.nan}
+    for method, rows in (("gems", star), ("gems, no radial velocity", unknown)):
+        seconds = cpu_seconds(functools.partial(model.predict_step, rows))
+        n = len(rows["ra"])
+        yield {"test": "hosts_per_second", "method": method, "n": n, "value": n / seconds}
 
 
 GYR = 1 / (8.0 / 220.0 * 0.9777922216731284)  # in galpy's units
@@ -335,7 +390,10 @@ def cpu_seconds(call: Callable[[], object], repeats: int = 3) -> float:
 
 # --- command line -------------------------------------------------------------------------------
 
-TESTS = {"toy": toy, "hosts": hosts, "new": new, "potentials": potentials, "speed": speed}
+TESTS = {
+    "toy": toy, "ceiling": ceiling, "hosts": hosts, "new": new, "potentials": potentials,
+    "speed": speed,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from orrery import load
 from orrery.datamodules.gems import GemsData
-from orrery.models.gems.hosts import angle
+from orrery.physics.constants import KM_S_PER_AU_YR
 from orrery.physics.ejections import population
 from orrery.physics.ejections.clusters import milky_way_clusters
 from orrery.physics.ejections.structure import core_structure
-from orrery.physics.milky_way.frames import KM_S_PER_KPC_MAS_YR, galactocentric, observed
+from orrery.physics.milky_way.frames import galactocentric, observed
 from orrery.physics.milky_way.orbits import snapshots
 from orrery.physics.milky_way.potentials import milky_way
+from orrery.physics.sky import sky_angle
 
 Row = dict[str, object]
 COLUMNS = ("finding", "case", "quantity", "n", "value")
@@ -63,10 +64,10 @@ def streams(seed: int) -> Iterator[Row]:
     for i in range(len(c)):
         star = [column[:, i, None] for column in stars]
         orbit = [column[i] for column in track]
-        near = angle(star[0], star[1], orbit[0], orbit[1]) < np.deg2rad(NEAR_ANGLE)
+        near = sky_angle(star[0], star[1], orbit[0], orbit[1]) < np.deg2rad(NEAR_ANGLE)
         near &= (star[2] / orbit[2] - 1).abs() < NEAR_DISTANCE
         motion = torch.hypot(star[3] - orbit[3], star[4] - orbit[4])
-        near &= motion * star[2] * KM_S_PER_KPC_MAS_YR < NEAR_SPEED
+        near &= motion * star[2] * KM_S_PER_AU_YR < NEAR_SPEED
         share[i] = near.any(1).double().mean()
     full = snapshots(*place, galaxy, 0.0, -5.0, 2001)[0]
     pericentre = full.norm(dim=-1).amin(1)

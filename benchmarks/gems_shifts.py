@@ -1,6 +1,6 @@
 """How far the actions of what clusters eject depend on the Galaxy's potential.
 
-    python -m benchmarks.gems_shifts             # 50 stars of each cluster in seven potentials
+    python -m benchmarks.gems_shifts             # 20 stars of each cluster in seven potentials
 
 The same kicks at the same times, in each potential moved on to today. Actions are those of the base
 potential, as a user of the shipped checkpoint computes them: an error of the potential, its change
@@ -65,8 +65,8 @@ def rows(n: int, clusters: Clusters, duration: float, seed: int) -> Iterator[Row
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--stars", type=int, default=50, help="of each cluster")
-    parser.add_argument("--duration", type=float, default=5.0, help="Gyr, of the ejections")
+    parser.add_argument("--stars", type=int, default=20, help="of each cluster")
+    parser.add_argument("--duration", type=float, default=1.0, help="Gyr, of the ejections")
     parser.add_argument("--clusters", nargs="*", help="names; none: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/gems_shifts.csv"))

@@ -1,4 +1,4 @@
-"""Constant arrays on the device of the tensors that they are used with."""
+"""Constants of several subjects, and constant arrays on the device of other tensors."""
 
 import functools
 from collections.abc import Callable
@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# Of an astronomical unit (IAU 2012, 149597870.7 km) per Julian year: km/s of 1 mas/yr at 1 kpc, or
+# of 1 AU/yr.
+KM_S_PER_AU_YR = 149597870.7 / (365.25 * 86400)
 
 
 def constant_like(like: Tensor, make: Callable[..., Tensor], *arguments: Any) -> Tensor:

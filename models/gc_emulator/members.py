@@ -22,10 +22,10 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 from orrery.models.gc_emulator.emulator import EDGE_ENERGY, Cluster
-from orrery.physics.clusters.cluster_stars import KMS_PER_MAS_YR_KPC
+from orrery.physics.constants import KM_S_PER_AU_YR
 from orrery.physics.densities import HALF_LOG_2PI, log_standard_normal
 
-KMS = 1e-3 * KMS_PER_MAS_YR_KPC  # km/s of 1 mas/yr at 1 pc
+KMS = 1e-3 * KM_S_PER_AU_YR  # km/s of 1 mas/yr at 1 pc
 MAS = math.pi / 180 / 3.6e6  # rad
 
 

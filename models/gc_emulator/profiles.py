@@ -24,8 +24,8 @@ from orrery.physics.clusters.cluster_profiles import (
     projected_radius,
 )
 from orrery.physics.clusters.cluster_projection import Projected
-from orrery.physics.clusters.cluster_stars import KMS_PER_MAS_YR_KPC
 from orrery.physics.clusters.lowered_isothermal import G, g_limit
+from orrery.physics.constants import KM_S_PER_AU_YR
 
 LOG_EXTRA = (-1.0, 1.0)  # prior of log10 of the extra error, 1/arcmin2; GCfit's is below 0.6
 
@@ -121,7 +121,7 @@ class ProfilesPosterior:
                 projected_rh = float(r[order][half + 1])
                 rh = 4 / 3 * float(PC_PER_ARCMIN_KPC * self.distance[0] * projected_rh)
             else:
-                unit = 1.0 if profile.kind == "los" else KMS_PER_MAS_YR_KPC * self.distance[0]
+                unit = 1.0 if profile.kind == "los" else KM_S_PER_AU_YR * self.distance[0]
                 v2.append(float((unit * value).square().median()))
         return min(max(rh, 1.2), 25.0), sum(v2) / len(v2) if v2 else 50.0
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 DRAWS_OF_UNKNOWN = 8  # times as many draws of stars with an unknown velocity or distance
 N_SPRAYED = 2000  # stars of each new cluster
 POOR_DISTANCE = 0.2  # relative error above which a distance counts as unknown
-DRAWS_AT_ONCE = 2048  # of all stars together: what fits the cache
+DRAWS_AT_ONCE = 8192  # of all stars together
 
 
 @runtime_checkable
@@ -148,6 +148,11 @@ class Gems(Component):
         if not 0 <= field_prior < 1:
             raise ValueError(f"model.field_prior={field_prior}; expected a probability below 1")
         self.new_clusters = read_clusters(new_clusters) if new_clusters else None
+        if self.new_clusters and (again := set(self.new_clusters.names) & set(clusters)):
+            raise ValueError(
+                f"model.new_clusters={new_clusters}: {', '.join(sorted(again))} was trained on, "
+                f"and would be a host twice; give new ones another name"
+            )
         self._new_hosts: Hosts | None = None  # made when they are needed, from the weights
         self.names = [*clusters, *(self.new_clusters.names if self.new_clusters else ())]
         self.clusters, self.potential, self.duration = list(clusters), potential, duration
@@ -381,9 +386,14 @@ class Gems(Component):
         }  # fmt: skip
         if unknown := errors.keys() - units.keys():
             raise ValueError(f"hosts(): no error {', '.join(unknown)}; there are {list(units)}")
-        if not coords.data.differentials or coords.distance.unit == u.one:
+        if not coords.data.differentials or coords.spherical.distance.unit == u.one:
             raise ValueError("hosts(): coords need distances and velocities, in any frame")
         stars = coords.icrs.reshape(-1) if coords.shape != () else coords.icrs.reshape(1)
+        if np.isnan(stars.pm_ra_cosdec).any() and not coords.is_equivalent_frame(coords.icrs):
+            raise ValueError(
+                "hosts(): a velocity of these coords is NaN, with which astropy cannot convert "
+                "their frame: give ICRS coords, in which a NaN radial velocity is unknown"
+            )
         columns = {
             "ra": stars.ra, "dec": stars.dec, "distance": stars.distance.to(u.kpc),
             "pmra": stars.pm_ra_cosdec.to(u.mas / u.yr), "pmdec": stars.pm_dec.to(u.mas / u.yr),
@@ -396,7 +406,12 @@ class Gems(Component):
             columns["radial_velocity"] = np.full(len(stars), np.nan) * u.km / u.s
         for name, unit in units.items():
             values = u.Quantity(errors.get(name, 0.0), unit)
-            columns[name] = np.broadcast_to(values, len(stars), subok=True)
+            if values.shape not in ((), (1,), coords.shape):
+                raise ValueError(
+                    f"hosts(): {name} has the shape {values.shape}; expected one number, or one "
+                    f"for each star, {coords.shape}"
+                )
+            columns[name] = np.broadcast_to(values.reshape(-1), len(stars), subok=True)
         return self.predict(Table(columns), columns={name: name for name in columns})
 
     # --- mock catalogues ----------------------------------------------------------------------

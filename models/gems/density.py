@@ -6,6 +6,7 @@ orbit in the plane too.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ EM_STEPS = 10
 LOG_2_PI = math.log(2 * math.pi)
 SMALLEST_WIDTH = 0.02  # of a component, in standard deviations of its cluster's stars
 N_MONOMIALS = 10
+SYMMETRIC = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))  # elements of a covariance
 N_MOMENTS = 9  # that describe a cluster: means, log widths and correlations of its coordinates
 
 
@@ -133,14 +135,19 @@ def squared_distance(
     """Of stars from Gaussians, by the sum of their covariances: squared, and ln of the determinant.
 
     Stars are at y (n, 3) with ``error`` (n, 3, 3), Gaussians have a ``mean`` (m, 3) and a
-    ``covariance`` (m, 3, 3): (n, m) each, float32. The inverse of a symmetric matrix of three rows
-    is written out: many small ones are slow in torch.
+    ``covariance`` (m, 3, 3): (n, m) each, float32.
     """
-    a, b, c, d, e, f = (
-        (error[:, i, j].float()[:, None] + covariance[:, i, j].float())
-        for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-    )
-    first, second, third = (y[:, None] - mean).float().unbind(-1)
+    total = [error[:, i, j].float()[:, None] + covariance[:, i, j].float() for i, j in SYMMETRIC]
+    return squared_length((y[:, None] - mean).float().unbind(-1), total)
+
+
+def squared_length(offset: Sequence[Tensor], covariance: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Squared length of vectors by the inverse of a covariance, and ln of its determinant.
+
+    Three components (...,) of the vectors, and the covariance's six in the order of `SYMMETRIC`.
+    The inverse is written out: many small ones are slow in torch.
+    """
+    (first, second, third), (a, b, c, d, e, f) = offset, covariance
     bc, ef, df = b * c - f * f, e * f - d * c, d * f - e * b
     determinant = a * bc + d * ef + e * df
     square = first * (first * bc + 2 * (second * ef + third * df))

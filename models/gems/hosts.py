@@ -1,6 +1,5 @@
 """Clusters and the field as hosts: tabulated densities of coordinates, and their priors."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -8,15 +7,19 @@ from torch import Tensor
 
 from orrery.models.gems.density import (
     LOG_2_PI,
+    SYMMETRIC,
     Moments,
     log_student,
     log_sum_exp,
     monomials,
     squared_distance,
+    squared_length,
 )
+from orrery.physics.sky import sky_angle
 
 PRIORS = ("flat", "mass", "rate")
 N_NEAR = 12  # clusters that a star is compared with at every draw
+N_BY_MIXTURE = 64  # clusters whose mixture is compared with the star's mean and covariance
 TABLE = (  # the rows of `physics.ejections.population.cluster_table`
     "ra", "dec", "distance", "e_distance", "r_t", "mass", "rate",
     "x_x", "x_y", "x_z", "v_x", "v_y", "v_z", "ln_speed", "ln_speed_std",
@@ -61,16 +64,21 @@ class Hosts(NamedTuple):
     def log_likelihood(self, y: Tensor, log_weight: Tensor) -> Tensor:
         """ln of densities at draws (batch, draws, 3), weighted and summed: (batch, clusters + 1).
 
-        A star is compared with the `N_NEAR` nearest clusters at every draw, and with the others by
-        the mean and covariance of its draws.
+        A star is compared with the `N_NEAR` nearest clusters at every draw, with the
+        `N_BY_MIXTURE` nearest by the mean and covariance of its draws. The rest have the density of
+        Student's distributions of their moments, whose tails are long: at most the least of these.
         """
         share = log_weight.softmax(1).nan_to_num()[..., None]
         mean = (share * y).sum(1)
         residual = y - mean[:, None]
         error = (share * residual).mT @ residual
         total = log_weight.logsumexp(1, keepdim=True)
-        far = self.convolved(mean, error) + total
-        near = self.nearest(mean, error)
+        far = self.student(mean, error)
+        nearest = far.topk(min(N_BY_MIXTURE, far.shape[1]), 1).indices
+        middle = self.convolved(mean, error, nearest)
+        far = torch.minimum(far, middle.amin(1, keepdim=True)).double()
+        far = far.scatter(1, nearest, middle.double()) + total
+        near = nearest[:, :N_NEAR]
         powers = monomials(y).mT
         chosen = self.clusters[near].flatten(1, 2)
         terms = torch.baddbmm(log_weight[:, None], chosen, powers)  # of each, at each draw
@@ -80,18 +88,26 @@ class Hosts(NamedTuple):
         field = torch.baddbmm(log_weight[:, None], field, powers)
         return torch.cat([log_p, log_sum_exp(field, (1, 2))[:, None]], 1)
 
-    def convolved(self, y: Tensor, error: Tensor) -> Tensor:
-        """ln density of each cluster at y (batch, 3), convolved with Gaussian errors."""
-        gaussians = self.mean.flatten(0, 1), self.covariance.flatten(0, 1)
-        square, log_det = squared_distance(y, error, *gaussians)
-        terms = self.log_weight.flatten().float() - 0.5 * (square + log_det + 3 * LOG_2_PI)
-        return log_sum_exp(terms.unflatten(1, self.log_weight.shape), (2,))
+    def convolved(self, y: Tensor, error: Tensor, cluster: Tensor) -> Tensor:
+        """ln density at y (batch, 3), convolved with Gaussian errors (batch, 3, 3), in clusters.
 
-    def nearest(self, y: Tensor, error: Tensor) -> Tensor:
-        """The clusters most likely by Student's distributions of their moments: (batch, N_NEAR)."""
+        Their numbers, and the answer, are (batch, any).
+        """
+        mean, covariance = self.mean.float(), self.covariance.float()
+        parts = [mean[..., i] for i in range(3)] + [covariance[..., i, j] for i, j in SYMMETRIC]
+        table = torch.stack([*parts, self.log_weight.float()])  # contiguous rows are fast to take
+        taken = table.index_select(1, cluster.flatten()).view(len(table), len(y), -1)
+        offset = [at[:, None] - mean for at, mean in zip(y.float().unbind(-1), taken, strict=False)]
+        total = [error[:, i, j, None].float() + c for (i, j), c in
+                 zip(SYMMETRIC, taken[3:9], strict=True)]  # fmt: skip
+        square, log_det = squared_length(offset, total)
+        terms = taken[9] - 0.5 * (square + log_det + 3 * LOG_2_PI)
+        return log_sum_exp(terms.view(*cluster.shape, -1), (2,))
+
+    def student(self, y: Tensor, error: Tensor) -> Tensor:
+        """ln of Student's distributions of all clusters' moments, widened: (batch, clusters)."""
         scale = self.moments.scale
-        student = log_student(*squared_distance(y, error, self.moments.mean, scale @ scale.mT))
-        return student.topk(min(N_NEAR, student.shape[1]), 1).indices
+        return log_student(*squared_distance(y, error, self.moments.mean, scale @ scale.mT))
 
     def within_reach(
         self, ra: Tensor, dec: Tensor, distance: Tensor, distance_error: Tensor
@@ -101,7 +117,7 @@ class Hosts(NamedTuple):
         deg and kpc; a star whose distance is not known (NaN) may be at any. (batch, clusters).
         """
         radius = self.of("r_t") / (1e3 * self.of("distance"))
-        near = angle(ra[:, None], dec[:, None], self.of("ra"), self.of("dec")) < radius
+        near = sky_angle(ra[:, None], dec[:, None], self.of("ra"), self.of("dec")) < radius
         apart = (distance[:, None] - self.of("distance")).abs()
         error = torch.hypot(distance_error[:, None], self.of("e_distance"))
         return near & ~(apart > 3 * error)
@@ -117,11 +133,3 @@ class Hosts(NamedTuple):
             torch.cat([self.table, others.table], 1),
             self.field,
         )
-
-
-def angle(ra: Tensor, dec: Tensor, ra_0: Tensor, dec_0: Tensor) -> Tensor:
-    """Angles on the sky, radian, between places in deg."""
-    ra, dec, ra_0, dec_0 = (x * (math.pi / 180) for x in (ra, dec, ra_0, dec_0))
-    square = torch.sin((dec - dec_0) / 2) ** 2
-    square = square + torch.cos(dec) * torch.cos(dec_0) * torch.sin((ra - ra_0) / 2) ** 2
-    return 2 * torch.asin(square.clamp(0, 1).sqrt())

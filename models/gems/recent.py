@@ -16,9 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from orrery.models.gems.hosts import Hosts, angle
+from orrery.models.gems.hosts import Hosts
 from orrery.models.gems.observation import Draws
 from orrery.physics.milky_way.axisymmetric import KPC_PER_GYR
+from orrery.physics.sky import sky_angle
 
 LARGEST_ANGLE = 15.0  # deg, of a cluster from a star near it
 LARGEST_DISTANCE = 0.25  # of the cluster's from the centre of the Galaxy
@@ -40,7 +41,7 @@ def recent_ejections(
 
     Densities are in units of an action density over (2 pi)^3, as of `Hosts.log_likelihood`.
     """
-    near = angle(ra[:, None], dec[:, None], hosts.of("ra"), hosts.of("dec"))
+    near = sky_angle(ra[:, None], dec[:, None], hosts.of("ra"), hosts.of("dec"))
     x, v = (torch.stack([hosts.of(f"{name}_{k}") for k in "xyz"], -1) for name in ("x", "v"))
     reach = LARGEST_DISTANCE * x.norm(dim=-1)
     depth = hosts.of("distance")

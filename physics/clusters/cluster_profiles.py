@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from orrery.physics.clusters.cluster_projection import Projected, project
-from orrery.physics.clusters.cluster_stars import KMS_PER_MAS_YR_KPC
 from orrery.physics.clusters.lowered_isothermal import G, Model
+from orrery.physics.constants import KM_S_PER_AU_YR
 
 PC_PER_ARCMIN_KPC = 1e3 * math.pi / (180 * 60)
 # kinds of profiles, and the units of their values
@@ -58,7 +58,7 @@ def model_profile(kind: str, model: Projected, distance: Tensor) -> Tensor:
         "total": 0.5 * (model.v2_radial + model.v2_tangential),
     }[kind]
     dispersion = (square + DISPERSION_FLOOR**2).sqrt()
-    return dispersion if kind == "los" else dispersion / (KMS_PER_MAS_YR_KPC * distance)
+    return dispersion if kind == "los" else dispersion / (KM_S_PER_AU_YR * distance)
 
 
 def project_physical(model: Model, mass: Tensor, rh: Tensor, R: Tensor) -> Projected:

@@ -13,8 +13,7 @@ from orrery.physics.clusters.lowered_isothermal import (
     lowered_exponential,
     radius_of_mass,
 )
-
-KMS_PER_MAS_YR_KPC = 4.740470464  # 1 au / 1 Julian year in km/s
+from orrery.physics.constants import KM_S_PER_AU_YR
 
 
 def draw(model: Model, mass: Tensor, rh: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -83,7 +82,7 @@ def from_sky(sky: Tensor) -> Tensor:
     """
     ra, dec, distance, pm_ra, pm_dec, rv = sky.unbind(-1)
     east, north, out = axes(ra, dec)
-    scale = 1e-3 * KMS_PER_MAS_YR_KPC * distance
+    scale = 1e-3 * KM_S_PER_AU_YR * distance
     velocity = (
         (scale * pm_ra)[..., None] * east
         + (scale * pm_dec)[..., None] * north
@@ -99,7 +98,7 @@ def to_sky(phase: Tensor) -> Tensor:
     ra = torch.atan2(position[..., 1], position[..., 0]).remainder(2 * math.pi)
     dec = torch.asin(position[..., 2] / distance)
     along = [(velocity * axis).sum(-1) for axis in axes(ra, dec)]
-    scale = 1e-3 * KMS_PER_MAS_YR_KPC * distance
+    scale = 1e-3 * KM_S_PER_AU_YR * distance
     return torch.stack([ra, dec, distance, along[0] / scale, along[1] / scale, along[2]], -1)
 
 

@@ -127,9 +127,10 @@ class Axisymmetric:
 
     def _disc(self, X: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
         """d(D^2)/dZ and 1/D, where the disc's potential is -mass / D."""
-        height = (Z + self.disc_height**2).sqrt()
-        inverse = (X + (self.disc_length + height) ** 2).rsqrt()
-        return 1 + self.disc_length / height, inverse
+        square = Z + self.disc_height**2
+        of_height = square.rsqrt()  # its square root is square * of_height, without a division
+        length = square * of_height + self.disc_length
+        return 1 + self.disc_length * of_height, torch.addcmul(X, length, length).rsqrt()
 
 
 class HasAccelerations(Protocol):

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orrery.physics.constants import KM_S_PER_AU_YR
+
 # Astropy's Galactocentric frame, parameters "v4.0": the Galactic centre of Reid & Brunthaler (2004,
 # ApJ 616, 872) at the distance of the GRAVITY Collaboration (2018, A&A 615, L15), the height of the
 # Sun of Bennett & Bovy (2019, MNRAS 482, 1417), its velocity of Drimmel & Poggio (2018, RNAAS 2,
@@ -16,7 +18,6 @@ SUN_HEIGHT = 0.0208  # kpc
 SUN_VELOCITY = (12.9, 245.6, 7.78)  # km/s
 # Turns the frame about x so that the Galactic plane is that of Galactic coordinates (astropy's).
 ROLL = 58.5986320306  # deg
-KM_S_PER_KPC_MAS_YR = 4.740470463533349  # an astronomical unit per Julian year, in km/s
 DEGREE = np.pi / 180
 
 
@@ -41,8 +42,8 @@ def galactocentric(
     radial, east, north = _directions(ra, dec)
     motion = (
         v_los[..., None] * radial
-        + (KM_S_PER_KPC_MAS_YR * distance * pmra)[..., None] * east
-        + (KM_S_PER_KPC_MAS_YR * distance * pmdec)[..., None] * north
+        + (KM_S_PER_AU_YR * distance * pmra)[..., None] * east
+        + (KM_S_PER_AU_YR * distance * pmdec)[..., None] * north
     )
     to_galaxy = _tensor(_ROTATION.T, radial)
     x = (distance[..., None] * radial) @ to_galaxy + _tensor(_SUN_POSITION, radial)
@@ -59,7 +60,7 @@ def observed(x: Tensor, v: Tensor) -> Observed:
     in_plane = torch.linalg.vector_norm(place[..., :2], dim=-1)
     dec = torch.atan2(place[..., 2], in_plane) / DEGREE
     radial, east, north = _directions(ra, dec)
-    scale = KM_S_PER_KPC_MAS_YR * distance
+    scale = KM_S_PER_AU_YR * distance
     return Observed(
         ra=torch.remainder(ra, 360.0),
         dec=dec,

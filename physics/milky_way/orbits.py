@@ -17,8 +17,6 @@ LEAPFROGS = (_OUTER, 1 - 2 * _OUTER, _OUTER)
 CHUNK = 16384  # stars that are integrated together, so that they stay in the cache
 BLOCK = 1024  # stars that arrive together
 
-Components = list[Tensor]  # x, y, z of positions or velocities, each (n,)
-
 
 class Potential(Protocol):
     """What orbits need to know of a potential."""
@@ -94,54 +92,65 @@ def _integrate(
     count: int,
 ) -> tuple[Tensor, Tensor]:
     """States (n, count, 3) of n stars that take ``steps`` (n,) steps for each ``interval`` (n,)."""
-    q, p = [c.clone() for c in x.unbind(-1)], [c.clone() for c in v.unbind(-1)]
+    q, p = (y.T.clone(memory_format=torch.contiguous_format) for y in (x, v))
     states = [(x, v)]
     for k in range(count - 1):
         q, p = _advance(q, p, potential, start + k * interval, interval, steps)
-        states.append((torch.stack(q, -1), torch.stack(p, -1)))
+        states.append((q.T, p.T))
     positions, velocities = zip(*states, strict=True)
     return torch.stack(positions, 1), torch.stack(velocities, 1)
 
 
 def _advance(
-    q: Components,
-    p: Components,
+    q: Tensor,
+    p: Tensor,
     potential: Potential,
     t: Tensor,
     interval: Tensor,
     steps: Tensor,
-) -> tuple[Components, Components]:
-    """Positions and velocities after ``interval``, Gyr, (n,), in ``steps`` equal steps.
+) -> tuple[Tensor, Tensor]:
+    """Positions and velocities (3, n) after ``interval``, Gyr, (n,), in ``steps`` equal steps.
 
     Stars are sorted by ``steps`` (n,), the most first.
     """
-    in_place = not (torch.is_grad_enabled() and any(c.requires_grad for c in (*q, *p)))
-    add = Tensor.addcmul_ if in_place else torch.addcmul
+    tracked = torch.is_grad_enabled() and (q.requires_grad or p.requires_grad)
+    add = torch.addcmul if tracked else Tensor.addcmul_
+    q, p = (y if tracked else y.clone() for y in (q, p))
     step = interval / steps
     drifts = [0.5 * (a + b) for a, b in zip((0, *LEAPFROGS), (*LEAPFROGS, 0), strict=True)]
-    arrived: list[tuple[Components, Components]] = []
+    arrived: list[tuple[Tensor, Tensor]] = []
     taken = 0
     # the stars with the fewest steps are at the end; they leave when they have arrived
     for first in reversed(range(0, len(steps), BLOCK)):
         last = first + BLOCK
         step, steps, t = step[:last], steps[:last], t[:last]
-        q, p = [c[:last] for c in q], [c[:last] for c in p]
+        q, p = q[:, :last], p[:, :last]
         for k in range(taken, int(steps[first])):
             dt = torch.where(steps > k, step, 0.0)
             h = dt * KPC_PER_GYR
             elapsed = 0.0
             for drift, kick in zip(drifts, LEAPFROGS, strict=False):
-                q = [add(a, b, h, value=drift) for a, b in zip(q, p, strict=True)]
+                q = add(q, p, h, value=drift)
                 elapsed += drift
                 now = t if potential.static else t + k * step + elapsed * dt
                 a = potential.accelerations(q[0], q[1], q[2], now)
-                p = [add(c, b, h, value=kick) for c, b in zip(p, a, strict=True)]
-            q = [add(a, b, h, value=drifts[-1]) for a, b in zip(q, p, strict=True)]
+                p = _kicked(p, a, h, kick, tracked)
+            q = add(q, p, h, value=drifts[-1])
         taken = int(steps[first])
-        arrived.append(([c[first:] for c in q], [c[first:] for c in p]))
+        arrived.append((q[:, first:], p[:, first:]))
     places, velocities = zip(*reversed(arrived), strict=True)
-    q, p = ([torch.cat(c) for c in zip(*parts, strict=True)] for parts in (places, velocities))
-    return q, p
+    return torch.cat(places, 1), torch.cat(velocities, 1)
+
+
+def _kicked(
+    p: Tensor, a: tuple[Tensor, Tensor, Tensor], h: Tensor, kick: float, tracked: bool
+) -> Tensor:
+    """Velocities (3, n) after accelerations of each component over ``kick`` times h (n,)."""
+    if tracked:
+        return torch.addcmul(p, torch.stack(a), h, value=kick)
+    for row, along in zip(p, a, strict=True):
+        row.addcmul_(along, h, value=kick)
+    return p
 
 
 def default_step(x: Tensor, v: Tensor, potential: Potential) -> Tensor:

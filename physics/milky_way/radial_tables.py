@@ -44,25 +44,32 @@ class RadialTable:
 
     def __call__(self, y: Tensor) -> Tensor:
         """The function at y, kpc^2, float64; differentiable."""
-        cell, offset = _cell(y)
-        result = self._coefficient(DEGREE, cell)
+        coefficients, offset = self._at(y)
+        result = coefficients[DEGREE]
         for k in reversed(range(DEGREE)):
-            result = torch.addcmul(self._coefficient(k, cell), result, offset)
+            result = torch.addcmul(coefficients[k], result, offset)
         return result
 
     def with_derivative(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The function at y and its derivative with respect to y (to a relative 1e-10)."""
-        cell, offset = _cell(y)
-        derivative = self._coefficient(DEGREE, cell)
-        result = torch.addcmul(self._coefficient(DEGREE - 1, cell), derivative, offset)
+        coefficients, offset = self._at(y)
+        derivative = coefficients[DEGREE]
+        result = torch.addcmul(coefficients[DEGREE - 1], derivative, offset)
         for k in reversed(range(DEGREE - 1)):
             derivative = torch.addcmul(result, derivative, offset)
-            result = torch.addcmul(self._coefficient(k, cell), result, offset)
+            result = torch.addcmul(coefficients[k], result, offset)
         return result, derivative
 
-    def _coefficient(self, k: int, cell: Tensor) -> Tensor:
-        table = self.coefficients[k].to(cell.device)
-        return torch.index_select(table, 0, cell.reshape(-1)).reshape(cell.shape)
+    def _at(self, y: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Coefficients in the cells of y, and the distance of y from the cells' lower edges."""
+        cell, offset = _cell(y)
+        tables = self.coefficients
+        if y.device.type != "cpu":
+            tables = tuple(table.to(y.device) for table in tables)
+        if y.ndim == 1:  # by far the most common: calls cost as much as the arithmetic
+            return [torch.index_select(table, 0, cell) for table in tables], offset
+        flat = cell.reshape(-1)
+        return [torch.index_select(table, 0, flat).view(y.shape) for table in tables], offset
 
 
 def _cell(y: Tensor) -> tuple[Tensor, Tensor]:

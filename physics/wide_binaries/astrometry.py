@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from orrery.physics.constants import KM_S_PER_AU_YR
+from orrery.physics.sky import sky_angle
 from orrery.physics.wide_binaries.motion import CIRCULAR_VELOCITY
 
-KM_S_PER_AU_YR = 4.740470464  # IAU's AU over a Julian year
 RADIAL_VELOCITY_DISPERSION = 40.0  # km/s, of nearby stars whose radial velocity is unknown
 CLOSE_ARCSEC, CLOSE_INFLATION = 4.0, 1.4
 
@@ -51,8 +53,8 @@ def error_inflation(g: np.ndarray, separation: np.ndarray) -> np.ndarray:
 
 def angular_separation(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
     """Angle between the stars of each pair, arcsec, (n,), from positions (n, 2), deg."""
-    chord = np.linalg.norm(np.diff(_radial(ra, dec), axis=1)[:, 0], axis=1)
-    return np.degrees(2 * np.arcsin(np.clip(0.5 * chord, 0, 1))) * 3600
+    (ra_0, ra_1), (dec_0, dec_1) = (torch.as_tensor(np.asarray(y, float)).T for y in (ra, dec))
+    return np.degrees(sky_angle(ra_1, dec_1, ra_0, dec_0).numpy()) * 3600
 
 
 def pair_parallax(parallax: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

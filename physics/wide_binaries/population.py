@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from orrery.physics.constants import KM_S_PER_AU_YR
 from orrery.physics.wide_binaries import astrometry, motion, outliers, sequences
-from orrery.physics.wide_binaries.astrometry import KM_S_PER_AU_YR
 from orrery.physics.wide_binaries.sequences import Star
 
 # Kroupa (2001, MNRAS 322, 231): slopes of dN/dm below and above the break, Msun

@@ -237,6 +237,33 @@ def test_a_sky_coordinate_without_radial_velocity_has_an_unknown_one(model):
     assert (found["flags"] & BIT["no_radial_velocity"]).all()
 
 
+def test_coordinates_and_errors_that_do_not_fit_are_refused_with_the_way_out(model):
+    kms, mas = u.km / u.s, u.mas / u.yr
+    coords = SkyCoord([100.0, 200.0] * u.deg, [20.0, -30.0] * u.deg, [5.0, 8.0] * u.kpc,
+                      pm_ra_cosdec=[1, 2] * mas, pm_dec=[0, 1] * mas,
+                      radial_velocity=[20, 30] * kms)  # fmt: skip
+    with warnings.catch_warnings(action="ignore"):
+        cartesian = model.hosts(coords.galactocentric, distance_error=[0.5, 0.8])
+        expected = model.hosts(coords, distance_error=[0.5, 0.8] * u.kpc)
+        square = model.hosts(coords.reshape(2, 1), distance_error=[[0.5], [0.8]])
+    for found in (cartesian, square):
+        np.testing.assert_allclose(found["p_field"], expected["p_field"], atol=1e-3)
+    with pytest.raises(ValueError, match=r"distance_error has the shape \(3,\); expected one"):
+        model.hosts(coords, distance_error=[0.1, 0.1, 0.1])
+    half = SkyCoord(coords.ra, coords.dec, coords.distance, pm_ra_cosdec=[1, 2] * mas,
+                    pm_dec=[0, 1] * mas, radial_velocity=[20, np.nan] * kms)  # fmt: skip
+    with pytest.raises(ValueError, match="give ICRS coords, in which a NaN radial velocity"):
+        model.hosts(half.galactic)
+
+
+def test_a_new_cluster_that_was_trained_on_is_refused(path, tmp_path):
+    table = cluster_table()
+    table = table[[str(name) == CLUSTER for name in table["name"]]]
+    table.write(tmp_path / "new.ecsv", format="ascii.ecsv")
+    with pytest.raises(ValueError, match=f"{CLUSTER} was trained on, and would be a host twice"):
+        changed(path, new_clusters=str(tmp_path / "new.ecsv"))
+
+
 def test_few_clusters_have_fewer_columns_of_hosts(path, batch):
     config = read_checkpoint(path)["orrery"]["config"]["model"]
     few = build(config | {"clusters": ["NGC 104", "Pal 5"]})
@@ -345,10 +372,11 @@ def test_far_clusters_are_compared_by_gaussians_convolved_with_the_errors(model)
     y = mean[:, None] + noise @ root.mT
     density = torch.stack([hosts.log_p(star)[:, :-1] for star in y])
     drawn = density.logsumexp(1) - math.log(density.shape[1])
-    exact = hosts.convolved(mean, root @ root.mT)
+    every = torch.arange(len(mean)).expand(len(mean), -1)
+    exact = hosts.convolved(mean, root @ root.mT, every)
     matter = drawn > drawn.max(1, keepdim=True).values - 8
     assert matter.sum() >= len(mean)
-    torch.testing.assert_close(exact[matter], drawn[matter], rtol=0, atol=0.2)
+    torch.testing.assert_close(exact[matter].double(), drawn[matter], rtol=0, atol=0.2)
 
 
 def test_far_clusters_without_errors_are_compared_exactly(model, batch, monkeypatch):
@@ -361,6 +389,18 @@ def test_far_clusters_without_errors_are_compared_exactly(model, batch, monkeypa
     found = hosts.log_likelihood(y, log_weight)
     assert (matter.sum(1) > 1).any()
     torch.testing.assert_close(found[matter], exact[matter], rtol=1e-3, atol=1e-3)
+
+
+def test_clusters_far_from_a_star_take_no_share_of_its_answer(batch, monkeypatch):
+    """Whether all clusters, or the nearest alone, are compared by their mixtures."""
+    shipped = load("gems")
+    star = some({k: v for k, v in batch.items() if k != "host"}, slice(0, 60))
+    found = shipped.predict_step(star)
+    monkeypatch.setattr("orrery.models.gems.hosts.N_BY_MIXTURE", 150)
+    every = shipped.predict_step(star)
+    for name in ("p_clusters", "p_field"):
+        torch.testing.assert_close(found[name], every[name], rtol=0, atol=0.02)
+    assert not torch.equal(found["p_clusters"], every["p_clusters"])
 
 
 def test_sums_of_exponentials_bear_minus_infinity():

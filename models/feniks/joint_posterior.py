@@ -28,9 +28,9 @@ from orrery.physics.sps.priors import Priors
 
 LARGEST_X = 4.0  # of ln sigma_v
 LARGEST_SHIFT = 30.0  # widths of the mode, at which walkers turn back
-WALKERS = 40  # of each of two ensembles
+WALKERS = 80  # of each of two ensembles
 BETWEEN = 6  # steps at a temperature
-STEPS = 200  # of the posterior itself
+STEPS = 120  # of the posterior itself
 
 
 class Sampled(NamedTuple):

@@ -280,7 +280,7 @@ def test_without_light_in_the_spectrum_a_known_redshift_is_kept(model, batch):
         found = model.predict_step(one)
         assert float(found["zred"]) == pytest.approx(known, abs=0.5 * LEAST_ERROR_Z)
         width = float(found["zred_q84"] - found["zred_q16"])
-        assert width == pytest.approx(2 * joint.LEAST_ERROR_Z, rel=0.15)
+        assert width == pytest.approx(2 * LEAST_ERROR_Z, rel=0.15)
 
 
 def test_a_spectrum_that_says_nothing_leaves_the_redshift_of_photometry(model, batch):
@@ -415,7 +415,8 @@ def test_intervals_with_a_spectrum_are_widened_by_mocks_with_spectra(model, chec
         return rows
 
     other.predict_step = predict
-    some = FeniksSpectra(**SETTINGS, n_calibration_spectra=3)
+    settings = {**SETTINGS, "parameters": {"zred": ["uniform", 2.9, 4.6]}}
+    some = FeniksSpectra(**settings, n_calibration_spectra=3)
     some.setup("fit")
     other.calibrate_with_spectra(some)
     factors = dict(

@@ -28,7 +28,7 @@ BEND_AT = 0.2  # of a step, where the model's curvature along it is measured
 MAX_BEND = 0.75  # of the length of a step
 LIBRARY = 4096  # galaxies of the prior among which a fit begins
 LIBRARY_SEED = 1
-LIBRARY_SHARE = 0.25  # of its x, at which a fit begins: nearer to the middle of the prior
+LIBRARY_SHARE = 0.5  # of its x but redshift and mass, at which a fit begins
 LIBRARY_ERROR = 0.1  # relative, of the fluxes of that comparison
 Z_TOLERANCE = 0.03  # of ln(1 + z): library galaxies at a known redshift
 N_MODES = 4  # of free redshifts: fits that begin apart
@@ -216,12 +216,13 @@ def starts(emulator: Emulator, data: Photometry, library: Library, n: int) -> Te
     tolerance = torch.hypot(data.zred_error / (1 + data.zred), torch.tensor(Z_TOLERANCE).to(known))
     penalty = torch.where(known.isnan(), 0.0, (known / tolerance[:, None]).square())
     misfit = misfit + penalty * (1 + misfit.abs().amin(1, keepdim=True))
-    i = emulator.priors.names.index("logmass")
+    i, i_zred = (emulator.priors.names.index(name) for name in ("logmass", "zred"))
     prior, middle = emulator.priors.each[i], emulator.priors.from_normal(library.x[:1])[0, i]
     found = []
     for _ in range(n):
         best = misfit.argmin(1)
         x = LIBRARY_SHARE * library.x[best]
+        x[:, i_zred] = library.x[best, i_zred]
         mass = middle + amplitude.gather(1, best[:, None])[:, 0].log10()
         unit = prior.to_unit(mass).clamp(1e-3, 1 - 1e-3)
         x[:, i] = torch.special.ndtri(unit)

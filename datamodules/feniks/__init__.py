@@ -13,7 +13,16 @@ from orrery.datamodules.base import Rows
 from orrery.datamodules.columns import CatalogueColumn, Column
 from orrery.datamodules.feniks.defaults import BANDS, DEPTH, PARAMETERS, SPECTRAL_NETWORK
 from orrery.datamodules.feniks.emulated import EmulatedSynthesis, refuse_unlearned
+from orrery.datamodules.feniks.mock_spectra import (
+    K_BAND,
+    SIGNAL_TO_NOISE,
+    WITH_SPECTRA,
+    draw_spectra,
+    pixels,
+)
 from orrery.datamodules.feniks.mocks import QUANTITIES, SHARES, Mocks, draw_mocks
+from orrery.datamodules.feniks.spectrum_columns import LINE_SPREAD
+from orrery.datamodules.feniks.spectrum_files import with_pixels
 from orrery.datamodules.sed_emulator import SedEmulatorData, simulation
 from orrery.datamodules.sed_emulator.columns import DECLARED
 from orrery.physics.galaxies.quiescent import REST_BANDS
@@ -32,6 +41,7 @@ REST = {
 }  # fmt: skip
 
 
+SPECTRA_SEED = 20_000  # and more: of those with spectra
 CALIBRATION_SEED = 10_000  # and more: of mock galaxies by which intervals are calibrated
 
 
@@ -59,6 +69,8 @@ class FeniksData(SedEmulatorData):
         mock_z_range: redshifts of mock galaxies.
         mock_interlopers: share of those that are nearer, from a redshift of 0.3 on.
         n_calibration: mock galaxies by which the widths of intervals are calibrated.
+        n_calibration_spectra: the same with spectra of the K band at z 3 to 4.5, each of which
+            takes seconds; 0: intervals of galaxies with a spectrum are widened as of others.
         photometry: other settings of `SedEmulatorData`.
     """
 
@@ -66,6 +78,7 @@ class FeniksData(SedEmulatorData):
     default_bands: ClassVar = BANDS
     default_parameters: ClassVar = PARAMETERS
     more_truths: ClassVar = QUANTITIES
+    may_be_zero: ClassVar = frozenset(("n_calibration_spectra",))
 
     def __init__(
         self,
@@ -78,6 +91,7 @@ class FeniksData(SedEmulatorData):
         mock_z_range: Sequence[float] = (2.5, 5.0),
         mock_interlopers: float = 0.25,
         n_calibration: int = 2000,
+        n_calibration_spectra: int = 0,
         **photometry: Any,
     ) -> None:
         super().__init__(
@@ -92,6 +106,7 @@ class FeniksData(SedEmulatorData):
         self.mock_shares = {kind: share for kind, share in mock_shares.items() if share is not None}
         self.mock_z_range, self.mock_interlopers = list(mock_z_range), mock_interlopers
         self.n_calibration = n_calibration
+        self.n_calibration_spectra = n_calibration_spectra
 
     def _depth_by_band(self, depth: float | Mapping[str, float] | None) -> np.ndarray:
         """AB (bands,), NaN where mock galaxies are not observed."""
@@ -176,12 +191,41 @@ class FeniksData(SedEmulatorData):
         """
         if not self.is_simulation:
             return None
-        mocks = self.mocks(self.n_calibration, CALIBRATION_SEED + self.seed)
+        batch = self._batch_of_mocks(self.mocks(self.n_calibration, CALIBRATION_SEED + self.seed))
+        return {name: v for name, v in batch.items() if not name.startswith("spectrum_")}
+
+    def spectra_calibration_batch(self) -> Rows | None:
+        """Mock galaxies with spectra, of another seed than those that test; None if none."""
+        if not self.is_simulation or not self.n_calibration_spectra:
+            return None
+        seed = SPECTRA_SEED + self.seed
+        mocks = draw_mocks(
+            self.n_calibration_spectra, seed, self.synthesis, self.priors, self.mock_shares,
+            WITH_SPECTRA, 0.0,
+        )  # fmt: skip
+        wavelength = pixels(*K_BAND)
+        drawn = draw_spectra(
+            self.synthesis, mocks.parameters, mocks.history, wavelength, LINE_SPREAD,
+            SIGNAL_TO_NOISE, 0.0, seed,
+        )  # fmt: skip
+        resolution = with_pixels(LINE_SPREAD, float(np.median(wavelength)), K_BAND[2])
+        of_spectra = {
+            "wavelength": np.tile(wavelength, (len(drawn.flux), 1)),
+            "flux": drawn.flux,
+            "error": drawn.error,
+            "resolution": np.full(len(drawn.flux), resolution),
+        }
+        batch = self._batch_of_mocks(mocks)
+        for name, values in of_spectra.items():
+            batch[f"spectrum_{name}"] = torch.from_numpy(values).float()
+        return batch | {"spectrum_good": torch.ones(drawn.flux.shape, dtype=torch.bool)}
+
+    def _batch_of_mocks(self, mocks: Mocks) -> Rows:
+        """As they are predicted, with true values."""
         other = copy.copy(self)
         other.table, other.split = Table(self._catalogue_of(mocks)), "all"
         batches = list(other.prediction_batches())
-        names = [n for n in batches[0] if not n.startswith("spectrum_")]  # whose fits take seconds
-        return {name: torch.cat([batch[name] for batch in batches]) for name in names}
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
     def _catalogue_of(self, mocks: Mocks) -> dict[str, np.ndarray]:
         """Noisy fluxes, uJy, and true values."""

@@ -21,6 +21,9 @@ from orrery.physics.sps.star_formation import StarFormation
 from orrery.physics.sps.synthesis import Synthesis
 
 SIGMA_V = 250.0  # km/s, of stars and gas: of massive quiescent galaxies at z > 3
+K_BAND = (19_500.0, 23_800.0, 8.0)  # Angstrom: ends of spectra, and width of their pixels
+SIGNAL_TO_NOISE = (3.0, 5.0, 8.0)
+WITH_SPECTRA = (3.0, 4.5)  # redshifts of galaxies of which surveys take these
 SAMPLES = 4  # of a pixel, over which its flux is averaged
 AT_ONCE = 64  # galaxies
 SIGNAL_WIDTH = 20.0  # Angstrom, for which signal-to-noise ratios are stated

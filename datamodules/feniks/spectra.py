@@ -14,7 +14,7 @@ from orrery.datamodules.base import Rows
 from orrery.datamodules.columns import CatalogueColumn, Column, located
 from orrery.datamodules.feniks import FeniksData
 from orrery.datamodules.feniks.defaults import PARAMETERS, SPECTRAL_NETWORK
-from orrery.datamodules.feniks.mock_spectra import draw_spectra, pixels
+from orrery.datamodules.feniks.mock_spectra import K_BAND, draw_spectra, pixels
 from orrery.datamodules.feniks.mocks import Mocks
 from orrery.datamodules.feniks.spectrum_columns import (
     DEFAULTS,
@@ -100,7 +100,7 @@ class FeniksSpectra(FeniksData):
         resolution: float = LINE_SPREAD,
         wavelength_range: Sequence[float] = NEAR_INFRARED,
         signal_to_noise: float | Sequence[float] = 5.0,
-        mock_pixels: Sequence[float] = (19_500.0, 23_800.0, 8.0),
+        mock_pixels: Sequence[float] = K_BAND,
         broad_share: float = 0.0,
         population: str | None = None,
         parameters: Mapping[str, Any] | None = None,

@@ -27,6 +27,7 @@ from orrery.models.feniks.redshift import WINDOW, flag
 from orrery.models.inference.threads import one_thread
 from orrery.models.sed_emulator import MAX_RHAT, N_DRAWS, SECOND_MODE, SedEmulator, mean_size
 from orrery.models.sed_emulator.fitting import MODE_DISTANCE, Photometry, photometry
+from orrery.models.sed_emulator.migrations import ensemble_settings, widening_with_spectrum
 from orrery.models.sed_emulator.networks import HistoryNetwork
 from orrery.models.sed_emulator.outputs import DERIVED_TEXT
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
@@ -37,10 +38,10 @@ from orrery.physics.sps.synthesis import RATIOS
 from orrery.pretrained import load
 
 SPECTRA = "sed_emulator_spectra"  # the checkpoint by which spectra are made
-WIDEST = 3.0  # factor
+WIDEST = 5.0  # factor
 COVERED = 0.68
-INFERENCE = ("templates", "hmc")
-FEWEST = 100  # mock galaxies of which a factor is taken
+INFERENCE = ("ensemble", "templates")
+FEWEST = 50  # mock galaxies of which a factor is taken
 MAG_PER_DEPTH = 2.5 / math.log(10)
 UGI = "antwi_danso2023_ugi"
 
@@ -51,6 +52,14 @@ class HasMocks(Protocol):
 
     def calibration_batch(self) -> Batch | None:
         """Some of them, as they are predicted, with true values; None if data are a catalogue."""
+
+
+@runtime_checkable
+class HasMockSpectra(Protocol):
+    """Data of which mock galaxies with spectra can be drawn."""
+
+    def spectra_calibration_batch(self) -> Batch | None:
+        """Some of them, as they are predicted, with true values; None if there are none."""
 
 
 class Feniks(SedEmulator):
@@ -71,18 +80,19 @@ class Feniks(SedEmulator):
         uvj: name of the box in U - V and V - J, of `physics.galaxies.quiescent.BOXES`.
         templates: fits to the photometry at each redshift, which are compared with a spectrum.
         secure: probability of the likeliest redshift, within 0.01, from which on it is secure.
-        inference: of galaxies with a spectrum: "templates", which weights these fits, or "hmc",
-            which samples near each redshift that is possible.
-        chains, warmup: of HMC, see `SedEmulator`.
+        inference: of galaxies with a spectrum: "ensemble", walkers that sample photometry and
+            spectrum near each redshift that is possible, or "templates", which weights these fits.
         width, depth, error_rank, lr, epochs, draws, seed: see `SedEmulator`.
     """
 
     quantity_texts: ClassVar = {**DERIVED_TEXT, **QUANTITIES}
+    migrations: ClassVar = (ensemble_settings, widening_with_spectrum)
     widening: Tensor  # of intervals: factors of parameters and quantities
+    widening_with_spectrum: Tensor
     prediction_settings: ClassVar = frozenset(
         (
             *("z_min", "log_mass_min", "uvj", "templates", "secure"),
-            *("inference", "chains", "warmup", "draws"),
+            *("inference", "draws"),
         )
     )
 
@@ -104,9 +114,7 @@ class Feniks(SedEmulator):
         epochs: int = 40,
         templates: int = 100,
         secure: float = 0.9,
-        inference: str = "templates",
-        chains: int = 8,
-        warmup: int = 100,
+        inference: str = "ensemble",
         draws: int = 0,
         seed: int = 0,
     ) -> None:
@@ -121,8 +129,6 @@ class Feniks(SedEmulator):
             error_rank=error_rank,
             lr=lr,
             epochs=epochs,
-            chains=chains,
-            warmup=warmup,
             draws=draws,
             seed=seed,
         )
@@ -138,6 +144,7 @@ class Feniks(SedEmulator):
         self.rest_network = HistoryNetwork(self.names, rest_wavelengths, width, depth, at_rest=True)
         quantities = len(self.names) + len(self.quantity_texts)
         self.register_buffer("widening", torch.ones(quantities))
+        self.register_buffer("widening_with_spectrum", torch.ones(quantities))
         self._loaded: list[SpectrumNetwork] = []  # when it is needed; no part of the checkpoint
 
     # --- the fit ------------------------------------------------------------------------------
@@ -162,10 +169,22 @@ class Feniks(SedEmulator):
         batch = data.calibration_batch() if isinstance(data, HasMocks) else None
         if batch is None:
             return
-        on_device = {name: values.to(self.device) for name, values in batch.items()}
-        rows = self.predict_step(on_device)
-        for i, name in enumerate((*self.names, *self.quantity_texts)):
-            self.widening[i] = _widening(rows, name)
+        self.widening.copy_(self._widening_of(batch))
+        self.widening_with_spectrum.copy_(self.widening)
+        if isinstance(data, HasMockSpectra):
+            self.calibrate_with_spectra(data)
+
+    @torch.no_grad()
+    def calibrate_with_spectra(self, data: HasMockSpectra) -> None:
+        """Factors of the intervals of galaxies with a spectrum: each takes seconds to fit."""
+        if (batch := data.spectra_calibration_batch()) is not None:
+            self.widening_with_spectrum.fill_(1.0)
+            self.widening_with_spectrum.copy_(self._widening_of(batch))
+
+    def _widening_of(self, batch: Batch) -> Tensor:
+        """The factor of each parameter and quantity that mock galaxies ask for."""
+        rows = self.predict_step({name: values.to(self.device) for name, values in batch.items()})
+        return torch.tensor([_widening(rows, n) for n in (*self.names, *self.quantity_texts)])
 
     # --- quantities of galaxies -----------------------------------------------------------------
 
@@ -196,10 +215,11 @@ class Feniks(SedEmulator):
         }
         return {name: mask.float().mean(1) for name, mask in masks.items()}
 
-    def posterior_rows(self, parameters: Tensor) -> dict[str, Tensor]:
+    def posterior_rows(self, parameters: Tensor, with_spectrum: bool = False) -> dict[str, Tensor]:
         """With intervals that `calibrate` has widened, of all but the draws."""
         rows = super().posterior_rows(parameters)
-        for factor, name in zip(self.widening, (*self.names, *self.quantity_texts), strict=True):
+        widening = self.widening_with_spectrum if with_spectrum else self.widening
+        for factor, name in zip(widening, (*self.names, *self.quantity_texts), strict=True):
             for end in ("_q16", "_q84"):
                 rows[f"{name}{end}"] = rows[name] + factor * (rows[f"{name}{end}"] - rows[name])
         return rows
@@ -288,15 +308,13 @@ class Feniks(SedEmulator):
             self.templates,
             max(N_DRAWS, self.draws),
             self.seed,
-            self.chains if self.joint_inference == "hmc" else 0,
-            self.warmup,
+            self.joint_inference,
         )
 
     def spectra(self) -> SpectrumNetwork:
         """The network of spectra, on the CPU."""
         if not self._loaded:
-            with torch.inference_mode(False):  # for HMC, which needs gradients
-                network = load(SPECTRA).network
+            network = load(SPECTRA).network
             assert isinstance(network, SpectrumNetwork)
             self._loaded.append(network)
         return self._loaded[0]
@@ -305,7 +323,7 @@ class Feniks(SedEmulator):
         """Columns of a galaxy with a spectrum: numbers, and arrays of its bands."""
         parameters = fit.draws.parameters.clone()
         parameters[:, self.names.index("zred")] = fit.draws.z.float()
-        found = self.posterior_rows(parameters[None].to(self.surviving))
+        found = self.posterior_rows(parameters[None].to(self.surviving), with_spectrum=True)
         levels = torch.tensor([0.16, 0.84], dtype=fit.draws.z.dtype)
         found |= dict(
             zip(("zred_q16", "zred_q84"), fit.draws.z.quantile(levels)[:, None], strict=True)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from orrery.models.base import PredictedRows
-from orrery.models.feniks.chains import posterior_spectrum
 from orrery.models.feniks.joint import JointFit
+from orrery.models.feniks.joint_posterior import posterior_spectrum
 from orrery.physics.galaxies.quiescent import BOXES, COLOURS
 from orrery.physics.sps.cosmology import age_of_universe
 from orrery.physics.sps.star_formation import star_formation

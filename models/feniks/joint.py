@@ -8,9 +8,13 @@ from torch import Tensor
 
 from orrery.models.base import Batch
 from orrery.models.feniks.broad_lines import Broad, broad_component
-from orrery.models.feniks.chains import joint_target, sample
+from orrery.models.feniks.joint_posterior import joint_target, sample
 from orrery.models.feniks.observed_spectrum import Spectrum, rebinned
-from orrery.models.feniks.photometric_redshift import PhotometricNodes, photometric_nodes
+from orrery.models.feniks.photometric_redshift import (
+    PhotometricNodes,
+    known_redshift,
+    photometric_nodes,
+)
 from orrery.models.feniks.redshift import NODE_STEP, WINDOW, Mode, RedshiftPosterior
 from orrery.models.feniks.spectroscopic_redshift import Draws, joint_draws, spectrum_posterior
 from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, prepared
@@ -21,8 +25,8 @@ from orrery.models.sed_emulator.spectra import SpectrumNetwork
 
 SECOND_MODE = 0.05  # probability of a redshift that is not ruled out
 LEAST_WIDTH = 1e-4  # of redshift
+WIDER = 1.5  # in which walkers begin
 FEWEST_PIXELS = 20  # good ones, of a spectrum that is fitted
-LEAST_ERROR_Z = 0.002  # of a known redshift: spectra are not aligned better
 REACH = 5.0  # of its errors, beyond which no redshift is tried
 FEWEST_NODES = 3  # at which photometry is fitted
 
@@ -40,7 +44,7 @@ class JointFit(NamedTuple):
     spectrum: Spectrum
     broad: Broad
     error_scale: float
-    rhat: float  # of HMC, the worst; NaN without
+    rhat: float  # of ensembles, the worst; NaN without
 
 
 def spectrum_of(batch: Batch, row: int) -> Spectrum | None:
@@ -57,7 +61,6 @@ def spectrum_of(batch: Batch, row: int) -> Spectrum | None:
     return Spectrum(wavelength, flux, error, good.cpu(), resolution, covariance)
 
 
-@torch.inference_mode(False)  # for HMC needs gradients
 @torch.no_grad()
 def fit_jointly(
     emulator: fitting.Emulator,
@@ -68,16 +71,14 @@ def fit_jointly(
     n_templates: int,
     n_draws: int,
     seed: int,
-    chains: int = 0,
-    warmup: int = 100,
+    inference: str = "ensemble",
 ) -> JointFit:
     """Redshift and parameters of one galaxy, ``data`` (1, bands), on the CPU.
 
     ``start``: `fitting.library` of the emulator; ``n_templates``: at each node of redshift. A known
-    redshift counts as a measurement. With ``chains`` draws are those of HMC near each redshift that
-    is possible, after ``warmup`` transitions, else they are chosen among the templates.
+    redshift counts as a measurement. Draws of "ensemble" are of walkers near each redshift that is
+    possible; of "templates" they are chosen among the templates, of which few may fit.
     """
-    data = Photometry(*(values.clone() for values in data))
     spectrum = rebinned(spectrum)
     nodes = _nodes(emulator, start, data)
     ends = float(spectrum.wavelength[0]), float(spectrum.wavelength[-1])
@@ -85,7 +86,7 @@ def fit_jointly(
     library = joint_library(network, emulator, data, nodes, resolution, ends, n_templates, seed)
 
     def log_prior(z: Tensor) -> Tensor:
-        zred, error = _known_redshift(data)
+        zred, error = known_redshift(data)
         pull = torch.zeros_like(z) if math.isnan(zred) else (z - zred) / error
         return nodes.log_density(z) - 0.5 * pull.square()
 
@@ -93,14 +94,15 @@ def fit_jointly(
     draws = joint_draws(spectrum, library, posterior, n_draws, seed)
     broad = broad_component(spectrum, draws)
     scale, worst = _error_scale(spectrum, draws), math.nan
-    if chains:
+    if inference == "ensemble":
         near = _near_modes(posterior, draws)
+        total = sum(mode.weight for mode, _ in near)
         found = []
         for mode, of_mode in near:
             target = joint_target(network, emulator, data, spectrum, mode.z, _width(of_mode))
-            n = max(chains, round(n_draws * mode.weight / sum(each.weight for each, _ in near)))
-            precision = nodes.precision(mode.z)
-            found.append(sample(target, of_mode, precision, chains, warmup, n, seed))
+            node = int((library.log_ratio - math.log1p(mode.z)).abs().argmin())
+            n = max(1, round(n_draws * mode.weight / total))
+            found.append(sample(target, library.parameters[node], n, seed))
         draws = Draws(*(torch.cat(each) for each in zip(*(f.draws for f in found), strict=True)))
         worst = max(each.rhat for each in found)
     return JointFit(nodes.posterior(), posterior, draws, spectrum, broad, scale, worst)
@@ -118,13 +120,8 @@ def _near_modes(posterior: RedshiftPosterior, draws: Draws) -> list[tuple[Mode, 
 
 
 def _width(draws: Draws) -> float:
-    """Standard deviation of redshift."""
-    return max(float(draws.z.std()), LEAST_WIDTH)
-
-
-def _known_redshift(data: Photometry) -> tuple[float, float]:
-    """Of one galaxy, with its error; NaN where it is not known."""
-    return float(data.zred[0]), max(float(data.zred_error[0]), LEAST_ERROR_Z)
+    """Of redshift, above its standard deviation."""
+    return WIDER * max(float(draws.z.std()), LEAST_WIDTH)
 
 
 def _nodes(
@@ -133,7 +130,7 @@ def _nodes(
     """Fits at all redshifts of the prior, or at those that a known redshift leaves."""
     i = emulator.priors.names.index("zred")
     low, high = float(emulator.priors.low[i]), float(emulator.priors.high[i])
-    zred, error = _known_redshift(data)
+    zred, error = known_redshift(data)
     if math.isnan(zred):
         return photometric_nodes(emulator, data, start, (low, high))
     near = min(max(zred, low), high)  # it may be beyond by an error or so

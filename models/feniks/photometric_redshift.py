@@ -12,6 +12,8 @@ from orrery.models.feniks.rest_spectra import STEP
 from orrery.models.sed_emulator import fitting
 from orrery.physics.sps.priors import Priors
 
+LEAST_ERROR_Z = 0.002  # of a known redshift: spectra are not aligned better
+
 
 class PhotometricNodes(NamedTuple):
     """Fits of one galaxy's photometry at ln(1 + z) ``log_ratio`` (k,).
@@ -79,3 +81,8 @@ def _neighbour(values: Tensor, shift: int) -> Tensor:
     moved = values.roll(shift)
     moved[0 if shift > 0 else -1] = -torch.inf
     return moved
+
+
+def known_redshift(data: fitting.Photometry) -> tuple[float, float]:
+    """Of one galaxy, with its error; NaN where it is not known."""
+    return float(data.zred[0]), max(float(data.zred_error[0]), LEAST_ERROR_Z)

@@ -105,11 +105,13 @@ def broadened(flux: Tensor, grid: Tensor, sigma_v: Tensor, resolution: float) ->
     width = (sigma.square()[:, None] - own.square()).clamp_min((0.5 * STEP) ** 2).sqrt() / STEP
     reach = math.ceil(TAILS * float(width.detach().max()))
     padded = torch.nn.functional.pad(flux[None], (reach, reach), mode="replicate")[0]
-    exponent = -0.5 / width.square()
+    # weights exp(-k^2 / (2 width^2)) of successive k, each from the last one
+    ratio, weight = torch.exp(-0.5 / width.square()), torch.ones_like(flux)
+    square = ratio.square()
     total, norm = flux.clone(), torch.ones_like(flux)
     n = flux.shape[1]
     for k in range(1, reach + 1):
-        weight = torch.exp(exponent * k * k)
+        weight, ratio = weight * ratio, ratio * square
         total += weight * (
             padded[:, reach - k : reach - k + n] + padded[:, reach + k : reach + k + n]
         )

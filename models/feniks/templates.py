@@ -20,8 +20,9 @@ from orrery.physics.sps.priors import Priors
 MARGIN = 0.002  # of ln wavelength, beyond what the redshifts of a node need
 SIGMA_V = (200.0, 0.35)  # km/s: median, and scatter of ln, of velocity dispersions a priori
 COUNTS = 12.0  # below the highest ln p(z | photometry): nodes there are negligible
-CHAINS, WARMUP = 16, 16  # of HMC of the photometry
-SAMPLED_NODES = 4  # at most, that have chains of their own
+SAMPLED_NODES = 4  # at most, that have draws of their own
+FEWEST_WALKERS = 32
+STEPS = 80  # of each walker of the photometry
 
 
 class Library(NamedTuple):
@@ -124,16 +125,18 @@ def joint_library(
 ) -> Library:
     """Templates that fit the photometry: ``n`` draws of the posterior at each node that counts.
 
-    By HMC at a few nodes, for few draws of the normal approximation fit the photometry themselves;
-    at other nodes they are moved by the difference of the maxima.
+    By walkers at a few nodes, for few draws of the normal approximation fit the photometry
+    themselves; at other nodes they are moved by the difference of the maxima.
     """
     centres = found.log_ratio
     density = _highest(found)
     counted = (density > density.max() - COUNTS).nonzero()[:, 0]
-    own = counted[:: math.ceil(len(counted) / SAMPLED_NODES)]  # nodes of which there are chains
+    own = counted[:: math.ceil(len(counted) / SAMPLED_NODES)]  # nodes that are sampled
     modes = [fitting.Mode(*(values[own] for values in found.mode))]
     rows = at_redshifts(data, torch.expm1(centres[own]))
-    x, _ = fitting.hmc_draws(emulator, rows, modes, CHAINS, WARMUP, n, seed)
+    walkers = max(n, FEWEST_WALKERS)
+    found_x = fitting.ensemble_draws(emulator, rows, modes, walkers, STEPS, 1, seed, ensembles=1)
+    x = found_x[:, 0, :n, 0]
     sigma_v = draw_sigma_v(n, torch.Generator().manual_seed(seed))
     library = Library(centres, [], [], [], [], [])
     for i, centre in enumerate(centres.tolist()):
@@ -141,7 +144,7 @@ def joint_library(
             library.skip()
             continue
         nearest = int((own - i).abs().argmin())
-        moved = x[nearest, :n] + found.mode.x[i] - found.mode.x[own[nearest]]
+        moved = x[nearest] + found.mode.x[i] - found.mode.x[own[nearest]]
         zred = torch.full((n,), math.expm1(centre))
         parameters = fitting.to_parameters(emulator.priors, moved, zred)
         library.add(network, centre, parameters, sigma_v, resolution, wavelength)

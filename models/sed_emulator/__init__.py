@@ -1,5 +1,6 @@
 """sed_emulator: a network in place of stellar population synthesis, which fits galaxies with it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -16,15 +17,17 @@ from orrery.models.base import (
     Evaluation,
     Exported,
     Fit,
+    Migration,
     Output,
     PredictedRows,
 )
-from orrery.models.inference.diagnostics import rhat
+from orrery.models.inference.ensemble import worst_rhat
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors
 from orrery.models.sed_emulator.evaluation import evaluate, relative_errors
 from orrery.models.sed_emulator.exported import exported
 from orrery.models.sed_emulator.fitting import Mode, Photometry, photometry
+from orrery.models.sed_emulator.migrations import ensemble_settings
 from orrery.models.sed_emulator.networks import DirectNetwork, HistoryNetwork
 from orrery.models.sed_emulator.outputs import (
     AT_EDGE,
@@ -44,14 +47,15 @@ from orrery.physics.sps.priors import Priors, read_priors
 from orrery.physics.sps.synthesis import Synthesis, derived, linear_weights, parameter_names
 
 ARCHITECTURES = ("history", "direct", "spectra")
-INFERENCE = ("laplace", "hmc")
+INFERENCE = ("laplace", "ensemble")
 LOSS_CORNER = 0.02  # mag: larger residuals count linearly
 VALIDATED_SPECTRA = 1000  # galaxies by which errors of spectra are measured
 AT_ONCE_SPECTRA = 128  # galaxies
 SHORTEST = 300.0  # Angstrom: spectra begin there
-AT_ONCE = {"laplace": 512, "hmc": 256}  # galaxies
+AT_ONCE = {"laplace": 512, "ensemble": 64}  # galaxies
 N_DRAWS = 200  # of the posterior, from which quantiles are
 MAX_RHAT = 1.1
+TIMES = 8  # at least, at which each walker of an ensemble gives a draw
 SECOND_MODE = 0.05  # of the evidence
 MAX_BEYOND = 3.0  # errors of a known redshift outside the prior's range
 
@@ -92,15 +96,17 @@ class SedEmulator(Component):
         error_rank: directions in which the emulator's errors of bands go together; 0: none.
         lr: peak learning rate.
         epochs: passes over the training galaxies.
-        inference: "laplace", a normal approximation at each maximum, or "hmc".
-        chains: of HMC, per galaxy.
-        warmup: transitions of HMC before those that count.
+        inference: "laplace", a normal approximation at each maximum, or "ensemble", walkers that
+            sample the posterior itself.
+        walkers: of each of two ensembles per galaxy.
+        steps: of each walker, of which the last half counts.
         draws: of the posterior that are written for each galaxy; 0: none.
         seed: of random draws.
     """
 
     quantity_texts: ClassVar[Mapping[str, tuple[str, str]]] = DERIVED_TEXT  # besides parameters
-    prediction_settings: ClassVar = frozenset(("inference", "chains", "warmup", "draws"))
+    migrations: ClassVar[Sequence[Migration]] = (ensemble_settings,)
+    prediction_settings: ClassVar = frozenset(("inference", "walkers", "steps", "draws"))
     may_be_zero: ClassVar = frozenset(("seed", "error_rank", "draws"))
 
     surviving: Tensor
@@ -123,8 +129,8 @@ class SedEmulator(Component):
         lr: float = 5e-3,
         epochs: int = 40,
         inference: str = "laplace",
-        chains: int = 4,
-        warmup: int = 150,
+        walkers: int = 32,
+        steps: int = 400,
         draws: int = 0,
         seed: int = 0,
     ) -> None:
@@ -137,8 +143,8 @@ class SedEmulator(Component):
                 raise ValueError(f"model.{name}={value}; expected one of {', '.join(known)}")
         self.bands, self.filters = list(bands), dict(bands)
         self.wavelengths = [float(x) for x in wavelengths]
-        self.population, self.inference, self.chains = population, inference, chains
-        self.warmup, self.draws, self.seed = warmup, draws, seed
+        self.population, self.inference, self.walkers = population, inference, walkers
+        self.steps, self.draws, self.seed = steps, draws, seed
         self.names = parameter_names(nebular)
         self.priors: Priors = read_priors(parameters, self.names)
         self.network: HistoryNetwork | DirectNetwork | SpectrumNetwork
@@ -372,8 +378,7 @@ class SedEmulator(Component):
         bands = bands.to(self.surviving.device)
         last = self._some_bands
         if last is None or last.bands.device != bands.device or not torch.equal(last.bands, bands):
-            with torch.inference_mode(False):  # for HMC, which needs gradients
-                self._some_bands = SomeBands(self, bands.clone())
+            self._some_bands = SomeBands(self, bands)
         assert self._some_bands is not None
         return self._some_bands
 
@@ -403,10 +408,11 @@ class SedEmulator(Component):
         if self.inference == "laplace":
             x = fitting.laplace_draws(modes, n_draws, self.seed)
         else:
-            x, chains = fitting.hmc_draws(
-                emulator, emulator.of(data), modes, self.chains, self.warmup, n_draws, self.seed
+            times = max(TIMES, math.ceil(n_draws / (2 * self.walkers)))
+            found = fitting.ensemble_draws(
+                emulator, emulator.of(data), modes, self.walkers, self.steps, times, self.seed
             )
-            converged = torch.stack([rhat(each).max() for each in chains]) < MAX_RHAT
+            x, converged = found.flatten(1, 3), worst_rhat(found) < MAX_RHAT
         rows = self._summary(data, modes, x)
         masks = {"no_photometry": empty, "outside_box": outside, "not_converged": ~converged}
         flags = rows["flags"] | _bits(masks)
@@ -465,7 +471,7 @@ class SedEmulator(Component):
             rows |= {f"{name}{s}": q for s, q in zip(QUANTILES, quantiles, strict=True)}
         rows |= self.probabilities(found)
         if self.draws:
-            # draws are in the order of modes or chains: evenly among them
+            # draws are in the order of modes or walkers: evenly among them
             chosen = torch.arange(self.draws, device=parameters.device) * n_draws // self.draws
             rows["posterior"] = parameters[:, chosen]
         return rows

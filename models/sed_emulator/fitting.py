@@ -1,4 +1,4 @@
-"""Fitting galaxies with the emulator: maximum, Laplace's approximation and HMC, in batches.
+"""Fitting galaxies with the emulator: maximum, Laplace's approximation, ensembles, in batches.
 
 Parameters are functions of standard normal numbers x, one each (`Priors.from_normal`), so that the
 prior of x is a unit normal whatever that of the parameters. Fluxes are compared linearly, with the
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orrery.models.base import Batch
-from orrery.models.inference.hmc import HMC
+from orrery.models.inference.ensemble import sample
 from orrery.models.sed_emulator.covariance import Errors, cholesky, woodbury
 from orrery.models.sed_emulator.networks import POGSON
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT
@@ -28,7 +28,7 @@ BEND_AT = 0.2  # of a step, where the model's curvature along it is measured
 MAX_BEND = 0.75  # of the length of a step
 LIBRARY = 4096  # galaxies of the prior among which a fit begins
 LIBRARY_SEED = 1
-LIBRARY_SHARE = 0.25  # of its x, at which a fit begins: nearer to the middle of the prior
+LIBRARY_SHARE = 0.5  # of its x but redshift and mass, at which a fit begins
 LIBRARY_ERROR = 0.1  # relative, of the fluxes of that comparison
 Z_TOLERANCE = 0.03  # of ln(1 + z): library galaxies at a known redshift
 N_MODES = 4  # of free redshifts: fits that begin apart
@@ -216,12 +216,13 @@ def starts(emulator: Emulator, data: Photometry, library: Library, n: int) -> Te
     tolerance = torch.hypot(data.zred_error / (1 + data.zred), torch.tensor(Z_TOLERANCE).to(known))
     penalty = torch.where(known.isnan(), 0.0, (known / tolerance[:, None]).square())
     misfit = misfit + penalty * (1 + misfit.abs().amin(1, keepdim=True))
-    i = emulator.priors.names.index("logmass")
+    i, i_zred = (emulator.priors.names.index(name) for name in ("logmass", "zred"))
     prior, middle = emulator.priors.each[i], emulator.priors.from_normal(library.x[:1])[0, i]
     found = []
     for _ in range(n):
         best = misfit.argmin(1)
         x = LIBRARY_SHARE * library.x[best]
+        x[:, i_zred] = library.x[best, i_zred]
         mass = middle + amplitude.gather(1, best[:, None])[:, 0].log10()
         unit = prior.to_unit(mass).clamp(1e-3, 1 - 1e-3)
         x[:, i] = torch.special.ndtri(unit)
@@ -455,35 +456,27 @@ def laplace_draws(modes: list[Mode], n_draws: int, seed: int) -> Tensor:
     return draws.clamp(-LARGEST_X, LARGEST_X)
 
 
-@torch.inference_mode(False)  # for HMC needs gradients
-def hmc_draws(
+@torch.no_grad()
+def ensemble_draws(
     emulator: Emulator,
     data: Photometry,
     modes: list[Mode],
-    chains: int,
-    warmup: int,
-    n_draws: int,
+    walkers: int,
+    steps: int,
+    n: int,
     seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Draws of x by HMC, (galaxies, draws, p), and by chain, (galaxies, chains, draws, p).
+    ensembles: int = 2,
+) -> Tensor:
+    """Draws of x, (galaxies, ensembles, walkers, n, p), see `models.inference.ensemble.sample`.
 
-    Chains begin at draws of Laplace's approximation, in the modes in proportion to their evidence,
-    and do not pass between them.
+    Walkers begin at draws of Laplace's approximation, in modes in proportion to their evidence.
     """
-    modes = [Mode(*(values.clone() for values in mode)) for mode in modes]
-    data = Photometry(*(values.clone() for values in data))
-    start = laplace_draws(modes, chains, seed).double()
-    best = torch.stack([mode.log_evidence() for mode in modes], 1).argmax(1)
-    covariance = torch.cholesky_inverse(cholesky(pick(modes, best).precision))
-    repeated = data.rows(torch.arange(len(best)).repeat_interleave(chains))
+    galaxies = torch.arange(len(data.flux), device=data.flux.device)
 
     def target(x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1).float()
-        return log_posterior(emulator, repeated, flat).double().reshape(x.shape[:2])
+        rows = data.rows(galaxies.repeat_interleave(x.shape[1]))
+        return log_posterior(emulator, rows, x.flatten(0, 1)).reshape(x.shape[:2])
 
-    sampler = HMC(target, start, warmup, seed, covariance=covariance, max_steps=32)
-    for _ in range(warmup):
-        sampler.advance()
-    kept = [sampler.advance() for _ in range(math.ceil(n_draws / chains))]
-    draws = torch.stack(kept, 2)  # (galaxies, chains, iterations, p)
-    return draws.flatten(1, 2).float(), draws
+    start = laplace_draws(modes, walkers * ensembles, seed)
+    start = start.unflatten(1, (walkers, ensembles)).transpose(1, 2)  # modes in each ensemble
+    return sample(target, start, steps, n, seed)

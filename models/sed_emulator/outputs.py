@@ -16,7 +16,7 @@ FLAGS = {
     "outside_box": "the known redshift is outside the prior's range (by 3 errors, if it has one): "
     "all values are blank",
     "second_mode": "a redshift that is 0.15 away in ln(1 + z) is not ruled out (above 5%)",
-    "not_converged": "chains of HMC disagree (R-hat above 1.1), or no fit was found",
+    "not_converged": "ensembles disagree (R-hat above 1.1), or no fit was found",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 AT_EDGE = ("zred", "logmass", "dust2")

@@ -16,12 +16,13 @@ from orrery.checkpoint import new_record, restore, write_checkpoint
 from orrery.datamodules.feniks.spectra import FeniksSpectra
 from orrery.figures import feniks as figures
 from orrery.models.base import PredictedRows
-from orrery.models.feniks import CLASSES, Feniks, evaluation, joint, larger_errors
-from orrery.models.feniks.chains import posterior_spectrum
+from orrery.models.feniks import CLASSES, Feniks, evaluation, joint, joint_posterior, larger_errors
 from orrery.models.feniks.figure_data import figure_data
 from orrery.models.feniks.joint import fit_jointly, spectrum_of
+from orrery.models.feniks.joint_posterior import posterior_spectrum
 from orrery.models.feniks.larger_errors import added_error
 from orrery.models.feniks.outputs import BIT, OF_MOCKS, OF_SPECTRA
+from orrery.models.feniks.photometric_redshift import LEAST_ERROR_Z
 from orrery.models.feniks.redshift import flag
 from orrery.models.inference.threads import one_thread
 from orrery.models.sed_emulator import SedEmulator
@@ -53,7 +54,13 @@ SETTINGS: dict[str, Any] = {
     "mock_pixels": [19_500.0, 23_800.0, 20.0],
 }
 ROWS = 6
-OF_MODEL = {"width": 32, "depth": 2, "error_rank": 1, "templates": 24}
+OF_MODEL = {
+    "width": 32,
+    "depth": 2,
+    "error_rank": 1,
+    "templates": 24,
+    "inference": "templates",
+}
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +200,7 @@ def test_the_box_and_the_limits_of_candidates_are_settings(model, checkpoint):
         ({"uvj": "antwi_danso2023_ugi"}, "expected one of"),
         ({"secure": 0.5}, r"model\.secure=0\.5; expected a probability"),
         ({"templates": 0}, "model.templates is 0; expected 1 or more"),
-        ({"inference": "laplace"}, "model.inference=laplace; expected one of templates, hmc"),
+        ({"inference": "laplace"}, "model.inference=laplace; expected one of ensemble, templates"),
         ({"width": 64}, r"model\.width=64.*cannot be changed.*log_mass_min, secure, templates"),
     ],
 )
@@ -271,9 +278,9 @@ def test_without_light_in_the_spectrum_a_known_redshift_is_kept(model, batch):
     for known in (3.31, 3.337, 3.365):  # wherever nodes are
         one = changed(batch, 0, zred=known, zred_error=0.0, spectrum_error=1e4)
         found = model.predict_step(one)
-        assert float(found["zred"]) == pytest.approx(known, abs=0.5 * joint.LEAST_ERROR_Z)
+        assert float(found["zred"]) == pytest.approx(known, abs=0.5 * LEAST_ERROR_Z)
         width = float(found["zred_q84"] - found["zred_q16"])
-        assert width == pytest.approx(2 * joint.LEAST_ERROR_Z, rel=0.15)
+        assert width == pytest.approx(2 * LEAST_ERROR_Z, rel=0.15)
 
 
 def test_a_spectrum_that_says_nothing_leaves_the_redshift_of_photometry(model, batch):
@@ -390,9 +397,41 @@ def test_draws_and_templates_are_settings(checkpoint, batch, rows):
     assert set(found) == set(model.columns)
 
 
-def test_chains_run_where_gradients_are_off_as_in_evaluate(checkpoint, batch):
-    settings = {"inference": "hmc", "chains": 2, "warmup": 1, "templates": 4, "draws": 4}
-    model = restore(checkpoint, settings)
+def test_intervals_with_a_spectrum_are_widened_by_mocks_with_spectra(model, checkpoint, data):
+    """Fits that are right by a hundredth of their width leave it; others widen it."""
+    assert data.spectra_calibration_batch() is None
+    other = restore(checkpoint)
+    true = torch.linspace(-1, 1, 60)
+    asked = []
+
+    def predict(batch):
+        asked.append(batch["spectrum_flux"].shape)
+        rows = {}
+        for name in (*other.names, *other.quantity_texts):
+            error = 2.5 * true if name == "t50" else 0.01 * true
+            middle = torch.zeros_like(true)
+            rows |= {name: middle, f"{name}_q16": middle - 1, f"{name}_q84": middle + 1}
+            rows[f"{name}_true"] = error
+        return rows
+
+    other.predict_step = predict
+    settings = {**SETTINGS, "parameters": {"zred": ["uniform", 2.9, 4.6]}}
+    some = FeniksSpectra(**settings, n_calibration_spectra=3)
+    some.setup("fit")
+    other.calibrate_with_spectra(some)
+    factors = dict(
+        zip((*other.names, *other.quantity_texts), other.widening_with_spectrum, strict=True)
+    )
+    assert asked == [(3, 537)]
+    assert float(factors["t50"]) == pytest.approx(2.5 * 0.68, rel=0.05)
+    assert float(factors["a_v"]) == 1
+    torch.testing.assert_close(other.widening, model.widening)
+
+
+def test_walkers_sample_the_redshift_near_its_peak(checkpoint, batch, monkeypatch):
+    for name, value in (("WALKERS", 30), ("BETWEEN", 2), ("STEPS", 12)):
+        monkeypatch.setattr(joint_posterior, name, value)
+    model = restore(checkpoint, {"inference": "ensemble", "templates": 8, "draws": 8})
     with torch.inference_mode():
         one = {name: values[:1].clone() for name, values in batch.items()}
         found = model.predict_step(one)

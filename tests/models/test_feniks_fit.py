@@ -7,7 +7,7 @@ import torch
 
 from orrery import load
 from orrery.models.feniks.broad_lines import broad_component, probability
-from orrery.models.feniks.chains import joint_target, posterior_spectrum, sample
+from orrery.models.feniks.joint_posterior import joint_target, posterior_spectrum, sample
 from orrery.models.feniks.observed_spectrum import Spectrum, rebinned
 from orrery.models.feniks.photometric_redshift import photometric_nodes
 from orrery.models.feniks.redshift import RedshiftPosterior, flag, secure_threshold
@@ -293,37 +293,41 @@ def test_photometry_prefers_the_node_of_the_redshift(found):
     assert 3.35 < found.posterior().best(0.1) < 3.75
 
 
-def test_spectrum_and_photometry_together_and_chains_about_their_mode(
+def test_spectrum_and_photometry_together_and_walkers_about_their_mode(
     model, galaxy, photometry, found, spectrum, monkeypatch
 ):
-    monkeypatch.setattr("orrery.models.feniks.templates.CHAINS", 4)
-    monkeypatch.setattr("orrery.models.feniks.templates.WARMUP", 2)
+    monkeypatch.setattr("orrery.models.feniks.templates.STEPS", 6)
+    for name, value in (("WALKERS", 30), ("BETWEEN", 2), ("STEPS", 20)):
+        monkeypatch.setattr(f"orrery.models.feniks.joint_posterior.{name}", value)
     network, ends = model.network, (19500.0, 23800.0)
-    library = joint_library(network, model, photometry, found, RESOLUTION, ends, 8)
+    library = joint_library(network, model, photometry, found, RESOLUTION, ends, 30)
     posterior = spectrum_posterior(spectrum, library, found.log_density)
     z = posterior.best()
     assert z == pytest.approx(TRUE_Z, abs=0.01)
-    draws = joint_draws(spectrum, library, posterior, 20)
     target = joint_target(network, model, photometry, spectrum, z, 0.002)
-    chains = sample(target, draws, found.precision(z), chains=3, warmup=4, n=6)
-    assert chains.draws.z.std() < 0.02 and chains.draws.parameters.shape == (6, 14)
-    middle = posterior_spectrum(spectrum, chains.draws)[1]
+    node = int((library.log_ratio - math.log1p(z)).abs().argmin())
+    sampled = sample(target, library.parameters[node], n=20)
+    assert sampled.draws.z.std() < 0.02 and sampled.draws.parameters.shape == (20, 14)
+    middle = posterior_spectrum(spectrum, sampled.draws)[1]
     chi2 = ((spectrum.flux - middle) / spectrum.error).square().mean()
     assert float(chi2) < 1.5
 
 
-def test_the_gradient_of_the_joint_posterior_is_that_of_differences(
+def test_the_joint_density_is_that_of_photometry_times_the_likelihood_of_the_spectrum(
     model, galaxy, photometry, spectrum
 ):
-    target = joint_target(model.network, model, photometry, spectrum, TRUE_Z, 0.002)
-    z = torch.tensor([TRUE_Z + 0.0005]).double()
-    u = target.start(Draws(z, galaxy, torch.tensor([220.0]), torch.zeros(0), torch.zeros(1)))
-    torch.testing.assert_close(target.parameters(u)[:, :-1], galaxy[:, :-1], rtol=0, atol=0.01)
-    u = (u + 0.1).requires_grad_()  # away from the maximum, where slopes are large
-    (gradient,) = torch.autograd.grad(target(u).sum(), u)
-    for i in (0, 4, 8, len(model.names)):
-        step = torch.zeros_like(u)
-        step[0, i] = 0.01
-        with torch.no_grad():
-            slope = float((target(u + step) - target(u - step)) / 0.02)
-        assert float(gradient[0, i]) == pytest.approx(slope, rel=0.05, abs=0.1)
+    width = 0.002
+    target = joint_target(model.network, model, photometry, spectrum, TRUE_Z, width)
+    u = 0.3 * torch.randn(5, len(model.names) + 1, generator=torch.Generator().manual_seed(2))
+    log_ratio = math.log1p(TRUE_Z) + width / (1 + TRUE_Z) * u[:, target.z_index].double()
+    data = prepared(spectrum, 3)
+    likelihood = Fit.of(data, target.shapes(u), log_ratio).log_likelihood()
+    prior = model.priors.each[target.z_index].log_prob(torch.expm1(log_ratio)) + log_ratio
+    spectral = target(u) - target.of_photometry(u) - 0.5 * u[:, target.z_index].double().square()
+    torch.testing.assert_close(spectral, likelihood + prior, rtol=1e-6, atol=1e-3)
+    known = photometry._replace(
+        zred=torch.tensor([TRUE_Z + 0.01]), zred_error=torch.tensor([0.005])
+    )
+    pulled = joint_target(model.network, model, known, spectrum, TRUE_Z, width)
+    pull = (torch.expm1(log_ratio) - TRUE_Z - 0.01) / 0.005
+    torch.testing.assert_close(target(u) - pulled(u), 0.5 * pull.square(), rtol=1e-3, atol=1e-2)

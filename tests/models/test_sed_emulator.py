@@ -18,7 +18,7 @@ from orrery.datamodules.sed_emulator import SedEmulatorData
 from orrery.figures import sed_emulator as figures
 from orrery.figures import style
 from orrery.models.base import PredictedRows
-from orrery.models.inference.diagnostics import rhat
+from orrery.models.inference.ensemble import worst_rhat
 from orrery.models.sed_emulator import SedEmulator, covariance, fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors, woodbury
 from orrery.models.sed_emulator.fitting import Photometry, maximise, photometry
@@ -332,15 +332,16 @@ def test_modes_are_drawn_in_proportion_to_their_evidence():
     np.testing.assert_allclose(near.float().mean(1), 0.75, atol=0.06)
 
 
-def test_chains_of_hmc_agree_with_the_closed_form():
+def test_ensembles_agree_with_the_closed_form():
     toy = Toy()
     data = toy.observe(4, 0.3)
     mode = maximise(toy, data, torch.zeros(4, 3))
-    x, chains = fitting.hmc_draws(toy, data, [mode], 4, 60, 1200, 0)
+    found = fitting.ensemble_draws(toy, data, [mode], 16, 800, 40, 0)
     mean, precision = toy.posterior(data)
     sigma = torch.linalg.inv(precision).diagonal(dim1=1, dim2=2).sqrt()
-    assert x.shape == (4, 1200, 3)
-    assert max(float(rhat(each).max()) for each in chains) < 1.05
+    assert found.shape == (4, 2, 16, 40, 3)
+    assert float(worst_rhat(found).max()) < 1.05
+    x = found.flatten(1, 3)
     assert float(((x.mean(1) - mean) / sigma).abs().max()) < 0.2
     torch.testing.assert_close(x.double().std(1), sigma, rtol=0.15, atol=0)
 
@@ -550,11 +551,10 @@ def test_draws_are_those_of_the_quantiles(model, batch, rows, draws):
         assert float(((middle[:, i] - rows[name]) / width).abs().median()) < 0.2, name
 
 
-def test_hmc_is_close_to_laplace(model, batch, rows, monkeypatch):
+def test_an_ensemble_is_close_to_laplace(model, batch, rows):
     """Of a galaxy whose redshift is known, with an error."""
-    monkeypatch.setattr("orrery.models.sed_emulator.N_DRAWS", 40)
     slow = copy.copy(model)
-    slow.inference, slow.chains, slow.warmup = "hmc", 2, 12
+    slow.inference, slow.walkers, slow.steps = "ensemble", 26, 120
     with torch.inference_mode():  # as predictions are made
         found = slow.predict_step({name: values[:1] for name, values in batch.items()})
     width = rows["logmass_q84"][0] - rows["logmass_q16"][0]
@@ -641,7 +641,7 @@ def test_a_table_is_fitted_from_python(predictor, data):
     ("settings", "match"),
     [
         ({"architecture": "deep"}, "model.architecture=deep; expected one of history, direct"),
-        ({"inference": "mcmc"}, "model.inference=mcmc; expected one of laplace, hmc"),
+        ({"inference": "mcmc"}, "model.inference=mcmc; expected one of laplace, ensemble"),
     ],
 )
 def test_an_unknown_choice_is_refused(data, settings, match):

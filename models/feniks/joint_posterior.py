@@ -1,10 +1,8 @@
-"""HMC of one galaxy's joint posterior near a mode of p(z): parameters, redshift and dispersion.
+"""One galaxy's joint posterior near a mode of p(z): parameters, redshift and dispersion.
 
 - ``joint_target(network, emulator, photometry, spectrum, z, width, model) -> JointTarget``: ln
-  posterior density (n,) of coordinates ``u`` (n, p + 1); ``.parameters(u)``, ``.sigma_v(u)``,
-  ``.start(draws)``.
-- ``sample(target, draws, precision, chains, warmup, n, seed) -> Chains``: `redshift.Draws`, and
-  R-hat.
+  posterior density (n,) of coordinates ``u`` (n, p + 1); ``.parameters(u)``, ``.sigma_v(u)``.
+- ``sample(target, parameters, n, seed) -> Sampled``: `spectroscopic_redshift.Draws`, and R-hat.
 - ``posterior_spectrum(spectrum, draws, model) -> Tensor (3, m)``: 16, 50 and 84% of the model.
 
 Coordinates are the standard normal numbers of parameters, of which that of redshift is (ln(1 + z) -
@@ -18,24 +16,24 @@ import torch
 from torch import Tensor
 
 from orrery.models.feniks.observed_spectrum import Spectrum
+from orrery.models.feniks.photometric_redshift import known_redshift
 from orrery.models.feniks.rest_spectra import at_own_redshift, rest_grid, rest_spectra
 from orrery.models.feniks.spectroscopic_redshift import Draws
 from orrery.models.feniks.spectrum_fit import DEFAULT, Data, Fit, SpectrumModel, prepared
 from orrery.models.feniks.templates import MARGIN, SIGMA_V
-from orrery.models.inference.diagnostics import rhat
-from orrery.models.inference.hmc import HMC
+from orrery.models.inference.ensemble import Target, temper, worst_rhat
 from orrery.models.sed_emulator import fitting
-from orrery.models.sed_emulator.covariance import cholesky
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
 from orrery.physics.sps.priors import Priors
 
 LARGEST_X = 4.0  # of ln sigma_v
-LARGEST_SHIFT = 30.0  # widths of the mode, at which chains turn back
-MAX_STEPS = 8  # of a trajectory
-FARTHEST = 50.0  # coordinate of a chain
+LARGEST_SHIFT = 30.0  # widths of the mode, at which walkers turn back
+WALKERS = 80  # of each of two ensembles
+BETWEEN = 6  # steps at a temperature
+STEPS = 120  # of the posterior itself
 
 
-class Chains(NamedTuple):
+class Sampled(NamedTuple):
     """Draws of the posterior, and R-hat of the worst coordinate."""
 
     draws: Draws
@@ -87,25 +85,30 @@ class JointTarget(NamedTuple):
         """(n,), float64, of float32 coordinates."""
         log_ratio = self.log_ratio(u)
         zred = torch.expm1(log_ratio)
-        rows = self.photometry.rows(torch.zeros(len(u), dtype=torch.long))
-        rows = rows._replace(zred=zred.to(u), zred_error=torch.zeros(len(u)))
-        i = self.z_index
-        x = torch.cat([u[:, :i], torch.zeros_like(u[:, :1]), u[:, i + 1 : -1]], 1)
-        value = fitting.log_posterior(self.emulator, rows, x).double()
-        value = value - 0.5 * u[:, -1].double().square()
-        fit = Fit.of(self.data, self.shapes(u), log_ratio, self.model)
-        value = value + fit.log_likelihood()
-        value = value + self.priors.each[i].log_prob(zred) + log_ratio
-        inside = u[:, i].abs() < LARGEST_SHIFT
-        return torch.where(inside, value, -torch.inf)
+        known, error = known_redshift(self.photometry)
+        pull = 0.0 if math.isnan(known) else (zred - known) / error
+        value = self._photometric(u) - 0.5 * torch.as_tensor(pull).square()
+        value = value + Fit.of(self.data, self.shapes(u), log_ratio, self.model).log_likelihood()
+        value = value + self.priors.each[self.z_index].log_prob(zred) + log_ratio
+        return torch.where(self._is_inside(u), value, -torch.inf)
 
-    def start(self, draws: Draws) -> Tensor:
-        """Coordinates (n, p + 1) of draws."""
-        u = self.priors.to_normal(draws.parameters)
-        u = u.clamp(-fitting.LARGEST_X, fitting.LARGEST_X)
-        u[:, self.z_index] = ((torch.log1p(draws.z) - math.log1p(self.z)) / self.width).to(u)
-        middle, scatter = SIGMA_V
-        return torch.cat([u, ((draws.sigma_v / middle).log() / scatter)[:, None]], 1)
+    def of_photometry(self, u: Tensor) -> Tensor:
+        """The same without the spectrum, (n,), where redshift is normal about the mode."""
+        value = self._photometric(u) - 0.5 * u[:, self.z_index].double().square()
+        return torch.where(self._is_inside(u), value, -torch.inf)
+
+    def _photometric(self, u: Tensor) -> Tensor:
+        """ln posterior density of photometry at given redshifts, and prior of the dispersion."""
+        zred = torch.expm1(self.log_ratio(u)).to(u)
+        rows = self.photometry.rows(torch.zeros(len(u), dtype=torch.long))
+        rows = rows._replace(zred=zred, zred_error=torch.zeros(len(u)))
+        x = u[:, :-1].clone()
+        x[:, self.z_index] = 0
+        value = fitting.log_posterior(self.emulator, rows, x).double()
+        return value - 0.5 * u[:, -1].double().square()
+
+    def _is_inside(self, u: Tensor) -> Tensor:
+        return u[:, self.z_index].abs() < LARGEST_SHIFT
 
 
 def joint_target(
@@ -117,7 +120,7 @@ def joint_target(
     width: float,
     model: SpectrumModel = DEFAULT,
 ) -> JointTarget:
-    """The target near the mode at ``z``, of a ``width`` in redshift: a rough standard deviation.
+    """The target near the mode at ``z``, of a ``width`` in redshift: above its standard deviation.
 
     ``photometry``: of one galaxy.
     """
@@ -129,44 +132,40 @@ def joint_target(
     return JointTarget(network, emulator, photometry, data, grid, z, scale, model)
 
 
-@torch.inference_mode(False)  # for HMC needs gradients
-def sample(
-    target: JointTarget,
-    draws: Draws,
-    precision: Tensor,
-    chains: int = 8,
-    warmup: int = 30,
-    n: int = 200,
-    seed: int = 0,
-) -> Chains:
-    """``n`` draws by HMC; chains begin at the most probable ``draws``, of the same mode.
+@torch.no_grad()
+def sample(target: JointTarget, parameters: Tensor, n: int, seed: int = 0) -> Sampled:
+    """``n`` draws by two ensembles that begin at fits to the photometry alone.
 
-    ``precision`` (p, p): of the photometry's fit nearby (`redshift.PhotometricNodes.precision`),
-    with which the metric begins that is adapted during ``warmup``.
+    ``parameters`` (T, p): draws of the posterior of photometry at a redshift near the mode. Their
+    density goes over to that of photometry and spectrum (`models.inference.ensemble.temper`).
     """
-    u = target.start(draws).unique(dim=0)
-    with torch.no_grad():
-        log_p = torch.cat([target(part) for part in u.split(64)])
-    order = log_p.argsort(descending=True)
-    covariance = torch.eye(u.shape[1]).double()
-    covariance[:-1, :-1] = torch.cholesky_inverse(cholesky(precision.double()))
-    start = u[order[torch.arange(chains) % len(order)]].double()[None]
+    start = _start(target, parameters, seed)[None]
+    times = max(4, math.ceil(n / start.shape[1] / WALKERS))
+    first, joint = _grouped(target.of_photometry), _grouped(target.__call__)
+    found = temper(first, joint, start, BETWEEN, STEPS, times, seed)
+    u = found.flatten(0, 3)
+    u = u[torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:n]]
+    z = torch.expm1(target.log_ratio(u))
+    shapes = torch.cat([target.shapes(part) for part in u.split(64)])
+    draws = Draws(z, target.parameters(u), target.sigma_v(u), shapes, torch.zeros_like(z))
+    return Sampled(draws, float(worst_rhat(found)))
 
-    def density(position: Tensor) -> Tensor:
-        u = position[0].float()  # of a trajectory that is lost: anything
-        lost = ~(u.abs() < FARTHEST).all(1)
-        return torch.where(lost, -torch.inf, target(torch.where(lost[:, None], 0.0, u)))[None]
 
-    sampler = HMC(density, start, warmup, seed, covariance=covariance[None], max_steps=MAX_STEPS)
-    for _ in range(warmup):
-        sampler.advance()
-    kept = torch.stack([sampler.advance()[0] for _ in range(math.ceil(n / chains))], 1)
-    flat = kept.flatten(0, 1)[:n].float()
-    with torch.no_grad():
-        z = torch.expm1(target.log_ratio(flat))
-        shapes = torch.cat([target.shapes(part) for part in flat.split(64)])
-        found = Draws(z, target.parameters(flat), target.sigma_v(flat), shapes, torch.zeros_like(z))
-    return Chains(found, float(rhat(kept).max()))
+def _start(target: JointTarget, parameters: Tensor, seed: int) -> Tensor:
+    """Coordinates (2, `WALKERS`, p + 1) of two ensembles, without the spectrum."""
+    generator = torch.Generator().manual_seed(seed)
+    n = 2 * WALKERS
+    order = torch.randperm(len(parameters), generator=generator)
+    chosen = parameters[order[torch.arange(n) % len(parameters)]]
+    u = target.priors.to_normal(chosen).clamp(-fitting.LARGEST_X, fitting.LARGEST_X)
+    u[:, target.z_index] = torch.randn(n, generator=generator)
+    sigma_v = torch.randn(n, 1, generator=generator)
+    return torch.cat([u, sigma_v], 1).unflatten(0, (2, WALKERS))
+
+
+def _grouped(density: Target) -> Target:
+    """ln density (1, n) of one posterior at positions (1, n, dim)."""
+    return lambda x: density(x[0])[None]
 
 
 @torch.no_grad()

@@ -5,10 +5,10 @@
     python -m benchmarks.cosmos_redshifts --data ../shared/data/sed --checkpoint cosmos/best.ckpt
 
 The 3,681 galaxies of cosmos2020_specz_*.txt, z 2.5 to 3.5, are split in two halves by a hash of
-their numbers and seed 24. On every fourth of the first, at the known redshifts, each band gets a zero point,
-a factor and a floor of its errors, by galaxies whose free redshift is right (within 0.15), for a
-galaxy with a wrong redshift tells nothing of a band; then all errors get one common factor, by
-which 68% of the 68% intervals of free redshifts hold the known one. The second half is predicted
+their numbers and seed 24. On every fourth of the first, at the known redshifts, each band gets a
+zero point, a factor and a floor of its errors, by galaxies whose free redshift is right (within
+0.15), for a galaxy with a wrong redshift tells nothing of a band; then all errors get one common
+factor, by which 68% of the 68% intervals of free redshifts hold the known one. The second half is predicted
 with the errors as published (a floor of 2%), with those of the bands, and with the common factor.
 
 "templates": 24 galaxies drawn from the prior of `sed_emulator_spectra`, mixed by non-negative least

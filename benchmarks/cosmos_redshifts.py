@@ -8,8 +8,9 @@ The 3,681 galaxies of cosmos2020_specz_*.txt, z 2.5 to 3.5, are split in two hal
 their numbers and seed 24. On every fourth of the first, at the known redshifts, each band gets a
 zero point, a factor and a floor of its errors, by galaxies whose free redshift is right (within
 0.15), for a galaxy with a wrong redshift tells nothing of a band; then all errors get one common
-factor, by which 68% of the 68% intervals of free redshifts hold the known one. The second half is predicted
-with the errors as published (a floor of 2%), with those of the bands, and with the common factor.
+factor, by which 68% of the 68% intervals of free redshifts hold the known one. The second half is
+predicted with the errors as published (a floor of 2%), with those of the bands, and with the common
+factor.
 
 "templates": 24 galaxies drawn from the prior of `sed_emulator_spectra`, mixed by non-negative least
 squares at each of a grid of redshifts, with the same photometry and a template error of 5% of the

@@ -1,6 +1,7 @@
 """feniks: massive quiescent galaxies at z > 3, from photometry and a spectrum of the K band."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from torch import Tensor
 from orrery.models.base import Batch, Constant, Data, Evaluation, Output, PredictedRows
 from orrery.models.feniks.broad_lines import probability
 from orrery.models.feniks.evaluation import evaluate
+from orrery.models.feniks.figure_data import N_SPECTRA
 from orrery.models.feniks.joint import JointFit, fit_jointly, spectrum_of
 from orrery.models.feniks.larger_errors import added_error
 from orrery.models.feniks.outputs import (
@@ -44,6 +46,13 @@ INFERENCE = ("ensemble", "templates")
 FEWEST = 50  # mock galaxies of which a factor is taken
 MAG_PER_DEPTH = 2.5 / math.log(10)
 UGI = "antwi_danso2023_ugi"
+OF_FIT = frozenset(
+    (
+        *("flux", "flux_error", "observed", "is_limit", "zred", "zred_error"),
+        *("spectrum_wavelength", "spectrum_flux", "spectrum_error", "spectrum_good"),
+        "spectrum_covariance",
+    )
+)  # of a batch
 
 
 @runtime_checkable
@@ -145,6 +154,7 @@ class Feniks(SedEmulator):
         quantities = len(self.names) + len(self.quantity_texts)
         self.register_buffer("widening", torch.ones(quantities))
         self.register_buffer("widening_with_spectrum", torch.ones(quantities))
+        self._first_fits: dict[str, JointFit] = {}  # of the predictions, for figures
         self._loaded: list[SpectrumNetwork] = []  # when it is needed; no part of the checkpoint
 
     # --- the fit ------------------------------------------------------------------------------
@@ -232,6 +242,9 @@ class Feniks(SedEmulator):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
+        if batch_idx == 0:
+            self._first_fits.clear()
+        asked = batch
         with one_thread():
             rows = super().predict_step(batch, batch_idx)
             rows["added_error"] = torch.zeros_like(rows["chi2"])
@@ -244,7 +257,7 @@ class Feniks(SedEmulator):
             if "true_parameters" in batch:
                 rows |= {name: torch.full_like(rows["z_peak"], torch.nan) for name in OF_MOCKS}
             if "spectrum_flux" in batch:
-                self._add_spectra(rows, batch)
+                self._add_spectra(rows, batch, asked)
         for name in self.quantity_texts:
             if (true := batch.get(f"true_{name}")) is not None:
                 rows[f"{name}_true"] = true
@@ -276,15 +289,33 @@ class Feniks(SedEmulator):
         rows = {name: blank.clone() for name in OF_SPECTRA if name not in OF_MOCKS}
         return rows | {"z_class": torch.full_like(blank, -1, dtype=torch.long)}
 
-    def _add_spectra(self, rows: dict[str, Tensor], batch: Batch) -> None:
-        """Write the joint fits of the galaxies that have a spectrum into their ``rows``."""
+    def _add_spectra(self, rows: dict[str, Tensor], batch: Batch, asked: Batch) -> None:
+        """Write the joint fits of the galaxies that have a spectrum into their ``rows``.
+
+        ``asked``: the batch before errors were added.
+        """
         on_cpu = self.on_cpu()
         is_blank = (rows["flags"] & (BIT["no_photometry"] | BIT["outside_box"])) > 0
         for row in (~is_blank).nonzero()[:, 0].tolist():
-            if (fit := on_cpu.joint_fit(batch, row)) is not None:
-                for name, value in self._joint_row(batch, row, fit).items():
-                    if name in rows:
-                        rows[name][row] = value
+            if (fit := on_cpu.joint_fit(batch, row)) is None:
+                continue
+            if len(self._first_fits) < N_SPECTRA:
+                self._first_fits[self._key(asked, row)] = fit
+            for name, value in self._joint_row(batch, row, fit).items():
+                if name in rows:
+                    rows[name][row] = value
+
+    def _key(self, batch: Batch, row: int) -> str:
+        """A digest of all that a joint fit depends on."""
+        settings = (self.templates, self.joint_inference, self.draws, self.seed)
+        digest = hashlib.sha256(repr(settings).encode())
+        for name in sorted(OF_FIT & batch.keys()):
+            digest.update(batch[name][row].cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def predicted_fit(self, batch: Batch, row: int) -> JointFit | None:
+        """`joint_fit` of a galaxy that was among the first to be predicted, or anew."""
+        return self._first_fits.get(self._key(batch, row)) or self.on_cpu().joint_fit(batch, row)
 
     def on_cpu(self) -> "Feniks":
         """This model, or a copy on the CPU, where galaxies with spectra are fitted one by one."""

@@ -69,10 +69,9 @@ def _colours(model: "Feniks", rows: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 
 def _of_spectra(model: "Feniks", rows: PredictedRows) -> dict[str, dict[str, np.ndarray]]:
-    """``fits`` and ``histories`` of the first galaxies with a spectrum, which are fitted again."""
+    """``fits`` and ``histories`` of the first galaxies with a spectrum."""
     chosen = [i for i in range(len(rows["flux_model"])) if np.isfinite(rows["z_peak"][i])]
-    on_cpu = model.on_cpu()
-    fitted = [(i, on_cpu.joint_fit(rows.examples, i)) for i in chosen[:N_SPECTRA]]
+    fitted = [(i, model.predicted_fit(rows.examples, i)) for i in chosen[:N_SPECTRA]]
     found = [(i, fit) for i, fit in fitted if fit is not None]
     if not found:
         return {}

@@ -6,11 +6,10 @@
 
 The 3,681 galaxies of cosmos2020_specz_*.txt, z 2.5 to 3.5, are split in two halves by a hash of
 their numbers and seed 24. On every fourth of the first, at the known redshifts, each band gets a
-zero point, a factor and a floor of its errors, by galaxies whose free redshift is right (within
-0.15), for a galaxy with a wrong redshift tells nothing of a band; then all errors get one common
-factor, by which 68% of the 68% intervals of free redshifts hold the known one. The second half is
-predicted with the errors as published (a floor of 2%), with those of the bands, and with the common
-factor.
+zero point, a factor and a floor of its errors, by galaxies whose free redshift is right, for a
+galaxy with a wrong redshift tells nothing of a band; then all errors get one common factor, by
+which 68% of the 68% intervals of free redshifts hold the known one. The second half is predicted
+with the errors as published (a floor of 2%), with those of the bands, and with the common factor.
 
 "templates": 24 galaxies drawn from the prior of `sed_emulator_spectra`, mixed by non-negative least
 squares at each of a grid of redshifts, with the same photometry and a template error of 5% of the
@@ -197,8 +196,9 @@ def noise_of(residual: np.ndarray, sky: np.ndarray, flux: np.ndarray) -> tuple[f
         for scale in SCALES[::2]:
             variance = (scale * sky) ** 2 + (floor * flux) ** 2
             tail = 0.5 * (FREEDOM + 1) * np.log1p(residual**2 / variance / FREEDOM)
-            best = min(best, (float(np.mean(0.5 * np.log(variance) + tail)), scale, floor))
-    return float(best[1]), float(best[2])
+            misfit = float(np.mean(0.5 * np.log(variance) + tail))
+            best = min(best, (misfit, float(scale), float(floor)))
+    return best[1:]
 
 
 def common_factor(model: SedEmulator, batch: Batch) -> float:

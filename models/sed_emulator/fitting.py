@@ -34,6 +34,7 @@ Z_TOLERANCE = 0.03  # of ln(1 + z): library galaxies at a known redshift
 N_MODES = 4  # of free redshifts: fits that begin apart
 MODE_DISTANCE = 0.15  # of ln(1 + z), between these
 NO_EVIDENCE = -1e30
+LEAST_ERROR = 1e-9  # of a flux, uJy: below that of any survey, and its square is a number
 LARGEST_X = 4.5  # standard normal numbers are kept within
 
 
@@ -95,7 +96,8 @@ def photometry(batch: Batch) -> Photometry:
     """The photometry in a batch of `datamodules.sed_emulator`."""
     error = batch.get("zred_error", torch.zeros_like(batch["zred"]))
     flux, observed = batch["flux"], batch["observed"]
-    return Photometry(flux, batch["flux_error"], observed, batch["is_limit"], batch["zred"], error)
+    flux_error = batch["flux_error"].clamp_min(LEAST_ERROR)
+    return Photometry(flux, flux_error, observed, batch["is_limit"], batch["zred"], error)
 
 
 class Mode(NamedTuple):

@@ -37,7 +37,7 @@ def distance_modulus(z: Tensor) -> Tensor:
     """5 log10(luminosity distance / 10 pc), mag, shape of ``z``, which is above 0 and below 20."""
     table = constant_like(z, _distances)
     place = (torch.log1p(z) / math.log1p(Z_MAX) * (len(table) - 1)).clamp(0.0, len(table) - 1.001)
-    i = place.detach().long()
+    i = place.detach().nan_to_num(0.0).long()  # a redshift that is NaN has a distance that is
     comoving = torch.lerp(table[i], table[i + 1], place - i)
     return 5 * torch.log10((1 + z) * comoving) + 25
 

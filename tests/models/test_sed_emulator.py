@@ -551,6 +551,18 @@ def test_draws_are_those_of_the_quantiles(model, batch, rows, draws):
         assert float(((middle[:, i] - rows[name]) / width).abs().median()) < 0.2, name
 
 
+@pytest.mark.parametrize("which", [slice(0, 1), slice(None)])
+def test_fluxes_and_errors_next_to_nothing_give_an_answer_that_is_flagged(model, batch, which):
+    tiny = {name: values[:2].clone() for name, values in batch.items()}
+    tiny["flux"][0, which], tiny["flux_error"][0, which] = 1e-30, 1e-31
+    tiny["zred"][:] = torch.nan
+    found = model.predict_step(tiny)
+    alone = model.predict_step({name: values[1:] for name, values in tiny.items()})
+    assert found["logmass"].isfinite().all()
+    assert int(found["flags"][0]) & BIT["poor_fit"]
+    torch.testing.assert_close(found["logmass"][1:], alone["logmass"])
+
+
 def test_an_ensemble_is_close_to_laplace(model, batch, rows):
     """Of a galaxy whose redshift is known, with an error."""
     slow = copy.copy(model)

@@ -33,10 +33,6 @@ class PhotometricNodes(NamedTuple):
         found = torch.from_numpy(np.interp(x.numpy(), nodes, values))
         return found + self.priors.each[self.priors.names.index("zred")].log_prob(z)
 
-    def precision(self, z: float) -> Tensor:
-        """Of standard normal numbers at the node nearest to z, (p, p)."""
-        return self.mode.precision[int((self.log_ratio - math.log1p(z)).abs().argmin())]
-
     def posterior(self, step: float = 5 * STEP) -> RedshiftPosterior:
         half = 0.5 * float(self.log_ratio[1] - self.log_ratio[0])
         start, end = float(self.log_ratio[0]) - half, float(self.log_ratio[-1]) + half

@@ -44,13 +44,16 @@ def evaluate(model: "Feniks", rows: PredictedRows, data: Data) -> Evaluation:
         evaluation.timings = {}
     else:
         batch = next(data.prediction_batches())
-        has_spectra = "spectrum_flux" in batch
-        n = TIMED_SPECTRA if has_spectra else TIMED
-        first = {name: values[:n].to(model.surviving.device) for name, values in batch.items()}
-        evaluation.timings["spectra_fitted_per_second" if has_spectra else GALAXIES] = (
-            lambda: model.predict_step(first),
-            len(first["flux"]),
+        first = {name: values[:TIMED].to(model.surviving.device) for name, values in batch.items()}
+        photometry = {k: v for k, v in first.items() if not k.startswith("spectrum_")}
+        evaluation.timings[GALAXIES] = (
+            lambda: model.predict_step(photometry),
+            len(photometry["flux"]),
         )
+        if "spectrum_flux" in first:
+            some = {name: values[:TIMED_SPECTRA] for name, values in first.items()}
+            timed = (lambda: model.predict_step(some), len(some["flux"]))
+            evaluation.timings["spectra_fitted_per_second"] = timed
     return evaluation
 
 

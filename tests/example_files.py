@@ -78,12 +78,14 @@ def ejection_files(folder: Path) -> None:
     parallax = {"parallax": 1 / distance["distance"] - 0.04}
     parallax["parallax_error"] = 0.1 / distance["distance"]
     write(folder / "gaia_6d.fits", stars | parallax)
-    mine = {"r_med": 1e3 * distance["distance"], "r_error": 1e3 * distance["distance_error"]}
-    mine["RV"] = stars.pop("radial_velocity")
-    write(folder / "halo_stars.fits", stars | mine)
+    other = {"r_med": 1e3 * distance["distance"], "r_error": 1e3 * distance["distance_error"]}
+    other["RV"] = stars.pop("radial_velocity")
+    write(folder / "halo_stars.fits", stars | other)
     table = cluster_table()
     chosen = [str(name) in ("NGC 6205", "NGC 6341") for name in table["name"]]
-    table[chosen].write(folder / "my.ecsv", format="ascii.ecsv")
+    new = table[chosen]
+    new["name"] = [f"new {name}" for name in new["name"]]
+    new.write(folder / "my.ecsv", format="ascii.ecsv")
 
 
 def write_machine_readable(path: Path, table: Table) -> None:

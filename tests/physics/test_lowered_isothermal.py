@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from astropy import units as u
 from scipy import special, stats
 
 from orrery.physics.clusters import cluster_stars
@@ -198,5 +199,5 @@ def test_the_sky_and_back():
     back = cluster_stars.to_sky(cluster_stars.from_sky(sky))
     torch.testing.assert_close(back, sky, rtol=1e-12, atol=1e-12)
     speed = cluster_stars.from_sky(sky)[0, 3:].norm()
-    tangential = 4.740470464 * 4.5 * np.hypot(5.2, 2.5)
+    tangential = (1 * u.au / u.yr).to_value(u.km / u.s) * 4.5 * np.hypot(5.2, 2.5)
     assert float(speed) == pytest.approx(np.hypot(tangential, 17.0), rel=1e-12)

@@ -355,10 +355,6 @@ class Feniks(SedEmulator):
         parameters = fit.draws.parameters.clone()
         parameters[:, self.names.index("zred")] = fit.draws.z.float()
         found = self.posterior_rows(parameters[None].to(self.surviving), with_spectrum=True)
-        levels = torch.tensor([0.16, 0.84], dtype=fit.draws.z.dtype)
-        found |= dict(
-            zip(("zred_q16", "zred_q84"), fit.draws.z.quantile(levels)[:, None], strict=True)
-        )
         flux, error = self._fluxes(parameters[None].to(self.surviving))
         peak, *others = fit.posterior.modes(2)
         columns = self._photometry_at(batch, row, peak.z, fit)

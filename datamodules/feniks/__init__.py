@@ -40,9 +40,8 @@ REST = {
     ),
 }  # fmt: skip
 
-
-SPECTRA_SEED = 20_000  # and more: of those with spectra
 CALIBRATION_SEED = 10_000  # and more: of mock galaxies by which intervals are calibrated
+SPECTRA_SEED = 20_000  # and more: of those of them with spectra
 
 
 class FeniksData(SedEmulatorData):
@@ -209,16 +208,13 @@ class FeniksData(SedEmulatorData):
             SIGNAL_TO_NOISE, 0.0, seed,
         )  # fmt: skip
         resolution = with_pixels(LINE_SPREAD, float(np.median(wavelength)), K_BAND[2])
-        of_spectra = {
-            "wavelength": np.tile(wavelength, (len(drawn.flux), 1)),
-            "flux": drawn.flux,
-            "error": drawn.error,
-            "resolution": np.full(len(drawn.flux), resolution),
-        }
-        batch = self._batch_of_mocks(mocks)
-        for name, values in of_spectra.items():
-            batch[f"spectrum_{name}"] = torch.from_numpy(values).float()
-        return batch | {"spectrum_good": torch.ones(drawn.flux.shape, dtype=torch.bool)}
+        return self._batch_of_mocks(mocks) | spectra_batch(
+            np.tile(wavelength, (len(drawn.flux), 1)),
+            drawn.flux,
+            drawn.error,
+            np.ones(drawn.flux.shape, bool),
+            np.full(len(drawn.flux), resolution),
+        )
 
     def _batch_of_mocks(self, mocks: Mocks) -> Rows:
         """As they are predicted, with true values."""
@@ -264,3 +260,20 @@ class FeniksData(SedEmulatorData):
             if (values := columns.get(f"true_{name}")) is not None:
                 batch[f"true_{name}"] = torch.from_numpy(values).float()
         return batch
+
+
+def spectra_batch(
+    wavelength: np.ndarray,
+    flux: np.ndarray,
+    error: np.ndarray,
+    good: np.ndarray,
+    resolution: np.ndarray,
+) -> Rows:
+    """Spectra (n, m) as batches hold them, of resolutions (n,); see `spectra.FeniksSpectra`."""
+    return {
+        "spectrum_wavelength": torch.from_numpy(wavelength).float(),
+        "spectrum_flux": torch.from_numpy(flux).float(),
+        "spectrum_error": torch.from_numpy(error).float(),
+        "spectrum_good": torch.from_numpy(good),
+        "spectrum_resolution": torch.from_numpy(resolution).float(),
+    }

@@ -12,7 +12,7 @@ import torch
 
 from orrery.datamodules.base import Rows
 from orrery.datamodules.columns import CatalogueColumn, Column, located
-from orrery.datamodules.feniks import FeniksData
+from orrery.datamodules.feniks import FeniksData, spectra_batch
 from orrery.datamodules.feniks.defaults import PARAMETERS, SPECTRAL_NETWORK
 from orrery.datamodules.feniks.mock_spectra import K_BAND, draw_spectra, pixels
 from orrery.datamodules.feniks.mocks import Mocks
@@ -358,7 +358,7 @@ class FeniksSpectra(FeniksData):
                 )
                 flux[row, :m], error[row, :m], good[row, :m] = each.flux, each.error, each.good
                 resolution[row] = each.resolution
-        batch = _batch(wavelength, flux, error, good, resolution)
+        batch = spectra_batch(wavelength, flux, error, good, resolution)
         if any(each.covariance is not None for each in self._by_id.values()):
             covariance = torch.diag_embed(torch.from_numpy(error).square())
             for row, each in enumerate(spectra):
@@ -393,7 +393,7 @@ class FeniksSpectra(FeniksData):
             with_pixels(self.reading.resolution, a, b) for a, b in zip(middle, width, strict=True)
         ]
         flux, error = np.where(usable, flux, 0.0), np.where(usable, error, 1.0)
-        return _batch(wavelength, flux, error, usable, np.array(seen))
+        return spectra_batch(wavelength, flux, error, usable, np.array(seen))
 
     def _name(self, role: str) -> str:
         return str(self.columns.get(role, self.declared[role].name))
@@ -434,19 +434,3 @@ class FeniksSpectra(FeniksData):
                     f"it"
                 )
                 return
-
-
-def _batch(
-    wavelength: np.ndarray,
-    flux: np.ndarray,
-    error: np.ndarray,
-    good: np.ndarray,
-    resolution: np.ndarray,
-) -> Rows:
-    return {
-        "spectrum_wavelength": torch.from_numpy(wavelength).float(),
-        "spectrum_flux": torch.from_numpy(flux).float(),
-        "spectrum_error": torch.from_numpy(error).float(),
-        "spectrum_good": torch.from_numpy(good),
-        "spectrum_resolution": torch.from_numpy(resolution).float(),
-    }

@@ -15,6 +15,7 @@ from orrery.models.feniks.evaluation import evaluate
 from orrery.models.feniks.figure_data import N_SPECTRA
 from orrery.models.feniks.joint import JointFit, fit_jointly, spectrum_of
 from orrery.models.feniks.larger_errors import added_error
+from orrery.models.feniks.migrations import widening_with_spectrum
 from orrery.models.feniks.outputs import (
     BIT,
     CLASSES,
@@ -29,7 +30,7 @@ from orrery.models.feniks.redshift import WINDOW, flag
 from orrery.models.inference.threads import one_thread
 from orrery.models.sed_emulator import MAX_RHAT, N_DRAWS, SECOND_MODE, SedEmulator, mean_size
 from orrery.models.sed_emulator.fitting import MODE_DISTANCE, Photometry, photometry
-from orrery.models.sed_emulator.migrations import ensemble_settings, widening_with_spectrum
+from orrery.models.sed_emulator.migrations import ensemble_settings
 from orrery.models.sed_emulator.networks import HistoryNetwork
 from orrery.models.sed_emulator.outputs import DERIVED_TEXT
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
@@ -62,13 +63,8 @@ class HasMocks(Protocol):
     def calibration_batch(self) -> Batch | None:
         """Some of them, as they are predicted, with true values; None if data are a catalogue."""
 
-
-@runtime_checkable
-class HasMockSpectra(Protocol):
-    """Data of which mock galaxies with spectra can be drawn."""
-
     def spectra_calibration_batch(self) -> Batch | None:
-        """Some of them, as they are predicted, with true values; None if there are none."""
+        """The same with spectra; None also if none are asked for."""
 
 
 class Feniks(SedEmulator):
@@ -176,16 +172,14 @@ class Feniks(SedEmulator):
         """With factors of the intervals, by mock galaxies whose histories have no bins."""
         super().calibrate(data)
         self.widening.fill_(1.0)
-        batch = data.calibration_batch() if isinstance(data, HasMocks) else None
-        if batch is None:
+        if not isinstance(data, HasMocks) or (batch := data.calibration_batch()) is None:
             return
         self.widening.copy_(self._widening_of(batch))
         self.widening_with_spectrum.copy_(self.widening)
-        if isinstance(data, HasMockSpectra):
-            self.calibrate_with_spectra(data)
+        self.calibrate_with_spectra(data)
 
     @torch.no_grad()
-    def calibrate_with_spectra(self, data: HasMockSpectra) -> None:
+    def calibrate_with_spectra(self, data: HasMocks) -> None:
         """Factors of the intervals of galaxies with a spectrum: each takes seconds to fit."""
         if (batch := data.spectra_calibration_batch()) is not None:
             self.widening_with_spectrum.fill_(1.0)

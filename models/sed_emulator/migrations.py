@@ -13,10 +13,3 @@ def ensemble_settings(
     if settings.get("inference") == "hmc":
         settings["inference"] = "ensemble"
     return {**config, "model": settings}, state
-
-
-def widening_with_spectrum(
-    config: dict[str, Any], state: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Of feniks, to version 3: intervals of galaxies with a spectrum have factors of their own."""
-    return config, {**state, "widening_with_spectrum": state["widening"].clone()}

@@ -1,4 +1,4 @@
-"""Free redshifts of galaxies of COSMOS2020 with spectra, beside a fit of templates.
+"""Photometric redshifts of COSMOS2020 galaxies that have spectra, compared with a template fit.
 
     pip install -c constraints.txt -e ".[bench]" ppxf
     python -m benchmarks.cosmos_redshifts --data ../shared/data/sed             # feniks; 10 minutes

@@ -65,10 +65,16 @@ def base_root(grid: Grid, kernel: Kernel) -> tuple[Tensor, Tensor]:
     turns = healpix.rotations(grid.nside)[[0, 2, 4, 6]]
     pixels = turns[:, turns.amin(0).unique()]  # (4, pixels / 4)
     position = grid.positions[pixels].flatten(1, 2)
-    shares = kernel(_distances(position[:1], position))  # (4, n / 4, n / 4)
+    shares = [kernel(_distances(position[0], member)) for member in position]  # (n / 4, n / 4)
     places = torch.empty(grid.shape, dtype=torch.long)
     places[pixels.flatten()] = torch.arange(places.numel()).view(-1, grid.shells)
-    return _root(2 * hadamard(shares)), places
+    roots = []  # one after the other, in float32 as they are kept: they decide a small map's memory
+    for signs in 2 * hadamard(torch.eye(4)):
+        covariance = torch.zeros_like(shares[0])
+        for sign, share in zip(signs.tolist(), shares, strict=True):
+            covariance.add_(share, alpha=sign)
+        roots.append(_root(covariance).float())
+    return torch.stack(roots), places
 
 
 def refinement(
@@ -115,10 +121,11 @@ def refinement(
                 found = fine_places[turning_fine[:, pixel], window].where(there, 0)
                 inputs = torch.cat([inputs, found], 2)
             mean, noise = conditional(near, new, kernel)
-            parts.append((mean, noise, inputs.permute(1, 2, 0)))
+            # as they are kept: a level in float64 would take most of the memory
+            parts.append((mean.float(), noise.float(), inputs.permute(1, 2, 0).int()))
         mean, noise, inputs = (torch.cat(part) for part in zip(*parts, strict=True))
         stop = start + noise[..., 0].numel() * MEMBERS
-        turns.append(Turn(mean, noise, inputs.int().contiguous(), start, stop))
+        turns.append(Turn(mean, noise, inputs.contiguous(), start, stop))
         start = stop
     level = Level(turns, places.numel(), fine_places.numel())
     return level, fine_places - places.numel()

@@ -126,7 +126,7 @@ def _cell_masses() -> Tensor:
     sobol = torch.quasirandom.SobolEngine(4, scramble=True, seed=0)
     side = math.ceil(U_MAX / CELL)
     masses = torch.zeros(side * side, len(ALPHA_NODES), dtype=torch.float64)
-    chunk = 2**19
+    chunk = 2**16  # of a small process: its temporaries take 50 MB
     for _ in range(ORBITS // chunk):
         x = sobol.draw(chunk, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
         e, anomaly = x[:, 0], math.pi * x[:, 1]

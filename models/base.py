@@ -282,7 +282,7 @@ class Component(L.LightningModule):
         of ``outputs``, blank where the input cannot answer it, so that `predict` is a function for
         Dask's and lsdb's ``map_partitions``: an empty frame gives the types, and runs no model.
         """
-        from orrery.evaluation.predictions import predict_frame, predict_table
+        from orrery.evaluation.in_memory import predict_frame, predict_table
 
         pandas = sys.modules.get("pandas")  # which is not needed for tables of other kinds
         is_frame = pandas is not None and isinstance(table, pandas.DataFrame)

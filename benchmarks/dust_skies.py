@@ -2,7 +2,7 @@
 
     python -m benchmarks.dust_skies                                 # 5 min of CPU: three skies
     python -m benchmarks.dust_skies --seeds 1 model.nside=16 model.n_radial=68
-    python -m benchmarks.dust_skies --kind filaments --seeds 3 --out benchmarks/dust_filaments.csv
+    python -m benchmarks.dust_skies --kind filaments --seeds 3
 
 A sky is an exponential disc of dust about the plane, with Gaussian clouds of 6 to 40 pc in it
 (`Clouds`), or with wavy filaments of 4 to 20 pc and sheets (`Filaments`): smooth functions of
@@ -158,6 +158,7 @@ def filaments(seed: int) -> Filaments:
 
 
 KINDS: dict[str, Callable[[int], Sky]] = {"clouds": clouds, "filaments": filaments}
+OUT = {"clouds": "benchmarks/dust_disc.csv", "filaments": "benchmarks/dust_filaments.csv"}
 
 
 def catalogue(sky: Sky, seed: int) -> tuple[Rows, Rows]:
@@ -304,7 +305,7 @@ def predictions(model: Any, test: Rows, words: list[str]) -> Rows:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/dust_disc.csv"))
+    parser.add_argument("--out", type=Path, help="default: that of the kind in benchmarks/")
     parser.add_argument("--kind", choices=KINDS, default="clouds", help="of the skies")
     parser.add_argument("--seeds", default="0,1,2", help="of the skies")
     parser.add_argument("words", nargs="*", help="settings of the map: model.nside=16")
@@ -343,7 +344,7 @@ def main() -> None:
             print({k: v if isinstance(v, str | int) else f"{v:.4g}" for k, v in rows[-1].items()},
                   flush=True)  # fmt: skip
         names = ("seed", "method", "rms", "lpd", "coverage_68", "gap_closed", "seconds")
-        write_rows(options.out, rows, names)
+        write_rows(options.out or Path(OUT[options.kind]), rows, names)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,8 @@ class CatalogueColumn:
             return values
         hint = HINT
         if column.typical_hint and self.unit is None:
-            hint = f"{HINT}; there is no unit: {column.typical_hint}"
+            unit = "data.units.<role>=<unit> states it"
+            hint = f"{HINT}; there is no unit: {column.typical_hint} {unit}"
         what = f"is not a valid {column.meaning or column.name}"
         expected = ", ".join(filter(None, (column.unit, column.interval())))
         if column.blank_only:

@@ -1,6 +1,6 @@
 """gc_emulator: a differentiable globular cluster, and inference with it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -268,7 +268,8 @@ class GCEmulator(Component):
         warnings = posterior_warnings(draws.u, metrics, posterior.distance_index)
         if isinstance(posterior, ProfilesPosterior):
             fit = goodness_of_fit(posterior, draws.u, seed)
-            warnings, metrics = fit.warnings + warnings, metrics | fit.metrics
+            metrics |= fit.metrics
+            warnings = _described(metrics, "profiles") + fit.warnings + warnings
             return Posterior(
                 draws.arrays(), posterior.units, metrics, warnings, fit.groups,
                 {"profiles": fit.figure} if fit.figure else {},
@@ -285,12 +286,8 @@ class GCEmulator(Component):
             if posterior.has_field_stars:
                 membership = posterior.mean_membership(draws.with_latents)
             figure, p_values = star_fit(lambda: sky_profiles(posterior, u, membership))
-        text, describes = description(p_values)
-        if describes:
-            print(text)
-        else:
-            warnings = [text, *warnings]
         metrics |= p_values
+        warnings = _described(metrics, "stars") + warnings
         if membership is not None:
             groups["members"] = {"probability": membership.cpu().numpy()}
             if isinstance(observations, PhaseSpaceStars | SkyStars):
@@ -364,6 +361,15 @@ class GCEmulator(Component):
     def exported(self) -> Exported:
         """Profiles on the sky of parameters."""
         return exported(self)
+
+
+def _described(p_values: Mapping[str, float], data: str) -> list[str]:
+    """Whether the model describes the ``data``: printed if it does, else a warning."""
+    text, describes = description(p_values, data)
+    if describes:
+        print(text)
+        return []
+    return [text]
 
 
 def _largest(error: Tensor) -> Tensor:

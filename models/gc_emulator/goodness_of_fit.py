@@ -28,8 +28,8 @@ MAX_FRACTION_BELOW_EXTRA = 0.2  # of the counts below the extra error, without a
 MAX_DISTANCE_PULL_SIGMA = 2.0  # from the mean of its prior, without a warning
 PREDICTIVE_DRAWS = 50  # whose models are compared with lists of stars
 RADII_PER_BIN = 30
-MIN_PREDICTIVE_P = 1e-3  # below it a model does not describe a list of stars
-P_VALUES = {"p_density": "number density", "p_dispersion": "velocity dispersion"}  # of stars
+MIN_PREDICTIVE_P = 1e-3  # below it a model does not describe stars or profiles
+P_VALUES = {"p_density": "number density", "p_dispersion": "velocity dispersion"}
 MIN_CHI2_PROBABILITY = 1e-3  # of chi^2 or more: below it a model does not fit
 
 
@@ -48,10 +48,29 @@ def goodness_of_fit(posterior: ProfilesPosterior, u: Tensor, seed: int) -> Goodn
     thinned = u[0, :, :: max(1, u.shape[2] // REPLICATED_DRAWS)]
     named = {name: values.flatten() for name, values in posterior.named(thinned).items()}
     with torch.no_grad():
+        metrics |= _profile_p_values(posterior, named)
         generator = torch.Generator().manual_seed(seed)
         groups = _replicated(posterior, named, thinned.shape[:2], generator)
         figure = or_nothing("profiles.png", lambda: _figure(posterior, named))
     return GoodnessOfFit(metrics, misfits + _distance_pull(u, posterior), groups, figure)
+
+
+def _profile_p_values(
+    posterior: ProfilesPosterior, named: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Posterior predictive p-values, `P_VALUES`, of the kinds of profiles that there are.
+
+    ``named``: parameters, each (draws,). The probability of a larger chi^2, summed over profiles of
+    a kind, where data are replicated with their errors; mean over draws.
+    """
+    chi2: dict[str, Tensor] = {}
+    degrees = dict.fromkeys(P_VALUES, 0)
+    for profile, fit in zip(posterior.profiles, posterior.compare(named), strict=True):
+        of_counts = profile.kind == "density"
+        key = "p_density" if of_counts else "p_dispersion"
+        chi2[key] = chi2.get(key, 0) + fit.chi2
+        degrees[key] += len(profile.r) - of_counts  # whose amplitude is fitted
+    return {key: _mean_tail(value, degrees[key]) for key, value in chi2.items() if degrees[key]}
 
 
 def _best_fit(posterior: ProfilesPosterior, u: Tensor) -> tuple[dict[str, float], list[str]]:
@@ -80,8 +99,7 @@ def _best_fit(posterior: ProfilesPosterior, u: Tensor) -> tuple[dict[str, float]
     metrics |= {"chi2": total, "n": n, "chi2_reduced": total / max(1, n - posterior.n_globals)}
     if warnings:
         warnings.append(
-            "errors of parameters are too small where a model does not fit: it has stars of a "
-            "single mass, and no rotation"
+            "what a model lacks may be the cause: it has stars of a single mass, and no rotation"
         )
     return metrics, warnings + _below_extra_error(posterior, metrics)
 
@@ -175,8 +193,8 @@ def _expected_counts(bins: Bins, kind: str, density: Tensor) -> Tensor:
     return (bins.interpolated(density, r.flatten()).unflatten(1, r.shape) * size).mean(2)
 
 
-def description(p_values: Mapping[str, float]) -> tuple[str, bool]:
-    """Whether a model describes a list of stars, by its p-values, in a sentence."""
+def description(p_values: Mapping[str, float], data: str = "stars") -> tuple[str, bool]:
+    """Whether a model describes its ``data``, by their p-values: a sentence, and yes or no."""
     found = {name: p_values[key] for key, name in P_VALUES.items() if key in p_values}
     if not found:
         return (
@@ -185,9 +203,9 @@ def description(p_values: Mapping[str, float]) -> tuple[str, bool]:
         )
     describes = min(found.values()) >= MIN_PREDICTIVE_P
     text = ", ".join(f"of the {name} {p:.2g}" for name, p in found.items())
-    end = "describes these stars"
+    end = f"describes these {data}"
     if not describes:
-        end = "does not describe these stars, and the errors of its parameters mean little"
+        end = f"does not describe these {data}, and the errors of its parameters mean little"
     return f"posterior predictive p-value {text}: the model {end}", describes
 
 

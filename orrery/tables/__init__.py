@@ -1,7 +1,7 @@
 """Tables in and out, streamed in constant memory: FITS, ECSV, CSV, Parquet, HDF5 and HATS.
 
-Read only: NPZ, tables of white space, and VOTables and machine-readable tables of the AAS and of
-CDS, which are held in memory.
+Read only: NPZ, tables of white space, and VOTables, Avro and machine-readable tables of the AAS and
+of CDS, which are held in memory.
 
 with open_catalogue("cat.fits") as catalogue, Writer("out.hdf5") as out:
     for chunk in catalogue.chunks(["ra", "dec"]):
@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from .avro import open_avro
 from .base import Catalogue, naming
 from .columns import convert, resolve
 from .fits import open_fits
@@ -75,6 +76,7 @@ READERS: dict[str, Callable[[str, str | None], Catalogue]] = {
     ".votable": open_votable,
     ".xml": open_votable,
     ".xml.gz": open_votable,
+    ".avro": open_avro,
 }
 
 

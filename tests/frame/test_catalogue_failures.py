@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import fastavro
 import h5py
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def damaged(content, random):
 
 @pytest.mark.parametrize(
     "ending",
-    [".fits", ".fits.gz", ".ecsv", ".csv", ".csv.gz", ".parquet", ".hdf5", ".npz", ".vot"],
+    [".fits", ".fits.gz", ".ecsv", ".csv", ".csv.gz", ".parquet", ".hdf5", ".npz", ".vot", ".avro"],
 )
 def test_a_damaged_file_is_read_or_refused_by_name(ending):
     random = np.random.default_rng(len(ending))
@@ -193,6 +194,11 @@ def test_a_damaged_file_is_read_or_refused_by_name(ending):
             file.update(table)
     elif ending == ".npz":
         np.savez("x.npz", **table)
+    elif ending == ".avro":
+        fields = [{"name": "id", "type": "long"}, {"name": "z", "type": ["null", "double"]}]
+        records = [{"id": i, "z": z} for i, z in zip(range(60), table["z"].tolist(), strict=True)]
+        with open("x.avro", "wb") as file:
+            fastavro.writer(file, {"type": "record", "name": "x", "fields": fields}, records)
     else:
         Table(table).write(f"x{inner}", **({"format": "votable"} if ending == ".vot" else {}))
     content = Path(f"x{inner}").read_bytes()

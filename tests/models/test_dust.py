@@ -267,7 +267,7 @@ def test_an_unknown_distance_gives_a_wide_answer(dust, distance):
 
 def test_a_distance_in_kpc_without_a_unit_is_doubted(dust):
     stars = {"l": [80.0, 120.0], "b": [-10.0, 5.0], "distance": [0.4, 0.8]}
-    with pytest.raises(ValueError, match="are they kpc"):
+    with pytest.raises(ValueError, match=r"are they kpc\? data\.units\.<role>=<unit> states it"):
         dust.predict(stars)
     stated = dust.predict(stars, units={"distance": "kpc"})
     pc = dust.predict(stars | {"distance": [400.0, 800.0]})

@@ -1,5 +1,7 @@
 """Binned profiles of a cluster: files as GCfit's, the likelihood, a mock with known truth."""
 
+import re
+
 import h5py
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from example_files import add, cluster_file
 from orrery import pretrained
 from orrery.checkpoint import read_checkpoint, restore
 from orrery.datamodules.gc_emulator.profile import GCProfile
-from orrery.models.gc_emulator.goodness_of_fit import goodness_of_fit
+from orrery.models.gc_emulator.goodness_of_fit import description, goodness_of_fit
 from orrery.models.gc_emulator.profiles import ProfilesPosterior
 from orrery.physics.clusters import lowered_isothermal as limepy
 from orrery.physics.clusters.cluster_profiles import (
@@ -78,6 +80,23 @@ def test_a_figure_that_fails_costs_no_draws(tmp_path, model, monkeypatch):
     with pytest.warns(UserWarning, match=r"profiles\.png could not be made: ValueError: no band"):
         fit = goodness_of_fit(posterior, u, 0)
     assert fit.figure == {} and "chi2" in fit.metrics and fit.groups
+
+
+@pytest.mark.parametrize("off", [1.0, 1.6])
+def test_p_values_say_which_profiles_a_model_does_not_describe(off, model):
+    data = GCProfile(truth=TRUTH)
+    profiles = [
+        p if p.kind == "density" else p._replace(value=off ** (p.r / p.r.max()) * p.value)
+        for p in data.profiles()
+    ]
+    posterior = ProfilesPosterior(model.emulator, profiles, data.distance_prior())
+    truth = {name: torch.tensor([[[value]]], dtype=torch.float64) for name, value in TRUTH.items()}
+    u = posterior.whitened(truth | {"log10_extra": torch.full((1, 1, 1), -2.0).double()})
+    metrics = goodness_of_fit(posterior, u.expand(1, 2, 8, -1), 0).metrics
+    text, describes = description(metrics, "profiles")
+    assert metrics["p_density"] > 0.001 and describes == (off == 1)
+    assert (metrics["p_dispersion"] > 0.001) == (off == 1)
+    assert text.startswith("posterior predictive p-value of the number density 0.")
 
 
 def test_a_data_set_left_out_may_be_bad(tmp_path):
@@ -303,6 +322,10 @@ def test_47_tuc_gives_a_posterior_its_figure_and_a_warning_of_its_misfit(tmp_pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "note: the model does not fit proper_motion_GEDR3_R" in done.stdout
+    assert re.search(
+        r"p-value of the number density 0\.\d+, of the velocity dispersion .*: the model does not "
+        r"describe these profiles", " ".join(done.stdout.split()),
+    )  # fmt: skip
     assert "not used of" in done.stderr and "mass_function" in done.stderr
     assert (tmp_path / "run/profiles.png").exists()
     output = tmp_path / "posterior.nc"

@@ -12,12 +12,14 @@ import torch.distributed as dist
 
 from orrery.datamodules.batches import Carried
 from orrery.evaluation import flagged
+from orrery.memory import return_free
 from orrery.models.base import Component, Constant, Output, PredictedRows, Stack
 from orrery.tables import HatsCatalogue, HatsWriter, Writer, open_catalogue, sink_for
 from orrery.tables.hats import ROW
 
 SCORED_ROWS = 1_000_000  # a longer catalogue is scored on every k-th row
 SCALARS = "scalars"  # in place of the names of columns: those of one number per row
+BATCHES_BETWEEN = 8  # after which free memory is returned
 EXAMPLES = 256  # rows, evenly spread, whose input and arrays (densities) are kept for figures
 
 
@@ -171,6 +173,8 @@ class Predictions(L.Callback):
             of_partitions = {} if self.partitions is None else {ROW: number}
             self.writer.write({**of_partitions, **self.carried.columns, **chosen})
             self.written += len(number)
+        if batch_idx % BATCHES_BETWEEN == BATCHES_BETWEEN - 1:
+            return_free()
 
     def on_predict_end(self, trainer: L.Trainer, model: Any) -> None:
         self._remark_on_all(trainer, model)

@@ -48,7 +48,7 @@ from matplotlib import rc_context
 from orrery import command_line, load
 from orrery.evaluation.timing import best_of_five
 from orrery.models.scatter_vae import AMPLITUDE_ERROR, ScatterVAE
-from orrery.models.scatter_vae.inference import LatentPosterior, Whitening, posterior
+from orrery.models.scatter_vae.inference import LatentPosterior, posterior
 from orrery.models.scatter_vae.outputs import LOG_P_FLAGGED, misfit
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp, xp_mock
@@ -173,7 +173,7 @@ def principal_posterior(model: ScatterVAE, batch: Any, k: int) -> LatentPosterio
         shape = z[:, :k] @ along.T
         return shape + AMPLITUDE_ERROR * z[:, k:] * (shape + zero)
 
-    white = Whitening(torch.zeros_like(error), batch, model.bands)
+    white = model.whitening_of(torch.zeros_like(error), batch)
     start = torch.zeros(len(error), k + 1)
     return posterior(start, decode, y, error, lambda _: white, model.refine)
 

@@ -281,18 +281,19 @@ def _places(model: "ScatterVAE") -> tuple[np.ndarray, bool]:
     """Wavelengths, nm, or names of coefficients, and whether they are wavelengths."""
     if model.spectra is not None:
         return xp.SAMPLED, True
-    if wavelengths := model.record.get("found_out", {}).get("wavelengths"):
-        return np.asarray(wavelengths, float), True
+    if model.sampled_at is not None:
+        return model.sampled_at, True
     return np.array([f"{b}_{i}" for b, n in model.bands.items() for i in range(n)]), False
 
 
 def _misfit(model: "ScatterVAE", posterior: LatentPosterior, batch: Batch) -> dict[str, Tensor]:
     """chi^2 per degree of freedom, these, ``p_value`` of `outputs` and its -ln, (batch,).
 
-    The latter also of sampled spectra, for which it ranks them and is no probability.
+    The latter also where errors are unknown: it ranks stars and is no probability.
     """
-    squares, dof, log_p = misfit(posterior, model.coefficient_mask(batch["observed"]))
-    p_value = torch.full_like(log_p, torch.nan) if SAMPLED in model.bands else log_p.exp()
+    squares, dof, log_p = misfit(posterior, model.whitened_mask(batch["observed"]))
+    unknown = SAMPLED in model.bands and model.modes is None
+    p_value = torch.full_like(log_p, torch.nan) if unknown else log_p.exp()
     return {"chi2": squares / dof, "dof": dof, "p_value": p_value, "score": -log_p}
 
 

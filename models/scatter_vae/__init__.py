@@ -153,8 +153,8 @@ class ScatterVAE(Component):
         self.sampled_at = None if sampled_at is None else np.asarray(sampled_at, float)
         modes = None  # of the errors of sampled spectra, (m, n)
         if self.covariance != "diagonal" and self.sampled_at is not None:
-            known = covers(self.sampled_at)
-            modes = torch.tensor(error_modes(self.sampled_at)).float() if known else None
+            covered = covers(self.sampled_at)
+            modes = torch.tensor(error_modes(self.sampled_at)).float() if covered else None
         self.modes: Tensor | None
         self.register_buffer("modes", modes, persistent=False)
         self.spectra: Spectra | None = None
@@ -475,6 +475,18 @@ class ScatterVAE(Component):
             "stars like the training set's; `p_value`, `outlier_score` and `flags` mark others",
             "`chi2` is per degree of freedom; `nll` has half a nat for each fitted parameter",
         ]
+        if self.sampled_at is not None:
+            low, high = self.sampled_at[[0, -1]]
+            lines += [
+                f"spectra of any unit at {low:g} to {high:g} nm in {len(self.sampled_at)} samples, "
+                f"as GaiaXPy's `calibrate` gives them; others are refused",
+            ]
+        if self.modes is not None:
+            lines += [
+                f"errors are taken to be as correlated as those of a fit to the transits of a star "
+                f"(physics/gaia_xp/sampled.py): chi2, p_value, nll and the errors of predictions "
+                f"are of their {len(self.modes)} independent modes, not of each sample"
+            ]
         if "simulation" in self.record.get("data", {}):
             lines.append(
                 "simulated stars, of an analytic family: real ones are flagged as misfits; to "

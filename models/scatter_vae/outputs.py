@@ -73,7 +73,9 @@ def outputs(
     vectors = {
         "reconstruction": Output(
             unit,
-            f"coefficients without noise, of {' and '.join(bands)}",
+            "the spectrum without noise, in the unit of the table's"
+            if SAMPLED in bands
+            else f"coefficients without noise, of {' and '.join(bands)}",
             axes=("coefficient",),
         ),
         "reconstruction_factor": Output(

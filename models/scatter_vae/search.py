@@ -281,8 +281,8 @@ def _places(model: "ScatterVAE") -> tuple[np.ndarray, bool]:
     """Wavelengths, nm, or names of coefficients, and whether they are wavelengths."""
     if model.spectra is not None:
         return xp.SAMPLED, True
-    if model.sampled_at is not None:
-        return model.sampled_at, True
+    if wavelengths := model.record.get("found_out", {}).get("wavelengths"):
+        return np.asarray(wavelengths, float), True
     return np.array([f"{b}_{i}" for b, n in model.bands.items() for i in range(n)]), False
 
 

@@ -65,9 +65,7 @@ def test_sampled_spectra_train_the_same_model(tmp_path):
     error, wavelength = np.full_like(shape, 0.01), np.linspace(400, 900, 40)
     noise = random.multivariate_normal(np.zeros(40), error_correlations(wavelength), len(shape))
     flux = 1e-15 * (shape + error * noise)
-    np.savez(
-        tmp_path / "sampled.npz", flux=flux, flux_error=1e-15 * error, wavelength=wavelength
-    )
+    np.savez(tmp_path / "sampled.npz", flux=flux, flux_error=1e-15 * error, wavelength=wavelength)
     metrics = train(
         "scatter_vae",
         tmp_path / "run",

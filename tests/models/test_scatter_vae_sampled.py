@@ -87,3 +87,51 @@ def test_a_linear_model_of_correlated_samples_has_calibrated_posteriors(modes):
     assert float(pull.std()) == pytest.approx(1, abs=0.1)
     dof = len(w) - found.n_fitted()
     assert float((found.residual.square().sum(1) / dof).mean()) == pytest.approx(1, abs=0.05)
+
+
+# --- the checkpoint -----------------------------------------------------------------------------
+
+
+def spectra_of(model, n: int) -> Table:
+    """Stars of the model at 1e-16 W m^-2 nm^-1, whose errors are correlated, 1% of their mean."""
+    flux = 1e-16 * model.generate(n, seed=3)["coefficients"]
+    error = np.full_like(flux, 1e-18)
+    noisy = flux + error * fitted_noise(n, np.random.default_rng(2))
+    table = Table({"flux": noisy, "flux_error": error})
+    table["wavelength"] = np.tile(xp.SAMPLED, (n, 1))
+    for name in ("flux", "flux_error"):
+        table[name].unit = "W m-2 nm-1"
+    return table
+
+
+def test_a_spectrum_is_described_in_any_unit(model):
+    table = spectra_of(model, 40)
+    rows = model.predict(table)
+    assert 0.6 < np.median(rows["chi2"]) < 1.1 and np.mean(rows["p_value"] < 0.01) < 0.1
+    divided = {"flux": table["flux"] / 1e-16, "flux_error": table["flux_error"] / 1e-16}
+    divided = {name: np.asarray(values) for name, values in divided.items()}
+    again = model.predict(divided | {"wavelength": np.asarray(table["wavelength"])})
+    np.testing.assert_allclose(again["latent_mean"], rows["latent_mean"], atol=2e-2)
+    np.testing.assert_allclose(
+        again["reconstruction"], rows["reconstruction"] / 1e-16, rtol=1e-3, atol=1e-3
+    )
+    np.testing.assert_array_equal(model.constants["wavelength"].values, xp.SAMPLED)
+
+
+def test_a_spectrum_at_other_wavelengths_is_refused(model):
+    table = spectra_of(model, 3)
+    table["wavelength"][1] += 3
+    with pytest.raises(ValueError, match=r"339 to 1023 nm.*row 1.*336 to 1020 nm in 343"):
+        model.predict(table)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="../shared/data is not here")
+def test_real_spectra_are_described_by_the_checkpoint_that_learned_from_others(model):
+    data = data_for(model.record, {"path": str(REAL), "split": "test"})
+    (held_out,) = data.prediction_batches()
+    with torch.inference_mode():
+        rows = {name: values.numpy() for name, values in model.predict_step(held_out).items()}
+    with np.load(REAL) as file:
+        published = (file["bp"] - file["rp"])[held_out["row"].numpy()]
+    colours = rows["bp_rp"] - published
+    assert np.abs(np.median(colours)) < 0.02 and np.std(colours) < 0.01

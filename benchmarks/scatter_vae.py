@@ -209,7 +209,7 @@ def errors(path: Path, seed: int) -> Iterator[Row]:
 @torch.inference_mode()
 def coefficients(path: Path) -> Iterator[Row]:
     """The stars that `scatter_vae_real` has held out, by it, by `scatter_vae` and by PCA."""
-    ours, simulated = load("scatter_vae_real", "scatter_vae_sampled"), load("scatter_vae")
+    ours, simulated = load("scatter_vae_real"), load("scatter_vae")
     data = data_for(ours.record, {"path": str(path), "split": "test"})
     (batch,) = data.prediction_batches()
     for k in PCA:

@@ -169,7 +169,7 @@ def chi2(rows: style.Rows) -> Figure:
     x = np.linspace(low, high, 300)
     histogram.stairs(counts / n / np.diff(edges), edges, fill=True, color=style.PALETTE[0])
     known = rows["p_value"][np.isfinite(rows["p_value"])]
-    expected = "expected" if len(known) else "of uncorrelated errors"
+    expected = "expected" if len(known) else "if errors were exact"
     histogram.plot(x, chi2_density(x, dof), color=style.TRUTH, label=expected)
     histogram.set(xlabel=CHI2, ylabel="density", xlim=(low, high))
     title = f"n = {n:,}; median {np.median(values):.3f}; {n - counts.sum():,} off the plot"

@@ -470,9 +470,12 @@ class ScatterVAE(Component):
         return False
 
     def domain_of_validity(self) -> list[str]:
+        marks = "`p_value`, `outlier_score` and `flags` mark others"
+        if self.sampled_at is not None:
+            marks = "a `chi2` far above theirs marks others; `p_value` is not given"
         lines = [
             f"{_counts(self.bands)} numbers per star, divided by {self.normalised_by}",
-            "stars like the training set's; `p_value`, `outlier_score` and `flags` mark others",
+            f"stars like the training set's; {marks}",
             "`chi2` is per degree of freedom; `nll` has half a nat for each fitted parameter",
         ]
         if self.sampled_at is not None:
@@ -484,7 +487,7 @@ class ScatterVAE(Component):
         if self.modes is not None:
             lines += [
                 f"errors are taken to be as correlated as those of a fit to the transits of a star "
-                f"(physics/gaia_xp/sampled.py): chi2, p_value, nll and the errors of predictions "
+                f"(physics/gaia_xp/sampled.py): chi2, nll and the errors of predictions "
                 f"are of their {len(self.modes)} independent modes, not of each sample"
             ]
         if "simulation" in self.record.get("data", {}):

@@ -28,8 +28,8 @@ MISFIT = {
     ),
     "p_value": Output(
         "",
-        "probability of a larger chi^2 for a star of this model; NaN of sampled spectra whose "
-        "errors are correlated in an unknown way",
+        "probability of a larger chi^2 for a star of this model; NaN of sampled spectra, whose "
+        "errors are not known well enough",
         unusual="low",
     ),
     "kl": Output("", "KL divergence of the posterior of z from the prior, nats"),
@@ -162,7 +162,7 @@ def predicted_rows(
         rows["bp_rp"] = _sampled_colour(rows["reconstruction"] / flux, sampled_at)
     n = whitened.sum(1)
     squares, dof, log_p = misfit(posterior, whitened)
-    if SAMPLED in bands and not in_modes:
+    if SAMPLED in bands:  # their errors are known in pattern, and not in size
         log_p = torch.full_like(log_p, torch.nan)
     log_p_z = log_tail(z.square().sum(1), torch.full_like(dof, float(latent)))
     log_errors = torch.where(observed, (batch["errors"] / flux).log(), 0.0).sum(1) * (not in_modes)

@@ -289,11 +289,10 @@ def _places(model: "ScatterVAE") -> tuple[np.ndarray, bool]:
 def _misfit(model: "ScatterVAE", posterior: LatentPosterior, batch: Batch) -> dict[str, Tensor]:
     """chi^2 per degree of freedom, these, ``p_value`` of `outputs` and its -ln, (batch,).
 
-    The latter also where errors are unknown: it ranks stars and is no probability.
+    The latter also of sampled spectra, for which it ranks them and is no probability.
     """
     squares, dof, log_p = misfit(posterior, model.whitened_mask(batch["observed"]))
-    unknown = SAMPLED in model.bands and model.modes is None
-    p_value = torch.full_like(log_p, torch.nan) if unknown else log_p.exp()
+    p_value = torch.full_like(log_p, torch.nan) if SAMPLED in model.bands else log_p.exp()
     return {"chi2": squares / dof, "dof": dof, "p_value": p_value, "score": -log_p}
 
 

@@ -107,7 +107,7 @@ def spectra_of(model, n: int) -> Table:
 def test_a_spectrum_is_described_in_any_unit(model):
     table = spectra_of(model, 40)
     rows = model.predict(table)
-    assert 0.6 < np.median(rows["chi2"]) < 1.1 and np.mean(rows["p_value"] < 0.01) < 0.1
+    assert 0.6 < np.median(rows["chi2"]) < 1.1 and np.isnan(rows["p_value"]).all()
     divided = {"flux": table["flux"] / 1e-16, "flux_error": table["flux_error"] / 1e-16}
     divided = {name: np.asarray(values) for name, values in divided.items()}
     again = model.predict(divided | {"wavelength": np.asarray(table["wavelength"])})

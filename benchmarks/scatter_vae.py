@@ -10,7 +10,13 @@ its `nll` too, by half a nat each if the model is right: `nll_minus_truth` may b
 `chi2_no_scatter_median` is as if none had been learned, as for PCA, which knows of none.
 `cpu_seconds` and `wall_seconds` are those of the fit, on two threads. `full_stars_per_second`: of
 the quickest epoch on full covariances, wall, with loading, forward, backward, optimizer.
-`real`: 2,000 sampled spectra of Gaia DR3, with errors alone, of which 400 are held out.
+`real`: the shipped `scatter_vae_sampled` on the 400 sampled spectra that it has held out, measured
+in the modes of their errors (`physics.gaia_xp.sampled`), and PCA as of `coefficients`.
+`errors`: PCA of 1,200 of the same spectra, none of those that `scatter_vae_sampled` has held out,
+and the residuals of another 400, with all errors taken as independent: `chi2_median`, what it would
+be if k components were the truth and errors correlated as `physics.gaia_xp.sampled` says
+(`chi2_expected`), and how far correlations of residuals between samples follow from that
+(`correlation`: of the two, over all pairs).
 `coefficients`: the shipped `scatter_vae_real`, and `scatter_vae` of simulated stars, on the sources
 of `xp_coefficients_real.fits` that the former has held out, whatever --seeds is. PCA is of its
 training stars, fitted with the errors, with the variance of its numbers and an amplitude, as of
@@ -48,10 +54,11 @@ from matplotlib import rc_context
 from orrery import command_line, load
 from orrery.evaluation.timing import best_of_five
 from orrery.models.scatter_vae import AMPLITUDE_ERROR, ScatterVAE
-from orrery.models.scatter_vae.inference import LatentPosterior, Whitening, posterior
+from orrery.models.scatter_vae.inference import LatentPosterior, posterior
 from orrery.models.scatter_vae.outputs import LOG_P_FLAGGED, misfit
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp, xp_mock
+from orrery.physics.gaia_xp.sampled import error_correlations
 from orrery.runs import data_for
 from orrery.train import train
 
@@ -61,11 +68,20 @@ PCA = (6, 10, 20)
 PAPER = ("model.preset=paper", "model.covariance=diagonal", "model.epochs=64",
          "data.batch_size=512", "model.lr=1e-3")  # fmt: skip
 SMALL = ("model.epochs=4", "data.n_train=1500", "data.n_test=300", "data.batch_size=128")
+SEED_OF_SAMPLED = 28  # of the split of scatter_vae_sampled
+MAX_RESIDUAL = 3.0  # sigma, at which residuals are cut in their correlations
 FAINT = 1e-2  # of the greatest flux
 FULL = "full_stars_per_second"
-SETS = ("reference", "real", "coefficients", "speed")
+SETS = ("reference", "real", "errors", "coefficients", "speed")
 METHODS = (
-    *("truth", *(f"pca{k}" for k in PCA), "paper", "scatter_vae", "scatter_vae_real"),
+    *(
+        "truth",
+        *(f"pca{k}" for k in PCA),
+        "paper",
+        "scatter_vae",
+        "scatter_vae_real",
+        "scatter_vae_sampled",
+    ),
     *("gaiaxpy", "gaiaxpy_correlations", "scatter_vae_diagonal", "scatter_vae_correlated"),
 )
 COLUMNS = (
@@ -80,7 +96,7 @@ COLUMNS = (
         "coverage_68",
     ),
     *("coverage_95", "kl", "active_latents", "cpu_seconds", "wall_seconds", FULL),
-    *("spectra_per_second", "ratio", "start_seconds"),
+    *("chi2_expected", "correlation", "spectra_per_second", "ratio", "start_seconds"),
     *("flux_difference", "error_difference", "matmul_ms"),
 )
 Row = dict[str, Any]
@@ -104,8 +120,10 @@ def main() -> None:
                 rows = reference(seed, folder, small)
             elif name == "coefficients":
                 rows = coefficients(options.data.resolve() / COEFFICIENTS)
+            elif name == "errors":
+                rows = errors(options.data.resolve() / REAL, seed)
             elif name == "real":
-                rows = real(seed, folder, options.data.resolve() / REAL, small[:1])
+                rows = real(options.data.resolve() / REAL)
             else:
                 rows = speed(seed, 64 if small else 512)
             for row in rows:
@@ -145,10 +163,47 @@ def reference(seed: int, folder: Path, small: tuple[str, ...]) -> Iterator[Row]:
         yield {**row, "nll_minus_truth": row["nll"] - truth["nll"]}
 
 
-def real(seed: int, folder: Path, path: Path, small: tuple[str, ...]) -> Iterator[Row]:
-    ours = trained(seed, folder, "experiment=scatter_vae_sampled", f"data.path={path}", *small)
-    yield from principal(ours, len(xp.SAMPLED))
-    yield chosen("scatter_vae", ours)
+@torch.inference_mode()
+def real(path: Path) -> Iterator[Row]:
+    """The spectra that `scatter_vae_sampled` has held out, by it and by PCA."""
+    model = load("scatter_vae_sampled")
+    data = data_for(model.record, {"path": str(path), "split": "test"})
+    (batch,) = data.prediction_batches()
+    for k in PCA:
+        yield {"method": f"pca{k}", **scores(model, principal_posterior(model, batch, k), batch)}
+    yield {"method": "scatter_vae_sampled", **scores(model, model.posterior(batch), batch)}
+
+
+def errors(path: Path, seed: int) -> Iterator[Row]:
+    """Residuals of PCA, beside the correlations that errors of sampled spectra should have."""
+    with np.load(path) as file:
+        x, e = (file[name].astype(float) for name in ("flux", "flux_error"))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(SEED_OF_SAMPLED))
+    rest = np.random.default_rng(seed).permutation(order[len(x) // 5 :].numpy())
+    train, other = rest[: 3 * len(rest) // 4], rest[3 * len(rest) // 4 :]
+    flux = x.mean(1, keepdims=True)
+    unit = np.median(e[train] / flux[train], 0)
+    y, e = x / flux / unit, e / flux / unit
+    mean = y[train].mean(0)
+    components = np.linalg.svd(y[train] - mean, full_matrices=False)[2]
+    predicted = error_correlations(xp.SAMPLED)
+    for k in PCA:
+        fitted = np.vstack([components[:k], mean])  # and an amplitude
+        r = np.empty((len(other), x.shape[1]))
+        for row, i in enumerate(other):
+            basis, _ = np.linalg.qr((fitted / e[i]).T)
+            white = (y[i] - mean) / e[i]
+            r[row] = white - basis @ (basis.T @ white)
+        basis, _ = np.linalg.qr((fitted / np.median(e[other], 0)).T)
+        left = np.eye(len(basis)) - basis @ basis.T
+        ours = left @ predicted @ left
+        sigma, pairs = np.sqrt(np.diag(ours)), np.triu_indices(len(ours), 1)
+        found = np.corrcoef(r.clip(-MAX_RESIDUAL, MAX_RESIDUAL).T)
+        alike = np.corrcoef(found[pairs], (ours / sigma[:, None] / sigma)[pairs])[0, 1]
+        yield {
+            "method": f"pca{k}", "n": len(other), "chi2_median": np.median((r**2).mean(1)),
+            "chi2_expected": np.trace(ours) / len(ours), "correlation": alike,
+        }  # fmt: skip
 
 
 @torch.inference_mode()
@@ -158,9 +213,9 @@ def coefficients(path: Path) -> Iterator[Row]:
     data = data_for(ours.record, {"path": str(path), "split": "test"})
     (batch,) = data.prediction_batches()
     for k in PCA:
-        yield {"method": f"pca{k}", **scores(principal_posterior(ours, batch, k), batch)}
+        yield {"method": f"pca{k}", **scores(ours, principal_posterior(ours, batch, k), batch)}
     for method, model in (("scatter_vae", simulated), ("scatter_vae_real", ours)):
-        yield {"method": method, **scores(model.posterior(batch), batch)}
+        yield {"method": method, **scores(model, model.posterior(batch), batch)}
 
 
 def principal_posterior(model: ScatterVAE, batch: Any, k: int) -> LatentPosterior:
@@ -173,16 +228,18 @@ def principal_posterior(model: ScatterVAE, batch: Any, k: int) -> LatentPosterio
         shape = z[:, :k] @ along.T
         return shape + AMPLITUDE_ERROR * z[:, k:] * (shape + zero)
 
-    white = Whitening(torch.zeros_like(error), batch, model.bands)
+    white = model.whitening_of(torch.zeros_like(error), batch)
     start = torch.zeros(len(error), k + 1)
     return posterior(start, decode, y, error, lambda _: white, model.refine)
 
 
-def scores(found: LatentPosterior, batch: Any) -> Row:
+def scores(model: ScatterVAE, found: LatentPosterior, batch: Any) -> Row:
     """Of stars with all bands; ``misfits``: the fraction with p < 1e-4."""
-    n = batch["errors"].shape[1]
-    squares, dof, log_p = misfit(found, torch.ones_like(batch["errors"]))
+    squares, dof, log_p = misfit(found, model.whitened_mask(batch["observed"]))
+    n = found.residual.shape[1]
     log_errors = (batch["errors"] / batch["flux"][:, None]).log().sum(1)
+    if model.modes is not None:  # which are in units of the errors
+        log_errors = torch.zeros_like(log_errors)
     residual = found.studentised().abs()
     marginal = found.marginal_nll(log_errors, torch.tensor(float(n)))
     return {

@@ -421,7 +421,7 @@ class CatalogueData(Dataset):
             and column.need(training) != "unused"
             and (training or not column.truth)
         }
-        resolve(catalogue.names, named, self.label)
+        resolve([*catalogue.names, *catalogue.constants], named, self.label)
         roles = self.roles(catalogue, training)
         self._say_assumed_units(roles)
         read = {role: column.name for role, column in roles.items()}

@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ STARS = LinearSegmentedColormap.from_list(
     "stars", [*(style.PALETTE[k] for k in (0, 4)), "#e3c43c", style.PALETTE[5], "#7a1f0a"]
 )
 CHI2 = r"$\chi^2$ per degree of freedom"
+WAVELENGTH = "wavelength [nm]"
 BP_RP, G = "BP $-$ RP [mag]", "$G$ [mag]"
 INSIDE = {"within_68": (0.683, r"$\pm 1 \sigma$"), "within_95": (0.95, r"$\pm 1.96 \sigma$")}
 
@@ -43,7 +45,7 @@ def draw(
     if "latent" in data and data["latent"]["latent_mean"].shape[1] > 1:
         drawn["latent"] = partial(latent, data["latent"])
     if "scatter" in data:
-        drawn["scatter"] = partial(scatter, data["scatter"], metrics, "wavelength" in rows)
+        drawn["scatter"] = partial(scatter, data["scatter"], metrics, _sample_axis(rows))
     drawn["chi2"] = partial(chi2, rows)
     if complete and _names(rows)[1] in data.get("generated", {}):
         drawn["generated"] = partial(generated, rows, data["spectra"], data["generated"])
@@ -71,7 +73,8 @@ def spectra(rows: style.Rows, data: style.Rows) -> Figure:
         (thin,) = above.plot(x, y, color=style.INK, lw=1)
         title = rf"$\chi^2/\nu$ = {rows['chi2'][i]:.2f}"
         if "bp_rp" in rows:
-            title = f"BP$-$RP {rows['bp_rp'][i]:.2f}    $G$ {rows['g_mag'][i]:.1f}    {title}"
+            g = f"$G$ {rows['g_mag'][i]:.1f}    " if "g_mag" in rows else ""
+            title = f"BP$-$RP {rows['bp_rp'][i]:.2f}    {g}{title}"
         above.set_title(title, fontsize=14)
         chance = below.axhspan(-1, 1, color=style.BAND, lw=0)
         broad = below.fill_between(x, -spread / error, spread / error, fc=style.PALETTE[1], lw=0)
@@ -118,19 +121,29 @@ def latent(data: style.Rows) -> Figure:
 
 
 @style.figure
-def scatter(data: style.Rows, metrics: Mapping[str, float], known_instrument: bool) -> Figure:
-    """Intrinsic scatter of each coefficient, median of the stars; diamonds: the true one."""
+def scatter(
+    data: style.Rows,
+    metrics: Mapping[str, float],
+    samples: tuple[np.ndarray | None, str] | None = None,
+) -> Figure:
+    """Intrinsic scatter of each coefficient, median of the stars; diamonds: the true one.
+
+    ``samples``: where those of sampled spectra are, (n,) or None, and the name of that axis.
+    """
     learned, error = data["learned"], data["error"]
     n, truth = len(learned), data.get("true", np.zeros(len(learned)))
     halves = {"BP coefficient": slice(n // 2), "RP coefficient": slice(n // 2, n)}
-    parts = halves if known_instrument else {"sample": slice(n)}
+    parts = {samples[1]: slice(n)} if samples else halves
     fig, axes = style.new(len(parts), sharey=True)
     for axis, (label, part) in zip(axes[0], parts.items(), strict=True):
         x, scattered = np.arange(len(learned[part])), truth[part] > 0
+        look = {"marker": "o", "mew": 0, "lw": 1}
+        if samples and samples[0] is not None:
+            x, look = samples[0], {"lw": 2.5}
         for at in x[scattered]:
             axis.axvspan(at - 0.6, at + 0.6, color=style.TRUTH, alpha=0.15, lw=0)
         (line,) = axis.plot(x, error[part], color="#8a919c", drawstyle="steps-mid", lw=2.5)
-        (dots,) = axis.plot(x, learned[part], "o-", color=style.PALETTE[0], lw=1, mew=0)
+        (dots,) = axis.plot(x, learned[part], color=style.PALETTE[0], **look)
         look = {"color": style.TRUTH, "mfc": "none", "ms": 14, "mew": 2.5}
         (rhombs,) = axis.plot(x[scattered], truth[part][scattered], "D", **look)
         axis.set(yscale="log", xlabel=label)
@@ -155,27 +168,28 @@ def chi2(rows: style.Rows) -> Figure:
     counts, edges = np.histogram(values, int(np.clip(n**0.5, 5, 40)), (low, high))
     x = np.linspace(low, high, 300)
     histogram.stairs(counts / n / np.diff(edges), edges, fill=True, color=style.PALETTE[0])
-    histogram.plot(x, chi2_density(x, dof), color=style.TRUTH, label="expected")
+    known = rows["p_value"][np.isfinite(rows["p_value"])]
+    expected = "expected" if len(known) else "if errors were exact"
+    histogram.plot(x, chi2_density(x, dof), color=style.TRUTH, label=expected)
     histogram.set(xlabel=CHI2, ylabel="density", xlim=(low, high))
     title = f"n = {n:,}; median {np.median(values):.3f}; {n - counts.sum():,} off the plot"
     histogram.set_title(title, loc="left", fontsize=14)
     histogram.legend()
-    known = rows["p_value"][np.isfinite(rows["p_value"])]
     if len(known):
         style.uniform(ranks, known, "95% of chance")
         ranks.set(xlabel=r"$p$ value of the star's $\chi^2$", ylabel="stars / expected")
+    elif "bp_rp" in rows:  # of sampled spectra, whose errors are correlated
+        _running(ranks, rows["bp_rp"], values)
+        ranks.set(xlabel=BP_RP, ylabel=CHI2, ylim=(0, high), xlim=style.inner(rows["bp_rp"]))
+        ranks.legend(loc="upper left", frameon=True, edgecolor="none")
     else:
-        ranks.set_axis_off()  # of sampled spectra, whose errors are correlated
+        ranks.set_axis_off()
     if "g_mag" not in rows:
         return fig
 
     g, (left, right) = rows["g_mag"], axes[1]
     groups = equal_groups(g, most=20)
-    middle = np.array([np.median(g[group]) for group in groups])
-    low, median, high = np.transpose([np.quantile(values[k], (0.16, 0.5, 0.84)) for k in groups])
-    left.plot(g, values, ".", color=style.BAND, ms=3, rasterized=True)
-    left.fill_between(middle, low, high, color=style.PALETTE[4], alpha=0.45, lw=0)
-    left.plot(middle, median, "o-", color=style.PALETTE[0], label="median, 68%")
+    middle, low, _, high = _running(left, g, values)
     for sigma, line in ((-1, "--"), (0, "-"), (1, "--")):
         left.axhline(chi2_quantile(dof, sigma), color=style.TRUTH, ls=line, lw=1.6)
     reach = 1.8 * max(0.2, *np.abs(low - 1), *np.abs(high - 1))
@@ -191,6 +205,17 @@ def chi2(rows: style.Rows) -> Figure:
     right.set_ylim(-reach, reach)
     right.legend(loc="upper center", ncols=2)
     return fig
+
+
+def _running(axis: Axes, x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Draw median and 68% of ``values`` in equal groups of ``x``: (4, groups), from the middle."""
+    groups = equal_groups(x, most=20)
+    middle = [np.median(x[group]) for group in groups]
+    low, median, high = np.transpose([np.quantile(values[k], (0.16, 0.5, 0.84)) for k in groups])
+    axis.plot(x, values, ".", color=style.BAND, ms=3, rasterized=True)
+    axis.fill_between(middle, low, high, color=style.PALETTE[4], alpha=0.45, lw=0)
+    axis.plot(middle, median, "o-", color=style.PALETTE[0], label="median, 68%")
+    return np.array([middle, low, median, high])
 
 
 @style.figure
@@ -224,9 +249,16 @@ def _names(rows: style.Rows) -> tuple[str, str]:
     return "reconstruction", "coefficients"
 
 
+def _sample_axis(rows: style.Rows) -> tuple[np.ndarray | None, str] | None:
+    """Where samples are, if known, and their axis; None for coefficients."""
+    if "spectrum" in rows:
+        return None
+    return (rows["wavelength"], WAVELENGTH) if "wavelength" in rows else (None, "sample")
+
+
 def _axis(rows: style.Rows, data: style.Rows) -> tuple[np.ndarray, str]:
     if "wavelength" in rows:
-        return rows["wavelength"], "wavelength [nm]"
+        return rows["wavelength"], WAVELENGTH
     return np.arange(data["observed"].shape[1]), "sample"
 
 

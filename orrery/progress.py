@@ -5,6 +5,7 @@ Light to import: the first thing that a command does is to import torch.
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 BETWEEN_LINES = 5.0  # s, of a log
 BETWEEN_UPDATES = 0.1  # s, of a terminal
+LONGEST_SILENCE = 15.0  # s, of a log
 
 
 class Phase:
     """A part of a command: in a terminal one line that moves, in a log its name and ten lines.
+
+    A log that would be silent for longer says every 15 s that the command still runs.
 
     ``total``: how many steps it has; None where that is not known.
     """
@@ -27,12 +31,15 @@ class Phase:
         self.name, self.total = name, total
         self.began = self.updated = time.monotonic()
         self.tenth = 0  # that the log has reached
+        self.spoke = self.began
+        self.over = threading.Event()
         self.bar: Progress | None = None
         self.is_silent = _is_another_process()
         if self.is_silent:
             return
         if not (sys.stdout.isatty() and Console().is_interactive):
             print(name, flush=True)
+            threading.Thread(target=self._break_silence, daemon=True).start()
             return
         self.bar = Progress(
             SpinnerColumn(),
@@ -68,7 +75,16 @@ class Phase:
             self.bar.update(self.task, completed=done, total=self.total, state=state)
         elif self.total:
             self.tenth = int(10 * done / self.total)
+            self.spoke = self.updated
             print(f"{note or f'{self.name}, {done / self.total:.0%}'}, {state}", flush=True)
+
+    def _break_silence(self) -> None:
+        while not self.over.wait(LONGEST_SILENCE / 10):
+            now = time.monotonic()
+            if now - self.spoke >= LONGEST_SILENCE and current() is self:
+                self.spoke = now
+                elapsed = timedelta(seconds=round(now - self.began))
+                print(f"{self.name}, {elapsed} so far", flush=True)
 
     def _state(self, done: float, counted: float, noun: str) -> str:
         """``18,400 objects/s, 0:01:20 to go``."""
@@ -97,9 +113,12 @@ def phase(name: str, total: float | None = None) -> Iterator[Phase]:
             inner.bar.start()
         yield inner
     finally:
+        inner.over.set()
         if inner.bar is not None:
             inner.bar.stop()
         _open.remove(inner)
+        if _open:
+            _open[-1].spoke = time.monotonic()
         if outer is not None:
             outer.start()
 

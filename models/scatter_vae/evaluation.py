@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from orrery.models.base import Batch, Data, Evaluation, PredictedRows, or_nothing
-from orrery.models.scatter_vae.inference import Whitening, gaussian_nll
+from orrery.models.scatter_vae.inference import gaussian_nll
 
 if TYPE_CHECKING:
     from orrery.models.scatter_vae import ScatterVAE
@@ -42,7 +42,7 @@ def evaluate(model: "ScatterVAE", rows: PredictedRows, data: Data) -> Evaluation
     evaluation.metrics |= compared
     if observed:
         evaluation.figures["spectra"] = observed
-    if truth := true_rows(data, model.bands):
+    if truth := true_rows(model, data):
         evaluation.baselines["true model"] = metrics(truth)
     evaluation.timings = timing_cases(model, next(data.prediction_batches()))
     evaluation.smaller_is_better = SMALLER_IS_BETTER
@@ -100,17 +100,18 @@ def warnings(rows: Mapping[str, np.ndarray], latent: int) -> list[str]:
 
 
 def reconstruction_rows(
-    batch: Batch, x: Tensor, scatter: Tensor, bands: Mapping[str, int], n_fitted: int = 0
+    model: "ScatterVAE", batch: Batch, x: Tensor, scatter: Tensor, n_fitted: int = 0
 ) -> dict[str, Tensor]:
     """The columns of `metrics`, (batch,), for any reconstruction ``x`` (batch, n) with ``scatter``.
 
     Of stars with all bands; ``n_fitted``: how many numbers were fitted to each star.
     """
-    error, n = batch["errors"], x.shape[1]
-    whitening = Whitening((scatter / error).square(), batch, bands)
+    error = batch["errors"]
+    whitening = model.whitening_of((scatter / error).square(), batch)
     white = whitening(((batch["coefficients"] - x) / error)[..., None])[..., 0]
+    n = white.shape[1]
     squares = white.square().sum(1)
-    log_errors = (error / batch["flux"][:, None]).log().sum(1)
+    log_errors = (error / batch["flux"][:, None]).log().sum(1) * (n == x.shape[1])
     studentised = white.abs() * (n / (n - n_fitted)) ** 0.5
     nll = gaussian_nll(squares, whitening.log_det, log_errors, torch.tensor(float(n)))
     return {
@@ -130,12 +131,12 @@ def pca_rows(model: "ScatterVAE", batch: Batch, k: int) -> dict[str, Tensor]:
     mean = model.center * flux
     components = (model.components[:, :k] * model.scale[:, None]) * flux[..., None]  # (batch, n, k)
     error = batch["errors"]
-    whitening = Whitening(torch.zeros_like(error), batch, model.bands)
+    whitening = model.whitening_of(torch.zeros_like(error), batch)
     j = whitening(components / error[..., None]).double()
     r = whitening(((batch["coefficients"] - mean) / error)[..., None]).double()
     amplitudes = torch.linalg.solve(j.mT @ j, j.mT @ r).float()
     x = mean + (components @ amplitudes)[..., 0]
-    return reconstruction_rows(batch, x, torch.zeros_like(error), model.bands, k)
+    return reconstruction_rows(model, batch, x, torch.zeros_like(error), k)
 
 
 def true_spectra(data: Data, row: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -143,14 +144,14 @@ def true_spectra(data: Data, row: Tensor) -> tuple[Tensor, Tensor] | None:
     return data.true_spectra(row) if isinstance(data, HasTrueSpectra) else None
 
 
-def true_rows(data: Data, bands: Mapping[str, int]) -> Arrays:
+def true_rows(model: "ScatterVAE", data: Data) -> Arrays:
     """`reconstruction_rows` of the true spectra of a simulation; empty for a catalogue."""
     parts: dict[str, list[np.ndarray]] = {}
     for batch in data.prediction_batches():
         truth = true_spectra(data, batch["row"])
         if truth is None:
             return {}
-        for name, values in reconstruction_rows(batch, truth[0], truth[1], bands).items():
+        for name, values in reconstruction_rows(model, batch, *truth).items():
             parts.setdefault(name, []).append(values.numpy())
     return {name: np.concatenate(values) for name, values in parts.items()}
 
@@ -170,12 +171,13 @@ def compare(model: "ScatterVAE", data: Data) -> tuple[dict[str, float], dict[str
     batch = {k: v[complete][:MAX_COMPARED] for k, v in batch.items()}
     flux = batch["flux"][:, None]
     rows = model.predict_step(batch)
-    chi2_per_coefficient = rows["chi2"] * rows["dof"] / len(model.center)
+    n = model.whitened_mask(batch["observed"]).sum(1)
+    chi2_per_coefficient = rows["chi2"] * rows["dof"] / n
     without_scatter = reconstruction_rows(
+        model,
         batch,
         rows["reconstruction"],
         torch.zeros_like(batch["errors"]),
-        model.bands,
         model.latent + 1,
     )
     metrics: dict[str, float] = {

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
-from orrery.models.scatter_vae.likelihood import whitener
+from orrery.models.scatter_vae.likelihood import mode_covariance, whitener
 
 MAX_COST_INCREASE = 0.1  # nats: of the last step, as much as rounding
 MAX_STEP = 3.0  # of a latent number
@@ -45,15 +45,41 @@ class Whitening:
         return torch.cat(parts, 1)
 
 
+class ModeWhitening:
+    """L^-1 W, where errors are independent in the rows of W alone, with 1 + W diag(t) W^T = L L^T.
+
+    ``t`` (batch, n): as of `Whitening`. ``modes``: W (m, n), of errors in units of their sizes, see
+    `physics.gaia_xp.sampled`. n residuals become m whitened ones.
+    """
+
+    def __init__(self, t: Tensor, modes: Tensor) -> None:
+        root = torch.linalg.cholesky(mode_covariance(t, modes))
+        expanded = modes.expand(len(t), *modes.shape)
+        self.inverse = torch.linalg.solve_triangular(root, expanded, upper=False)
+        self.log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """L^-1 W v, (batch, m, k), of ``v`` (batch, n, k)."""
+        return self.inverse @ v
+
+
+class Whitens(Protocol):
+    """`Whitening` or `ModeWhitening`."""
+
+    log_det: Tensor
+
+    def __call__(self, v: Tensor) -> Tensor: ...
+
+
 class LatentPosterior(NamedTuple):
     """A normal distribution of z for each star, and the residuals of the data at its mean."""
 
     mean: Tensor  # (batch, latent)
     covariance: Tensor  # (batch, latent, latent)
-    residual: Tensor  # whitened, (batch, n)
+    residual: Tensor  # whitened, (batch, m); m = n but for `ModeWhitening`
     log_det: Tensor  # of K, (batch,)
     jacobian: Tensor  # of the decoder at the mean, (batch, n, latent)
-    leverage: Tensor  # of each whitened residual, (batch, n): the fraction of its noise that z fits
+    leverage: Tensor  # of each whitened residual, (batch, m): the fraction of its noise that z fits
 
     def divergence(self, k: int) -> Tensor:
         """KL of the first k numbers from their standard normal prior, nats, (batch,)."""
@@ -76,7 +102,7 @@ class LatentPosterior(NamedTuple):
         return gaussian_nll(squares, self.log_det - determinant, log_errors, n)
 
     def studentised(self) -> Tensor:
-        """Residuals over their standard deviation after the fit of z, (batch, n)."""
+        """Residuals over their standard deviation after the fit of z, (batch, m)."""
         return self.residual / (1 - self.leverage).clamp_min(1e-3).sqrt()
 
 
@@ -85,7 +111,7 @@ def posterior(
     decode: Callable[[Tensor], Tensor],
     y: Tensor,
     error: Tensor,
-    whitening: Callable[[Tensor], Whitening],
+    whitening: Callable[[Tensor], Whitens],
     steps: int,
 ) -> LatentPosterior:
     """From the guess ``z`` (batch, latent), by ``steps`` Gauss-Newton steps towards the maximum.
@@ -149,7 +175,7 @@ def _linearised(
     decode: Callable[[Tensor], Tensor],
     y: Tensor,
     error: Tensor,
-    white: Whitening,
+    white: Whitens,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """L^-1 J, minus the gradient of half the cost, and J, (batch, n, latent)."""
     jacobian = derivative(decode, z)

@@ -54,6 +54,23 @@ def lowrank_nll(r: Tensor, t: Tensor, factor: Tensor) -> Tensor:
     return _normal(quadratic, log_det, r.shape[1])
 
 
+def mode_nll(r: Tensor, t: Tensor, modes: Tensor) -> Tensor:
+    """nll, (batch,), of W r, whose covariance is 1 + W diag(t) W^T; ``modes`` is W, (m, n)."""
+    r, t = precise(r), precise(t)
+    with torch.autocast(r.device.type, enabled=False):
+        root = torch.linalg.cholesky_ex(mode_covariance(t, modes)).L
+        z = torch.linalg.solve_triangular(root, (r @ modes.T)[..., None], upper=False)
+    log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
+    return _normal(z.square().sum((1, 2)), log_det, len(modes))
+
+
+def mode_covariance(t: Tensor, modes: Tensor) -> Tensor:
+    """1 + W diag(t) W^T, (batch, m, m), of ``modes`` W (m, n) and ``t`` (batch, n)."""
+    covariance = (modes * t[:, None]) @ modes.T
+    covariance.diagonal(dim1=1, dim2=2).add_(1)
+    return covariance
+
+
 class _Nll(torch.autograd.Function):
     """Gradients are computed with the value, since both need K^-1, and saved in place of it."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ MISFIT = {
     "p_value": Output(
         "",
         "probability of a larger chi^2 for a star of this model; NaN of sampled spectra, whose "
-        "errors are correlated in an unknown way",
+        "errors are not known well enough",
         unusual="low",
     ),
     "kl": Output("", "KL divergence of the posterior of z from the prior, nats"),
@@ -51,13 +52,30 @@ SAMPLED = "sampled"  # the one band of sampled spectra
 LOG_P_FLAGGED = -9.21  # ln 1e-4
 
 
-def outputs(bands: Mapping[str, int], known_instrument: bool) -> dict[str, Output]:
-    """The columns in their order; spectra at wavelengths only where the instrument is known."""
+COLOUR_RANGE = (340.0, 1010.0)  # nm, that a sampled spectrum covers where it has a BP - RP
+
+
+def covers_both_bands(wavelengths: np.ndarray | None) -> bool:
+    """Whether spectra at ``wavelengths``, nm, have a BP - RP; None: unknown ones."""
+    if wavelengths is None:
+        return False
+    return bool(wavelengths[0] <= COLOUR_RANGE[0] and wavelengths[-1] >= COLOUR_RANGE[1])
+
+
+def outputs(
+    bands: Mapping[str, int], known_instrument: bool, colour: bool = False
+) -> dict[str, Output]:
+    """The columns in their order; spectra at wavelengths only where the instrument is known.
+
+    ``colour``: whether sampled spectra have a BP - RP, see `covers_both_bands`.
+    """
     unit = "electron / s" if known_instrument else ""
     vectors = {
         "reconstruction": Output(
             unit,
-            f"coefficients without noise, of {' and '.join(bands)}",
+            "the spectrum without noise, in the unit of the table's"
+            if SAMPLED in bands
+            else f"coefficients without noise, of {' and '.join(bands)}",
             axes=("coefficient",),
         ),
         "reconstruction_factor": Output(
@@ -85,7 +103,9 @@ def outputs(bands: Mapping[str, int], known_instrument: bool) -> dict[str, Outpu
         "g_mag": Output("mag", "approximate G of the reconstruction: for figures, not photometry"),
         "bp_rp": Output("mag", "its approximate BP - RP"),
     }
-    return LATENT | vectors | (spectrum if known_instrument else {}) | MISFIT
+    if not known_instrument:
+        spectrum = {"bp_rp": spectrum["bp_rp"]} if colour else {}
+    return LATENT | vectors | spectrum | MISFIT
 
 
 def generated_outputs(known_instrument: bool) -> dict[str, Output]:
@@ -110,15 +130,19 @@ def predicted_rows(
     factor: Tensor,
     scatter: Tensor,
     observed: Tensor,
+    whitened: Tensor,
+    in_modes: bool,
     bands: Mapping[str, int],
     latent: int,
     spectra: Spectra | None,
+    sampled_at: np.ndarray | None,
 ) -> dict[str, Tensor]:
     """`outputs` of a batch.
 
     ``posterior``: of z, (latent,), and an amplitude. ``reconstruction`` and ``scatter`` (batch, n),
     ``factor`` (batch, n, latent + 1), its derivatives; all in units of ``batch["flux"]``.
-    ``observed`` (batch, n): mask of the coefficients.
+    ``observed`` (batch, n): mask of the coefficients, ``whitened`` (batch, m) of the whitened
+    residuals; ``in_modes``: whether these are of modes of the errors, see `ModeWhitening`.
     """
     flux = batch["flux"][:, None]
     root = torch.linalg.cholesky(posterior.covariance)
@@ -134,12 +158,14 @@ def predicted_rows(
         rows["spectrum"] = spectra.flux(rows["reconstruction"])
         rows["spectrum_error"] = spectra.model_error(rows["reconstruction_factor"], rows["scatter"])
         rows["g_mag"], rows["bp_rp"] = _photometry(rows["reconstruction"], bands)
-    n = observed.sum(1)
-    squares, dof, log_p = misfit(posterior, observed)
-    if SAMPLED in bands:
+    elif sampled_at is not None and covers_both_bands(sampled_at):
+        rows["bp_rp"] = _sampled_colour(rows["reconstruction"] / flux, sampled_at)
+    n = whitened.sum(1)
+    squares, dof, log_p = misfit(posterior, whitened)
+    if SAMPLED in bands:  # their errors are known in pattern, and not in size
         log_p = torch.full_like(log_p, torch.nan)
     log_p_z = log_tail(z.square().sum(1), torch.full_like(dof, float(latent)))
-    log_errors = torch.where(observed, (batch["errors"] / flux).log(), 0.0).sum(1)
+    log_errors = torch.where(observed, (batch["errors"] / flux).log(), 0.0).sum(1) * (not in_modes)
     missing = (batch["observed"] == 0).any(1)
     white = posterior.studentised().abs()
     return rows | {
@@ -149,18 +175,21 @@ def predicted_rows(
         "kl": posterior.divergence(latent),
         "outlier_score": -log_p - log_p_z,
         "nll": gaussian_nll(squares, posterior.log_det, log_errors, n) + 0.5 * posterior.n_fitted(),
-        "within_68": ((white < 1) & observed).sum(1) / n,
-        "within_95": ((white < 1.959964) & observed).sum(1) / n,
+        "within_68": ((white < 1) & whitened).sum(1) / n,
+        "within_95": ((white < 1.959964) & whitened).sum(1) / n,
         "flags": missing.short()
         + 2 * (log_p < LOG_P_FLAGGED).short()
         + 4 * (log_p_z < LOG_P_FLAGGED).short(),
     }
 
 
-def misfit(posterior: LatentPosterior, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """chi^2, its degrees of freedom and ln P(larger chi^2), (batch,); ``observed`` (batch, n)."""
+def misfit(posterior: LatentPosterior, whitened: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """chi^2, its degrees of freedom and ln P(larger chi^2), (batch,).
+
+    ``whitened`` (batch, m): which of the whitened residuals are of data.
+    """
     squares = posterior.residual.square().sum(1)
-    dof = observed.sum(1) - posterior.n_fitted()
+    dof = whitened.sum(1) - posterior.n_fitted()
     return squares, dof, log_tail(squares, dof)
 
 
@@ -171,4 +200,21 @@ def _photometry(coefficients: Tensor, bands: Mapping[str, int]) -> tuple[Tensor,
     bp, rp = (parts[b] @ weight[b].to(parts[b]) for b in xp.BANDS)
     bp, rp = (torch.where(x > 0, x, torch.nan) for x in (bp, rp))  # an imputed band may be negative
     g = G_ZERO_POINT - 2.5 * (G_OF_BP_RP * (bp + rp)).log10()
-    return g, -2.5 * (bp / rp).log10() + xp.COLOUR_ZERO_POINT
+    return g, _colour(bp, rp)
+
+
+def _sampled_colour(flux: Tensor, wavelength: np.ndarray) -> Tensor:
+    """BP - RP, mag, (batch,), of ``flux`` (batch, k), of any unit, at ``wavelength`` (k,), nm.
+
+    Of 1,600 real stars at 336, 338 to 1,020 nm it is 0.011 +- 0.004 mag above the published one.
+    """
+    step = np.gradient(wavelength)
+    photons = [band.photons(wavelength) * step for band in xp.instrument().values()]
+    weight = torch.as_tensor(np.stack(photons, 1) / np.max(photons)).to(flux)
+    bp, rp = (flux @ weight).T
+    positive = (bp > 0) & (rp > 0)
+    return torch.where(positive, _colour(bp, rp), torch.nan)
+
+
+def _colour(bp: Tensor, rp: Tensor) -> Tensor:
+    return -2.5 * (bp / rp).log10() + xp.COLOUR_ZERO_POINT

@@ -291,7 +291,7 @@ def _misfit(model: "ScatterVAE", posterior: LatentPosterior, batch: Batch) -> di
 
     The latter also of sampled spectra, for which it ranks them and is no probability.
     """
-    squares, dof, log_p = misfit(posterior, model.coefficient_mask(batch["observed"]))
+    squares, dof, log_p = misfit(posterior, model.whitened_mask(batch["observed"]))
     p_value = torch.full_like(log_p, torch.nan) if SAMPLED in model.bands else log_p.exp()
     return {"chi2": squares / dof, "dof": dof, "p_value": p_value, "score": -log_p}
 

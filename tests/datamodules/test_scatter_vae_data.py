@@ -15,6 +15,7 @@ from orrery.datamodules.scatter_vae import ScatterVaeData
 from orrery.datamodules.scatter_vae.convert import convert
 from orrery.datamodules.scatter_vae.export import as_archived
 from orrery.physics.gaia_xp import xp
+from orrery.physics.gaia_xp.sampled import error_correlations
 from orrery.physics.gaia_xp.xp_noise import pack, unpack
 from orrery.tables import Writer, open_catalogue
 
@@ -61,14 +62,10 @@ def test_the_dimensions_are_those_of_the_file(stars, tmp_path):
 def test_sampled_spectra_train_the_same_model(tmp_path):
     random = np.random.default_rng(0)
     shape = 1 + random.normal(size=(300, 2)) @ np.sin(np.outer([1, 2], np.linspace(0, 3, 40))) * 0.1
-    error = np.full_like(shape, 0.01)
-    flux = 1e-15 * (shape + error * random.normal(size=shape.shape))
-    np.savez(
-        tmp_path / "sampled.npz",
-        flux=flux,
-        flux_error=1e-15 * error,
-        wavelength=np.linspace(400, 900, 40),
-    )
+    error, wavelength = np.full_like(shape, 0.01), np.linspace(400, 900, 40)
+    noise = random.multivariate_normal(np.zeros(40), error_correlations(wavelength), len(shape))
+    flux = 1e-15 * (shape + error * noise)
+    np.savez(tmp_path / "sampled.npz", flux=flux, flux_error=1e-15 * error, wavelength=wavelength)
     metrics = train(
         "scatter_vae",
         tmp_path / "run",

@@ -41,6 +41,15 @@ def test_a_log_is_not_filled_by_what_is_over_soon(clock, capsys):
     ]
 
 
+def test_a_log_is_never_silent_for_long(clock, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LONGEST_SILENCE", 0.02)
+    with progress.phase("calibrating"), progress.phase("measuring its speed") as inner:
+        clock[0] = 75.0
+        assert inner.over.wait(0.5) is False
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["calibrating", "measuring its speed", "measuring its speed, 0:01:15 so far"]
+
+
 def test_one_process_of_several_speaks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     with progress.phase("training", total=1) as phase:

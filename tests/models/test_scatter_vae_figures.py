@@ -152,13 +152,13 @@ def test_the_latent_numbers_that_vary_most_are_drawn():
 
 def test_true_scatter_is_marked_only_where_it_is_known():
     data = make_case(30).data["scatter"]
-    fig = scatter_vae.scatter(data, {"scatter_ratio_median": 1.0267}, True)
+    fig = scatter_vae.scatter(data, {"scatter_ratio_median": 1.0267})
     assert "1.03" in texts(fig) and "true scatter" in texts(fig)
     marked = [line.get_xdata() for axis in fig.axes for line in axis.lines
               if line.get_marker() == "D"]  # fmt: skip
     assert [list(x) for x in marked] == [[2, 6, 14], [3]]
     del data["true"]
-    assert "true" not in texts(scatter_vae.scatter(data, {}, True))
+    assert "true" not in texts(scatter_vae.scatter(data, {}))
 
 
 def test_wild_stars_do_not_stretch_the_histogram_and_are_counted():

@@ -17,7 +17,7 @@ is a redshift with a normal error of .03 (1 + z). Beside feniks stand, on the sa
 `redshift` writes feniks_redshift.csv, a row per mock; `broad` writes feniks_broad.csv: redshifts,
 and ln Bayes factors of broad H-beta and [O III], in 2.5 times ``n`` mocks without them, and in
 ``n`` with them. The first is of the run above and of one with ``--n 130 --seed 520 --output``,
-1,000 mocks in all.
+1,000 mocks in all, both of the code before p(z) was marginalised over broad lines of any profile.
 
 `bagpipes` (pip install bagpipes nautilus-sampler spectres) compares with Bagpipes, see
 `benchmarks.feniks_bagpipes`, on galaxies with photometry besides, and writes feniks_bagpipes.csv. A

@@ -79,7 +79,7 @@ def fit(
     return Found(
         samples["redshift"],
         samples["stellar_mass"],
-        _time_of_half(formed, history.age_lhs / YEARS_PER_GYR),
+        time_of_half(formed, history.age_lhs / YEARS_PER_GYR),
         seconds,
     )
 
@@ -115,7 +115,7 @@ def _model(window: tuple[float, float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _time_of_half(formed: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def time_of_half(formed: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Lookback times (n,), before which half of the mass ``formed`` (n, bins) had formed."""
     younger = np.cumsum(formed, 1) / formed.sum(1, keepdims=True)
     younger = np.pad(younger, ((0, 0), (1, 0)))

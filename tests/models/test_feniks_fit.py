@@ -23,7 +23,11 @@ from orrery.models.feniks.rest_spectra import (
     rest_templates,
     shifted,
 )
-from orrery.models.feniks.spectroscopic_redshift import gaussian_prior, spectrum_posterior
+from orrery.models.feniks.spectroscopic_redshift import (
+    gaussian_prior,
+    joint_draws,
+    spectrum_posterior,
+)
 from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, log_likelihood, prepared
 from orrery.models.feniks.templates import joint_library, prior_templates
 from orrery.models.sed_emulator import fitting
@@ -290,6 +294,13 @@ def test_a_broad_line_is_found_where_it_is_and_none_is_not(model, galaxy, spectr
     assert probability(log_bayes[0]) < 0.2 and probability(log_bayes[1]) > 0.99
     assert found.broad.shift == pytest.approx(500, abs=400)
     assert found.broad.fwhm == pytest.approx(3000, rel=0.4)
+    chi2 = []
+    for lines in (None, (found.broad.log_ratio, found.broad.fwhm)):
+        fitted = DEFAULT._replace(broad=lines)
+        draws = joint_draws(each, library, found, 8, model=fitted)
+        middle = posterior_spectrum(each, draws, fitted)[1]
+        chi2.append(float(((each.flux - middle) / each.error).square().mean()))
+    assert chi2[1] < 1.3 < 1.6 < chi2[0]
 
 
 def test_broad_lines_beyond_the_spectrum_are_not_known(spectrum, library):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orrery.models.base import Batch, Constant, Data, Evaluation, Output, PredictedRows
-from orrery.models.feniks.broad_lines import probability
+from orrery.models.feniks.broad_lines import LIKELY, probability
 from orrery.models.feniks.evaluation import evaluate
 from orrery.models.feniks.figure_data import N_SPECTRA
 from orrery.models.feniks.joint import JointFit, fit_jointly, spectrum_of
@@ -353,8 +353,9 @@ class Feniks(SedEmulator):
         peak, *others = fit.posterior.modes(2)
         columns = self._photometry_at(batch, row, peak.z, fit)
         columns |= {name: values[0] for name, values in found.items()}
-        p_agn = probability(fit.broad.log_bayes_factor)
-        is_broad = p_agn >= 0.5
+        broad = fit.posterior.broad
+        p_agn = probability(broad.log_bayes_factor)
+        is_broad = p_agn >= LIKELY
         is_poor = fit.error_scale > POOR_SPECTRUM
         columns["flags"] |= BIT["poor_spectrum"] * is_poor
         return columns | {
@@ -366,9 +367,9 @@ class Feniks(SedEmulator):
             "p_second": others[0].weight if others else 0.0,
             "z_class": self._class(peak.weight, is_poor, _photometry_of(batch, row)),
             "p_agn": p_agn,
-            "ln_bayes_broad": fit.broad.log_bayes_factor,
-            "broad_velocity": fit.broad.shift if is_broad else math.nan,
-            "broad_fwhm": fit.broad.fwhm if is_broad else math.nan,
+            "ln_bayes_broad": broad.log_bayes_factor,
+            "broad_velocity": broad.shift if is_broad else math.nan,
+            "broad_fwhm": broad.fwhm if is_broad else math.nan,
             "sigma_v": float(fit.draws.sigma_v.median()),
             "n_pixels": float(batch["spectrum_good"][row].sum()),
             "error_scale": fit.error_scale,

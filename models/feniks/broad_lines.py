@@ -1,12 +1,12 @@
-"""Is there a broad component of H beta and [O III], as in an active nucleus?
+"""Broad H beta and [O III], as of an active nucleus: their evidence in a spectrum.
 
-The evidence of a spectrum with a broad, shifted component over that without, with all else
-integrated over: template and redshift by draws of their posterior without the component, the
-polynomial and narrow lines exactly, and the component's shift, width and ratio of lines on a grid.
+The profile has a place and a width on a grid, the same for all redshifts of the galaxy, of which
+those within `SHIFT` count. Equivalent widths of both are half normal a priori, and integrated over,
+as are the polynomial and narrow lines of the fit.
 
-- ``broad_component(spectrum, draws, model) -> Broad``: ``log_bayes_factor``, and the most probable
-  shift and FWHM, km/s; NaN where neither line is in the spectrum.
-- ``probability(log_bayes_factor, prior) -> float``: of the component.
+- ``broad_profiles(data, low, high) -> Profiles``: of all places that redshifts can need.
+- ``log_evidence(fit, profiles) -> Tensor (k, T, c)``: ln of the likelihood with each profile.
+- `Broad`: what a spectrum says of them; ``probability(log_bayes_factor, prior) -> float``.
 """
 
 import math
@@ -15,85 +15,108 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from orrery.models.feniks.observed_spectrum import Spectrum
-from orrery.models.feniks.spectroscopic_redshift import Draws
-from orrery.models.feniks.spectrum_fit import DEFAULT, Data, Fit, SpectrumModel, prepared
-from orrery.physics.sps.emission import FWHM, H_BETA, O_III, instrument_sigma, line_shapes, seen
+from orrery.models.feniks.spectrum_fit import Data, Fit, broad_lines
+from orrery.physics.sps.cosmology import LIGHT_SPEED
 
-SHIFTS = tuple(range(-3000, 3001, 500))  # km/s
-WIDTHS = (1000.0, 1500.0, 2200.0, 3200.0, 4500.0, 6000.0)  # FWHM, km/s
-ANGLES = tuple(math.pi / 8 * i for i in range(5))  # H beta: cosine, [O III]: sine of it
-EQUIVALENT_WIDTH = 40.0  # Angstrom at rest: scale of the half normal prior
+SHIFT = 3000.0  # km/s, at most
+STEP = 300.0  # km/s, of places
+WIDTHS = tuple(1000.0 * 6 ** (i / 6) for i in range(7))  # FWHM, km/s
 PRIOR = 0.1  # probability of a broad component
+LIKELY = 0.5  # of which the posterior of the galaxy allows for one
 
 
 class Broad(NamedTuple):
+    """ln of the evidence with broad lines over that without, and the likeliest of them.
+
+    Their ln(1 + z), and from that of the galaxy, km/s, their shift; their FWHM, km/s.
+    """
+
     log_bayes_factor: float
+    log_ratio: float
     shift: float
     fwhm: float
 
 
+UNKNOWN = Broad(*4 * (math.nan,))  # lines are not in the spectrum
+
+
+class Profiles(NamedTuple):
+    """``log_ratio`` (c,): ln(1 + z) of the lines; ``fwhm`` (c,), km/s.
+
+    ``heavy`` (c, 2, m): the inverse covariance of the pixels times lines of 1 A, 1 / uJy; ``gram``
+    (c, 2, 2): products of the lines by it.
+    """
+
+    log_ratio: Tensor
+    fwhm: Tensor
+    heavy: Tensor
+    gram: Tensor
+
+    def near(self, log_ratio: float) -> "Profiles":
+        """Those that are shifted by at most `SHIFT` from ln(1 + z)."""
+        rows = (self.log_ratio - log_ratio).abs() <= SHIFT / LIGHT_SPEED
+        return Profiles(*(values[rows] for values in self))
+
+
+def broad_profiles(data: Data, low: float, high: float) -> Profiles:
+    """Of all widths, at places for galaxies at ln(1 + z) ``low`` to ``high``."""
+    reach, step = SHIFT / LIGHT_SPEED, STEP / LIGHT_SPEED
+    places = torch.arange(low - reach, high + reach, step, dtype=torch.float64)
+    lines = torch.cat([broad_lines(data, places, width) for width in WIDTHS])  # (c, m, 2)
+    white = data.whitened(lines)
+    whitening = data.whitening
+    heavy = whitening.mT @ white if whitening.ndim == 2 else whitening[:, None] * white
+    gram = lines.mT @ heavy
+    fwhm = torch.tensor(WIDTHS, dtype=torch.float64).repeat_interleave(len(places))
+    return Profiles(places.repeat(len(WIDTHS)), fwhm, heavy.mT.float(), gram.float())
+
+
 @torch.no_grad()
-def broad_component(spectrum: Spectrum, draws: Draws, model: SpectrumModel = DEFAULT) -> Broad:
-    """The evidence of a broad component over none: its mean over ``draws`` of none."""
-    data = prepared(spectrum, model.order)
-    log_ratio = torch.log1p(draws.z)
-    ends = data.log_wavelength[0] - log_ratio.median(), data.log_wavelength[-1] - log_ratio.median()
-    if not seen((H_BETA, O_III), *(float(end.exp()) for end in ends)):
-        return Broad(math.nan, math.nan, math.nan)
-    fit = Fit.of(data, draws.shapes, log_ratio, model)
-    share = fit.log_likelihoods().softmax(0)  # of values of the jitter
-    profiles = _profiles(data, log_ratio)  # (n, m, components, 2)
-    total = torch.stack(
-        [
-            each.log()[:, None] + _log_gain(fit, profiles, jitter)
-            for each, jitter in zip(share, model.jitter, strict=True)
-        ]
-    ).logsumexp(0)  # (n, components)
-    n, n_components = total.shape
-    total = total + draws.log_weight[:, None]
-    by_component = total.logsumexp(0) - math.log(n)
-    best = int(by_component.argmax())
-    return Broad(
-        float(by_component.logsumexp(0)) - math.log(n_components),
-        float(SHIFTS[best // len(WIDTHS)]),
-        WIDTHS[best % len(WIDTHS)],
-    )
+def log_evidence(fit: Fit, profiles: Profiles) -> Tensor:
+    """ln likelihood of each of k redshifts, T templates and c profiles, (k, T, c).
 
-
-def _profiles(data: Data, log_ratio: Tensor) -> Tensor:
-    """Lines of 1 A of all shifts and widths, uJy, (n, m, components, 2)."""
-    instrument = instrument_sigma(data.resolution)
-    wavelength = data.log_wavelength.exp()
-    shapes = [
-        line_shapes(
-            (H_BETA, O_III), wavelength, log_ratio, math.hypot(width / FWHM, instrument), shift
-        )
-        for shift in SHIFTS
-        for width in WIDTHS
+    ``fit``: of shapes (k, T, m).
+    """
+    shapes, polynomials = fit.shapes, fit.data.polynomials.to(fit.shapes)
+    n, c = polynomials.shape[1], len(profiles.fwhm)
+    heavy = profiles.heavy.to(shapes).flatten(0, 1).T  # (m, 2 c)
+    by_polynomials = (polynomials[:, :, None] * heavy[:, None]).flatten(1)
+    products = (shapes @ by_polynomials).unflatten(-1, (n, 2 * c))
+    pull = fit.data.flux.to(shapes) @ heavy - products[..., 0, :]  # of the residual
+    if fit.lines.shape[-1]:
+        by_lines = (fit.lines.mT @ heavy)[:, None].expand(-1, shapes.shape[1], -1, -1)
+        products = torch.cat([products, by_lines], -2)
+    gram = profiles.gram.to(shapes)
+    each = [
+        fit.log_likelihood_of(jitter)[..., None] + _log_gain(fit, products, pull, gram, jitter)
+        for jitter in fit.model.jitter
     ]
-    return torch.stack(shapes, 2) * data.mean
+    return torch.stack(each).logsumexp(0) - math.log(len(each))
 
 
-def _log_gain(fit: Fit, profiles: Tensor, jitter: float) -> Tensor:
-    """ln of the evidence with each component over that without, (n, components)."""
+def _log_gain(fit: Fit, products: Tensor, pull: Tensor, gram: Tensor, jitter: float) -> Tensor:
+    """ln of the evidence with each profile over that without, (k, T, c).
+
+    Of both lines' ``products`` (k, T, q, 2 c) with the fit's columns, ``pull`` (k, T, 2 c) of its
+    residual and ``gram`` (c, 2, 2). The probability that both coefficients are positive is that of
+    independent ones.
+    """
     root, gain = fit.root(jitter)
-    components = profiles.shape[2]
-    white = fit.data.whitened(profiles.flatten(2)) / jitter
-    columns = fit.data.whitened(fit.columns) / jitter
-    residual = fit.data.whitened((fit.data.flux - fit.shapes)[..., None])[..., 0] / jitter
-    y = torch.linalg.solve_triangular(root, columns.mT @ white, upper=False)
-    pull = (white.mT @ residual[..., None] - y.mT @ gain[..., None])[..., 0]
-    pull = pull.unflatten(1, (components, 2))
-    w, y = white.unflatten(2, (components, 2)), y.unflatten(2, (components, 2))
-    gram = torch.einsum("nmci,nmcj->ncij", w, w) - torch.einsum("nqci,nqcj->ncij", y, y)
-    angle = torch.tensor(ANGLES, dtype=torch.float64)
-    direction = torch.stack([angle.cos(), angle.sin()], 1)  # (angles, 2)
-    f = pull @ direction.T  # (n, components, angles)
-    h = torch.einsum("ai,ncij,aj->nca", direction, gram, direction) + EQUIVALENT_WIDTH**-2
-    value = 0.5 * f.square() / h - 0.5 * (h * EQUIVALENT_WIDTH**2).log()
-    value = value + math.log(2) + torch.special.log_ndtr(f / h.sqrt())
-    return value.logsumexp(2) - math.log(len(ANGLES))
+    y = torch.linalg.solve_triangular(root, products / jitter**2, upper=False)
+    force = pull / jitter**2 - (gain[..., None, :] @ y)[..., 0, :]
+    f, y = force.unflatten(-1, (-1, 2)), y.unflatten(-1, (-1, 2))
+    gram = gram / jitter**2
+    precision = fit.model.broad_width**-2
+    a = gram[:, 0, 0] - y[..., 0].square().sum(-2) + precision
+    b = gram[:, 0, 1] - (y[..., 0] * y[..., 1]).sum(-2)
+    d = gram[:, 1, 1] - y[..., 1].square().sum(-2) + precision
+    determinant = a * d - b * b
+    first = (d * f[..., 0] - b * f[..., 1]) / determinant  # most probable coefficients
+    second = (a * f[..., 1] - b * f[..., 0]) / determinant
+    value = 0.5 * (first * f[..., 0] + second * f[..., 1])
+    value = value - 0.5 * (determinant / precision**2).log() + 2 * math.log(2)
+    value = value + torch.special.log_ndtr(first * (determinant / d).sqrt())
+    return value + torch.special.log_ndtr(second * (determinant / a).sqrt())
 
 
 def probability(log_bayes_factor: float, prior: float = PRIOR) -> float:

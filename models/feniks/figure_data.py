@@ -93,7 +93,7 @@ def _of_fit(model: "Feniks", fit: JointFit) -> dict[str, np.ndarray]:
         "wavelength": spectrum.wavelength,
         "flux": spectrum.flux,
         "error": spectrum.error,
-        "model": posterior_spectrum(spectrum, fit.draws),
+        "model": posterior_spectrum(spectrum, fit.draws, fit.model),
         "z_grid": fit.posterior.z,
         "pz": fit.posterior.density(fit.posterior.z),
         "pz_photometry": fit.photometry.density(fit.posterior.z),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from orrery.models.base import Batch
-from orrery.models.feniks.broad_lines import Broad, broad_component
+from orrery.models.feniks.broad_lines import LIKELY, probability
 from orrery.models.feniks.joint_posterior import joint_target, sample
 from orrery.models.feniks.observed_spectrum import Spectrum, rebinned
 from orrery.models.feniks.photometric_redshift import (
@@ -17,7 +17,7 @@ from orrery.models.feniks.photometric_redshift import (
 )
 from orrery.models.feniks.redshift import NODE_STEP, WINDOW, Mode, RedshiftPosterior
 from orrery.models.feniks.spectroscopic_redshift import Draws, joint_draws, spectrum_posterior
-from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, prepared
+from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, SpectrumModel, prepared
 from orrery.models.feniks.templates import joint_library
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.fitting import Photometry
@@ -34,7 +34,7 @@ FEWEST_NODES = 3  # at which photometry is fitted
 class JointFit(NamedTuple):
     """``photometry``: p(z) without the spectrum; ``posterior``: with it. ``draws``: of parameters.
 
-    ``spectrum``: what was fitted, good pixels in bins; ``broad``: whether there are broad lines;
+    ``spectrum``: what was fitted, good pixels in bins, with broad lines if ``model`` has them;
     ``error_scale``: factor by which its errors are too small, mean of the posterior.
     """
 
@@ -42,7 +42,7 @@ class JointFit(NamedTuple):
     posterior: RedshiftPosterior
     draws: Draws
     spectrum: Spectrum
-    broad: Broad
+    model: SpectrumModel
     error_scale: float
     rhat: float  # of ensembles, the worst; NaN without
 
@@ -91,21 +91,23 @@ def fit_jointly(
         return nodes.log_density(z) - 0.5 * pull.square()
 
     posterior = spectrum_posterior(spectrum, library, log_prior)
-    draws = joint_draws(spectrum, library, posterior, n_draws, seed)
-    broad = broad_component(spectrum, draws)
-    scale, worst = _error_scale(spectrum, draws), math.nan
+    model, broad = DEFAULT, posterior.broad
+    if probability(broad.log_bayes_factor) >= LIKELY:
+        model = model._replace(broad=(broad.log_ratio, broad.fwhm))
+    draws = joint_draws(spectrum, library, posterior, n_draws, seed, model)
+    scale, worst = _error_scale(spectrum, draws, model), math.nan
     if inference == "ensemble":
         near = _near_modes(posterior, draws)
         total = sum(mode.weight for mode, _ in near)
         found = []
         for mode, of_mode in near:
-            target = joint_target(network, emulator, data, spectrum, mode.z, _width(of_mode))
+            target = joint_target(network, emulator, data, spectrum, mode.z, _width(of_mode), model)
             node = int((library.log_ratio - math.log1p(mode.z)).abs().argmin())
             n = max(1, round(n_draws * mode.weight / total))
             found.append(sample(target, library.parameters[node], n, seed))
         draws = Draws(*(torch.cat(each) for each in zip(*(f.draws for f in found), strict=True)))
         worst = max(each.rhat for each in found)
-    return JointFit(nodes.posterior(), posterior, draws, spectrum, broad, scale, worst)
+    return JointFit(nodes.posterior(), posterior, draws, spectrum, model, scale, worst)
 
 
 def _near_modes(posterior: RedshiftPosterior, draws: Draws) -> list[tuple[Mode, Draws]]:
@@ -139,9 +141,9 @@ def _nodes(
     return photometric_nodes(emulator, data, start, (low, high), step)
 
 
-def _error_scale(spectrum: Spectrum, draws: Draws) -> float:
+def _error_scale(spectrum: Spectrum, draws: Draws, model: SpectrumModel) -> float:
     """Mean of the posterior of the factor of the errors."""
-    data = prepared(spectrum, DEFAULT.order)
-    fit = Fit.of(data, draws.shapes, torch.log1p(draws.z))
+    data = prepared(spectrum, model.order)
+    fit = Fit.of(data, draws.shapes, torch.log1p(draws.z), model)
     share = fit.log_likelihoods().softmax(0).mean(1)
-    return float(share @ torch.tensor(DEFAULT.jitter).to(share))
+    return float(share @ torch.tensor(model.jitter).to(share))

@@ -147,7 +147,7 @@ def sample(target: JointTarget, parameters: Tensor, n: int, seed: int = 0) -> Sa
     u = u[torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:n]]
     z = torch.expm1(target.log_ratio(u))
     shapes = torch.cat([target.shapes(part) for part in u.split(64)])
-    draws = Draws(z, target.parameters(u), target.sigma_v(u), shapes, torch.zeros_like(z))
+    draws = Draws(z, target.parameters(u), target.sigma_v(u), shapes)
     return Sampled(draws, float(worst_rhat(found)))
 
 

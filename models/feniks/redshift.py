@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from orrery.models.feniks.broad_lines import UNKNOWN, Broad
+
 NODE_STEP = 0.02  # of ln(1 + z)
 SECURE = 0.99  # of secure redshifts are right
 TENTATIVE = 0.5
@@ -30,12 +32,12 @@ class Mode(NamedTuple):
 class RedshiftPosterior(NamedTuple):
     """Probabilities of cells of equal width in ln(1 + z): centres ``z`` (k,), ``log_p`` (k,).
 
-    ``log_plain`` (k,): the same without broad lines, where their part was asked for.
+    ``broad``: the evidence of broad lines, over all redshifts.
     """
 
     z: Tensor
     log_p: Tensor
-    log_plain: Tensor | None = None
+    broad: Broad = UNKNOWN
 
     def p_within(self, z: float, half: float = WINDOW) -> float:
         """Probability that the redshift is within ``half`` of z."""

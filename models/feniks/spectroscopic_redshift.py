@@ -7,18 +7,26 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from orrery.models.feniks.broad_lines import PRIOR, Broad, broad_profiles, log_evidence
 from orrery.models.feniks.observed_spectrum import Spectrum
 from orrery.models.feniks.redshift import NODE_STEP, RedshiftPosterior
-from orrery.models.feniks.rest_spectra import STEP, at_own_redshift
-from orrery.models.feniks.spectrum_fit import DEFAULT, SpectrumModel, log_likelihood
+from orrery.models.feniks.rest_spectra import STEP, at_own_redshift, shifted
+from orrery.models.feniks.spectrum_fit import (
+    DEFAULT,
+    Fit,
+    SpectrumModel,
+    log_likelihood,
+    prepared,
+)
 from orrery.models.feniks.templates import Library
+from orrery.physics.sps.cosmology import LIGHT_SPEED
 from orrery.physics.sps.emission import H_BETA, O_III, seen
 
 COARSE = 4  # cells, of which one is evaluated at first
@@ -26,8 +34,10 @@ COUNTS = 12.0  # below the highest ln p: cells there are negligible
 NEGLIGIBLE = 8.0  # below the highest ln prior
 BEND = 0.4  # of ln p over `COARSE` cells: less is interpolated
 PEAK = 1.0  # below the highest ln p: all cells are evaluated
-BROAD_SHARE = 0.1  # of galaxies have broad lines, a priori
 BROAD_TEMPLATES = 24
+# cells of which one is evaluated with broad lines -> how far ln p is below the highest, at most
+BROAD_STEPS = {8: math.inf, 4: 12.0, 2: 6.0}
+NOTICED = 4.0  # below the highest ln p without broad lines: less is interpolated
 
 
 def gaussian_prior(z: float, sigma: float) -> Callable[[Tensor], Tensor]:
@@ -41,68 +51,114 @@ def spectrum_posterior(
     log_prior: Callable[[Tensor], Tensor],
     model: SpectrumModel = DEFAULT,
     best: bool = False,
-    broad_share: float = BROAD_SHARE,
+    broad_share: float = PRIOR,
 ) -> RedshiftPosterior:
     """p(z) from a spectrum and a prior density in z.
 
-    ``broad_share``: prior probability of broad lines of H beta and [O III], of which the likelihood
-    is that of every `COARSE` cell and of `BROAD_TEMPLATES` templates.
-    ``best``: the likelihood is that of the best template, not the mean. Redshifts whose prior is
-    below that of the best by e^-`NEGLIGIBLE` are left out. Others are
-    evaluated every `COARSE` cells, and between these where ln p bends and counts.
+    ``broad_share``: prior probability of broad lines of H beta and [O III]. ``best``: the
+    likelihood is that of the best template, not the mean. Redshifts whose prior is below that of
+    the best by e^-`NEGLIGIBLE` are left out. Others are evaluated every `COARSE` cells, and between
+    these where ln p bends and counts; see `_with_broad_lines` for those with broad lines.
     """
     centres = library.log_ratio
     width = float(centres[1] - centres[0]) if len(centres) > 1 else NODE_STEP
     per_node = COARSE * max(1, round(width / STEP / COARSE))
     offsets = width * ((torch.arange(per_node, dtype=torch.float64) + 0.5) / per_node - 0.5)
     log_ratio = (centres[:, None] + offsets).flatten()
-    node = torch.arange(len(centres)).repeat_interleave(per_node)
     # a cell of ln(1 + z) holds (1 + z) of z
     prior = log_prior(torch.expm1(log_ratio)) + log_ratio
     wanted = prior > prior.max() - NEGLIGIBLE
     log_l = torch.full_like(log_ratio, torch.nan)
 
-    def with_broad(chosen: Tensor) -> Tensor:
-        values = torch.full_like(log_ratio, torch.nan)
-        for i in node[chosen].unique().tolist():
-            rows = (chosen & (node == i)).nonzero()[:, 0]
-            some = slice(None, None, max(1, len(library.log_weight[i]) // BROAD_TEMPLATES))
-            found = log_likelihood(
-                spectrum,
-                library.grids[i],
-                library.templates[i][:, some].contiguous(),
-                log_ratio[rows],
-                model,
-                broad=True,
-            )
-            weight = library.log_weight[i][some]
-            weight = weight - weight.logsumexp(0)
-            values[rows] = (found.double() + weight).logsumexp(1)
-        return _filled(values)
-
     def evaluate(chosen: Tensor) -> None:
-        for i in node[chosen].unique().tolist():
-            rows = (chosen & (node == i)).nonzero()[:, 0]
+        for i, rows in _by_node(chosen, per_node):
             found = log_likelihood(
                 spectrum, library.grids[i], library.templates[i], log_ratio[rows], model
             )
             weighted = found.double() + library.log_weight[i]
             log_l[rows] = weighted.amax(1) if best else weighted.logsumexp(1)
 
-    first = torch.zeros_like(wanted)
-    first[COARSE // 2 :: COARSE] = True
-    evaluate(wanted & first)
-    found = _filled(log_l)
-    evaluate(wanted & ~first & _worth(found + prior))
-    plain = torch.where(wanted, _filled(log_l) + prior, -torch.inf)
-    z, log_plain = torch.expm1(log_ratio), plain - plain.logsumexp(0)
-    low = float(spectrum.wavelength[0]) / (1 + float(z[wanted].max()))
-    high = float(spectrum.wavelength[-1]) / (1 + float(z[wanted].min()))
-    if broad_share == 0 or not seen((H_BETA, O_III), low, high):
-        return RedshiftPosterior(z, log_plain, log_plain)
-    log_b = torch.where(wanted, with_broad(wanted & first) + prior, -torch.inf)
-    log_p = torch.logaddexp(plain + math.log1p(-broad_share), log_b + math.log(broad_share))
-    return RedshiftPosterior(z, log_p - log_p.logsumexp(0), log_plain)
+    first = _every(COARSE, wanted)
+    evaluate(first)
+    evaluate(wanted & ~first & _worth(_filled(log_l) + prior))
+    z, plain = torch.expm1(log_ratio), torch.where(wanted, _filled(log_l) + prior, -torch.inf)
+    log_p = plain - plain.logsumexp(0)
+    if broad_share == 0 or not _sees_lines(spectrum, z[wanted]):
+        return RedshiftPosterior(z, log_p)
+    broad, likeliest = _with_broad_lines(
+        spectrum, library, log_ratio, prior, wanted, plain - math.log(broad_share), model
+    )
+    log_p = torch.logaddexp(plain + math.log1p(-broad_share), broad + math.log(broad_share))
+    found = RedshiftPosterior(z, log_p - log_p.logsumexp(0))
+    if not _sees_lines(spectrum, z.new_tensor([found.quantile(0.5)])):
+        return found
+    log_bayes = float(broad.logsumexp(0) - plain.logsumexp(0))
+    return found._replace(broad=Broad(log_bayes, *likeliest))
+
+
+def _with_broad_lines(
+    spectrum: Spectrum,
+    library: Library,
+    log_ratio: Tensor,
+    prior: Tensor,
+    wanted: Tensor,
+    plain: Tensor,
+    model: SpectrumModel,
+) -> tuple[Tensor, tuple[float, float, float]]:
+    """ln p (k,) of cells ``log_ratio`` (k,) if there are broad lines, and the likeliest lines.
+
+    By `BROAD_TEMPLATES` templates, every `BROAD_STEPS` cells: the first of these for all that are
+    ``wanted`` (k,), the others near those whose ln p is not far below the highest, also of
+    ``plain`` (k,), that without broad lines, with the odds of both.
+    """
+    data = prepared(spectrum, model.order)
+    ends = log_ratio[wanted][[0, -1]].tolist()
+    profiles = broad_profiles(data, *ends)
+    log_l = torch.full_like(log_ratio, torch.nan)
+    likeliest: dict[int, tuple[float, float, float]] = {}
+    for step, below in BROAD_STEPS.items():
+        chosen = _every(step, wanted) & log_l.isnan()
+        if likeliest:
+            log_p = _filled(log_l) + prior
+            chosen &= log_p > torch.maximum(log_p[wanted].max() - below, plain.max() - NOTICED)
+        elif not bool(chosen.any()):  # a prior narrower than a step
+            chosen = wanted
+        for i, rows in _by_node(chosen, len(log_ratio) // len(library.log_ratio)):
+            some = slice(None, None, math.ceil(len(library.log_weight[i]) / BROAD_TEMPLATES))
+            weight = library.log_weight[i][some].log_softmax(0)
+            templates = library.templates[i][:, some].contiguous()
+            for row in rows.tolist():
+                at, near = log_ratio[row : row + 1], profiles.near(float(log_ratio[row]))
+                shapes = shifted(templates, library.grids[i], data.log_wavelength, at)
+                found = log_evidence(Fit.of(data, shapes, at, model), near)[0].double()
+                by_profile = (found + weight[:, None]).logsumexp(0)
+                log_l[row] = by_profile.logsumexp(0) - math.log(len(by_profile))
+                best = int(by_profile.argmax())
+                place, fwhm = float(near.log_ratio[best]), float(near.fwhm[best])
+                likeliest[row] = place, LIGHT_SPEED * (place - float(at)), fwhm
+    log_p = torch.where(wanted, _filled(log_l) + prior, -torch.inf)
+    return log_p, likeliest[max(likeliest, key=lambda row: float(log_p[row]))]
+
+
+def _by_node(chosen: Tensor, per_node: int) -> Iterator[tuple[int, Tensor]]:
+    """Places of the ``chosen`` cells (k,) by node, of which each has ``per_node``."""
+    for i, rows in enumerate(chosen.split(per_node)):
+        if bool(rows.any()):
+            yield i, i * per_node + rows.nonzero()[:, 0]
+
+
+def _every(step: int, wanted: Tensor) -> Tensor:
+    """Those of the ``wanted`` cells (k,) whose place is the middle of ``step`` ones."""
+    is_middle = torch.zeros_like(wanted)
+    is_middle[step // 2 :: step] = True
+    return wanted & is_middle
+
+
+def _sees_lines(spectrum: Spectrum, z: Tensor) -> bool:
+    """Whether H beta or [O III] lies in the spectrum at any of the redshifts (k,)."""
+    low = float(spectrum.wavelength[0]) / (1 + float(z.max()))
+    high = float(spectrum.wavelength[-1]) / (1 + float(z.min()))
+    return bool(seen((H_BETA, O_III), low, high))
 
 
 def _filled(values: Tensor) -> Tensor:
@@ -125,15 +181,13 @@ def _worth(log_p: Tensor) -> Tensor:
 class Draws(NamedTuple):
     """Of the joint posterior: ``z`` (n,), ``parameters`` (n, p), ``sigma_v`` (n,), km/s.
 
-    ``shapes`` (n, m): the templates at the pixels of the spectrum, of any scale. ``log_weight``
-    (n,): ln of p(z) without broad lines over that with them, from which draws are.
+    ``shapes`` (n, m): the templates at the pixels of the spectrum, of any scale.
     """
 
     z: Tensor
     parameters: Tensor
     sigma_v: Tensor
     shapes: Tensor
-    log_weight: Tensor
 
 
 @torch.no_grad()
@@ -166,7 +220,4 @@ def joint_draws(
         sigma_v.append(library.sigma_v[i][t])
         flux = library.templates[i][:, t].T
         shapes.append(at_own_redshift(flux, library.grids[i], log_wavelength, at))
-    z, log_weight = posterior.z[cell], torch.zeros_like(place)
-    if posterior.log_plain is not None:
-        log_weight = (posterior.log_plain - posterior.log_p)[cell]
-    return Draws(z, torch.cat(parameters), torch.cat(sigma_v), torch.cat(shapes), log_weight)
+    return Draws(posterior.z[cell], torch.cat(parameters), torch.cat(sigma_v), torch.cat(shapes))

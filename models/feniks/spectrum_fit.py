@@ -6,10 +6,10 @@ over exactly. Errors may be too small by one factor, over whose values the mean 
 have errors each, or a covariance.
 
 - ``prepared(spectrum, order) -> Data``
-- ``Fit.of(data, shapes, log_ratio, model, broad)``: of templates at the pixels, which can be
+- ``Fit.of(data, shapes, log_ratio, model)``: of templates at the pixels, which can be
   differentiated; ``.log_likelihood()``; ``.best()``, the model with its coefficients.
-- ``log_likelihood(spectrum, grid, templates, log_ratio, model, broad) -> Tensor (k, T)``: the same
-  of all templates at all redshifts.
+- ``log_likelihood(spectrum, grid, templates, log_ratio, model) -> Tensor (k, T)``: the same of all
+  templates at all redshifts.
 """
 
 import math
@@ -31,9 +31,6 @@ from orrery.physics.sps.emission import (
 )
 
 REDSHIFTS_AT_ONCE = 16
-# shifts and FWHM, km/s, whose sum is like any broad component
-BROAD = ((-1500.0, 2500.0), (0.0, 2500.0), (1500.0, 2500.0), (0.0, 5500.0))
-BROAD_WIDTH = 30.0  # Angstrom at rest: prior error of the equivalent width of each
 HUGE = 1e12
 FAINTEST = 1.0  # errors of the mean flux: a spectrum without light is normalised to this
 
@@ -45,7 +42,8 @@ class SpectrumModel(NamedTuple):
     coefficient of the polynomial, in Legendre's, up to ``order``. ``equivalent_width``: prior
     error, Angstrom at rest, of narrow lines of the dispersion ``line_sigma``, km/s, and
     ``line_share``: the prior probability that there are any beyond those of the templates.
-    ``jitter``: factors of the errors, equally probable.
+    ``jitter``: factors of the errors, equally probable. ``broad``: ln(1 + z) and FWHM, km/s, of
+    broad H beta and [O III] that there are as well, of equivalent widths of ``broad_width``.
     """
 
     order: int = 3
@@ -55,6 +53,8 @@ class SpectrumModel(NamedTuple):
     line_sigma: float = 200.0
     line_share: float = 0.25
     jitter: tuple[float, ...] = (1.0, 1.2, 1.5, 2.0)
+    broad: tuple[float, float] | None = None
+    broad_width: float = 40.0
 
 
 DEFAULT = SpectrumModel()
@@ -124,23 +124,18 @@ class Fit(NamedTuple):
         shapes: Tensor,
         log_ratio: Tensor,
         model: SpectrumModel = DEFAULT,
-        broad: bool = False,
     ) -> "Fit":
-        """``shapes`` (k, m) or (k, T, m): templates of any scale at the pixels, at ln(1 + z) (k,).
-
-        ``broad``: with a broad component of H beta and [O III], as a sum of `BROAD` Gaussians.
-        """
+        """``shapes`` (k, m) or (k, T, m): templates of any scale at pixels, at ln(1 + z) (k,)."""
         weight = data.weight.to(shapes)
         mean = (shapes @ weight) / weight.sum()
         shapes = shapes * (data.mean.to(shapes) / mean)[..., None]
-        groups = [_narrow_lines(data, log_ratio, model)]
+        lines = _narrow_lines(data, log_ratio, model).to(shapes)
         sigma = [model.amplitude] + [model.slope] * model.order
-        sigma += [model.equivalent_width] * groups[0].shape[-1]
-        if broad:
-            groups.append(_broad_lines(data, log_ratio))
-            sigma += [BROAD_WIDTH] * groups[1].shape[-1]
-            model = model._replace(line_share=1.0)
-        lines = torch.cat(groups, -1).to(shapes)
+        sigma += [model.equivalent_width] * lines.shape[-1]
+        if model.broad is not None:
+            broad = broad_lines(data, torch.tensor(model.broad[:1]), model.broad[1]).to(shapes)
+            sigma += [model.broad_width] * broad.shape[-1]
+            lines = torch.cat([lines, broad.expand(len(lines), -1, -1)], -1)
         is_correlated = data.whitening.ndim == 2
         products = _products_of_correlated if is_correlated else _products_of_independent
         precision = shapes.new_tensor(sigma).square().reciprocal()
@@ -165,9 +160,10 @@ class Fit(NamedTuple):
 
     def log_likelihoods(self) -> Tensor:
         """For each of the factors of the errors, (jitters, ...)."""
-        return torch.stack([self._log_likelihood(jitter) for jitter in self.model.jitter])
+        return torch.stack([self.log_likelihood_of(jitter) for jitter in self.model.jitter])
 
-    def _log_likelihood(self, jitter: float) -> Tensor:
+    def log_likelihood_of(self, jitter: float) -> Tensor:
+        """For one factor of the errors, (...)."""
         root, gain = self.root(jitter)
         volume = root.diagonal(dim1=-2, dim2=-1).log() - 0.5 * self.precision.log()
         each = 0.5 * gain.square() - volume
@@ -200,7 +196,6 @@ def log_likelihood(
     templates: Tensor,
     log_ratio: Tensor,
     model: SpectrumModel = DEFAULT,
-    broad: bool = False,
 ) -> Tensor:
     """ln likelihood (k, T) of ``templates`` (n, T) at ln(1 + z) ``log_ratio`` (k,).
 
@@ -218,7 +213,7 @@ def log_likelihood(
     parts = []
     for some in log_ratio.split(REDSHIFTS_AT_ONCE):
         shapes = shifted(templates, grid, data.log_wavelength, some)
-        parts.append(Fit.of(data, shapes, some, model, broad).log_likelihood())
+        parts.append(Fit.of(data, shapes, some, model).log_likelihood())
     return torch.cat(parts)
 
 
@@ -267,13 +262,11 @@ def _narrow_lines(data: Data, log_ratio: Tensor, model: SpectrumModel) -> Tensor
     return line_shapes(groups, data.log_wavelength.exp(), log_ratio, sigma) * data.mean
 
 
-def _broad_lines(data: Data, log_ratio: Tensor) -> Tensor:
-    """The same of `BROAD` components, (k, m, 2 components)."""
-    shapes = [
-        line_shapes((H_BETA, O_III), data.log_wavelength.exp(), log_ratio, width / FWHM, shift)
-        for shift, width in BROAD
-    ]
-    return torch.cat(shapes, 2) * data.mean
+def broad_lines(data: Data, log_ratio: Tensor, fwhm: float) -> Tensor:
+    """The same of broad H beta and [O III] at ln(1 + z) (k,), (k, m, 2)."""
+    sigma = math.hypot(fwhm / FWHM, instrument_sigma(data.resolution))
+    lines = line_shapes((H_BETA, O_III), data.log_wavelength.exp(), log_ratio, sigma)
+    return lines * data.mean
 
 
 def legendre(x: Tensor, order: int) -> Tensor:

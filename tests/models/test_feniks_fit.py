@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from orrery import load
-from orrery.models.feniks.broad_lines import broad_component, probability
+from orrery.models.feniks.broad_lines import (
+    broad_profiles,
+    log_evidence,
+    probability,
+)
 from orrery.models.feniks.joint_posterior import joint_target, posterior_spectrum, sample
 from orrery.models.feniks.observed_spectrum import Spectrum, rebinned
 from orrery.models.feniks.photometric_redshift import photometric_nodes
@@ -17,9 +21,9 @@ from orrery.models.feniks.rest_spectra import (
     broadened,
     rest_grid,
     rest_templates,
+    shifted,
 )
 from orrery.models.feniks.spectroscopic_redshift import (
-    Draws,
     gaussian_prior,
     joint_draws,
     spectrum_posterior,
@@ -27,11 +31,12 @@ from orrery.models.feniks.spectroscopic_redshift import (
 from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, log_likelihood, prepared
 from orrery.models.feniks.templates import joint_library, prior_templates
 from orrery.models.sed_emulator import fitting
-from orrery.physics.sps.emission import FWHM, H_BETA, line_shapes
+from orrery.physics.sps.emission import FWHM, H_BETA, O_III, instrument_sigma, line_shapes
 
 WAVELENGTH = torch.arange(19500, 23800, 16.0).double()
 TRUE_Z = 3.55
 RESOLUTION = 3600.0
+PIXELS = ("wavelength", "flux", "error", "good")
 NOT_KNOWN = torch.tensor([torch.nan])
 
 
@@ -91,7 +96,7 @@ def test_the_likelihood_is_that_of_a_normal_with_the_covariance_of_the_coefficie
     spectrum, library, line_share, rho
 ):
     model = DEFAULT._replace(line_share=line_share, jitter=(1.5,))
-    every = {name: getattr(spectrum, name)[::4] for name in ("wavelength", "flux", "error", "good")}
+    every = {name: getattr(spectrum, name)[::4] for name in PIXELS}
     few = spectrum._replace(**every)
     noise = torch.diag(few.error.double() ** 2)
     if rho:
@@ -247,27 +252,62 @@ def test_secure_is_above_the_lowest_probability_at_which_enough_are_right():
 # --- broad lines --------------------------------------------------------------------------------
 
 
-def test_a_broad_line_is_found_and_none_is_not(model, galaxy, spectrum, library):
+@pytest.mark.parametrize("rho", [None, 0.6])
+def test_the_evidence_of_broad_lines_is_the_integral_over_their_equivalent_widths(
+    model, galaxy, library, rho
+):
+    every = observed(model, galaxy, 12.0, broad=60.0)
+    some = {name: getattr(every, name)[::4] for name in PIXELS}
+    few = every._replace(**some)
+    few = correlated(few, rho) if rho else few
+    only = DEFAULT._replace(jitter=(1.5,))
+    data, log_ratio = prepared(few, only.order), library.log_ratio[2:3]
+    shapes = shifted(library.templates[2][:, :1], library.grids[2], data.log_wavelength, log_ratio)
+    fit = Fit.of(data, shapes.double(), log_ratio, only)
+    profiles = broad_profiles(data, float(log_ratio), float(log_ratio))
+    gain = (log_evidence(fit, profiles) - fit.log_likelihood()[..., None])[0, 0]
+    best = int(gain.argmax())
+    sigma = math.hypot(float(profiles.fwhm[best]) / FWHM, instrument_sigma(RESOLUTION))
+    at = profiles.log_ratio[best : best + 1]
+    lines = line_shapes((H_BETA, O_III), few.wavelength, at, sigma)[0] * data.mean
+    noise = few.covariance if rho else torch.diag(few.error.double() ** 2)
+    columns = fit.columns[0, 0]
+    inverse = torch.linalg.inv(1.5**2 * noise + columns / fit.precision @ columns.T)
+    force = lines.T @ inverse @ (few.flux - fit.shapes[0, 0])
+    widths = torch.arange(0.25, 160, 0.5).double()  # Angstrom
+    width = torch.cartesian_prod(widths, widths)
+    log_l = width @ force - 0.5 * ((width @ (lines.T @ inverse @ lines)) * width).sum(1)
+    normal = torch.distributions.Normal(0.0, DEFAULT.broad_width)
+    log_prior = (math.log(2) + normal.log_prob(width)).sum(1)
+    expected = (log_l + log_prior).logsumexp(0) + 2 * math.log(0.5)
+    assert float(gain[best]) > 10
+    assert float(gain[best]) == pytest.approx(float(expected), abs=0.1)
+
+
+def test_a_broad_line_is_found_where_it_is_and_none_is_not(model, galaxy, spectrum, library):
     log_bayes = []
     for each in (spectrum, observed(model, galaxy, 12.0, broad=60.0)):
-        posterior = spectrum_posterior(each, library, gaussian_prior(3.6, 0.14))
-        assert posterior.best() == pytest.approx(TRUE_Z, abs=0.015)
-        draws = joint_draws(each, library, posterior, 8)
-        log_bayes.append(broad_component(each, draws).log_bayes_factor)
+        found = spectrum_posterior(each, library, gaussian_prior(3.6, 0.14))
+        assert found.best() == pytest.approx(TRUE_Z, abs=0.01)
+        log_bayes.append(found.broad.log_bayes_factor)
     assert log_bayes[0] < 1 and log_bayes[1] > 10
     assert probability(log_bayes[0]) < 0.2 and probability(log_bayes[1]) > 0.99
+    assert found.broad.shift == pytest.approx(500, abs=400)
+    assert found.broad.fwhm == pytest.approx(3000, rel=0.4)
+    chi2 = []
+    for lines in (None, (found.broad.log_ratio, found.broad.fwhm)):
+        fitted = DEFAULT._replace(broad=lines)
+        draws = joint_draws(each, library, found, 8, model=fitted)
+        middle = posterior_spectrum(each, draws, fitted)[1]
+        chi2.append(float(((each.flux - middle) / each.error).square().mean()))
+    assert chi2[1] < 1.3 < 1.6 < chi2[0]
 
 
-def test_broad_lines_beyond_the_spectrum_are_not_known(spectrum):
-    n = 2
-    draws = Draws(
-        torch.full((n,), 4.6).double(),
-        torch.zeros(n, 14),
-        torch.full((n,), 200.0),
-        torch.ones(n, len(spectrum.flux)),
-        torch.zeros(n).double(),
-    )
-    assert math.isnan(broad_component(spectrum, draws).log_bayes_factor)
+def test_broad_lines_beyond_the_spectrum_are_not_known(spectrum, library):
+    blue = spectrum._replace(**{name: getattr(spectrum, name)[:120] for name in PIXELS})
+    found = spectrum_posterior(blue, library, gaussian_prior(3.7, 0.01))
+    assert float(blue.wavelength[-1]) < 4862 * (1 + found.quantile(0.01))
+    assert math.isnan(found.broad.log_bayes_factor) and math.isnan(found.broad.shift)
 
 
 # --- with photometry ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -128,7 +128,7 @@ def current() -> Phase | None:
     return _open[-1] if _open else None
 
 
-def counted(steps: range, name: str, noun: str) -> Iterator[int]:
+def counted(steps: Sequence[int], name: str, noun: str) -> Iterator[int]:
     """``steps``, such as the transitions of a chain, as a phase with its rate and time to go."""
     with phase(name, len(steps)) as this:
         for done, step in enumerate(steps, 1):

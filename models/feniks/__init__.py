@@ -39,6 +39,7 @@ from orrery.physics.sps.cosmology import age_of_universe, redshift_of_age
 from orrery.physics.sps.star_formation import star_formation
 from orrery.physics.sps.synthesis import RATIOS
 from orrery.pretrained import load
+from orrery.progress import counted
 
 SPECTRA = "sed_emulator_spectra"  # the checkpoint by which spectra are made
 WIDEST = 5.0  # factor
@@ -290,7 +291,10 @@ class Feniks(SedEmulator):
         """
         on_cpu = self.on_cpu()
         is_blank = (rows["flags"] & (BIT["no_photometry"] | BIT["outside_box"])) > 0
-        for row in (~is_blank).nonzero()[:, 0].tolist():
+        fitted = (~is_blank & batch["spectrum_good"].any(1)).nonzero()[:, 0].tolist()
+        if not fitted:
+            return
+        for row in counted(fitted, "fitting spectra", "galaxies"):
             if (fit := on_cpu.joint_fit(batch, row)) is None:
                 continue
             if len(self._first_fits) < N_SPECTRA:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.feniks redshift --n 120 --seed 500     # of each S/N; ten minutes
     python -m benchmarks.feniks broad --n 60 --seed 600         # ten minutes
-    python -m benchmarks.feniks bagpipes --n 10 --seed 700
+    python -m benchmarks.feniks bagpipes --n 10 --seed 700      # 80 minutes
     python -m benchmarks.feniks report redshift                 # of the CSV that is there
 
 The mocks are those of `datamodules.feniks.spectra`: quiescent galaxies at z 3 to 4.5 of smooth
@@ -69,7 +69,7 @@ PEER = SpectrumModel(order=0, amplitude=100.0, line_share=0.0, jitter=(1.0,))
 KNOWN = SpectrumModel(order=0, line_share=0.0, jitter=(1.0,))  # of the oracle
 BROAD_SNR, BROAD_Z = 5.0, (3.05, 3.7)
 WINDOW_SIGMA = 3.0  # of the photometric redshift, within which Bagpipes searches
-N_LIVE = 400  # its default
+N_LIVE = 60  # of Bagpipes, whose default is 400: above 15 minutes a galaxy
 
 
 # --- mocks --------------------------------------------------------------------------------------

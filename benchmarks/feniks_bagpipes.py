@@ -2,9 +2,9 @@
 
 As its users fit massive quiescent galaxies: a double power law of star formation, dust of Salim et
 al. (2018), a dispersion, a polynomial of calibration and a factor of the errors, the redshift free
-within a window, by nautilus with the default number of live points. Its own populations, those of
-Bruzual & Charlot (2003) with MILES and the initial mass function of Kroupa, are those of the mocks.
-Their wavelengths are in air, so the spectrum's are converted as those at rest would be.
+within a window, by nautilus. Its own populations, those of Bruzual & Charlot (2003) with MILES and
+the initial mass function of Kroupa, are those of the mocks. Their wavelengths are in air, so the
+spectrum's are converted as those at rest would be.
 
 - ``missing() -> list[str]``: packages that are not installed.
 - ``fit(photometry, spectrum, curves, window, n_live, name) -> Found``.

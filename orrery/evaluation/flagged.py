@@ -30,7 +30,7 @@ def shares(columns: Mapping[str, Output], rows: Mapping[str, np.ndarray]) -> Met
         if column.unusual:
             known = values[np.isfinite(values)]
             tail = known > 1 - TAIL if column.unusual == "high" else known < TAIL
-            found[name] = float(np.mean(tail)) if len(tail) else 0.0
+            found |= {name: float(np.mean(tail))} if len(known) else {}  # it may not be given
     return found
 
 

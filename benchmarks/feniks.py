@@ -403,7 +403,7 @@ def main() -> None:
         with place.open("w", newline="") as file:
             writer = None
             for row in make(asked.n, asked.seed):
-                writer = writer or csv.DictWriter(file, row)
+                writer = writer or csv.DictWriter(file, row, lineterminator="\n")
                 if not file.tell():
                     writer.writeheader()
                 writer.writerow({name: f"{value:.6g}" for name, value in row.items()})

@@ -175,7 +175,7 @@ def real(path: Path) -> Iterator[Row]:
 
 
 def errors(path: Path, seed: int) -> Iterator[Row]:
-    """Residuals of PCA, beside the correlations that errors of sampled spectra should have."""
+    """Residuals of PCA, and the correlations that errors of sampled spectra should have."""
     with np.load(path) as file:
         x, e = (file[name].astype(float) for name in ("flux", "flux_error"))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(SEED_OF_SAMPLED))

@@ -2,8 +2,9 @@
 
 Two threads share the operations of a step. Those that wait for work by spinning answer at once;
 those that sleep have to be woken, and leave the cores to others. On two cores without other
-programs a step of zephyr takes 2.7 times as long where they sleep, beside one or two others 1.8 to
-2.7 times as long where they spin (`python -m benchmarks.threads`). libgomp lets them spin for 3 ms.
+programs a step of zephyr takes 2.7 times as long where they sleep, and with one or two others 1.8
+to 2.7 times as long where they spin (`python -m benchmarks.threads`). libgomp lets them spin for
+3 ms.
 """
 
 import os

@@ -139,7 +139,7 @@ def _predicted(
 
 
 def _flags_and_remarks(model: Component, rows: Mapping[str, np.ndarray], n: int) -> dict[str, Any]:
-    """What is said of ``n`` rows together, which is warned of, too."""
+    """Shares of flags and remarks on all ``n`` rows; each remark is also a warning."""
     found = flagged.shares(model.columns, rows)
     remarks = flagged.remarks(model.columns, found, n, model.record["metrics"])
     if flagged.unanswered(model.columns, rows):

@@ -14,10 +14,10 @@ def test_threads_sleep_only_where_other_programs_run(tmp_path, monkeypatch, runn
     monkeypatch.setattr(threads, "LOAD", load)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is restored in the end
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     threads.choose_how_to_wait()
     assert os.environ.get("OMP_WAIT_POLICY") == policy
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
 
 
 def test_what_the_user_says_of_waiting_threads_stays(tmp_path, monkeypatch):

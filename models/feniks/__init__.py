@@ -27,8 +27,9 @@ from orrery.models.feniks.outputs import (
     with_own_columns,
 )
 from orrery.models.feniks.redshift import WINDOW, flag
+from orrery.models.inference.ensemble import MAX_RHAT
 from orrery.models.inference.threads import one_thread
-from orrery.models.sed_emulator import MAX_RHAT, N_DRAWS, SECOND_MODE, SedEmulator, mean_size
+from orrery.models.sed_emulator import N_DRAWS, SECOND_MODE, SedEmulator, mean_size
 from orrery.models.sed_emulator.fitting import MODE_DISTANCE, Photometry, photometry
 from orrery.models.sed_emulator.migrations import ensemble_settings
 from orrery.models.sed_emulator.networks import HistoryNetwork

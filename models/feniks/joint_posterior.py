@@ -21,7 +21,8 @@ from orrery.models.feniks.rest_spectra import at_own_redshift, rest_grid, rest_s
 from orrery.models.feniks.spectroscopic_redshift import Draws
 from orrery.models.feniks.spectrum_fit import DEFAULT, Data, Fit, SpectrumModel, prepared
 from orrery.models.feniks.templates import MARGIN, SIGMA_V
-from orrery.models.inference.ensemble import Target, temper, worst_rhat
+from orrery.models.inference import ensemble
+from orrery.models.inference.ensemble import MAX_RHAT, Target, temper, worst_rhat
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
 from orrery.physics.sps.priors import Priors
@@ -31,6 +32,7 @@ LARGEST_SHIFT = 30.0  # widths of the mode, at which walkers turn back
 WALKERS = 80  # of each of two ensembles
 BETWEEN = 6  # steps at a temperature
 STEPS = 120  # of the posterior itself
+LONGER, ATTEMPTS = 240, 2  # more steps, and how often, where ensembles disagree
 
 
 class Sampled(NamedTuple):
@@ -138,11 +140,16 @@ def sample(target: JointTarget, parameters: Tensor, n: int, seed: int = 0) -> Sa
 
     ``parameters`` (T, p): draws of the posterior of photometry at a redshift near the mode. Their
     density goes over to that of photometry and spectrum (`models.inference.ensemble.temper`).
+    Ensembles that disagree go on, for `LONGER` steps at a time.
     """
     start = _start(target, parameters, seed)[None]
     times = max(4, math.ceil(n / start.shape[1] / WALKERS))
     first, joint = _grouped(target.of_photometry), _grouped(target.__call__)
     found = temper(first, joint, start, BETWEEN, STEPS, times, seed)
+    for attempt in range(ATTEMPTS):
+        if float(worst_rhat(found)) <= MAX_RHAT:
+            break
+        found = ensemble.sample(joint, found[:, :, :, -1], LONGER, times, seed + 2 + attempt)
     u = found.flatten(0, 3)
     u = u[torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:n]]
     z = torch.expm1(target.log_ratio(u))

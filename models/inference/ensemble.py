@@ -32,6 +32,7 @@ TO_OTHERS = 0.1  # of steps have the whole length of a difference: from mode to 
 JITTER = 1e-4  # of each coordinate, so that no direction is closed
 EFFECTIVE = 0.6  # share of walkers that are effective after each change of temperature
 BISECTIONS = 30
+MAX_RHAT = 1.1  # above which ensembles disagree
 
 
 class Walkers(NamedTuple):

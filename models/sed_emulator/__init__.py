@@ -21,7 +21,7 @@ from orrery.models.base import (
     Output,
     PredictedRows,
 )
-from orrery.models.inference.ensemble import worst_rhat
+from orrery.models.inference.ensemble import MAX_RHAT, worst_rhat
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors
 from orrery.models.sed_emulator.evaluation import evaluate, relative_errors
@@ -54,7 +54,6 @@ AT_ONCE_SPECTRA = 128  # galaxies
 SHORTEST = 300.0  # Angstrom: spectra begin there
 AT_ONCE = {"laplace": 512, "ensemble": 64}  # galaxies
 N_DRAWS = 200  # of the posterior, from which quantiles are
-MAX_RHAT = 1.1
 TIMES = 8  # at least, at which each walker of an ensemble gives a draw
 SECOND_MODE = 0.05  # of the evidence
 MAX_BEYOND = 3.0  # errors of a known redshift outside the prior's range

@@ -43,7 +43,7 @@ from orrery import load
 from orrery.benchmarks import feniks_bagpipes
 from orrery.datamodules.feniks.mock_spectra import SIGMA_V, draw_spectra
 from orrery.datamodules.feniks.spectra import FeniksSpectra
-from orrery.datamodules.feniks.spectrum_files import with_pixels
+from orrery.datamodules.feniks.spectrum_resolution import with_pixels
 from orrery.models.feniks.evaluation import FALSE_ALARMS, NEAR
 from orrery.models.feniks.joint import spectrum_of
 from orrery.models.feniks.observed_spectrum import Spectrum, rebinned
@@ -98,7 +98,7 @@ def mock_data(
 
 def mocks_of(data: FeniksSpectra) -> Iterator[Mock]:
     mocks = data.mocks()
-    pixel, line_spread = data.mock_wavelength, data.reading.resolution
+    pixel, line_spread = data.mock_wavelength, data.line_spread
     drawn = draw_spectra(
         data.synthesis, mocks.parameters, mocks.history, pixel, line_spread,
         data.signal_to_noise, data.broad_share, data.seed,

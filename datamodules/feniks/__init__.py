@@ -21,8 +21,7 @@ from orrery.datamodules.feniks.mock_spectra import (
     pixels,
 )
 from orrery.datamodules.feniks.mocks import QUANTITIES, SHARES, Mocks, draw_mocks
-from orrery.datamodules.feniks.spectrum_columns import LINE_SPREAD
-from orrery.datamodules.feniks.spectrum_files import with_pixels
+from orrery.datamodules.feniks.spectrum_resolution import LINE_SPREAD, with_pixels
 from orrery.datamodules.sed_emulator import SedEmulatorData, simulation
 from orrery.datamodules.sed_emulator.columns import DECLARED
 from orrery.physics.galaxies.quiescent import REST_BANDS

@@ -18,7 +18,6 @@ from orrery.datamodules.feniks.mock_spectra import K_BAND, draw_spectra, pixels
 from orrery.datamodules.feniks.mocks import Mocks
 from orrery.datamodules.feniks.spectrum_columns import (
     DEFAULTS,
-    LINE_SPREAD,
     NEAR_INFRARED,
     read_settings,
 )
@@ -26,9 +25,13 @@ from orrery.datamodules.feniks.spectrum_files import (
     FEWEST,
     ObservedSpectrum,
     read_spectra,
-    with_pixels,
 )
 from orrery.datamodules.feniks.spectrum_formats import text_of
+from orrery.datamodules.feniks.spectrum_resolution import (
+    LINE_SPREAD,
+    resolution_of,
+    with_pixels,
+)
 from orrery.datamodules.feniks.spectrum_rows import rows_of_spectra, some_of, stem
 from orrery.datamodules.values import LARGEST, BadValue
 from orrery.physics.sps.filters import pivot_wavelength
@@ -80,6 +83,7 @@ class FeniksSpectra(FeniksData):
             column of files instead. A file may hold several, see `spectrum_files.read_spectra`.
         spectrum: how files are read, see `spectrum_columns.SpectrumSettings`.
         resolution: of the spectrograph, wavelength over FWHM; pixels that are wider count as well.
+            null: that of the grating of the file, or of MOSFIRE in K, with a warning.
         wavelength_range: Angstrom, beyond which pixels are not used.
         signal_to_noise: of mock spectra, in 20 Angstrom, or several to draw from.
         mock_pixels: of mock spectra: first and last wavelength, and width of a pixel, Angstrom.
@@ -97,7 +101,7 @@ class FeniksSpectra(FeniksData):
         self,
         spectra: str | Sequence[str] | None = None,
         spectrum: Mapping[str, Any] | None = DEFAULTS,
-        resolution: float = LINE_SPREAD,
+        resolution: float | None = None,
         wavelength_range: Sequence[float] = NEAR_INFRARED,
         signal_to_noise: float | Sequence[float] = 5.0,
         mock_pixels: Sequence[float] = K_BAND,
@@ -118,7 +122,7 @@ class FeniksSpectra(FeniksData):
             raise ValueError(f"data.wavelength_range={wavelength_range}; expected two wavelengths")
         low, high = map(float, wavelength_range)
         self.reading = read_settings(
-            spectrum, resolution=float(resolution), wavelength_range=(low, high),
+            spectrum, resolution=resolution and float(resolution), wavelength_range=(low, high),
             sentinels=self.sentinels,
         )  # fmt: skip
         ratios = [signal_to_noise] if isinstance(signal_to_noise, int | float) else signal_to_noise
@@ -140,13 +144,18 @@ class FeniksSpectra(FeniksData):
         self._failed: dict[str, str] = {}  # with `skip_bad`: id -> what is wrong with its spectrum
         self._read_files: tuple[Any, dict[str, dict[str, ObservedSpectrum] | str]] | None = None
 
+    @property
+    def line_spread(self) -> float:
+        """Wavelength over FWHM of the spectrograph, of mocks where none is given."""
+        return self.reading.resolution or LINE_SPREAD
+
     # --- mocks --------------------------------------------------------------------------------
 
     def _catalogue_of(self, mocks: Mocks) -> dict[str, np.ndarray]:
         """With spectra, in arrays, and whether they have broad lines."""
         drawn = draw_spectra(
             self.synthesis, mocks.parameters, mocks.history, self.mock_wavelength,
-            self.reading.resolution, self.signal_to_noise, self.broad_share, self.seed,
+            self.line_spread, self.signal_to_noise, self.broad_share, self.seed,
         )  # fmt: skip
         return super()._catalogue_of(mocks) | {
             "spectrum_wavelength": np.tile(drawn.wavelength, (len(drawn.flux), 1)),
@@ -349,7 +358,7 @@ class FeniksSpectra(FeniksData):
         wavelength = np.full((n, longest), ANYWHERE)
         flux, error = np.zeros((n, longest)), np.ones((n, longest))
         good = np.zeros((n, longest), bool)
-        resolution = np.full(n, self.reading.resolution)
+        resolution = np.full(n, self.line_spread)
         for row, each in enumerate(spectra):
             if each is not None:
                 m = len(each.flux)
@@ -389,9 +398,9 @@ class FeniksSpectra(FeniksData):
         self._refuse_row("spectrum_flux", few, flux, f"{FEWEST} good pixels, or none")
         middle = np.median(wavelength, axis=1)
         width = np.median(np.diff(wavelength, axis=1), axis=1)
-        seen = [
-            with_pixels(self.reading.resolution, a, b) for a, b in zip(middle, width, strict=True)
-        ]
+        given = self.line_spread if self.is_simulation else self.reading.resolution
+        line_spread = resolution_of(None, given, self.label, self._say_of_spectra)
+        seen = [with_pixels(line_spread, a, b) for a, b in zip(middle, width, strict=True)]
         flux, error = np.where(usable, flux, 0.0), np.where(usable, error, 1.0)
         return spectra_batch(wavelength, flux, error, usable, np.array(seen))
 

@@ -12,7 +12,6 @@ from astropy import units as u
 
 from orrery.tables.columns import parse_unit
 
-LINE_SPREAD = 3600.0  # wavelength over FWHM: MOSFIRE in K with its 0.7'' slit
 NEAR_INFRARED = (10_000.0, 55_000.0)  # Angstrom: where galaxies at z > 1 have their Balmer lines
 FAINT, BRIGHT = 33.0, 8.0  # AB: the median pixel of a spectrum of a galaxy lies between
 EXAMPLE = "1e-19 erg/s/cm2/AA"
@@ -70,8 +69,8 @@ class SpectrumSettings:
     - ``group``: extension of a FITS file, or group of an HDF5 file.
 
     The others are settings of `FeniksSpectra`: ``resolution``, wavelength over FWHM of the
-    spectrograph; ``wavelength_range``, Angstrom, beyond which pixels are not used; ``sentinels``,
-    fluxes that mean unknown.
+    spectrograph, None: see `spectrum_resolution`; ``wavelength_range``, Angstrom, beyond which
+    pixels are not used; ``sentinels``, fluxes that mean unknown.
     """
 
     wavelength: str | None = None
@@ -88,7 +87,7 @@ class SpectrumSettings:
     air: bool | None = None
     error_from: str | None = None
     group: str | None = None
-    resolution: float = LINE_SPREAD
+    resolution: float | None = None
     wavelength_range: tuple[float, float] = NEAR_INFRARED
     sentinels: tuple[float, ...] = ()
 
@@ -129,7 +128,7 @@ def _check_numbers(settings: SpectrumSettings) -> None:
             f"data.wavelength_range=[{low:g},{high:g}]; expected two wavelengths, Angstrom, the "
             f"lower one first"
         )
-    if not 10 <= settings.resolution < np.inf:
+    if settings.resolution is not None and not 10 <= settings.resolution < np.inf:
         raise ValueError(
             f"data.resolution={settings.resolution:g}; expected wavelength over FWHM, such as 3600"
         )

@@ -28,9 +28,9 @@ from orrery.datamodules.feniks.spectrum_columns import (
 )
 from orrery.datamodules.feniks.spectrum_covariance import covariance_of, with_good_pixels
 from orrery.datamodules.feniks.spectrum_formats import WCS, Columns, columns_of_file
+from orrery.datamodules.feniks.spectrum_resolution import resolution_of, with_pixels
 from orrery.datamodules.values import LARGEST, equals_any
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT
-from orrery.physics.sps.observed import FWHM
 from orrery.physics.sps.population import in_vacuum
 from orrery.tables.columns import without_maggies
 
@@ -108,23 +108,15 @@ def observed(columns: Columns, settings: SpectrumSettings, path: str, say: Say) 
     if covariance is not None:
         covariance = with_good_pixels(covariance[part, part], good, path)
     width = np.median(np.diff(edges, axis=1)[good, 0])
+    line_spread = resolution_of(columns.grating, settings.resolution, path, say)
     return ObservedSpectrum(
         middle,
         np.where(good, flux, 0.0),
         np.where(good, error, 1.0),
         good,
-        with_pixels(settings.resolution, float(np.median(middle[good])), float(width)),
+        with_pixels(line_spread, float(np.median(middle[good])), float(width)),
         covariance,
     )
-
-
-def with_pixels(resolution: float, wavelength: float, width: float) -> float:
-    """Wavelength over FWHM, of a spectrograph and of pixels that average over ``width``, Angstrom.
-
-    The variance of a pixel, width^2 / 12, is added to that of the line-spread function.
-    """
-    fwhm = np.hypot(wavelength / resolution, FWHM * width / np.sqrt(12))
-    return float(wavelength / fwhm)
 
 
 def _numbers(columns: Columns, name: str, path: str) -> np.ndarray:

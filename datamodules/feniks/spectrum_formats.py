@@ -17,6 +17,7 @@ from orrery.datamodules.feniks.spectrum_columns import (
     find,
     missing,
 )
+from orrery.datamodules.feniks.spectrum_resolution import grating
 from orrery.tables import open_catalogue
 from orrery.tables.base import naming
 from orrery.tables.text import open_text
@@ -33,13 +34,14 @@ class Columns(NamedTuple):
     That of the role covariance, if there is one, is (m, m).
 
     ``in_air``: what keywords of the file say of wavelengths; ``known``: role -> column, where the
-    format says it.
+    format says it; ``grating``: see `spectrum_resolution`.
     """
 
     values: dict[str, np.ndarray]
     units: dict[str, Any]
     in_air: bool | None = None
     known: Mapping[str, str] = {}
+    grating: str | None = None
 
     def find(self, role: str, settings: SpectrumSettings, path: str) -> str | None:
         """The column of a role, None if there is none."""
@@ -53,7 +55,8 @@ def columns_of_file(path: str, settings: SpectrumSettings) -> dict[str, Columns]
         if not os.path.exists(path):
             raise FileNotFoundError(f"{path}: there is no such file (it came from data.spectra)")
         with naming(path), fits.open(path) as hdus:
-            in_air = _medium([hdu.header for hdu in hdus])
+            headers = [hdu.header for hdu in hdus]
+            in_air, used = _medium(headers), grating(headers)
             tables = any(isinstance(hdu, fits.BinTableHDU | fits.TableHDU) for hdu in hdus)
             images = _images(hdus, path, tables)
         if (
@@ -61,10 +64,11 @@ def columns_of_file(path: str, settings: SpectrumSettings) -> dict[str, Columns]
             and not (tables and settings.group)
             and not _has_flux_table(path, settings)
         ):
-            return {"": _image_columns(images, settings, path, in_air)}
+            columns = _image_columns(images, settings, path, in_air)
+            return {"": columns._replace(grating=used)}
     else:
-        in_air, images = None, {}
-    columns = _table_columns(path, settings)._replace(in_air=in_air)
+        in_air, used, images = None, None, {}
+    columns = _table_columns(path, settings)._replace(in_air=in_air, grating=used)
     matrix = find("covariance", [*columns.values, *images], settings, path)
     if matrix in images:  # of the spectrum in the table
         columns.values[matrix] = images[matrix][0]

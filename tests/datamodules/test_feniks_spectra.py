@@ -32,6 +32,7 @@ def module(tmp_path, **given) -> FeniksSpectra:
     pattern = str(tmp_path / "*.spectrum.fits")
     settings = {"bands": BANDS, "spectra": pattern, "spectrum": VACUUM, "split": "all",
                 "flux_zero_point": 23.9, **given}  # fmt: skip
+    settings = {"resolution": 3600.0} | settings
     return FeniksSpectra(path=str(tmp_path / "cat.csv"), **settings)
 
 

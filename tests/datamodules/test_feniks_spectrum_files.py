@@ -13,7 +13,6 @@ from orrery.datamodules.feniks.spectrum_columns import SpectrumSettings, find, r
 from orrery.datamodules.feniks.spectrum_files import (
     noise_of_scatter,
     read_spectra,
-    with_pixels,
 )
 from orrery.physics.sps.population import in_vacuum
 
@@ -31,10 +30,11 @@ ERROR = np.linspace(0.1, 0.3, N)
 FLAM = u.Unit("erg / (s cm2 AA)")
 PER_FREQUENCY = u.spectral_density(WAVE * u.AA)
 VACUUM = {"air": False}
+KNOWN = {"resolution": 3600.0}
 
 
 def settings(**given) -> SpectrumSettings:
-    others = {
+    others = KNOWN | {
         k: given.pop(k) for k in ("resolution", "wavelength_range", "sentinels") if k in given
     }
     return read_settings({**VACUUM, **given}, **others)
@@ -350,24 +350,24 @@ def test_air_or_vacuum_is_said_by_the_user_the_file_or_us(tmp_path):
     assert vacuum[0] / WAVE[0] - 1 == pytest.approx(2.7e-4, abs=5e-6)
     for kind, expected in (("AWAV", vacuum), ("WAVE", WAVE)):
         image(path, {"FLUX": FLUX, "ERR": ERROR}, **{**LINEAR, "CTYPE1": kind})
-        same(read_spectrum(path, read_settings({}), pytest.fail), wave=expected)
+        same(read_spectrum(path, read_settings({}, **KNOWN), pytest.fail), wave=expected)
     for name, expected in (("wave_air", vacuum), ("lambda_vac", WAVE)):
         columns = table(wavelength=None, **{name: WAVE * u.AA})
         columns.write(path, overwrite=True)
-        same(read_spectrum(path, read_settings({}), pytest.fail), wave=expected)
+        same(read_spectrum(path, read_settings({}, **KNOWN), pytest.fail), wave=expected)
     columns.meta["VACUUM"] = False
     columns.rename_column("lambda_vac", "wave")
     columns.write(path, overwrite=True)
-    same(read_spectrum(path, read_settings({}), pytest.fail), wave=vacuum)
+    same(read_spectrum(path, read_settings({}, **KNOWN), pytest.fail), wave=vacuum)
     say = []
-    same(read_spectrum(path, read_settings({"air": False}), say.append))
+    same(read_spectrum(path, read_settings({"air": False}, **KNOWN), say.append))
     assert say == ["wavelengths are in air by the file, and taken in vacuum by "
                    "data.spectrum.air=false"]  # fmt: skip
     table().write(path, overwrite=True)
     say.clear()
-    same(read_spectrum(path, read_settings({}), say.append))
+    same(read_spectrum(path, read_settings({}, **KNOWN), say.append))
     assert len(say) == 1 and "they are taken in vacuum" in say[0] and "82 km/s" in say[0]
-    same(read_spectrum(path, read_settings({"air": True}), pytest.fail), wave=vacuum)
+    same(read_spectrum(path, read_settings({"air": True}, **KNOWN), pytest.fail), wave=vacuum)
 
 
 # --- errors, masks and order --------------------------------------------------------------------
@@ -460,15 +460,6 @@ def test_wavelengths_may_fall_and_must_not_jump(tmp_path):
     edges = {"wl_low": WAVE * u.AA, "wl_up": (WAVE - 1) * u.AA}
     with pytest.raises(ValueError, match=r"'wl_low' is not below 'wl_up' in row 0"):
         read(tmp_path, table(wavelength=None, **edges))
-
-
-def test_wide_pixels_lower_the_resolution(tmp_path):
-    step = WAVE[1] - WAVE[0]
-    spectrum = read(tmp_path, table(), resolution=3600.0)
-    assert spectrum.resolution == pytest.approx(with_pixels(3600, 21_650, step), rel=1e-3)
-    assert with_pixels(3600, 21_600, 1e-3) == pytest.approx(3600)
-    fwhm = np.hypot(6, 2.3548 * 24 / 12**0.5)  # of the spectrograph and of pixels of 24 Angstrom
-    assert with_pixels(3600, 21_600, 24) == pytest.approx(21_600 / fwhm, rel=1e-4)
 
 
 def test_files_that_are_damaged_or_empty_are_named(tmp_path):

@@ -64,6 +64,9 @@ BENCHMARKS = {
     "gems": Benchmark("gems", ("galpy",)),
     "mass_net": Benchmark("mass_net", ()),
     "sed_emulator": Benchmark("sed_emulator", ("bagpipes",)),
+    "feniks": Benchmark(
+        "feniks bagpipes --n 10 --seed 700", ("bagpipes", "nautilus-sampler", "spectres")
+    ),
     "abundances": Benchmark("abundances", (), "the tables of stars"),
 }
 
@@ -108,6 +111,10 @@ HEADLINES = (
     Headline("sed_emulator", "sed_emulator_speed", "ms per galaxy", "ms", "Bagpipes",
              {"method": "sed_emulator", "case": "dust", "batch": "2048"},
              {"method": "Bagpipes", "case": "dust"}),
+    Headline("feniks", "feniks_bagpipes", "rms of log t50", "t50_error_dex", "Bagpipes",
+             {"method": "feniks"}, {"method": "Bagpipes"}, rms),
+    Headline("feniks", "feniks_bagpipes", "CPU seconds", "seconds", "Bagpipes",
+             {"method": "feniks"}, {"method": "Bagpipes"}),
 )  # fmt: skip
 
 

@@ -25,14 +25,16 @@ def test_half_of_the_mass_is_older_than_t50():
 
 
 def test_the_report_counts_redshifts_and_intervals(capsys):
-    row = dict.fromkeys(("seed", "n_live", "seconds", "seconds_bagpipes"), 1.0)
-    row |= {"true_zred": 3.5, "z": 3.501, "z_bagpipes": 3.55}
-    for name, true in (("log_stellar_mass", 11.0), ("t50", 1.0)):
-        row[f"{name}_true"] = true
-        for end, value in (("", true), ("_bagpipes", 1.2 * true)):
-            row |= {f"{name}{end}": value, f"{name}{end}_q16": 0.9 * value}
-            row |= {f"{name}{end}_q84": 1.1 * value}
-    feniks.report_bagpipes([row, {**row, "z_bagpipes": 3.499}])
+    def rows(method, z, factor):
+        row = {"method": method, "true_zred": 3.5, "z": z, "seconds": 1.0}
+        for name, true in (("log_stellar_mass", 11.0), ("t50", 1.0)):
+            value = factor * true
+            row |= {f"{name}_true": true, name: value}
+            row |= {f"{name}_q16": 0.9 * value, f"{name}_q84": 1.1 * value}
+        return row | {"t50_error_dex": np.log10(factor)}
+
+    peer = [rows("Bagpipes", z, 1.2) for z in (3.55, 3.499)]
+    feniks.report_bagpipes([rows("feniks", 3.501, 1.0)] * 2 + peer)
     ours, peer = capsys.readouterr().out.split("Bagpipes")
     assert "within 0.01: 2;" in ours and "within 0.01: 1;" in peer
     assert ours.count("hold 2") == 2 and peer.count("hold 0") == 2

@@ -98,6 +98,23 @@ def refusal(done: Done) -> str:
     return done.stderr
 
 
+def keep_predictions(patch: pytest.MonkeyPatch, path: Path) -> None:
+    """Write what the trained model predicts of a batch, before it is read from its file."""
+    import torch
+
+    from orrery.evaluation import evaluate
+
+    real = evaluate.evaluate
+
+    def evaluated(model: Any, data: Any, *rest: Any) -> dict[str, float]:
+        metrics = real(model, data, *rest)
+        with torch.inference_mode():
+            torch.save(model.predict_step(next(data.prediction_batches()), 0), path)
+        return metrics
+
+    patch.setattr(evaluate, "evaluate", evaluated)
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Any:
     """``runs(component)``: the folder of a quick run, made once for all workers; not to change."""
@@ -110,7 +127,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Any:
         with FileLock(shared / f"{component}.lock"):
             if not made.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # of a training that failed
-                train(component, folder, report=True)
+                with pytest.MonkeyPatch.context() as patch:
+                    keep_predictions(patch, shared / f"{component}.predicted.pt")
+                    train(component, folder, report=True)
                 made.touch()
         return folder
 

@@ -98,7 +98,11 @@ def newton(target: Target, u: Tensor, steps: int = 10) -> Tensor:
                 if bool((rises := target(u + step) >= value).all()):
                     break
                 step = torch.where(rises[..., None], step, 0.5 * step)
-            u = torch.where((target(u + step) >= value)[..., None], u + step, u).detach()
+            else:
+                rises = target(u + step) >= value
+            if not bool(rises.any()):  # nor would the next step, which is the same
+                break
+            u = torch.where(rises[..., None], u + step, u).detach()
     return u
 
 

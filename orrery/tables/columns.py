@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatch
+from functools import lru_cache
 
 import numpy as np
 from astropy import units as u
@@ -65,15 +66,15 @@ def unused(
     ``if_named``: roles that are read only if the user names a column, whatever it is called.
     """
     texts = []
+    read = {*wanted.values(), *keep}
+    free = [(name, name.lower()) for name in names if name not in read]
     for role, default in known.items():
         if role not in wanted and role not in columns:
             like = {default.lower(), role.lower()}
-            read = [*wanted.values(), *keep, *(() if role in if_named else (default,))]
-            free = [n for n in names if n not in read]
             texts += [
                 f"column {name!r} is not used; if it is {default}, set data.columns.{role}={name}"
-                for name in free
-                if name.lower() in like
+                for name, lower in free
+                if lower in like and (name != default or role in if_named)
             ]
     return texts
 
@@ -112,7 +113,7 @@ def convert(
     "mag(AB)" stand for each other; other magnitude systems must be convertible by astropy.
     Raises ValueError naming the column, its unit and the expected one.
     """
-    wanted = u.Unit(unit_out)
+    wanted = _unit(unit_out)
     if unit_in is None or unit_in == wanted or {unit_in, wanted} == {u.mag, u.ABmag}:
         return np.asarray(values)
     try:
@@ -122,6 +123,11 @@ def convert(
             f"column {column!r} is in {str(unit_in)!r}, which does not convert to the expected "
             f"{str(wanted)!r}; convert the column, or correct its unit in the file"
         ) from error
+
+
+@lru_cache  # to parse a text takes astropy a millisecond, for each column of each chunk
+def _unit(unit: u.UnitBase | str) -> u.UnitBase:
+    return u.Unit(unit)
 
 
 def without_maggies(unit: u.UnitBase) -> u.UnitBase:

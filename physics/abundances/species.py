@@ -6,6 +6,7 @@ log eps(Mg) = 12 + log N(Mg)/N(H); ``mg_h_error`` its error; ``mg_limit`` the fl
 
 import difflib
 import re
+from functools import cache
 from typing import NamedTuple
 
 _SYMBOLS = (  # by atomic number, from 1 on
@@ -159,6 +160,7 @@ _AFTER = (
 )
 
 
+@cache  # the names of a table are read several times while it is opened
 def read_label(name: str) -> Label | None:
     """What the column ``name`` holds; None for what is no abundance.
 

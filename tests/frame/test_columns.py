@@ -97,9 +97,9 @@ def ready(name: str) -> tuple[CatalogueData, dict[bool, Table]]:
 
 
 def batches(data: CatalogueData, table: Table, training: bool) -> list[dict[str, torch.Tensor]]:
-    """Batches of a table, with neither a split nor a selection."""
+    """Two or three batches of a table, with neither a split nor a selection."""
     data = copy.copy(data)
-    data.table, data.split, data.predict_batch_size = table, "all", 5
+    data.table, data.split, data.predict_batch_size = table, "all", max(1, len(table) // 2)
     if not training:
         return list(data.prediction_batches())
     with data.open("fit") as catalogue:

@@ -65,6 +65,7 @@ def save_time(report: bool, change: Callable[[str, object], object]) -> None:
     change("orrery.models.sed_emulator.covariance.STEPS", 300)
     change("orrery.models.feniks.joint_posterior.BETWEEN", 1)
     change("orrery.models.feniks.joint_posterior.STEPS", 12)
+    change("orrery.models.feniks.joint_posterior.ATTEMPTS", 0)
     change("orrery.models.feniks.spectroscopic_redshift.BROAD_TEMPLATES", 4)
     change("orrery.evaluation.timing.REPEATS", 1)
     change("orrery.figures.style.DPI", 40)
@@ -102,8 +103,6 @@ def _main(
     if Path(cwd, "orrery").is_dir() and Path(cwd) != ROOT:
         _forget_the_servers_modules()
     save_time(report, _set)
-    # for hydra.mode, which no config sets, Hydra would compose the config once more
-    _set("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
     if words[0] == "-m":
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:

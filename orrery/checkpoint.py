@@ -26,6 +26,7 @@ from lightning import LightningDataModule, LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from orrery.files import written_atomically
+from orrery.models.base import RECORD as RECORD
 from orrery.record import (
     LimitedSize,
     check_checkpoint,
@@ -35,7 +36,6 @@ from orrery.record import (
     check_weights,
 )
 
-RECORD = "orrery"
 PACKAGES = ("orrery.models.", "orrery.datamodules.")  # whose classes a checkpoint may name
 ZIP = b"PK\x03\x04"  # how every file of torch.save begins
 LIBRARIES = ("orrery", "torch", "lightning", "zuko", "nflows", "numpy", "astropy", "torchdiffeq")
@@ -164,6 +164,11 @@ def full_target(node: Mapping[str, Any]) -> str:
 def component_name(target: str) -> str:
     """``zephyr`` of ``orrery.models.zephyr.Zephyr``."""
     return target.split(".")[2]
+
+
+def name_of(model: LightningModule) -> str:
+    """``zephyr`` of a `Zephyr`."""
+    return component_name(type(model).__module__)
 
 
 def class_of(node: Mapping[str, Any]) -> Any:

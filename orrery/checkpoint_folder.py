@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from orrery.checkpoint import name_of
 from orrery.model_card import hub_card
 from orrery.models.base import RECORD, Component
 from orrery.pretrained import CONFIG, WEIGHTS
@@ -31,7 +32,7 @@ def write_folder(checkpoint: Mapping[str, Any], model: Component, name: str, fol
     others = {key: value for key, value in checkpoint.items() if key != "state_dict"}
     config = {
         "library_name": "orrery",
-        "model_type": type(model).__module__.split(".")[2],
+        "model_type": name_of(model),
         "weights_sha256": _sha256(folder / WEIGHTS),
         "checkpoint": {**others, RECORD: {**record, "metrics": metrics}},
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from orrery.checkpoint import name_of
 from orrery.models.base import Component, Exported, ExportsNetwork, Input, Output
 
 OPSET = 20  # of ONNX
@@ -32,7 +33,7 @@ def write_network(model: Component, format: str, folder: Path) -> None:
     write_program(traced(exported), exported, format, folder)
     record = model.record
     schema = {
-        "component": component_name(model),
+        "component": name_of(model),
         "network": NAMES[format],
         "orrery": record["versions"]["orrery"],
         "data": {k: v for k, v in record["data"].items() if k != "path"},
@@ -44,7 +45,7 @@ def write_network(model: Component, format: str, folder: Path) -> None:
 
 def network_of(model: Component, format: str) -> Exported:
     """The network of a component; ``ValueError`` if it has none that ``format`` holds."""
-    component = component_name(model)
+    component = name_of(model)
     if not isinstance(model, ExportsNetwork):
         raise ValueError(
             f"{component} has no network to export as {format}: it predicts by fits or searches "
@@ -58,11 +59,6 @@ def network_of(model: Component, format: str) -> Exported:
             f"format=torch_export writes its network"
         )
     return exported
-
-
-def component_name(model: Component) -> str:
-    """``zephyr`` of a `Zephyr`."""
-    return type(model).__module__.split(".")[2]
 
 
 def write_program(

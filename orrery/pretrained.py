@@ -2,10 +2,7 @@
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # torch takes seconds to import: `train.py --help` must not wait for it
-    pass
+from typing import Any
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a checkpoint that is a folder
@@ -20,7 +17,7 @@ def load(checkpoint: str | Path) -> Any:
     Returns the component, in evaluation mode: ``load("zephyr").predict(table)`` for every one, and
     its own methods, such as ``load("gyro").age(prot=25.4, bp_rp0=0.82)``.
     """
-    from orrery.checkpoint import read_checkpoint, restore
+    from orrery.checkpoint import read_checkpoint, restore  # torch takes seconds to import
 
     path = find(checkpoint)
     return restore(read_checkpoint(path), path=path)

@@ -25,6 +25,7 @@ import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from orrery.checkpoint_folder import read_folder
 from orrery.files import written_atomically
 from orrery.models.base import RECORD as RECORD
 from orrery.record import (
@@ -82,8 +83,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     a checkpoint of this zoo.
     """
     if Path(path).is_dir():
-        from orrery.checkpoint_folder import read_folder
-
         checkpoint: dict[str, Any] = read_folder(Path(path))
     else:
         checkpoint = read_archive(path)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from orrery.checkpoint import name_of
+from orrery.exported_files import NETWORKS
 from orrery.models.base import Component, Exported, ExportsNetwork, Input, Output
 
 OPSET = 20  # of ONNX
-NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 
 
 def write_network(model: Component, format: str, folder: Path) -> None:
@@ -34,7 +34,7 @@ def write_network(model: Component, format: str, folder: Path) -> None:
     record = model.record
     schema = {
         "component": name_of(model),
-        "network": NAMES[format],
+        "network": NETWORKS[format],
         "orrery": record["versions"]["orrery"],
         "data": {k: v for k, v in record["data"].items() if k != "path"},
         **schema_of(exported),
@@ -65,7 +65,7 @@ def write_program(
     program: torch.export.ExportedProgram, exported: Exported, format: str, folder: Path
 ) -> None:
     """Write `traced` operations into ``folder``."""
-    path = folder / NAMES[format]
+    path = folder / NETWORKS[format]
     if format == "onnx":
         _write_onnx(program, exported, path)
     else:

@@ -4,9 +4,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from orrery.exported_files import CONFIG, NETWORKS, WEIGHTS
+
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a checkpoint that is a folder
-NETWORKS = ("model.onnx", "model.pt2")  # of other exported folders
 
 
 def load(checkpoint: str | Path) -> Any:
@@ -56,7 +56,7 @@ def _refuse_other_folders(folder: Path) -> None:
         return
     if (folder / "best.ckpt").is_file():
         hint = f"it is the folder of a run, whose model is {folder / 'best.ckpt'}"
-    elif any((folder / name).is_file() for name in NETWORKS):
+    elif any((folder / name).is_file() for name in NETWORKS.values()):
         hint = "it holds a network for other programs; export without format= for a checkpoint"
     else:
         hint = "python -m orrery export writes such a folder"

@@ -72,7 +72,7 @@ MIN_GAIN = 1e-2  # nats that a Newton step gains, or it is the last: ours and th
 class Result(NamedTuple):
     """A posterior, and its cost."""
 
-    log_rho: Tensor  # (samples, pixels, shells from us)
+    log_rho: Tensor  # (samples, pixels, shells from the Sun)
     amplitude: Tensor  # (samples,)
     costs: dict[str, float]
 
@@ -156,7 +156,7 @@ def orrery(settings: dict[str, Any], data: Any, plain: bool = False) -> tuple[An
     trainer.fit(model, datamodule=data)
     fitted = time.process_time()
     model.eval().calibrate(data)
-    log_rho = model.rho_from_us().log()
+    log_rho = model.rho_from_sun().log()
     ended = time.process_time()
     (median, error), latents = model.amplitude, model.samples().detach()
     amplitude = (math.log(median) + error * latents[:, 1 - N_HYPER]).exp()

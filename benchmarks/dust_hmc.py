@@ -30,8 +30,7 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import torch
 from torch import Tensor
 
-from orrery import pretrained
-from orrery.checkpoint import read_checkpoint, restore
+from orrery import load
 from orrery.models.dust.evaluation import (
     MapPosterior,
     map_metrics,
@@ -57,7 +56,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     chains: dict[tuple[int, int], dict[str, Any]] = {}
     for path in options.checkpoints:
-        model = restore(read_checkpoint(pretrained.find(path))).requires_grad_(False)
+        model = load(path).requires_grad_(False)
         data = data_for(model.record, {})
         sky = data.seed, data.clouds
         if options.transitions and sky not in chains:
@@ -90,7 +89,7 @@ def hmc(model: Any, data: Any, transitions: int) -> dict[str, Any]:
 
 def metrics_row(model: Any, data: Any, samples: Tensor, method: str) -> dict[str, Any]:
     """Of ``samples`` (draws, latents)."""
-    log_rho = torch.cat([Density(model.prior, u).log_from_us for u in samples.split(64)])
+    log_rho = torch.cat([Density(model.prior, u).log_from_sun for u in samples.split(64)])
     median, error = model.amplitude
     amplitude = (math.log(median) + error * samples[:, 1 - N_HYPER]).exp()
     sky = {"seed": data.seed, "clouds": data.clouds, "method": method, "draws": len(samples)}
@@ -101,8 +100,8 @@ def metrics_row(model: Any, data: Any, samples: Tensor, method: str) -> dict[str
 def score_of(model: Any, data: Any, substructure: float = 0.0) -> Score:
     """A function that scores a posterior by the truth and by held-out stars.
 
-    Of ``log_rho`` (draws, pixels, shells from us) and ``amplitude`` (draws,); ``mirrored``: the
-    draws are pairs about their mean; ``substructure``: see `models.dust.Dust`.
+    Of ``log_rho`` (draws, pixels, shells from the Sun) and ``amplitude`` (draws,); ``mirrored``:
+    the draws are pairs about their mean; ``substructure``: see `models.dust.Dust`.
     """
     data.setup("fit")
     truth = data.true_density().log().float()

@@ -211,7 +211,7 @@ def of_map(model: Any, test: Rows, words: list[str]) -> Prediction:
     """Mean, log density, probability of less, and flags, each (stars,)."""
     (batch,) = data_of(test, words)[1].prediction_batches()
     rows = model.predict_step(batch)
-    rho, stars = model.rho_from_us(), model.stars(batch, by_prior=True)
+    rho, stars = model.rho_from_sun(), model.stars(batch, by_prior=True)
     along = stars.along(rho)
     mean, square = mean_and_variance(along, stars.paths, model.widths)
     square = square + model.substructure**2 * voxel_squares(along, stars.paths)

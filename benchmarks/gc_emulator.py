@@ -25,8 +25,7 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import numpy as np
 import torch
 
-from orrery import pretrained
-from orrery.checkpoint import read_checkpoint, restore
+from orrery import load
 from orrery.datamodules.gc_emulator import GCEmulatorData
 from orrery.evaluation.timing import best_of_five, timings
 from orrery.physics.clusters import cluster_stars, lowered_isothermal
@@ -46,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)
     from limepy import limepy
 
-    model = restore(read_checkpoint(pretrained.find(options.checkpoint))).requires_grad_(False)
+    model = load(options.checkpoint).requires_grad_(False)
     n_ra = model.emulator.shape[0]
     data = GCEmulatorData(n_W0=1, n_g=1, n_ra=n_ra, batch_size=1, n_test=N_MODELS)
     prior = {name: torch.from_numpy(x) for name, x in data.simulate("test").items()}

@@ -29,8 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orrery import pretrained
-from orrery.checkpoint import read_checkpoint, restore
+from orrery import load
 from orrery.datamodules.gc_emulator.profile import GCProfile
 from orrery.models.gc_emulator.posterior import PARAMETERS
 from orrery.models.gc_emulator.profiles import ProfilesPosterior
@@ -93,7 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = GCProfile(path=options.path)
-    model = restore(read_checkpoint(pretrained.find(options.checkpoint))).requires_grad_(False)
+    model = load(options.checkpoint).requires_grad_(False)
     peer = LimepyProfiles(model.emulator, data.profiles(), data.distance_prior())
 
     rows = {}

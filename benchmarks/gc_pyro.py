@@ -21,8 +21,7 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import torch
 from torch import Tensor
 
-from orrery import pretrained
-from orrery.checkpoint import read_checkpoint, restore
+from orrery import load
 from orrery.datamodules.gc_emulator import MOCK_TRUTH
 from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.models.gc_emulator.inference import posterior_of, sample
@@ -62,9 +61,7 @@ def main() -> None:
 
 def mock_posterior(n: int, sky: bool) -> ClusterPosterior:
     """The posterior of a mock cluster, seed 0."""
-    emulator = (
-        restore(read_checkpoint(pretrained.find("gc_emulator"))).requires_grad_(False).emulator
-    )
+    emulator = load("gc_emulator").requires_grad_(False).emulator
     data = GCStars(n_stars=n, truth=MOCK_TRUTH | (PLACE if sky else {}), seed=0)
     return posterior_of(emulator, data.observations())
 

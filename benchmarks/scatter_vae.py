@@ -238,7 +238,7 @@ def scores(model: ScatterVAE, found: LatentPosterior, batch: Any) -> Row:
     squares, dof, log_p = misfit(found, model.whitened_mask(batch["observed"]))
     n = found.residual.shape[1]
     log_errors = (batch["errors"] / batch["flux"][:, None]).log().sum(1)
-    if model.modes is not None:  # which are in units of the errors
+    if model.in_modes:
         log_errors = torch.zeros_like(log_errors)
     residual = found.studentised().abs()
     marginal = found.marginal_nll(log_errors, torch.tensor(float(n)))

@@ -38,8 +38,9 @@ from orrery import pretrained
 from orrery.benchmarks.dust_hmc import write_rows
 from orrery.datamodules.sed_emulator import SedEmulatorData
 from orrery.models.sed_emulator import SedEmulator
-from orrery.models.sed_emulator.fitting import photometry, predicted_fluxes
+from orrery.models.sed_emulator.fitting import predicted_fluxes
 from orrery.models.sed_emulator.outputs import BIT
+from orrery.models.sed_emulator.posterior import photometry
 
 FILES = "cosmos2020_specz_*.txt"
 INTERMEDIATE = ("427", "464", "484", "505", "527", "574", "624", "679", "709", "738", "767", "827")

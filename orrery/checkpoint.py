@@ -25,7 +25,9 @@ import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from orrery.checkpoint_folder import read_folder
 from orrery.files import written_atomically
+from orrery.models.base import RECORD as RECORD
 from orrery.record import (
     LimitedSize,
     check_checkpoint,
@@ -35,7 +37,6 @@ from orrery.record import (
     check_weights,
 )
 
-RECORD = "orrery"
 PACKAGES = ("orrery.models.", "orrery.datamodules.")  # whose classes a checkpoint may name
 ZIP = b"PK\x03\x04"  # how every file of torch.save begins
 LIBRARIES = ("orrery", "torch", "lightning", "zuko", "nflows", "numpy", "astropy", "torchdiffeq")
@@ -82,8 +83,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     a checkpoint of this zoo.
     """
     if Path(path).is_dir():
-        from orrery.checkpoint_folder import read_folder
-
         checkpoint: dict[str, Any] = read_folder(Path(path))
     else:
         checkpoint = read_archive(path)
@@ -164,6 +163,11 @@ def full_target(node: Mapping[str, Any]) -> str:
 def component_name(target: str) -> str:
     """``zephyr`` of ``orrery.models.zephyr.Zephyr``."""
     return target.split(".")[2]
+
+
+def name_of(model: LightningModule) -> str:
+    """``zephyr`` of a `Zephyr`."""
+    return component_name(type(model).__module__)
 
 
 def class_of(node: Mapping[str, Any]) -> Any:

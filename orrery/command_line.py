@@ -65,10 +65,10 @@ def user_errors(entry_point: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class Stopped(BaseException):
-    """SIGINT (Ctrl-C) or SIGTERM (Slurm's scancel) has come.
+    """SIGINT (Ctrl-C) or SIGTERM (Slurm's scancel) was received.
 
-    No `Exception`, so that nothing takes it for an error and goes on; no ``KeyboardInterrupt``,
-    which Lightning turns into an exit without a word.
+    Not an `Exception`, so that no ``except Exception`` catches it, and not a ``KeyboardInterrupt``,
+    on which Lightning exits without a message.
     """
 
     def __init__(self, number: int) -> None:
@@ -78,9 +78,9 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Within, the signals that ask to stop raise `Stopped`; a second one ends the process at once.
+    """Context in which SIGINT and SIGTERM raise `Stopped`; a second signal kills the process.
 
-    Whoever launched us and listens to a signal (submitit, for its requeue) goes on to do so.
+    Handlers that a launcher has installed (submitit, to requeue a job) are left in place.
     """
     process = os.getpid()
     before: dict[signal.Signals, Any] = {}
@@ -104,7 +104,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def what_is_saved(config: DictConfig) -> str:
-    """A sentence for one who has stopped a run: what is saved, and the command that goes on."""
+    """Message for a user who has stopped a run: what is saved, and the command that resumes it."""
     if "run_dir" not in config:  # export
         return "no folder was written; start the same command again"
     run_dir = Path(config.run_dir)
@@ -112,7 +112,7 @@ def what_is_saved(config: DictConfig) -> str:
         if (run_dir / "chains.pt").exists():
             return (
                 f"the state of the chains is saved; the same command with "
-                f"hydra.run.dir={run_dir} goes on"
+                f"hydra.run.dir={run_dir} resumes them"
             )
         return "no file was written, and an older one is unchanged; start the same command again"
     if config.checkpoint:  # it was resumed
@@ -125,11 +125,11 @@ def what_is_saved(config: DictConfig) -> str:
     is_installed = script.resolve().parent == Path(__file__).resolve().parent
     words = ["-m", "orrery", script.stem] if is_installed else [str(script)]
     words = ["python", *words, f"model={component}", f"checkpoint={last}"]
-    return f"{last} holds the last complete epoch; go on by\n{shlex.join(words)}"
+    return f"{last} holds the last complete epoch; resume by\n{shlex.join(words)}"
 
 
 class RefusesUnwritable(Callback):
-    """Hydra's callback: a run folder that cannot be written to is refused by a sentence."""
+    """Hydra callback that refuses a run folder which cannot be written to."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         HydraConfig.instance().set_config(config)  # on which the folder's name rests
@@ -215,7 +215,7 @@ OmegaConf.register_new_resolver("choices", listed_choices, replace=True)
 
 
 def refuse_unknown_choices() -> None:
-    """Refuse ``model=zephir`` with the near ``zephyr``: Hydra lists the choices, and proposes none.
+    """Raise for ``model=zephir`` and propose ``zephyr``: Hydra lists the choices only.
 
     Where nothing is near, and for groups that are not ours, the word is left to Hydra. Words that
     are no settings are refused, such as ``zephyr`` and ``--model=zephyr``.
@@ -239,9 +239,9 @@ def refuse_unknown_choices() -> None:
 
 
 def refuse_missing_file(config: DictConfig) -> None:
-    """A catalogue that is not there is said to be, before PyTorch is imported, which takes seconds.
+    """Raise ``FileNotFoundError`` for a missing catalogue, before PyTorch is imported (seconds).
 
-    Raises ``FileNotFoundError``. Patterns of files are left to who opens them.
+    Patterns of files are checked where they are opened.
     """
     path = OmegaConf.select(config, "data.path", throw_on_missing=False)
     if not isinstance(path, str) or glob.has_magic(path) or os.path.exists(path):
@@ -252,7 +252,7 @@ def refuse_missing_file(config: DictConfig) -> None:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run an entry point; to what Hydra says of an unknown setting, add the near ones."""
+    """Run an entry point; add near matches to Hydra's error for an unknown setting."""
     try:
         main()
     except SystemExit as stop:
@@ -287,7 +287,7 @@ def _names_of_settings(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def refuse_sweep_of_ddp(config: DictConfig) -> None:
-    """Lightning starts the other processes by the same command, and with -m that is the sweep."""
+    """Raise for a sweep (-m) under ddp, whose other processes would each start the sweep again."""
     hydra, trainer = HydraConfig.get(), config.trainer
     many = trainer.get("strategy") == "ddp" or trainer.get("devices", 1) not in (1, "1")
     if _sweeps() and many and "submitit" not in hydra.launcher._target_:
@@ -298,7 +298,7 @@ def refuse_sweep_of_ddp(config: DictConfig) -> None:
 
 
 def set_precision(model: Any, precision: str) -> None:
-    """Refuse a precision that is not safe for the component; weights in double where asked."""
+    """Raise for a precision that the component does not allow; make weights float64 if asked."""
     if precision not in model.fit.precisions:
         raise ValueError(
             f"trainer.precision={precision} is not safe for this component; it allows "
@@ -330,7 +330,7 @@ def silence_lightning() -> None:
         lineno: int,
         line: str | None = None,
     ) -> str:
-        """Warnings about a catalogue are for its user: without a line of our code."""
+        """A warning without the line of our code that gave it."""
         if category is UserWarning:
             return f"warning: {message}\n"
         return with_source_line(message, category, filename, lineno, line)

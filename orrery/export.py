@@ -42,7 +42,7 @@ def export(checkpoint: str | Path | None, to: str | Path | None, format: str) ->
         raise ValueError(f"to={to} exists already; name another folder, or remove it first")
 
     from orrery.checkpoint import read_checkpoint, restore
-    from orrery.checkpoint_folder import write_folder
+    from orrery.hub_folder import write_folder
     from orrery.network_files import write_network
 
     read = read_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or not there: they take their name at the end.
+"""Atomic files and folders: they take their name when they are complete.
 
 Light to import.
 """
@@ -19,7 +19,7 @@ ABANDONED = 24 * 3600  # seconds without a change after which an unfinished file
 
 @contextlib.contextmanager
 def written_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A name to write to, whose file takes the name ``path`` when the block ends without an error.
+    """Context with a name to write to; the file is renamed to ``path`` if no error occurs.
 
     After an error it is removed, and an older file ``path`` is unchanged. Each writer has a name
     of its own; what a killed one has left is removed. A link is written through to its target.
@@ -51,12 +51,12 @@ def finish(part: Path, path: str | os.PathLike[str]) -> None:
 
 
 def writer() -> str:
-    """This process as ``<machine>-<pid>``, to be asked about by `is_gone`."""
+    """Name of this process, ``<machine>-<pid>``, which `is_gone` reads."""
     return f"{_machine()}-{os.getpid()}"
 
 
 def is_gone(name: str) -> bool:
-    """Whether the process that is called so by `writer` has ended; False where it is not known."""
+    """Whether the process of this name of `writer` has ended; False where that is not known."""
     machine, _, pid = name.partition("-")
     if machine != _machine() or not pid.isdigit():
         return False

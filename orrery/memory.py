@@ -1,4 +1,4 @@
-"""Memory: whether there is enough, before hours are spent, and what is free goes back."""
+"""Memory: a check that there is enough before a long run, and the return of freed memory."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ GB = 1e9
 
 
 def refuse_too_large(needed: float, what: str, hint: str) -> None:
-    """A ``ValueError`` if ``needed`` bytes are not free. Caches that could be given up count."""
+    """Raise ``ValueError`` if ``needed`` bytes are not free; reclaimable caches count as free."""
     free = _free()
     if needed > free:
         raise ValueError(
@@ -26,10 +26,10 @@ def _free() -> float:
 
 
 def return_free() -> None:
-    """Give the system the free memory between what is in use; nothing without glibc.
+    """Return freed heap memory to the operating system; does nothing without glibc.
 
-    Of arrays of many sizes, made and freed for each batch, a process keeps ever more pieces: more
-    than a gigabyte after two million rows.
+    Arrays of varying sizes, allocated and freed for each batch, fragment the heap: by more than a
+    gigabyte after two million rows.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from orrery.checkpoint import name_of
 from orrery.models.base import Component
 
 
@@ -71,7 +72,7 @@ This folder is a checkpoint of Orrery, a model zoo for astronomy. In Python, and
 
 def _front_matter(name: str, model: Component) -> dict[str, Any]:
     """Metadata that hubs read; the metrics are those on held-out objects, of the record."""
-    record, component = model.record, type(model).__module__.split(".")[2]
+    record, component = model.record, name_of(model)
     papers = re.findall(r"arXiv:(\d{4}\.\d{4,5})", model.__doc__ or "")
     data = record["data"]
     kind = "catalogue" if data.get("path") else "simulation"

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from orrery.checkpoint import name_of
+from orrery.exported_files import NETWORKS
 from orrery.models.base import Component, Exported, ExportsNetwork, Input, Output
 
 OPSET = 20  # of ONNX
-NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 
 
 def write_network(model: Component, format: str, folder: Path) -> None:
@@ -32,8 +33,8 @@ def write_network(model: Component, format: str, folder: Path) -> None:
     write_program(traced(exported), exported, format, folder)
     record = model.record
     schema = {
-        "component": component_name(model),
-        "network": NAMES[format],
+        "component": name_of(model),
+        "network": NETWORKS[format],
         "orrery": record["versions"]["orrery"],
         "data": {k: v for k, v in record["data"].items() if k != "path"},
         **schema_of(exported),
@@ -44,7 +45,7 @@ def write_network(model: Component, format: str, folder: Path) -> None:
 
 def network_of(model: Component, format: str) -> Exported:
     """The network of a component; ``ValueError`` if it has none that ``format`` holds."""
-    component = component_name(model)
+    component = name_of(model)
     if not isinstance(model, ExportsNetwork):
         raise ValueError(
             f"{component} has no network to export as {format}: it predicts by fits or searches "
@@ -60,16 +61,11 @@ def network_of(model: Component, format: str) -> Exported:
     return exported
 
 
-def component_name(model: Component) -> str:
-    """``zephyr`` of a `Zephyr`."""
-    return type(model).__module__.split(".")[2]
-
-
 def write_program(
     program: torch.export.ExportedProgram, exported: Exported, format: str, folder: Path
 ) -> None:
     """Write `traced` operations into ``folder``."""
-    path = folder / NAMES[format]
+    path = folder / NETWORKS[format]
     if format == "onnx":
         _write_onnx(program, exported, path)
     else:

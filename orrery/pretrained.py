@@ -2,14 +2,11 @@
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # torch takes seconds to import: `train.py --help` must not wait for it
-    pass
+from orrery.exported_files import CONFIG, NETWORKS, WEIGHTS
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a checkpoint that is a folder
-NETWORKS = ("model.onnx", "model.pt2")  # of other exported folders
 
 
 def load(checkpoint: str | Path) -> Any:
@@ -20,7 +17,7 @@ def load(checkpoint: str | Path) -> Any:
     Returns the component, in evaluation mode: ``load("zephyr").predict(table)`` for every one, and
     its own methods, such as ``load("gyro").age(prot=25.4, bp_rp0=0.82)``.
     """
-    from orrery.checkpoint import read_checkpoint, restore
+    from orrery.checkpoint import read_checkpoint, restore  # torch takes seconds to import
 
     path = find(checkpoint)
     return restore(read_checkpoint(path), path=path)
@@ -59,7 +56,7 @@ def _refuse_other_folders(folder: Path) -> None:
         return
     if (folder / "best.ckpt").is_file():
         hint = f"it is the folder of a run, whose model is {folder / 'best.ckpt'}"
-    elif any((folder / name).is_file() for name in NETWORKS):
+    elif any((folder / name).is_file() for name in NETWORKS.values()):
         hint = "it holds a network for other programs; export without format= for a checkpoint"
     else:
         hint = "python -m orrery export writes such a folder"

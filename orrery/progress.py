@@ -61,7 +61,7 @@ class Phase:
         return done >= self.total or since > BETWEEN_LINES
 
     def update(self, done: float, counted: float, noun: str = "objects", note: str = "") -> None:
-        """``done`` steps are over, in which ``counted`` objects were treated.
+        """Report that ``done`` steps are complete, with ``counted`` objects processed.
 
         ``note``: what else to say. The time to go is that of this phase: what follows may take a
         sixth of it, or as long again.
@@ -102,7 +102,7 @@ _open: list[Phase] = []  # the innermost last
 
 @contextmanager
 def phase(name: str, total: float | None = None) -> Iterator[Phase]:
-    """Within, the command is doing ``name``; one inside another takes its place for the while."""
+    """Context in which the command reports the phase ``name``; inner phases hide outer ones."""
     outer = _open[-1].bar if _open else None
     if outer is not None:
         outer.stop()

@@ -21,7 +21,7 @@ OF_ONE_FILE = ("group", "units", "keep", "group_by", "train_where", "cuts", "sen
 
 
 class ChangedSince(ValueError):
-    """The file that a model was trained on is another now."""
+    """The training file has changed since the model was trained."""
 
 
 def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
@@ -88,7 +88,7 @@ def refuse_without_rows(data: Any) -> None:
 
 
 def refuse_other_data(record: Mapping[str, Any], checkpoint: str) -> None:
-    """A run is resumed only with its own data: others would hold out rows it was trained on."""
+    """Raise unless a run is resumed with its own data: others hold out rows it was trained on."""
     from orrery.checkpoint import RECORD, read_checkpoint
 
     before = read_checkpoint(checkpoint)[RECORD]
@@ -105,7 +105,7 @@ def refuse_other_data(record: Mapping[str, Any], checkpoint: str) -> None:
 
 
 def refuse_leak(record: Mapping[str, Any], begun: Mapping[str, Any], checkpoint: Path) -> None:
-    """Weights that have learned from a file are not tested on the rows they learned from."""
+    """Raise if pretrained weights would be tested on rows that they were trained on."""
     if "sha256" not in begun["data"] or begun["data"]["sha256"] != record["data"].get("sha256"):
         return
     earlier, now = begun["config"]["data"], record["config"]["data"]

@@ -15,13 +15,13 @@ from orrery import progress
 
 
 class ShowProgress(ProgressBar):
-    """Gives the phase of the command (`orrery.progress`) what Lightning knows: rows and epochs."""
+    """Reports rows and epochs from Lightning to the phase of the command (`orrery.progress`)."""
 
     def disable(self) -> None:
-        """Lightning asks for it in all processes but the first, where phases are silent anyway."""
+        """Called by Lightning in all processes but the first, where phases print nothing anyway."""
 
     def enable(self) -> None:
-        """The other way round."""
+        """Called by Lightning in the first process; nothing to do."""
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.rows, self.first_epoch = 0, trainer.current_epoch
@@ -64,7 +64,7 @@ class ShowProgress(ProgressBar):
 class StopTogether(L.Callback):
     """SIGTERM stops all processes of a run at once.
 
-    Lightning's own handler waits in a collective for the others, which stop elsewhere: for ever.
+    Lightning's own handler waits in a collective operation that the others never reach.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -90,7 +90,7 @@ class StopTogether(L.Callback):
 
 
 def offline_unless_asked() -> None:
-    """wandb goes online if WANDB_MODE says so, or a key is there (variable or `wandb login`)."""
+    """wandb is online if WANDB_MODE says so, or there is a key (variable or `wandb login`)."""
     netrc = Path.home() / ".netrc"
     logged_in = netrc.is_file() and "wandb" in netrc.read_text()
     if not os.environ.get("WANDB_API_KEY") and not logged_in:
@@ -112,7 +112,7 @@ def val_loss(trainer: Any, model: Any) -> dict[str, float]:
 
 
 def track(trainer: Any, run_dir: Path, name: str, record: dict[str, Any]) -> None:
-    """Give the trackers the test metrics, the figures, the card and the checkpoint.
+    """Log the test metrics, the figures, the card and the checkpoint to the trackers.
 
     TensorBoard, which has no files, gets all but the checkpoint.
     """

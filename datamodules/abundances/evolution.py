@@ -49,7 +49,6 @@ class ChemicalEvolution(AbundanceData):
             )
         self.structure, self.given_iron = structure, given_iron
         self.clusters, self.n_stars = clusters, n_stars
-        self._structures: str | None = None  # the column of structures
 
     def columns_of(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         if self.structure is not None:

@@ -39,7 +39,10 @@ def simulate_survey(
         probability = torch.from_numpy(np.interp(rho, r, completeness, left=0, right=0))
         sky = sky[uniform(len(sky)) < probability]
         if len(sky) < n_members:
-            raise ValueError(f"fewer than {n_members} stars of the mock lie in the selection")
+            raise ValueError(
+                f"fewer than {n_members} stars of the mock lie in the selection; widen "
+                f"data.radius, or lower data.n_stars"
+            )
     sky = sky[:n_members]
     if n_field and selection is not None:  # nearer stars, with a wide distribution of velocities
         lo, hi = float(r[0]), float(r[-1])

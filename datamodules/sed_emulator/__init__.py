@@ -11,30 +11,26 @@ import numpy as np
 import torch
 
 from orrery.datamodules.base import CatalogueData, Rows
-from orrery.datamodules.columns import CatalogueColumn, located
-from orrery.datamodules.photometry import (
-    FLUX_FIRST,
-    NO_BAND,
-    NOT_OBSERVED,
-    BandColumns,
-    band_columns,
-    column_of_band,
-    near_column,
-)
+from orrery.datamodules.columns import CatalogueColumn
+from orrery.datamodules.photometry import NOT_OBSERVED, BandColumns
 from orrery.datamodules.sed_emulator import simulation
 from orrery.datamodules.sed_emulator.columns import DECLARED
 from orrery.datamodules.sed_emulator.defaults import BANDS, PARAMETERS, by_label
+from orrery.datamodules.sed_emulator.first_rows import check_photometry
 from orrery.datamodules.sed_emulator.photometry import (
     Measured,
     from_fluxes,
     from_magnitudes,
     lacks_error,
-    looks_like_limits,
-    question_of_unit,
+)
+from orrery.datamodules.sed_emulator.roles import (
+    holds_synthetic_galaxies,
+    photometric_columns,
+    roles_of_observed_galaxies,
+    roles_of_synthetic_galaxies,
 )
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT, deredden_flux
 from orrery.physics.sps.filters import (
-    EAZY,
     Filter,
     galactic_extinction,
     load_filter,
@@ -46,8 +42,6 @@ from orrery.physics.sps.synthesis import Synthesis, parameter_names
 from orrery.tables import Catalogue
 
 DEMONSTRATOR = "analytic (a demonstrator, not real spectra of stars)"
-SED_MAGNITUDES = (-10.0, 150.0)  # AB; galaxies are faint beyond the Lyman limit
-TOLERANCE = 1e-6  # of the width of the box of parameters: rounding in single precision
 FAMILIES = ("mag", "mag_err", "mag_lim", "flux", "flux_err", "flux_ivar")
 
 
@@ -159,7 +153,7 @@ class SedEmulatorData(CatalogueData):
         self.extinction = dict(extinction or {})
         if self.extinction:
             self._by_band("extinction", self.extinction)
-        # of families of columns, which `_roles_of_band` resolves band by band
+        # of families of columns, which `roles` resolves band by band
         self.band_units = {role: u for role, u in self.units.items() if role.startswith(FAMILIES)}
         self.units = {role: u for role, u in self.units.items() if role not in self.band_units}
         self.band_columns: dict[str, BandColumns] = {}  # of the catalogue that is read
@@ -254,189 +248,20 @@ class SedEmulatorData(CatalogueData):
 
     def roles(self, catalogue: Catalogue, training: bool) -> Mapping[str, CatalogueColumn]:
         if training:
-            return self._roles_of_seds(catalogue)
-        names = catalogue.names
-        named = self._columns_of_eazy(names) | self.columns
-        self.band_columns = band_columns(names, named, list(self.bands), FLUX_FIRST)
-        if not self.band_columns:
-            raise ValueError(self._no_photometry_message(names))
-        if self._holds_seds(names):
+            return roles_of_synthetic_galaxies(self, catalogue)
+        self.band_columns = photometric_columns(self, catalogue.names)
+        if holds_synthetic_galaxies(self, self.band_columns, catalogue.names):
             self.warn_once(
                 f"{self.label} holds magnitudes without errors and all parameters: they are taken "
                 f"as synthetic galaxies, and noise by data.depth and data.error_floor is added"
             )
-            return self._roles_of_seds(catalogue)
-        self._refuse_shared_columns()
-        self._warn_missing_bands(names)
-        roles: dict[str, CatalogueColumn] = {}
-        for band in self.band_columns:
-            roles |= self._roles_of_band(catalogue, band)
-        self._ask_about_fluxes(catalogue, roles)
-        if "zred_error" in self.columns and "zred" not in self.columns:
-            raise ValueError("data.columns.zred_error is named, and data.columns.zred is not")
-        for role in ("zred", "zred_error", "ebv"):
-            if role in self.columns:
-                roles[role] = located(self.declared, self.columns, catalogue, role)
-        for name in (*self.priors.names, *self.more_truths):
-            column = self._of_parameter("true", name)
-            if column in names:
-                family = self.declared["true_{parameter}"]
-                roles[f"true_{name}"] = CatalogueColumn(family, column)
-            elif f"true_{name}" in self.columns:
-                self.warn_once(f"{self.label} has no column '{column}': {name} is not compared")
+            return roles_of_synthetic_galaxies(self, catalogue)
+        roles = roles_of_observed_galaxies(self, self.band_columns, catalogue)
+        if not self.is_simulation:
+            self._check_first_rows(catalogue, roles)
         return roles
 
-    def _columns_of_eazy(self, names: Sequence[str]) -> dict[str, str]:
-        """Role -> column of fluxes F<number> with errors E<number>, by the numbers of filters.
-
-        Of bands whose filter is ``eazy:<number>`` and which have no column of their own.
-        """
-        columns: dict[str, str] = {}
-        for band, text in self.bands.items():
-            number = text.removeprefix(EAZY)
-            flux, error = f"F{number}", f"E{number}"
-            own = {column_of_band(names, self.columns, kind, band) for kind in ("flux", "mag")}
-            is_there = flux in names and error in names and own.isdisjoint(names)
-            if number != text and is_there and NO_BAND not in own:
-                columns |= {f"flux_{band}": flux, f"flux_err_{band}": error}
-        if columns:
-            first = next(iter(columns)).removeprefix("flux_")
-            self.print_once(
-                f"{self.label}: columns F<number> and E<number> are taken as fluxes in EAZY's "
-                f"filters of these numbers, such as {columns[f'flux_{first}']} as {first}"
-            )
-        return columns
-
-    def _of_parameter(self, role: str, name: str) -> str:
-        """The column of a parameter, by its own name or by the pattern of the family."""
-        default = self.declared[f"{role}_{{parameter}}"].name
-        pattern = str(self.columns.get(role, default))
-        return str(self.columns.get(f"{role}_{name}", pattern.replace("{parameter}", name)))
-
-    def _roles_of_seds(self, catalogue: Catalogue) -> dict[str, CatalogueColumn]:
-        """Of synthetic galaxies: all parameters, within their box, and a magnitude in each band."""
-        roles = {}
-        box = zip(self.priors.names, self.priors.low.tolist(), self.priors.high.tolist())  # noqa: B905
-        for name, low, high in box:
-            slack = TOLERANCE * (high - low)
-            column = replace(
-                self.declared["parameter_{parameter}"], low=low - slack, high=high + slack,
-                meaning=f"value within the prior data.parameters.{name}",
-            )  # fmt: skip
-            roles[f"parameter_{name}"] = CatalogueColumn(
-                column, self._of_parameter("parameter", name)
-            )
-        magnitude = replace(
-            self.declared["mag_{band}"], special="", low=SED_MAGNITUDES[0], high=SED_MAGNITUDES[1],
-            meaning="AB magnitude", typical=(10.0, 100.0),
-            typical_hint="are they fluxes, or absolute magnitudes?",
-        )  # fmt: skip
-        for band in self.bands:
-            name = column_of_band(catalogue.names, self.columns, "mag", band)
-            roles[f"mag_{band}"] = CatalogueColumn(magnitude, name, catalogue.units.get(name))
-        return roles
-
-    def _holds_seds(self, names: Sequence[str]) -> bool:
-        """Whether a catalogue to predict holds synthetic galaxies: parameters, and no errors."""
-        parameters = [self._of_parameter("parameter", name) for name in self.priors.names]
-        errors = [columns.error for columns in self.band_columns.values()]
-        return set(parameters) <= set(names) and set(errors).isdisjoint(names)
-
-    def _roles_of_band(self, catalogue: Catalogue, band: str) -> dict[str, CatalogueColumn]:
-        """Its value, error and limit as ``flux_u``, ``flux_err_u``, or ``mag_u``..., with units.
-
-        A unit that the user states comes before that of the file; an error has that of its value
-        unless it has its own.
-        """
-        columns = self.band_columns[band]
-        value_role, error_role = columns.kind, f"{columns.kind}_{columns.error_kind}"
-        value_unit = self._unit(catalogue, value_role, band, columns.value)
-        error_unit = self._unit(catalogue, error_role, band, columns.error)
-        stated = {value_role, f"{value_role}_{band}"} & self.band_units.keys()
-        own_error = {error_role, f"{error_role}_{band}"} & self.band_units.keys()
-        if value_unit is not None and (error_unit is None or (stated and not own_error)):
-            error_unit = value_unit**-2 if columns.error_kind == "ivar" else value_unit
-        roles = {
-            f"{value_role}_{band}": CatalogueColumn(
-                self.declared[f"{value_role}_{{band}}"], columns.value, value_unit
-            ),
-            f"{error_role}_{band}": CatalogueColumn(
-                self.declared[f"{error_role}_{{band}}"], columns.error, error_unit
-            ),
-        }
-        if columns.limit:
-            unit = self._unit(catalogue, "mag_lim", band, columns.limit)
-            family = self.declared["mag_lim_{band}"]
-            roles[f"mag_lim_{band}"] = CatalogueColumn(family, columns.limit, unit)
-        if columns.kind == "flux" and self.flux_zero_point is not None and value_unit is not None:
-            raise ValueError(
-                f"{self.label}: column '{columns.value}' has the unit {value_unit}, and "
-                f"data.flux_zero_point={self.flux_zero_point:g} is for fluxes without one: leave "
-                f"it out, or remove the unit from the file if it is wrong"
-            )
-        return roles
-
-    def _unit(self, catalogue: Catalogue, role: str, band: str, name: str) -> Any:
-        own = catalogue.units.get(name)
-        stated = self.band_units.get(f"{role}_{band}", self.band_units.get(role))
-        if stated is None:
-            return own
-        if own is not None and own != stated:
-            self.warn_once(
-                f"{self.label}: column '{name}' has the unit {own}, and is taken as {stated} by "
-                f"data.units.{role}"
-            )
-        return stated
-
-    # --- what is asked about columns ----------------------------------------------------------
-
-    def _no_photometry_message(self, names: Sequence[str]) -> str:
-        return (
-            f"{self.label} has no photometry of the bands {', '.join(self.bands)} under the names "
-            f"'{self.columns.get('flux', 'flux_{band}')}' or "
-            f"'{self.columns.get('mag', 'mag_{band}')}'. Its columns: {', '.join(names)}. Name "
-            f"yours, for example data.columns.flux='{{band}}' data.columns.flux_err='{{band}}_err',"
-            f" or band by band data.columns.flux_u=F1 data.columns.flux_err_u=E1; for magnitudes "
-            f"data.columns.mag and data.columns.mag_err"
-        )
-
-    def _refuse_shared_columns(self) -> None:
-        """Raise if two bands are read from one column, such as z and Z."""
-        bands: dict[str, str] = {}
-        for band, columns in self.band_columns.items():
-            if other := bands.get(columns.value):
-                raise ValueError(
-                    f"{self.label}: the bands {other} and {band} would both be column "
-                    f"'{columns.value}'; name the column of each, or data.columns."
-                    f"{columns.kind}_{band}={NO_BAND}"
-                )
-            bands[columns.value] = band
-
-    def _warn_missing_bands(self, names: Sequence[str]) -> None:
-        kind = next(iter(self.band_columns.values())).kind
-        missing = [
-            band
-            for band in self.bands
-            if band not in self.band_columns
-            and NO_BAND not in (self.columns.get(f"mag_{band}"), self.columns.get(f"flux_{band}"))
-        ]
-        if not missing:
-            return
-        taken = [name for c in self.band_columns.values() for name in (c.value, c.error, c.limit)]
-        columns = [column_of_band(names, self.columns, kind, band) for band in missing]
-        near = {column: near_column(column, names, taken) for column in columns}
-        similar = [f"'{like}' to '{column}'" for column, like in near.items() if like]
-        hint = f"; of similar names are {', '.join(similar)}" if similar else ""
-        self.warn_once(
-            f"{self.label} lacks the bands {', '.join(missing)} (column '{columns[0]}'...), which "
-            f"are taken as not observed{hint}; data.columns.{kind}_{missing[0]}={NO_BAND} says so "
-            f"without this message"
-        )
-
-    def _ask_about_fluxes(self, catalogue: Catalogue, roles: Mapping[str, CatalogueColumn]) -> None:
-        """By the first rows: raise where a unit is doubtful, warn of what looks like limits."""
-        if self.is_simulation:
-            return
+    def _check_first_rows(self, catalogue: Catalogue, roles: Mapping[str, CatalogueColumn]) -> None:
         read = {role: _with_sentinels(role, replace(c, sentinels=self.sentinels))
                 for role, c in roles.items()}  # fmt: skip
         _, cells = next(self._read(catalogue, read, 0, len(catalogue), None))
@@ -444,43 +269,12 @@ class SedEmulatorData(CatalogueData):
             values = {role: column.values(cells[role], False) for role, column in read.items()}
         except ValueError:  # which `to_batch` raises again, with the row
             return
-        if self.error_floor.any():
-            floors = ", ".join(f"{floor:.3g}" for floor in np.unique(self.error_floor))
-            self.print_once(
-                f"{self.label}: errors are taken with {floors} of the flux in quadrature, by "
-                f"data.error_floor"
-            )
-        unitless = []
-        for band, columns in self.band_columns.items():
-            role = f"{columns.kind}_{band}"
-            value, error = values[role], values[f"{columns.kind}_{columns.error_kind}_{band}"]
-            self._warn_of_limits(columns, value, error)
-            if roles[role].unit is not None or self.flux_zero_point is not None:
-                continue
-            if question := question_of_unit(columns, value, error):
-                raise ValueError(f"{self.label}: {question}")
-            unitless += [columns.value] if columns.kind == "flux" else []
-        if unitless:
-            self.warn_once(
-                f"{self.label}: column {unitless[0]} and {len(unitless) - 1} more have no unit: "
-                f"taken as uJy. data.flux_zero_point=25 is for catalogues of EAZY, 23.9 says that "
-                f"they are uJy, and data.units.flux=mJy states another unit"
-            )
+        check_photometry(self, roles, values)
 
     def _say_assumed_units(self, roles: Mapping[str, CatalogueColumn]) -> None:
-        """Without photometry, of which `_ask_about_fluxes` speaks."""
+        """Without photometry, of which `check_photometry` speaks."""
         others = {role: c for role, c in roles.items() if not role.startswith(FAMILIES)}
         super()._say_assumed_units(others)
-
-    def _warn_of_limits(self, columns: BandColumns, value: np.ndarray, error: np.ndarray) -> None:
-        if self.limit_sigma is not None or (columns.kind, columns.error_kind) != ("flux", "err"):
-            return
-        if share := looks_like_limits(value, error):
-            self.warn_once(
-                f"{self.label}: '{columns.value}' equals its error in {share:.0%} of the rows, as "
-                f"upper limits are written; they are taken as measured. If they are limits of 3 "
-                f"sigma, set data.limit_sigma=3"
-            )
 
     # --- values -------------------------------------------------------------------------------
 

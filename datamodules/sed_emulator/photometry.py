@@ -1,4 +1,4 @@
-"""Fluxes of one band as catalogues hold them: what is missing, what is a limit, which unit it is.
+"""Fluxes of one band as catalogues hold them: what is missing, and what is an upper limit.
 
 Fluxes are f_nu in uJy. Missing are NaN, -99 and its like (which are NaN here already), a value
 without an error, and a flux of 0 with an error of 0. Negative fluxes are measurements.
@@ -8,16 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orrery.datamodules.columns import FEW
 from orrery.datamodules.photometry import BandColumns, flux_from_flux, flux_from_mag
 from orrery.datamodules.values import refuse
-from orrery.physics.galaxies.photometry import AB_ZERO_POINT
 
-DETECTED = 3.0  # sigma
-# AB: between these is the median of the detected galaxies of a catalogue
-TYPICAL_MAGNITUDES = (14.0, 30.5)
-MAX_LIMITS = 0.2  # share of a band's rows that equal their error, by chance
-LIKE_MAGNITUDES = 2.0  # ratio of the 99% and 1% quantiles: fluxes of galaxies differ by more
 SAME = 1e-6  # relative: a flux that is its error, also in single precision
 
 
@@ -34,11 +27,11 @@ class Measured(NamedTuple):
 
 def lacks_error(kind: str, value: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Mask of the values whose error is not known: they are taken as not observed."""
-    measured = np.isfinite(value) if kind == "flux" else _is_magnitude(value)
+    measured = np.isfinite(value) if kind == "flux" else is_magnitude(value)
     return np.asarray(measured & np.isnan(error))
 
 
-def _is_magnitude(value: np.ndarray) -> np.ndarray:
+def is_magnitude(value: np.ndarray) -> np.ndarray:
     """Mask of what is neither 99, not detected, nor -99, not observed."""
     return np.asarray(np.abs(value) < 90)
 
@@ -89,7 +82,7 @@ def from_magnitudes(
     ``limit_sigma`` it is a limit of that many sigma, and so is a magnitude with a negative error.
     """
     mag = np.where(lacks_error("mag", mag, error), np.nan, mag)
-    negative = _is_magnitude(mag) & (error < 0)
+    negative = is_magnitude(mag) & (error < 0)
     if limit_sigma is None:
         _refuse_negative(columns, error, negative)
     usable = np.where(negative, 1.0, error)
@@ -112,63 +105,3 @@ def _refuse_negative(columns: BandColumns, error: np.ndarray, negative: np.ndarr
         f"if '{columns.value}' is a limit of 3 sigma there, set data.limit_sigma=3; otherwise set "
         f"'{columns.value}' to NaN (not observed)",
     )
-
-
-def question_of_unit(columns: BandColumns, value: np.ndarray, error: np.ndarray) -> str:
-    """Question about a column without a unit whose values are unusual as AB magnitudes or uJy.
-
-    ``value`` and ``error`` (n,) as they are understood, magnitudes or uJy; "" for usual ones.
-    """
-    low, high = TYPICAL_MAGNITUDES
-    if columns.kind == "mag":
-        magnitude = value[_is_magnitude(value)]
-    else:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            if columns.error_kind == "ivar":
-                error = 1 / np.sqrt(error)
-            detected = (error > 0) & (value > DETECTED * error)
-        magnitude = AB_ZERO_POINT - 2.5 * np.log10(value[detected])
-        text = _question_of_magnitudes(columns, value[detected])
-        if text:
-            return text
-    if not len(magnitude):
-        return ""
-    median = float(np.median(magnitude))
-    usual = (magnitude > low) & (magnitude < high)
-    if low < median < high or (len(magnitude) < FEW and usual.any()):
-        return ""
-    if columns.kind == "mag":
-        return (
-            f"column '{columns.value}' is taken as AB magnitudes, and its median is {median:.4g}: "
-            f"if they are fluxes, name them by data.columns.flux and data.columns.flux_err; if "
-            f"they are magnitudes, say so: data.units.mag=mag"
-        )
-    return (
-        f"column '{columns.value}' has no unit and is taken as uJy, in which the median detected "
-        f"galaxy has {median:.4g} mag (AB). State the unit, data.units.flux=mJy (or mgy, for "
-        f"maggies), or the AB magnitude of a flux of 1, such as EAZY's data.flux_zero_point=25; "
-        f"data.flux_zero_point=23.9 confirms uJy"
-    )
-
-
-def _question_of_magnitudes(columns: BandColumns, flux: np.ndarray) -> str:
-    """Whether fluxes are magnitudes: detected, all alike, and as many as magnitudes are."""
-    low, high = TYPICAL_MAGNITUDES
-    if len(flux) < FEW:
-        return ""
-    first, last = np.quantile(flux, [0.01, 0.99])
-    if not (low < first and last < high and last < LIKE_MAGNITUDES * first):
-        return ""
-    return (
-        f"column '{columns.value}' has no unit, is taken as uJy, and holds {first:.4g} to "
-        f"{last:.4g}, as AB magnitudes do: if they are, name them by data.columns.mag and "
-        f"data.columns.mag_err; data.flux_zero_point=23.9 confirms uJy"
-    )
-
-
-def looks_like_limits(flux: np.ndarray, error: np.ndarray) -> float:
-    """Share of the observed rows whose flux equals its error, if that is no chance; or 0."""
-    observed = np.isfinite(flux) & (error > 0)
-    same = np.isclose(flux[observed], error[observed], rtol=SAME, atol=0)
-    share = float(same.mean()) if len(same) else 0.0
-    return share if share > MAX_LIMITS else 0.0

@@ -68,7 +68,8 @@ class Dust(Component):
         mean_error: of the mean of ln rho, about that of a constant density.
         decline_error: of the decline of ln rho with height above the Galactic plane, 1/pc, about 0:
             1 over the scale height of the disc; 0: no disc.
-        nearer_error: of ln of the density nearer than the map, about the same; 0: no dust there.
+        nearer_error: of ln of the density inside the inner boundary, about the same; 0: no dust
+            there.
         noise_dof: degrees of freedom of Student's distribution of extinctions, since structure
             within voxels has tails, and catalogues have outliers; None: normal.
         inference: "geovi", geometric variational inference (arXiv:2105.10470): samples follow the
@@ -164,7 +165,7 @@ class Dust(Component):
     constant_density: Tensor
     n_stars: Tensor  # of the training set, by pixel
     height: Tensor  # of the voxels above or below the Galactic plane, pc, (pixels, shells)
-    widths: Tensor  # of the shells from us to the edge of the map, pc
+    widths: Tensor  # of the shells from the Sun to the edge of the map, pc
 
     @property
     def current_scale(self) -> float:
@@ -272,7 +273,7 @@ class Dust(Component):
     def fitted_parameters(self) -> dict[str, float]:
         """Amplitude of ln density, scale if learned, pc, ELBO, and diagnostics of chains."""
         hyper = self.samples()[:, -N_HYPER:].double()
-        nearer = self.rho_from_us()[:, 0, 0].double() * self.widths[0]
+        nearer = self.rho_from_sun()[:, 0, 0].double() * self.widths[0]
         numbers = {"amplitude": self.amplitude[0] * (self.amplitude[1] * hyper[:, 1]).exp()}
         if self.scale_error:
             numbers["scale_pc"] = self.scale * (self.scale_error * hyper[:, 2]).exp()
@@ -395,10 +396,10 @@ class Dust(Component):
 
     def rho(self) -> Tensor:
         """Extinction per pc of the samples, (2 pairs, pixels, shells)."""
-        return self.rho_from_us()[..., 1:]
+        return self.rho_from_sun()[..., 1:]
 
-    def rho_from_us(self) -> Tensor:
-        """`rho` after the density nearer than the map, (2 pairs, pixels, shells + 1)."""
+    def rho_from_sun(self) -> Tensor:
+        """`rho` after the shell inside the inner boundary, (2 pairs, pixels, shells + 1)."""
         state = self.mean.detach(), self.residuals, self.posterior
         key = tuple(float(x.square().sum()) for x in state)
         cached = self._cached_rho
@@ -406,13 +407,13 @@ class Dust(Component):
             with torch.no_grad():
                 cached = self._cached_rho = (
                     key,
-                    Density(self.prior, self.samples()).log_from_us.exp(),
+                    Density(self.prior, self.samples()).log_from_sun.exp(),
                 )
         return cached[1]
 
     def _log_density(self, batch: Batch, stars: Stars) -> Tensor:
         within = float(self.substructure)
-        return log_density(self.rho_from_us(), self.widths, stars, batch, self.noise_dof, within)
+        return log_density(self.rho_from_sun(), self.widths, stars, batch, self.noise_dof, within)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         return in_slices(self._rows, batch, STARS_AT_ONCE)
@@ -421,7 +422,7 @@ class Dust(Component):
         stars = self.stars(batch, by_prior=True)
         within = float(self.substructure)
         predicted = predicted_rows(
-            self.rho_from_us(), edges(self.grid), self.n_stars, stars, batch, within
+            self.rho_from_sun(), edges(self.grid), self.n_stars, stars, batch, within
         )
         if "extinction" in batch:
             predicted["log_density"] = self._log_density(batch, stars)
@@ -436,11 +437,11 @@ class Dust(Component):
         ``mode``: "mean", "std" or "samples", (samples, ...); without ``integrated`` the density
         at that place, E per pc.
         """
-        return query(self.rho_from_us().cpu().float(), self.grid, coords, mode, integrated)
+        return query(self.rho_from_sun().cpu().float(), self.grid, coords, mode, integrated)
 
     def sky_map(self, columns: list[str] | None) -> dict[str, Any]:
         """The map as arrays: mean and std, or with ``columns=["samples"]`` the samples."""
-        return map_arrays(self.rho_from_us().cpu(), self.grid, columns)
+        return map_arrays(self.rho_from_sun().cpu(), self.grid, columns)
 
     def domain_of_validity(self) -> list[str]:
         bounds = self.grid.boundaries

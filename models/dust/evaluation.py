@@ -45,7 +45,7 @@ class HasTrueDensity(Protocol):
 
 
 class MapPosterior(NamedTuple):
-    """The posterior of a map, its prior, and the best constant density beside it."""
+    """The posterior of a map, its prior, and the best constant density as a baseline."""
 
     grid: Grid
     gp: GaussianProcess
@@ -76,7 +76,7 @@ def evaluate(model: "Dust", rows: PredictedRows, data: Data) -> Evaluation:
     truth, stars = true_density(data), sampled_stars(data, FIGURE_STARS)
     evaluation.warnings = coarse_map_warnings(model, stars)
     evaluation.figures = or_nothing(
-        "figures", lambda: figure_data(model.rho_from_us().cpu().float(), model.grid, truth, stars)
+        "figures", lambda: figure_data(model.rho_from_sun().cpu().float(), model.grid, truth, stars)
     )
     evaluation.fitted_parameters = model.fitted_parameters() | data.truth()
     gp, batch = model.prior.gp, next(data.prediction_batches())
@@ -105,7 +105,7 @@ def metrics(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def coarse_map_warnings(model: "Dust", stars: dict[str, Tensor]) -> list[str]:
-    """A sentence if residuals of neighbouring ``stars`` are alike: there is more to resolve."""
+    """A sentence if residuals of neighbouring ``stars`` correlate: the map is too coarse."""
     rows = model.predict_step(stars)
     used = (rows["flags"] & LEFT_OUT == 0) & rows["pull"].isfinite()
     n = int(used.sum())
@@ -188,8 +188,8 @@ def reference_densities(
             "heldout_lpd_constant_without_scatter": (constant, 0.0),
         }
         if truth is not None:
-            from_us = torch.nn.functional.pad(truth[None], (1, 0))  # nearer there is no dust
-            references["heldout_lpd_truth"] = stars.along(from_us.to(posterior.log_rho))[0], 0.0
+            from_sun = torch.nn.functional.pad(truth[None], (1, 0))  # nearer there is no dust
+            references["heldout_lpd_truth"] = stars.along(from_sun.to(posterior.log_rho))[0], 0.0
         for name, (rho, added_scatter) in references.items():
             mean, variance = mean_and_variance(rho, stars.paths, widths)
             total = variance + batch["extinction_error"].square() + added_scatter**2

@@ -14,8 +14,8 @@ from orrery.models.inference.matrix_free import LinearOperator
 class Density:
     """ln rho = m - d |z| + a s, (samples, pixels, shells), at latents ``u`` (samples, n).
 
-    ``log_nearer`` (samples, 1, 1) is that of all places nearer than the map. With it as the first
-    shell of every pixel there are shells + 1 of them from us to the edge of the map.
+    ``log_nearer`` (samples, 1, 1) is that inside the inner boundary. With it as the first
+    shell of every pixel there are shells + 1 of them from the Sun to the edge of the map.
     """
 
     def __init__(self, prior: Prior, u: Tensor) -> None:
@@ -37,12 +37,12 @@ class Density:
         return self.m + self.a * self.s
 
     @property
-    def log_from_us(self) -> Tensor:
-        """`log` after the density nearer than the map, (samples, pixels, shells + 1)."""
+    def log_from_sun(self) -> Tensor:
+        """`log` after the shell inside the inner boundary, (samples, pixels, shells + 1)."""
         return after(self.log_nearer, self.log)
 
     def jvp(self, v: Tensor) -> Tensor:
-        """The change of `log_from_us` with latents, ``v`` (samples or 1, n)."""
+        """The change of `log_from_sun` with latents, ``v`` (samples or 1, n)."""
         prior, hyper = self.prior, v[:, -N_HYPER:, None, None]
         s = prior.gp.apply(v[:, :-N_HYPER])
         if prior.by_scale:
@@ -56,7 +56,7 @@ class Density:
     def vjp(
         self, gradient: Tensor, over_samples: Callable[[Tensor], Tensor] = lambda g: g
     ) -> Tensor:
-        """Gradient by latents, (samples, n), of that by `log_from_us`.
+        """Gradient by latents, (samples, n), from the gradient by `log_from_sun`.
 
         ``over_samples``: a reduction over samples, such as their mean.
         """
@@ -85,7 +85,7 @@ class Extinction:
     def __init__(self, prior: Prior, stars: StarGroups, u: Tensor) -> None:
         self.stars, self.latents = stars, u
         self.density = Density(prior, u)
-        self.rho = self.density.log_from_us.exp()
+        self.rho = self.density.log_from_sun.exp()
         self.value = stars.integral(self.rho)  # (samples, stars)
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -115,5 +115,5 @@ class Extinction:
         return self.stars.scatter(self.rho)
 
     def _log_rho_gradient(self, w: Tensor) -> Tensor:
-        """By `Density.log_from_us` of ``w`` (samples, stars), that by extinction."""
+        """By `Density.log_from_sun` of ``w`` (samples, stars), that by extinction."""
         return self.rho * self.stars.integral_adjoint(w)

@@ -20,7 +20,7 @@ def figure_data(
 ) -> dict[str, Arrays]:
     """Arrays of each figure; ``truth`` (pixels, shells), 1/pc.
 
-    ``rho`` (samples, pixels, shells + 1): the first is nearer than the map.
+    ``rho`` (samples, pixels, shells + 1): the first shell is inside the inner boundary.
     Images of the sky are (latitudes, longitudes), b rising and l falling from 180 deg, in E.
 
     - sky: ``mean``, ``truth``, ``std``, through the map.

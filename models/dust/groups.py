@@ -1,7 +1,7 @@
 """The stars of a fit: their paths only through the shells that a star may be in.
 
-The light of a star crosses the shells nearer than that wholly, and their extinction is one sum per
-pixel. Stars are in groups of about the same shells, so that each group is a dense problem.
+Shells nearer than those are crossed completely, and their extinction is one sum per pixel. Stars
+are in groups of about the same shells, so that each group is a dense problem.
 """
 
 from itertools import pairwise
@@ -38,9 +38,9 @@ class Group(NamedTuple):
 
 
 class StarGroups(NamedTuple):
-    """Mean paths of the light of stars through the shells from us to the edge of the map.
+    """Mean paths of the light of stars through the shells from the Sun to the edge of the map.
 
-    What is nearer than the map is the first shell.
+    The first shell is inside the inner boundary.
     """
 
     bounds: Tensor  # of the shells, (shells + 1,), pc

@@ -44,7 +44,7 @@ class Draws(NamedTuple):
 def likelihood(
     grid: Grid, stars: Stars, batch: Batch, dof: float | None, substructure: float
 ) -> Callable[[Tensor], Tensor]:
-    """rho (samples, pixels, shells from us) -> ln likelihood (samples,), over all distances.
+    """rho (samples, pixels, shells from the Sun) -> ln likelihood (samples,), over all distances.
 
     ``batch``: that of `models.dust.Dust`; ``dof``: of the errors of extinctions;
     ``substructure``: see `models.dust.Dust`.
@@ -74,9 +74,9 @@ def draw(
 ) -> Draws:
     """``transitions`` of every chain, of which the warm-up is discarded.
 
-    ``log_likelihood``: of rho (chains, pixels, shells from us), (chains,). ``samples`` (samples,
-    latents) are those of the variational posterior of ``stars``, whose noise has the ``variance``
-    (stars,).
+    ``log_likelihood``: of rho (chains, pixels, shells from the Sun), (chains,). ``samples``
+    (samples, latents) are those of the variational posterior of ``stars``, whose noise has the
+    ``variance`` (stars,).
     """
     mean = samples.mean(0, keepdim=True)
     # between the mean, where curvature is too small, and samples, which stray from the data
@@ -100,7 +100,7 @@ def draw(
             u = latents(y[0].to(samples))
             density = Density(prior, u)
             with torch.enable_grad():
-                log_rho = density.log_from_us.requires_grad_()
+                log_rho = density.log_from_sun.requires_grad_()
                 log_p = log_likelihood(log_rho.exp())
                 (by_log_rho,) = torch.autograd.grad(log_p.sum(), log_rho)
             ctx.gradient = stretch(density.vjp(by_log_rho) - u)[None].to(y)

@@ -45,9 +45,9 @@ def predicted_rows(
 ) -> dict[str, Tensor]:
     """`OUTPUTS` but ``log_density``, (stars,) each, and (stars, samples) of the samples.
 
-    ``rho`` (samples, pixels, shells), 1/pc, from us to the edge of the map, and ``edges``
-    (shells + 1,), pc, of which the first shell is nearer than the map; ``n_stars`` (pixels,), of
-    the training set; ``substructure``: see `models.dust.Dust`.
+    ``rho`` (samples, pixels, shells), 1/pc, from the Sun to the edge of the map, and ``edges``
+    (shells + 1,), pc; the first shell is inside the inner boundary. ``n_stars`` (pixels,), of the
+    training set; ``substructure``: see `models.dust.Dust`.
     """
     along = stars.along(rho)
     mean, variance = mean_and_variance(along, stars.paths, edges.diff().to(rho))

@@ -28,7 +28,7 @@ class Prior(NamedTuple):
     With ``by_scale`` the scale of the kernel is learned, too, and ln scale is normal: ``gp`` is the
     process at ``scale[0]``, ln of the current scale over its median, ``by_scale`` its derivative.
     The decline d with the height above the Galactic plane is normal about 0: of a disc, 1 over its
-    scale height. Nearer than the map the density is one number, and its logarithm is normal.
+    scale height. Inside the inner boundary the density is one number, and its logarithm is normal.
     """
 
     gp: GaussianProcess

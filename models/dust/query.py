@@ -20,18 +20,18 @@ PLACES_AT_ONCE = 8192
 
 
 def edges(grid: Grid) -> Tensor:
-    """Of the shells from us to the edge of the map, (shells + 2,), pc; the first is nearer."""
+    """Of the shells from the Sun to the edge of the map, (shells + 2,), pc."""
     return torch.nn.functional.pad(grid.boundaries, (1, 0))
 
 
 def query(rho: Tensor, grid: Grid, coords: "SkyCoord", mode: str, integrated: bool) -> np.ndarray:
     """Extinction E to ``coords`` (...), or E per pc there.
 
-    ``rho`` (samples, pixels, shells + 1), 1/pc: the first shell is nearer than the map. "mean" and
-    "std" are (...), "samples" (samples, ...). Between the centres of pixels every sample is
-    interpolated; of the shell that a place is in, the path up to the place counts. NaN beyond the
-    map, and nearer than it for a density. Raises ``ValueError`` for another mode, and for
-    coordinates without a distance.
+    ``rho`` (samples, pixels, shells + 1), 1/pc: the first shell is inside the inner boundary.
+    "mean" and "std" are (...), "samples" (samples, ...). Every sample is interpolated between the
+    centres of pixels; of the shell that a place is in, the path up to the place counts. NaN beyond
+    the map, and inside its inner boundary for a density. Raises ``ValueError`` for another mode,
+    and for coordinates without a distance.
     """
     from astropy import units as u
 
@@ -75,7 +75,7 @@ def summary(samples: Tensor, mode: str) -> Tensor:
 def map_arrays(rho: Tensor, grid: Grid, columns: list[str] | None) -> dict[str, Any]:
     """The content of a map file: see `orrery.evaluation.sky_map.write_sky_map`.
 
-    ``rho`` (samples, pixels, shells + 1), 1/pc: the first shell is nearer than the map.
+    ``rho`` (samples, pixels, shells + 1), 1/pc: the first shell is inside the inner boundary.
     """
     if columns not in (None, ["samples"]):
         raise ValueError(f"columns={columns}: a map is mean and std, or columns=[samples]")

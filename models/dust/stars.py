@@ -40,7 +40,7 @@ class Stars(NamedTuple):
     """Where stars are, and the paths of their light: of some thousands, for predictions.
 
     A fit has `models.dust.groups.StarGroups`, which take less memory. "Shells" are those from us to
-    the edge of the map: what is nearer than it is the first.
+    the edge of the map: the first is inside its inner boundary.
     """
 
     pixel: Tensor  # (stars,), that each is in

@@ -29,11 +29,13 @@ from orrery.models.feniks.outputs import (
 from orrery.models.feniks.redshift import WINDOW, flag
 from orrery.models.inference.ensemble import MAX_RHAT
 from orrery.models.inference.threads import one_thread
-from orrery.models.sed_emulator import N_DRAWS, SECOND_MODE, SedEmulator, mean_size
-from orrery.models.sed_emulator.fitting import MODE_DISTANCE, Photometry, photometry
+from orrery.models.sed_emulator import SedEmulator, mean_size
+from orrery.models.sed_emulator.fit_rows import N_DRAWS, SECOND_MODE, fluxes_of_draws
+from orrery.models.sed_emulator.fitting import MODE_DISTANCE
 from orrery.models.sed_emulator.migrations import ensemble_settings
 from orrery.models.sed_emulator.networks import HistoryNetwork
 from orrery.models.sed_emulator.outputs import DERIVED_TEXT
+from orrery.models.sed_emulator.posterior import Photometry, photometry
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
 from orrery.physics.galaxies.quiescent import BOXES, colours, inside, quiescent
 from orrery.physics.sps.cosmology import age_of_universe, redshift_of_age
@@ -354,7 +356,7 @@ class Feniks(SedEmulator):
         parameters = fit.draws.parameters.clone()
         parameters[:, self.names.index("zred")] = fit.draws.z.float()
         found = self.posterior_rows(parameters[None].to(self.surviving), with_spectrum=True)
-        flux, error = self._fluxes(parameters[None].to(self.surviving))
+        flux, error = fluxes_of_draws(self, parameters[None].to(self.surviving))
         peak, *others = fit.posterior.modes(2)
         columns = self._photometry_at(batch, row, peak.z, fit)
         columns |= {name: values[0] for name, values in found.items()}

@@ -20,7 +20,7 @@ from orrery.models.feniks.spectroscopic_redshift import Draws, joint_draws, spec
 from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, SpectrumModel, prepared
 from orrery.models.feniks.templates import joint_library
 from orrery.models.sed_emulator import fitting
-from orrery.models.sed_emulator.fitting import Photometry
+from orrery.models.sed_emulator.posterior import Emulator, Photometry
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
 
 SECOND_MODE = 0.05  # probability of a redshift that is not ruled out
@@ -63,7 +63,7 @@ def spectrum_of(batch: Batch, row: int) -> Spectrum | None:
 
 @torch.no_grad()
 def fit_jointly(
-    emulator: fitting.Emulator,
+    emulator: Emulator,
     network: SpectrumNetwork,
     start: fitting.Library,
     data: Photometry,
@@ -126,9 +126,7 @@ def _width(draws: Draws) -> float:
     return WIDER * max(float(draws.z.std()), LEAST_WIDTH)
 
 
-def _nodes(
-    emulator: fitting.Emulator, start: fitting.Library, data: Photometry
-) -> PhotometricNodes:
+def _nodes(emulator: Emulator, start: fitting.Library, data: Photometry) -> PhotometricNodes:
     """Fits at all redshifts of the prior, or at those that a known redshift leaves."""
     i = emulator.priors.names.index("zred")
     low, high = float(emulator.priors.low[i]), float(emulator.priors.high[i])

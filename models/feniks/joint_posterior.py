@@ -23,11 +23,17 @@ from orrery.models.feniks.spectrum_fit import DEFAULT, Data, Fit, SpectrumModel,
 from orrery.models.feniks.templates import MARGIN, SIGMA_V
 from orrery.models.inference import ensemble
 from orrery.models.inference.ensemble import MAX_RHAT, Target, temper, worst_rhat
-from orrery.models.sed_emulator import fitting
+from orrery.models.sed_emulator.posterior import (
+    LARGEST_X,
+    Emulator,
+    Photometry,
+    log_posterior,
+    to_parameters,
+)
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
 from orrery.physics.sps.priors import Priors
 
-LARGEST_X = 4.0  # of ln sigma_v
+LARGEST_SCATTER = 4.0  # of ln sigma_v
 LARGEST_SHIFT = 30.0  # widths of the mode, at which walkers turn back
 WALKERS = 80  # of each of two ensembles
 BETWEEN = 6  # steps at a temperature
@@ -46,8 +52,8 @@ class JointTarget(NamedTuple):
     """ln posterior density of one galaxy near redshift ``z``, see the module."""
 
     network: SpectrumNetwork
-    emulator: fitting.Emulator
-    photometry: fitting.Photometry
+    emulator: Emulator
+    photometry: Photometry
     data: Data
     grid: Tensor
     z: float
@@ -69,12 +75,12 @@ class JointTarget(NamedTuple):
     def sigma_v(self, u: Tensor) -> Tensor:
         """km/s, (n,)."""
         middle, scatter = SIGMA_V
-        return middle * torch.exp(scatter * u[:, -1].clamp(-LARGEST_X, LARGEST_X))
+        return middle * torch.exp(scatter * u[:, -1].clamp(-LARGEST_SCATTER, LARGEST_SCATTER))
 
     def parameters(self, u: Tensor) -> Tensor:
         """(n, p)."""
         zred = torch.expm1(self.log_ratio(u)).to(u)
-        return fitting.to_parameters(self.priors, u[:, :-1], zred)
+        return to_parameters(self.priors, u[:, :-1], zred)
 
     def shapes(self, u: Tensor) -> Tensor:
         """Templates at the pixels, of any scale, (n, m)."""
@@ -106,7 +112,7 @@ class JointTarget(NamedTuple):
         rows = rows._replace(zred=zred, zred_error=torch.zeros(len(u)))
         x = u[:, :-1].clone()
         x[:, self.z_index] = 0
-        value = fitting.log_posterior(self.emulator, rows, x).double()
+        value = log_posterior(self.emulator, rows, x).double()
         return value - 0.5 * u[:, -1].double().square()
 
     def _is_inside(self, u: Tensor) -> Tensor:
@@ -115,8 +121,8 @@ class JointTarget(NamedTuple):
 
 def joint_target(
     network: SpectrumNetwork,
-    emulator: fitting.Emulator,
-    photometry: fitting.Photometry,
+    emulator: Emulator,
+    photometry: Photometry,
     spectrum: Spectrum,
     z: float,
     width: float,
@@ -164,7 +170,7 @@ def _start(target: JointTarget, parameters: Tensor, seed: int) -> Tensor:
     n = 2 * WALKERS
     order = torch.randperm(len(parameters), generator=generator)
     chosen = parameters[order[torch.arange(n) % len(parameters)]]
-    u = target.priors.to_normal(chosen).clamp(-fitting.LARGEST_X, fitting.LARGEST_X)
+    u = target.priors.to_normal(chosen).clamp(-LARGEST_X, LARGEST_X)
     u[:, target.z_index] = torch.randn(n, generator=generator)
     sigma_v = torch.randn(n, 1, generator=generator)
     return torch.cat([u, sigma_v], 1).unflatten(0, (2, WALKERS))

@@ -10,6 +10,7 @@ from torch import Tensor
 from orrery.models.feniks.redshift import NODE_STEP, RedshiftPosterior, nodes
 from orrery.models.feniks.rest_spectra import STEP
 from orrery.models.sed_emulator import fitting
+from orrery.models.sed_emulator.posterior import Emulator, Mode, Photometry, pick
 from orrery.physics.sps.priors import Priors
 
 LEAST_ERROR_Z = 0.002  # of a known redshift: spectra are not aligned better
@@ -24,7 +25,7 @@ class PhotometricNodes(NamedTuple):
 
     log_ratio: Tensor
     log_evidence: Tensor
-    mode: fitting.Mode
+    mode: Mode
     priors: Priors
 
     def log_density(self, z: Tensor) -> Tensor:
@@ -44,8 +45,8 @@ class PhotometricNodes(NamedTuple):
 
 @torch.no_grad()
 def photometric_nodes(
-    emulator: fitting.Emulator,
-    data: fitting.Photometry,
+    emulator: Emulator,
+    data: Photometry,
     start: fitting.Library,
     z: tuple[float, float],
     step: float = NODE_STEP,
@@ -62,11 +63,11 @@ def photometric_nodes(
     is_after = after > before
     x = torch.where(is_after[:, None], first.x.roll(-1, 0), first.x.roll(1, 0))
     second = fitting.maximise(emulator, rows, x)
-    mode = fitting.pick([first, second], (second.log_p > first.log_p).long())
+    mode = pick([first, second], (second.log_p > first.log_p).long())
     return PhotometricNodes(centres, mode.log_evidence().double(), mode, emulator.priors)
 
 
-def at_redshifts(data: fitting.Photometry, zred: Tensor) -> fitting.Photometry:
+def at_redshifts(data: Photometry, zred: Tensor) -> Photometry:
     """One galaxy at redshifts (k,) that are given."""
     rows = data.rows(torch.zeros(len(zred), dtype=torch.long))
     return rows._replace(zred=zred.float(), zred_error=torch.zeros(len(zred)))
@@ -79,6 +80,6 @@ def _neighbour(values: Tensor, shift: int) -> Tensor:
     return moved
 
 
-def known_redshift(data: fitting.Photometry) -> tuple[float, float]:
+def known_redshift(data: Photometry) -> tuple[float, float]:
     """Of one galaxy, with its error; NaN where it is not known."""
     return float(data.zred[0]), max(float(data.zred_error[0]), LEAST_ERROR_Z)

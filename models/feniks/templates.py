@@ -13,7 +13,8 @@ from torch import Tensor
 from orrery.models.feniks.photometric_redshift import PhotometricNodes, at_redshifts
 from orrery.models.feniks.redshift import NODE_STEP, nodes
 from orrery.models.feniks.rest_spectra import rest_grid, rest_templates
-from orrery.models.sed_emulator import fitting
+from orrery.models.sed_emulator.draws import ensemble_draws
+from orrery.models.sed_emulator.posterior import Emulator, Mode, Photometry, to_parameters
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
 from orrery.physics.sps.priors import Priors
 
@@ -115,8 +116,8 @@ def prior_templates(
 @torch.no_grad()
 def joint_library(
     network: SpectrumNetwork,
-    emulator: fitting.Emulator,
-    data: fitting.Photometry,
+    emulator: Emulator,
+    data: Photometry,
     found: PhotometricNodes,
     resolution: float,
     wavelength: tuple[float, float],
@@ -132,10 +133,10 @@ def joint_library(
     density = _highest(found)
     counted = (density > density.max() - COUNTS).nonzero()[:, 0]
     own = counted[:: math.ceil(len(counted) / SAMPLED_NODES)]  # nodes that are sampled
-    modes = [fitting.Mode(*(values[own] for values in found.mode))]
+    modes = [Mode(*(values[own] for values in found.mode))]
     rows = at_redshifts(data, torch.expm1(centres[own]))
     walkers = max(n, FEWEST_WALKERS)
-    found_x = fitting.ensemble_draws(emulator, rows, modes, walkers, STEPS, 1, seed, ensembles=1)
+    found_x = ensemble_draws(emulator, rows, modes, walkers, STEPS, 1, seed, ensembles=1)
     x = found_x[:, 0, :n, 0]
     sigma_v = draw_sigma_v(n, torch.Generator().manual_seed(seed))
     library = Library(centres, [], [], [], [], [])
@@ -146,7 +147,7 @@ def joint_library(
         nearest = int((own - i).abs().argmin())
         moved = x[nearest] + found.mode.x[i] - found.mode.x[own[nearest]]
         zred = torch.full((n,), math.expm1(centre))
-        parameters = fitting.to_parameters(emulator.priors, moved, zred)
+        parameters = to_parameters(emulator.priors, moved, zred)
         library.add(network, centre, parameters, sigma_v, resolution, wavelength)
     return library
 

@@ -81,13 +81,6 @@ class Cluster(NamedTuple):
         phi = self.potential(r2).clamp_min(0)
         return rho_0 * moment(self.g + 1.5, phi, self._p2(r2)) / self.log_norm.exp()
 
-    def enclosed_mass(self, r2: Tensor) -> Tensor:
-        """M(<r), Msun, at squared radii, pc^2, from the potential's slope; without gradients."""
-        with torch.enable_grad():
-            r2 = r2.detach().clamp_min(1e-12).requires_grad_()
-            (slope,) = torch.autograd.grad(self.potential(r2).sum(), r2)
-        return (-2 * r2.pow(1.5) * slope * self.s**2 / G).detach()
-
     def dispersions(self, r2: Tensor) -> tuple[Tensor, Tensor]:
         """Radial and one tangential velocity dispersion, km/s, at squared radii, pc^2."""
         phi = self.potential(r2).clamp_min(1e-300)

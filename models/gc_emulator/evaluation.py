@@ -21,7 +21,7 @@ class HasMockCluster(Protocol):
     """Data of an emulator's training, which offer a cluster of known parameters to infer."""
 
     def mock_cluster(self) -> ClusterData | None:
-        """None: no inference is wanted."""
+        """None if no inference is asked for."""
 
 
 def posterior_warnings(

@@ -169,7 +169,7 @@ def predictive_p_values(profiles: StarProfiles) -> dict[str, float]:
 def star_fit(make: Callable[[], StarProfiles]) -> tuple[Arrays, dict[str, float]]:
     """Of a list of stars, whose profiles ``make`` computes, figure data and p-values.
 
-    What fails is empty, with a warning: it does not cost the draws.
+    A part that fails is empty, with a warning, so that the draws are kept.
     """
     made = or_nothing("profiles.png", lambda: {"profiles": make()})
     if not made:

@@ -135,7 +135,10 @@ def sample(
     if path is not None and path.exists():
         state = read_archive(path)
         if state["asked"] != run:
-            raise ValueError(f"{path} belongs to other chains: {state['asked']}, now {run}")
+            raise ValueError(
+                f"{path} belongs to other chains: {state['asked']}, and this run asks for {run}; "
+                f"repeat their settings, or remove that file"
+            )
         sampler.restore(state["sampler"])
         globals_, latents = list(state["kept"]), list(state["latents"])
     done = sampler.values["iteration"]

@@ -1,7 +1,7 @@
 """Starting points of the chains.
 
-The likelihood has several maxima, and walls where a star is no longer bound: the best point of a
-coarse grid is climbed from by Adam and by Newton's method, and every chain starts at the maximum,
+The likelihood has several maxima, and walls where a star is no longer bound: Adam and then
+Newton's method climb from the best point of a coarse grid, and every chain starts at the maximum,
 scattered by the inverse Hessian.
 """
 

@@ -25,6 +25,7 @@ from orrery.models.base import (
 from orrery.models.scatter_vae.em import expectation_maximisation
 from orrery.models.scatter_vae.evaluation import evaluate
 from orrery.models.scatter_vae.exported import exported
+from orrery.models.scatter_vae.generation import generate, generated_chunks
 from orrery.models.scatter_vae.inference import (
     LatentPosterior,
     ModeWhitening,
@@ -53,7 +54,6 @@ PRESETS = ("default", "paper")
 COVARIANCES = ("full", "lowrank", "diagonal")
 MISSING_BAND_STEPS = 4  # times as many Gauss-Newton steps for stars without a band
 POPULATION = 4096  # latent means that are kept, to generate stars like those of the training set
-GENERATED_PER_CHUNK = 4096  # stars
 STARS_AT_ONCE = 256  # predicted together: their matrices fit the cache
 AMPLITUDE_ERROR = 0.1  # prior standard deviation of a star's amplitude, relative to its flux
 MAX_WEIGHT_QUANTILE = 0.9  # of stars' weights in PCA, at which they are cut
@@ -212,7 +212,7 @@ class ScatterVAE(Component):
         z = mean
         if "noise" in batch:  # of training: one draw of the posterior
             z = mean + (0.5 * log_variance).exp() * batch["noise"]
-        decoded = self._decode(z)
+        decoded = self.decode(z)
         r = (y - decoded) / error
         t = (self.network.intrinsic_scatter(z) / error).square()
         if self.network.fits_amplitude:
@@ -272,6 +272,14 @@ class ScatterVAE(Component):
         bands = zip(observed.bool().split(1, 1), self.bands.values(), strict=True)
         return torch.cat([band.expand(-1, n) for band, n in bands], 1)
 
+    @property
+    def in_modes(self) -> bool:
+        """Whether residuals are whitened by `ModeWhitening`, in units of the errors of the modes.
+
+        ln p then has no term of the sizes of the errors.
+        """
+        return self.modes is not None
+
     def whitened_mask(self, observed: Tensor) -> Tensor:
         """Which whitened residuals are of data, (batch, m); ``observed`` (batch, bands)."""
         if self.modes is None:
@@ -282,7 +290,7 @@ class ScatterVAE(Component):
         components = Components(self.components, self.component_std)
         return self.network.encode(y, error, observed, components)
 
-    def _decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         """Coefficients without noise, (batch, n), in the network's units."""
         return self.network.decode(z, Components(self.components, self.component_std))
 
@@ -293,9 +301,9 @@ class ScatterVAE(Component):
         declared: dict[str, Output | Constant] = dict(
             outputs(self.bands, self.spectra is not None, covers_both_bands(self.sampled_at))
         )
-        return declared | self._wavelength()
+        return declared | self.wavelength_constants()
 
-    def _wavelength(self) -> dict[str, Constant]:
+    def wavelength_constants(self) -> dict[str, Constant]:
         """Of the spectra that are predicted, if they are known."""
         known = self.wavelengths if self.spectra is not None else self.sampled_at
         return {} if known is None else {"wavelength": Constant(known, "wavelength")}
@@ -331,7 +339,7 @@ class ScatterVAE(Component):
             scatter=self.network.intrinsic_scatter(z) * self.scale,
             observed=self.coefficient_mask(batch["observed"]),
             whitened=self.whitened_mask(batch["observed"]),
-            in_modes=self.modes is not None,
+            in_modes=self.in_modes,
             bands=self.bands,
             latent=self.latent,
             spectra=self.spectra,
@@ -339,8 +347,8 @@ class ScatterVAE(Component):
         )
 
     def _scaled(self, z: Tensor) -> Tensor:
-        """`_decode` of z times an amplitude, 1 + AMPLITUDE_ERROR times the last number."""
-        decoded, zero = self._decode(z[:, : self.latent]), self.center / self.scale
+        """`decode` of z times an amplitude, 1 + AMPLITUDE_ERROR times the last number."""
+        decoded, zero = self.decode(z[:, : self.latent]), self.center / self.scale
         return decoded + AMPLITUDE_ERROR * z[:, self.latent :] * (decoded + zero)
 
     def posterior(self, batch: Batch) -> LatentPosterior:
@@ -386,7 +394,6 @@ class ScatterVAE(Component):
         """
         return outliers(self, catalogue, n, **data)
 
-    @torch.no_grad()
     def generate(
         self, n: int, near: Any = None, spread: float = 1.0, seed: int = 0
     ) -> dict[str, np.ndarray]:
@@ -398,67 +405,16 @@ class ScatterVAE(Component):
         the training set. ``near="prior"``: from the standard normal prior. None: like the training
         set. Raises ``ValueError`` for any other ``near``.
         """
-        if near is not None and not isinstance(near, str):
-            near = np.asarray(near, np.float32)
-        known = near is None or (isinstance(near, str) and near == "prior")
-        if not known and (np.shape(near) != (self.latent,) or not np.isfinite(near).all()):
-            raise ValueError(
-                f"near is {near!r}; expected {self.latent} numbers, such as a star's latent_mean, "
-                f"'prior', or None for stars like the training set's"
-            )
-        generator = torch.Generator().manual_seed(seed)
-        population = self.population.cpu()
-        drawn = torch.randn(n, self.latent, generator=generator)
-        if near is None:
-            z = population[torch.randint(len(population), (n,), generator=generator)]
-        elif isinstance(near, str) and near == "prior":
-            z = spread * drawn
-        else:
-            center = torch.as_tensor(near)[None]
-            distance = (population - center).square().sum(1)
-            nearest = population[distance.topk(min(64, len(population)), largest=False).indices]
-            z = center + spread * drawn * nearest.std(0)
-        z = z.to(self.device)
-        coefficients = self._decode(z) * self.scale + self.center
-        tensors = {
-            "latent": z,
-            "coefficients": coefficients,
-            "scatter": self.network.intrinsic_scatter(z) * self.scale,
-        }
-        stars = {name: values.cpu().numpy() for name, values in tensors.items()}
-        if self.spectra is not None:
-            stars["spectrum"] = self.spectra.flux(coefficients).cpu().numpy()
-        return stars | {name: constant.values for name, constant in self._wavelength().items()}
+        return generate(self, n, near, spread, seed)
 
     def generated(self, request: ObjectRequest) -> Iterator[dict[str, np.ndarray]]:
         """``request.n`` stars like the training set's, in chunks of `generate`."""
-        for i, start in enumerate(range(0, request.n, GENERATED_PER_CHUNK)):
-            size = min(GENERATED_PER_CHUNK, request.n - start)
-            # chunks of other seeds have other random numbers
-            stars = self.generate(size, seed=1_000_003 * request.seed + i)
-            yield {name: stars[name] for name in generated_outputs(self.spectra is not None)}
+        return generated_chunks(self, request)
 
     def generated_columns(self, request: ObjectRequest) -> dict[str, Output | Constant]:
         """The columns of `generated`, and the wavelengths of the spectra."""
         columns: dict[str, Output | Constant] = {**generated_outputs(self.spectra is not None)}
-        return columns | self._wavelength()
-
-    def observed_spectra(self, batch: Batch) -> dict[str, Tensor]:
-        """Observed spectra (batch, k), their ``error`` and the model's ``scatter``, for figures."""
-        scatter = self.predict_step(batch)["scatter"]
-        if self.spectra is None:
-            return {
-                "observed": batch["coefficients"],
-                "error": batch["errors"],
-                "scatter": scatter,
-            }
-        packed = {b: batch[f"correlations_{b}"] for b in self.bands if f"correlations_{b}" in batch}
-        correlations = packed if len(packed) == len(self.bands) else None
-        return {
-            "observed": self.spectra.flux(batch["coefficients"]),
-            "error": self.spectra.error(batch["errors"], correlations),
-            "scatter": self.spectra.error(scatter),
-        }
+        return columns | self.wavelength_constants()
 
     def reinitialised_on_finetune(self, name: str, settings: Mapping[str, Any]) -> bool:
         if (theirs := dict(settings["bands"])) != self.bands:

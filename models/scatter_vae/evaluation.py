@@ -19,7 +19,6 @@ PCA_COMPONENTS = (6, 10, 20)
 MAX_COMPARED = 4096  # stars on which PCA and the scatter are compared
 LATENT_COLUMNS = ("latent_mean", "bp_rp", "g_mag")  # of the figure of latent space
 N_GENERATED = 200  # stars, of a figure
-MAX_MISFITS = 0.01  # fraction of stars with p < 1e-4 beyond which the user is warned
 
 SMALLER_IS_BETTER = frozenset(("nll", "pca6_chi2_median", "pca10_chi2_median"))
 
@@ -37,7 +36,7 @@ def evaluate(model: "ScatterVAE", rows: PredictedRows, data: Data) -> Evaluation
     evaluation = Evaluation(metrics(rows), warnings=warnings(rows, model.latent))
     with torch.inference_mode():
         examples = {k: v.to(model.device) for k, v in rows.examples.items()}
-        observed = or_nothing("spectra.png", lambda: _numpy(model.observed_spectra(examples)))
+        observed = or_nothing("spectra.png", lambda: _numpy(observed_spectra(model, examples)))
         compared, evaluation.figures = compare(model, data)
     evaluation.metrics |= compared
     if observed:
@@ -47,6 +46,24 @@ def evaluate(model: "ScatterVAE", rows: PredictedRows, data: Data) -> Evaluation
     evaluation.timings = timing_cases(model, next(data.prediction_batches()))
     evaluation.smaller_is_better = SMALLER_IS_BETTER
     return evaluation
+
+
+def observed_spectra(model: "ScatterVAE", batch: Batch) -> dict[str, Tensor]:
+    """Observed spectra (batch, k), their ``error`` and the model's ``scatter``, for figures."""
+    scatter = model.predict_step(batch)["scatter"]
+    if model.spectra is None:
+        return {
+            "observed": batch["coefficients"],
+            "error": batch["errors"],
+            "scatter": scatter,
+        }
+    packed = {b: batch[f"correlations_{b}"] for b in model.bands if f"correlations_{b}" in batch}
+    correlations = packed if len(packed) == len(model.bands) else None
+    return {
+        "observed": model.spectra.flux(batch["coefficients"]),
+        "error": model.spectra.error(batch["errors"], correlations),
+        "scatter": model.spectra.error(scatter),
+    }
 
 
 def timing_cases(model: "ScatterVAE", batch: Batch) -> dict[str, Any]:
@@ -111,7 +128,7 @@ def reconstruction_rows(
     white = whitening(((batch["coefficients"] - x) / error)[..., None])[..., 0]
     n = white.shape[1]
     squares = white.square().sum(1)
-    log_errors = (error / batch["flux"][:, None]).log().sum(1) * (n == x.shape[1])
+    log_errors = (error / batch["flux"][:, None]).log().sum(1) * (not model.in_modes)
     studentised = white.abs() * (n / (n - n_fitted)) ** 0.5
     nll = gaussian_nll(squares, whitening.log_det, log_errors, torch.tensor(float(n)))
     return {

@@ -28,7 +28,7 @@ class EncoderDecoder(nn.Module):
             "coefficients": coefficients, "errors": errors, "flux": flux, "observed": observed
         }  # fmt: skip
         mean, log_variance = model._encode(*model.standardised(batch), observed)
-        decoded = (model._decode(mean) * model.scale + model.center) * flux[:, None]
+        decoded = (model.decode(mean) * model.scale + model.center) * flux[:, None]
         scatter = model.network.intrinsic_scatter(mean) * model.scale * flux[:, None]
         return mean, log_variance, decoded, scatter
 
@@ -39,7 +39,7 @@ def exported(model: "ScatterVAE") -> Exported:
     unit = columns["reconstruction"].unit
     flux = torch.tensor([100.0, 1000.0, 5000.0])
     with torch.no_grad():  # stars like the training set's
-        coefficients = (model._decode(model.population[:3]) * model.scale + model.center) * flux[
+        coefficients = (model.decode(model.population[:3]) * model.scale + model.center) * flux[
             :, None
         ]
     names = [f"{band}_{i}" for band, size in model.bands.items() for i in range(size)]

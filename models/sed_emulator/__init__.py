@@ -1,12 +1,10 @@
 """sed_emulator: a network in place of stellar population synthesis, which fits galaxies with it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from orrery.models.base import (
@@ -21,24 +19,15 @@ from orrery.models.base import (
     Output,
     PredictedRows,
 )
-from orrery.models.inference.ensemble import MAX_RHAT, worst_rhat
-from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors
 from orrery.models.sed_emulator.evaluation import evaluate, relative_errors
 from orrery.models.sed_emulator.exported import exported
-from orrery.models.sed_emulator.fitting import Mode, Photometry, photometry
+from orrery.models.sed_emulator.fit_rows import fit_rows
+from orrery.models.sed_emulator.fitting import PADDING
 from orrery.models.sed_emulator.migrations import ensemble_settings
 from orrery.models.sed_emulator.networks import DirectNetwork, HistoryNetwork
-from orrery.models.sed_emulator.outputs import (
-    AT_EDGE,
-    BIT,
-    DERIVED_TEXT,
-    EDGE_X,
-    LEAST_CONSTRAINT,
-    POOR_FIT,
-    QUANTILES,
-    outputs,
-)
+from orrery.models.sed_emulator.outputs import DERIVED_TEXT, QUANTILES, outputs
+from orrery.models.sed_emulator.posterior import Photometry, photometry
 from orrery.models.sed_emulator.some_bands import SomeBands
 from orrery.models.sed_emulator.spectra import SpectrumNetwork
 from orrery.physics.sps.filters import load_filter
@@ -53,10 +42,6 @@ VALIDATED_SPECTRA = 1000  # galaxies by which errors of spectra are measured
 AT_ONCE_SPECTRA = 128  # galaxies
 SHORTEST = 300.0  # Angstrom: spectra begin there
 AT_ONCE = {"laplace": 512, "ensemble": 64}  # galaxies
-N_DRAWS = 200  # of the posterior, from which quantiles are
-TIMES = 8  # at least, at which each walker of an ensemble gives a draw
-SECOND_MODE = 0.05  # of the evidence
-MAX_BEYOND = 3.0  # errors of a known redshift outside the prior's range
 
 
 @runtime_checkable
@@ -384,79 +369,14 @@ class SedEmulator(Component):
     def _fit_padded(
         self, emulator: SomeBands, data: Photometry, chosen: Tensor
     ) -> dict[str, Tensor]:
-        """`_fit` of chosen rows, in a batch of a multiple of `fitting.PADDING` rows.
+        """`fit_rows` of chosen galaxies, in a batch of a multiple of `PADDING` rows.
 
         Products of matrices of few rows are rounded in another way than of many, and by how a step
         is rounded it is taken or not.
         """
-        more = chosen[:1].expand(-len(chosen) % fitting.PADDING)
-        found = self._fit(emulator, data.rows(torch.cat([chosen, more])))
+        more = chosen[:1].expand(-len(chosen) % PADDING)
+        found = fit_rows(self, emulator, data.rows(torch.cat([chosen, more])))
         return {name: values[: len(chosen)] for name, values in found.items()}
-
-    def _fit(self, emulator: SomeBands, data: Photometry) -> dict[str, Tensor]:
-        low, high = (
-            float(x[self.names.index("zred")]) for x in (self.priors.low, self.priors.high)
-        )
-        beyond = (data.zred - data.zred.clamp(low, high)).abs()
-        outside = beyond > MAX_BEYOND * data.zred_error
-        empty = ~data.observed.any(1)
-        data = data._replace(zred=torch.where(outside, data.zred.clamp(low, high), data.zred))
-        modes = emulator.modes(data)
-        converged = torch.ones_like(empty)
-        n_draws = max(N_DRAWS, self.draws)
-        if self.inference == "laplace":
-            x = fitting.laplace_draws(modes, n_draws, self.seed)
-        else:
-            times = max(TIMES, math.ceil(n_draws / (2 * self.walkers)))
-            found = fitting.ensemble_draws(
-                emulator, emulator.of(data), modes, self.walkers, self.steps, times, self.seed
-            )
-            x, converged = found.flatten(1, 3), worst_rhat(found) < MAX_RHAT
-        rows = self._summary(data, modes, x)
-        masks = {"no_photometry": empty, "outside_box": outside, "not_converged": ~converged}
-        flags = rows["flags"] | _bits(masks)
-        blank = empty | outside
-        for name, values in rows.items():
-            if name not in ("n_bands", "flags", "flux_observed", "flux_error"):
-                mask = blank.reshape(-1, *[1] * (values.ndim - 1))
-                rows[name] = torch.where(mask, torch.nan, values)
-        return rows | {"flags": flags}
-
-    def _summary(self, data: Photometry, modes: list[Mode], x: Tensor) -> dict[str, Tensor]:
-        """Rows of galaxies from draws x (galaxies, draws, p)."""
-        n, n_draws = x.shape[:2]
-        zred = data.fixed_zred.repeat_interleave(n_draws)
-        parameters = fitting.to_parameters(self.priors, x.flatten(0, 1), zred)
-        rows = self.posterior_rows(parameters.reshape(n, n_draws, -1))
-        share = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
-        best = fitting.pick(modes, share.argmax(1))
-        freedom = (data.measured.sum(1) - best.constraint).clamp_min(0.5).cpu().numpy()
-        rank = torch.from_numpy(stats.chi2.cdf(best.chi2.cpu().numpy(), freedom)).to(x)
-        masks = {
-            "poor_fit": rank > POOR_FIT,
-            "at_edge": self._at_edge(data, best),
-            "prior_dominated": best.constraint < LEAST_CONSTRAINT,
-            "second_mode": self._second_mode(modes, share, data),
-            "not_converged": ~best.chi2.isfinite(),
-        }
-        rows |= {
-            "chi2": best.chi2,
-            "chi2_rank": rank,
-            "n_bands": data.observed.sum(1).float(),
-            "n_constrained": best.constraint,
-            "flags": _bits(masks),
-        }
-        if self.inference == "laplace":
-            flux, error = fitting.predicted_fluxes(self, data, best)
-        else:
-            flux, error = self._fluxes(parameters.reshape(n, n_draws, -1))
-        rows |= {
-            "flux_model": flux,
-            "flux_model_error": error,
-            "flux_observed": torch.where(data.observed, data.flux, torch.nan),
-            "flux_error": torch.where(data.observed, data.error, torch.nan),
-        }
-        return rows
 
     def posterior_rows(self, parameters: Tensor) -> dict[str, Tensor]:
         """Rows of galaxies by draws of their parameters, (galaxies, draws, p)."""
@@ -478,35 +398,6 @@ class SedEmulator(Component):
     def probabilities(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """More columns (galaxies,) from `quantities` of draws, (galaxies, draws) each."""
         return {}
-
-    def _at_edge(self, data: Photometry, best: Mode) -> Tensor:
-        """Whether a fitted parameter of `AT_EDGE` is at the edge of its prior, (n,)."""
-        edge = best.x.abs() > EDGE_X
-        edge[:, self.names.index("zred")] &= data.fixed_zred.isnan()
-        return edge[:, [self.names.index(name) for name in AT_EDGE]].any(1)
-
-    def _second_mode(self, modes: list[Mode], share: Tensor, data: Photometry) -> Tensor:
-        """Whether maxima of another redshift have some of the evidence, (n,); share: (n, modes)."""
-        i = self.names.index("zred")
-        z = torch.stack(
-            [fitting.to_parameters(self.priors, mode.x, data.fixed_zred)[:, i] for mode in modes],
-            1,
-        )
-        best = share.argmax(1, keepdim=True)
-        far = (torch.log1p(z) - torch.log1p(z.gather(1, best))).abs() > fitting.MODE_DISTANCE
-        return (share * far).sum(1) > SECOND_MODE
-
-    def _fluxes(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Fluxes of draws (n, draws, p), uJy, and their errors; a part of the draws is enough."""
-        few = parameters[:, :: max(1, parameters.shape[1] // 50)]
-        flat = few.flatten(0, 1)
-        flux = fitting.to_flux(self.emulate(flat))
-        error = self.errors(flat).total().sqrt() * flux / fitting.POGSON
-        flux, error = (values.reshape(*few.shape[:2], -1) for values in (flux, error))
-        levels = torch.tensor([0.16, 0.5, 0.84]).to(flux)
-        low, middle, high = flux.quantile(levels, dim=1)
-        width = (0.25 * (high - low).square() + error.square().mean(1)).sqrt()
-        return middle, width
 
     # --- evaluation ---------------------------------------------------------------------------
 
@@ -561,11 +452,3 @@ def _synthesis(data: Any) -> Synthesis:
             f"populations, which model.architecture=spectra learns: set data.population=bc03_miles"
         )
     return data.synthesis
-
-
-def _bits(masks: Mapping[str, Tensor]) -> Tensor:
-    """Flags (n,), int16, of masks (n,) by name."""
-    flags = torch.zeros_like(next(iter(masks.values())), dtype=torch.int16)
-    for name, mask in masks.items():
-        flags |= BIT[name] * mask.short()
-    return flags

@@ -1,22 +1,23 @@
-"""Fitting galaxies with the emulator: maximum, Laplace's approximation, ensembles, in batches.
-
-Parameters are functions of standard normal numbers x, one each (`Priors.from_normal`), so that the
-prior of x is a unit normal whatever that of the parameters. Fluxes are compared linearly, with the
-covariance of the measurement plus that of the emulator.
-"""
+"""Maxima of the posterior of galaxies: where fits begin, and Levenberg and Marquardt's steps."""
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from orrery.models.base import Batch
-from orrery.models.inference.ensemble import sample
-from orrery.models.sed_emulator.covariance import Errors, cholesky, woodbury
+from orrery.models.sed_emulator.covariance import Errors, cholesky
 from orrery.models.sed_emulator.networks import POGSON
-from orrery.physics.galaxies.photometry import AB_ZERO_POINT
-from orrery.physics.sps.priors import Priors
+from orrery.models.sed_emulator.posterior import (
+    LARGEST_X,
+    Emulator,
+    Mode,
+    Photometry,
+    log_posterior_at,
+    redshift_pull,
+    to_flux,
+    to_parameters,
+)
 
 STEPS = 8  # of Levenberg and Marquardt in a round
 PADDING = 16  # rows, of whose multiples batches of fits are
@@ -33,152 +34,6 @@ LIBRARY_ERROR = 0.1  # relative, of the fluxes of that comparison
 Z_TOLERANCE = 0.03  # of ln(1 + z): library galaxies at a known redshift
 N_MODES = 4  # of free redshifts: fits that begin apart
 MODE_DISTANCE = 0.15  # of ln(1 + z), between these
-NO_EVIDENCE = -1e30
-LEAST_ERROR = 1e-9  # of a flux, uJy: below that of any survey, and its square is a number
-LARGEST_X = 4.5  # standard normal numbers are kept within
-
-
-class Emulator(Protocol):
-    """The model, as far as fits use it."""
-
-    priors: Priors
-
-    def emulate(self, parameters: Tensor) -> Tensor:
-        """AB magnitudes (n, bands) of parameters (n, p)."""
-
-    def derivatives(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """These, and their derivatives by parameters, (n, bands, p)."""
-
-    def errors(self, parameters: Tensor) -> Errors:
-        """Covariance of the emulator's error."""
-
-
-class Photometry(NamedTuple):
-    """Fluxes of galaxies, uJy, (n, bands).
-
-    ``is_limit``: the flux is an upper limit, whose ``error`` is the width of its edge. ``zred``
-    (n,): a known redshift, NaN where it is not known; ``zred_error`` (n,): its error, 0 if exact.
-    """
-
-    flux: Tensor
-    error: Tensor
-    observed: Tensor
-    is_limit: Tensor
-    zred: Tensor
-    zred_error: Tensor
-
-    def rows(self, index: Tensor) -> "Photometry":
-        return Photometry(*(values[index] for values in self))
-
-    def of_bands(self, index: Tensor) -> "Photometry":
-        return self._replace(
-            flux=self.flux[:, index],
-            error=self.error[:, index],
-            observed=self.observed[:, index],
-            is_limit=self.is_limit[:, index],
-        )
-
-    @property
-    def fixed_zred(self) -> Tensor:
-        """The redshift where it is exact, else NaN, (n,)."""
-        return torch.where(self.zred_error > 0, torch.nan, self.zred)
-
-    @property
-    def measured(self) -> Tensor:
-        return self.observed & ~self.is_limit
-
-    @property
-    def limited(self) -> Tensor:
-        return self.observed & self.is_limit
-
-
-def photometry(batch: Batch) -> Photometry:
-    """The photometry in a batch of `datamodules.sed_emulator`."""
-    error = batch.get("zred_error", torch.zeros_like(batch["zred"]))
-    flux, observed = batch["flux"], batch["observed"]
-    flux_error = batch["flux_error"].clamp_min(LEAST_ERROR)
-    return Photometry(flux, flux_error, observed, batch["is_limit"], batch["zred"], error)
-
-
-class Mode(NamedTuple):
-    """A maximum of the posterior of galaxies, and its normal approximation.
-
-    ``x`` (n, p): standard normal numbers of the parameters; ``precision`` (n, p, p): of x;
-    ``log_p`` (n,): posterior density there; ``chi2`` (n,); ``constraint`` (n,): how many parameters
-    the data determine, 0 to p.
-    """
-
-    x: Tensor
-    precision: Tensor
-    log_p: Tensor
-    chi2: Tensor
-    constraint: Tensor
-
-    def log_evidence(self) -> Tensor:
-        """ln of the evidence by Laplace's approximation, up to a constant, (n,).
-
-        Of a fit that failed, next to nothing.
-        """
-        root = cholesky(self.precision)
-        evidence = self.log_p - root.diagonal(dim1=1, dim2=2).log().sum(1)
-        return evidence.nan_to_num(NO_EVIDENCE)
-
-
-def pick(modes: list[Mode], index: Tensor) -> Mode:
-    """The mode of number ``index`` (n,) of each galaxy."""
-    rows = torch.arange(len(index), device=index.device)
-    return Mode(*(torch.stack(each, 1)[rows, index] for each in zip(*modes, strict=True)))
-
-
-# --- the posterior ----------------------------------------------------------------------------
-
-
-def to_parameters(priors: Priors, x: Tensor, zred: Tensor) -> Tensor:
-    """Parameters (n, p) of standard normal numbers x (n, p), at the known redshifts (n,)."""
-    parameters = priors.from_normal(x.clamp(-LARGEST_X, LARGEST_X))
-    i = priors.names.index("zred")
-    known = torch.where(zred.isnan(), parameters[:, i], zred)
-    return torch.cat([parameters[:, :i], known[:, None], parameters[:, i + 1 :]], 1)
-
-
-def to_flux(magnitude: Tensor) -> Tensor:
-    """uJy."""
-    return torch.exp((AB_ZERO_POINT - magnitude) / POGSON)
-
-
-def log_posterior(emulator: Emulator, data: Photometry, x: Tensor) -> Tensor:
-    """ln posterior density (n,) of x (n, p), up to a constant."""
-    parameters = to_parameters(emulator.priors, x, data.fixed_zred)
-    flux = to_flux(emulator.emulate(parameters))
-    errors = emulator.errors(parameters)
-    zred = parameters[:, emulator.priors.names.index("zred")]
-    return _log_posterior(data, x, flux, errors, zred)
-
-
-def _log_posterior(
-    data: Photometry, x: Tensor, flux: Tensor, errors: Errors, zred: Tensor
-) -> Tensor:
-    """The same from the model's fluxes (n, bands), their errors, and redshifts (n,)."""
-    square = x.square().sum(1) + _pull(data, zred)[0].square()
-    return _log_likelihood(data, flux, errors) - 0.5 * square
-
-
-def _pull(data: Photometry, zred: Tensor) -> tuple[Tensor, Tensor]:
-    """(known redshift - zred) in its errors, (n,), and 1 / error; 0 where it is exact or free."""
-    counted = (data.zred_error > 0) & ~data.zred.isnan()
-    weight = torch.where(counted, 1 / data.zred_error, 0.0)
-    return torch.where(counted, (data.zred - zred) * weight, 0.0), weight
-
-
-def _log_likelihood(data: Photometry, flux: Tensor, errors: Errors) -> Tensor:
-    slope = flux / POGSON  # |d flux / d mag|
-    variance = data.error.square() + slope.square() * errors.variance
-    variance = torch.where(data.measured, variance, torch.inf)
-    residual = torch.where(data.measured, data.flux - flux, 0.0)
-    measured = woodbury(residual, variance, slope[..., None] * errors.factor)
-    width = (data.error.square() + slope.square() * errors.total()).sqrt()
-    below = torch.special.log_ndtr((data.flux - flux) / width)
-    return measured + torch.where(data.limited, below, 0.0).sum(1)
 
 
 # --- where fits begin -------------------------------------------------------------------------
@@ -269,7 +124,7 @@ class Linear(NamedTuple):
 
     def log_posterior(self, data: Photometry, x: Tensor) -> Tensor:
         """At the same x."""
-        return _log_posterior(data, x, self.flux, self.errors, self.zred)
+        return log_posterior_at(data, x, self.flux, self.errors, self.zred)
 
     def where(self, better: Tensor, other: "Linear") -> "Linear":
         """``other`` for the galaxies in the mask ``better`` (n,)."""
@@ -388,7 +243,7 @@ def _normal_equations(data: Photometry, x: Tensor, linear: Linear) -> tuple[Tens
         second = torch.where(data.limited, ratio * (ratio + t) / width.square(), 0.0)
         gradient = gradient + (slopes.mT @ first[..., None].double())[..., 0]
         precision = precision + slopes.mT @ (second.clamp_min(0)[..., None] * slopes)
-    pull, pull_weight = _pull(data, linear.zred)
+    pull, pull_weight = redshift_pull(data, linear.zred)
     slope = pull_weight * linear.zred_slope
     gradient[:, linear.zred_index] += pull * slope
     precision = precision + torch.eye(x.shape[1]).to(precision)
@@ -414,71 +269,4 @@ def predicted_fluxes(emulator: Emulator, data: Photometry, mode: Mode) -> tuple[
     root = cholesky(mode.precision)
     slopes = linear.slopes.mT.to(root)
     scatter = torch.linalg.solve_triangular(root, slopes, upper=False).square().sum(1).to(mode.x)
-    own = (linear.flux / POGSON).square() * linear.errors.total()
-    return linear.flux, (scatter + own).sqrt()
-
-
-# --- draws ------------------------------------------------------------------------------------
-
-
-def laplace_of(modes: list[Mode], noise: Tensor) -> Tensor:
-    """Draws (galaxies, modes, draws, p) of each mode's normal, by standard ``noise`` (draws, p)."""
-    every = []
-    for mode in modes:
-        root = cholesky(mode.precision)
-        each = noise.T.to(root).expand(len(root), -1, -1)
-        step = torch.linalg.solve_triangular(root.mT, each, upper=True)
-        every.append(mode.x[:, None] + step.mT.to(mode.x))
-    return torch.stack(every, 1)
-
-
-def even_noise(n_draws: int, p: int, seed: int) -> Tensor:
-    """Standard normal numbers (draws, p) that fill space evenly, each with its opposite.
-
-    Quantiles of so many independent ones would be off by 0.1 of the width.
-    """
-    sobol = torch.quasirandom.SobolEngine(p, scramble=True, seed=seed)
-    half = torch.special.ndtri(sobol.draw(n_draws // 2 + 1).clamp(1e-6, 1 - 1e-6))
-    return torch.stack([half, -half], 1).flatten(0, 1)[:n_draws]
-
-
-def laplace_draws(modes: list[Mode], n_draws: int, seed: int) -> Tensor:
-    """Draws of x, (galaxies, draws, p), from the modes' normals, in proportion to evidence."""
-    first = modes[0]
-    n, p = first.x.shape
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.stack([mode.log_evidence() for mode in modes], 1).softmax(1)
-    edges = weight.cumsum(1)
-    place = torch.rand(n_draws, generator=generator).to(edges) + torch.arange(n_draws).to(edges)
-    chosen = torch.searchsorted(edges, (place / n_draws).expand(n, -1).contiguous())
-    chosen = chosen.clamp_max(len(modes) - 1)
-    noise = even_noise(n_draws, p, seed).to(first.x)
-    index = chosen[:, None, :, None].expand(-1, -1, -1, p)
-    draws = laplace_of(modes, noise).gather(1, index)[:, 0]
-    return draws.clamp(-LARGEST_X, LARGEST_X)
-
-
-@torch.no_grad()
-def ensemble_draws(
-    emulator: Emulator,
-    data: Photometry,
-    modes: list[Mode],
-    walkers: int,
-    steps: int,
-    n: int,
-    seed: int,
-    ensembles: int = 2,
-) -> Tensor:
-    """Draws of x, (galaxies, ensembles, walkers, n, p), see `models.inference.ensemble.sample`.
-
-    Walkers begin at draws of Laplace's approximation, in modes in proportion to their evidence.
-    """
-    galaxies = torch.arange(len(data.flux), device=data.flux.device)
-
-    def target(x: Tensor) -> Tensor:
-        rows = data.rows(galaxies.repeat_interleave(x.shape[1]))
-        return log_posterior(emulator, rows, x.flatten(0, 1)).reshape(x.shape[:2])
-
-    start = laplace_draws(modes, walkers * ensembles, seed)
-    start = start.unflatten(1, (walkers, ensembles)).transpose(1, 2)  # modes in each ensemble
-    return sample(target, start, steps, n, seed)
+    return linear.flux, (scatter + linear.emulator_variance()).sqrt()

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from orrery.models.sed_emulator import fitting
 from orrery.models.sed_emulator.covariance import Errors
-from orrery.models.sed_emulator.fitting import Emulator, Library, Mode, Photometry
+from orrery.models.sed_emulator.fitting import Library
 from orrery.models.sed_emulator.networks import Network
+from orrery.models.sed_emulator.posterior import Emulator, Mode, Photometry
 from orrery.physics.sps.priors import Priors
 
 
@@ -21,7 +22,7 @@ class Trained(Emulator, Protocol):
 
 
 class SomeBands:
-    """The `fitting.Emulator` of the ``bands`` (m,), places among those of a trained one."""
+    """The `posterior.Emulator` of the ``bands`` (m,), places among those of a trained one."""
 
     priors: Priors
 

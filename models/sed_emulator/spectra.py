@@ -4,15 +4,17 @@ What has a closed form is not learned: sums over bins, dust and what it emits, t
 filters, the broadening by velocities and by a spectrograph.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from orrery.models.sed_emulator.ages import YOUNG_EDGES, mass_at_nodes, nodes
+from orrery.models.sed_emulator.basis import LEAST_SCATTER, principal_components
+from orrery.models.sed_emulator.exact_light import Populations
 from orrery.models.sed_emulator.networks import N_COMPONENTS, OCTAVES, Network, perceptron
-from orrery.physics.sps.attenuation import BIRTH_CLOUD_AGE, behind_dust, reemitted
+from orrery.physics.sps.attenuation import behind_dust, reemitted
 from orrery.physics.sps.filters import Filter
 from orrery.physics.sps.observed import (
     LYMAN_LIMIT,
@@ -32,30 +34,21 @@ from orrery.physics.sps.population import (
     LOG_STEP,
     N_FINE,
     N_PIXELS,
-    N_YOUNG,
     Population,
-    age_edges,
     fine_wavelengths,
     wavelengths,
 )
-from orrery.physics.sps.star_formation import StarFormation, bin_edges
+from orrery.physics.sps.star_formation import StarFormation
 from orrery.physics.sps.synthesis import (
     DUST,
     NEBULAR,
     RATIOS,
     Synthesis,
     linear_weights,
-    nebular_continuum,
 )
 
 FINE = slice(N_PIXELS, N_PIXELS + N_FINE)  # of the pixels of both grids
 EXAMPLES = 160  # training galaxies of whose components the basis is made
-# weights of pixels in the basis: of the common grid over the fine one, and of what is rarely seen
-COARSE, IONISING, FAR_INFRARED = 2.0, 0.2, 0.1
-FAR = 1e5  # Angstrom
-FAINT = 1e-4  # of the mean of the fine grid: fainter pixels count as if they were as bright
-ROUNDING = 1e-9  # of the largest entry of a matrix that is to be positive definite
-LEAST_SCATTER = 1e-5  # of outputs of the network in the training set
 FAINTEST_LINE = 1e-6  # of the brightest line: fainter ones are learned as this
 LOSS_CORNER = 0.005  # relative: larger errors count linearly
 LINE_CORNER = 0.05
@@ -162,7 +155,12 @@ class SpectrumNetwork(Network):
         few = self.columns(parameters[:EXAMPLES])
         spectra, _ = Populations(synthesis.population, self.nebular).components(few)
         shapes = spectra / spectra[..., FINE].mean(2, keepdim=True)
-        self._set_basis(shapes.double())
+        found = principal_components(shapes.double(), self.wavelength, len(self.basis))
+        self.basis.copy_(found.vectors)
+        self.pixel_scale.copy_(found.pixel_scale)
+        self.center.copy_(found.center)
+        self.spread.copy_(found.spread)
+        self.root.copy_(found.root)
         self.learn_from(synthesis.population)
         _, brightness, lines = self._targets(parameters[: 10 * EXAMPLES])
         self.brightness.copy_(_mean_and_scatter(brightness))
@@ -171,33 +169,6 @@ class SpectrumNetwork(Network):
     def learn_from(self, population: Population) -> None:
         """Have the targets of `loss` at hand, which come from the populations themselves."""
         self._populations = Populations(population, self.nebular, self._project)
-
-    def _set_basis(self, shapes: Tensor) -> None:
-        """Principal components of ``shapes`` (n, components, pixels), and their scales."""
-        weight = torch.ones_like(shapes[0, 0])
-        weight[:N_PIXELS] *= COARSE
-        weight[self.wavelength < LYMAN_LIMIT] *= IONISING
-        weight[self.wavelength > FAR] *= FAR_INFRARED
-        rows = shapes.flatten(0, 1)
-        scale = weight / rows.clamp_min(FAINT).log().mean(0).exp()
-        scaled = rows * scale
-        _, vectors = torch.linalg.eigh(scaled @ scaled.T)
-        components = vectors[:, -len(self.basis) :].flip(1).T @ scaled
-        basis = torch.linalg.qr(components.T)[0].T / scale
-        self.pixel_scale.copy_(scale)
-        self.basis.copy_(basis)
-        for j, each in enumerate(shapes.unbind(1)):
-            size = (weight / each.clamp_min(FAINT)).square().mean(0) / weight.square().sum()
-            metric = (basis * size) @ basis.T
-            metric = metric + ROUNDING * metric.max() * torch.eye(len(basis)).to(metric)
-            root = torch.linalg.cholesky(metric)
-            shape = (each * scale) @ (basis * scale).T
-            relative = (shape - shape.mean(0)) @ root
-            _, scatter, axes = torch.linalg.svd(relative, full_matrices=False)
-            scatter = (scatter / len(each) ** 0.5).clamp_min(LEAST_SCATTER)
-            self.center[j] = shape.mean(0)
-            self.root[j] = root
-            self.spread[j] = (scatter[:, None] * axes) @ torch.linalg.inv(root)
 
     def _project(self, light: Tensor) -> Tensor:
         """Coefficients (..., k) of spectra (..., pixels), and their means on the fine grid."""
@@ -472,55 +443,6 @@ class SpectrumNetwork(Network):
         strength = self.rest_lines(parameters)
         # without the (1 + z) of fluxes by frequency; 1 uJy is 1e-29 erg/s/cm^2/Hz
         return microjansky(strength, zred, logmass) / (1 + zred[:, None]) * 1e-11
-
-
-class Populations:
-    """Light of the components of galaxies, exact: sums of tables of populations.
-
-    ``project`` (..., pixels) -> (..., q): a linear function of spectra, by default themselves.
-    """
-
-    def __init__(
-        self,
-        population: Population,
-        nebular: bool,
-        project: Callable[[Tensor], Tensor] = lambda light: light,
-    ) -> None:
-        stars = torch.cat([population.luminosity, population.fine], -1)
-        edges = age_edges().float()[: N_YOUNG + 1].clamp_max(BIRTH_CLOUD_AGE)
-        share = (edges.diff() / BIRTH_CLOUD_AGE)[:, None]  # of stars in birth clouds, by age
-        young = (stars[:, :N_YOUNG] * share).sum(1)
-        self.nebular = nebular
-        self.metallicity, self.log_u = population.metallicity, population.log_u
-        if nebular:  # the gas takes all ionising photons of young stars
-            young[..., torch.cat([wavelengths(), fine_wavelengths()]) < LYMAN_LIMIT] = 0
-            gas = (nebular_continuum(population) * share).sum(2)
-            self.gas = project(gas)
-            self.lines = (population.lines * share).sum(2)
-        self.stars, self.young = project(stars), project(young)
-
-    def components(self, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Light (n, components, q) of 1 Msun formed in each, and lines (n, lines), Lsun."""
-        metals = linear_weights(10 ** p["logzsol"], self.metallicity.to(p["logzsol"]))
-        by_age = torch.einsum("nm,maq->naq", metals, self.stars)
-        light = torch.einsum("nja,naq->njq", _age_shares(p["zred"]), by_age)
-        light = torch.cat([(metals @ self.young)[:, None], light], 1)
-        if not self.nebular:
-            return light, light.new_zeros(len(light), 0)
-        metals = linear_weights(10 ** p["gas_logz"], self.metallicity.to(metals))
-        ions = linear_weights(p["gas_logu"], self.log_u.to(metals))
-        weight = (metals[:, :, None] * ions[:, None]).flatten(1)
-        gas = weight @ self.gas.flatten(0, 1)
-        return torch.cat([light, gas[:, None]], 1), weight @ self.lines.flatten(0, 1)
-
-
-def _age_shares(zred: Tensor) -> Tensor:
-    """Of the mass of bins of star formation, without birth clouds: shares by age, (n, 7, ages)."""
-    edges, ages = bin_edges(zred), age_edges().to(zred)
-    low = torch.cat([torch.full_like(edges[:, :1], BIRTH_CLOUD_AGE), edges[:, 1:-1]], 1)[..., None]
-    high = edges[:, 1:, None]
-    overlap = torch.minimum(high, ages[1:]) - torch.maximum(low, ages[:-1])
-    return overlap.clamp_min(0) / (high - low)
 
 
 def _mean_and_scatter(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rich import print as print_table
 
 from orrery import progress
-from orrery.checkpoint import component_name
+from orrery.checkpoint import name_of
 from orrery.datamodules.base import CatalogueData
 from orrery.datamodules.dataset import Dataset, GenerationRequest
 from orrery.evaluation import flagged
@@ -269,11 +269,6 @@ def refuse_lacking(model: Component, data: Dataset) -> None:
             f"is for components whose rows are densities, such as zephyr and gyro. Carry the "
             f"column into the predictions: data.keep=[{data.group_by}]"
         )
-
-
-def name_of(model: Component) -> str:
-    """``zephyr``, of its class."""
-    return component_name(type(model).__module__)
 
 
 def _metadata(model: Component, title: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""How many rows of a catalogue are flagged, or unlike those trained on, in sentences.
+"""Sentences on the shares of a catalogue's rows that are flagged, or unlike the training set.
 
-A single row's flag says little of a whole catalogue: one that is unlike the training set may have
-few rows beyond all training rows, and nearly all of them in its tail.
+Flags of single rows are not enough: of a catalogue that is unlike the training set, few rows may be
+beyond all training rows, and yet nearly all of them in its tail.
 """
 
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ def remarks(
 
 
 def unanswered(columns: Mapping[str, Output], rows: Mapping[str, np.ndarray]) -> bool:
-    """Whether not one row has an answer: the first column is NaN in all of them."""
+    """Whether no row has a prediction: the first column is NaN in all of them."""
     first = rows.get(next(iter(columns)))
     return first is not None and len(first) > 0 and bool(np.isnan(first).all())
 

@@ -143,7 +143,7 @@ def _flags_and_remarks(model: Component, rows: Mapping[str, np.ndarray], n: int)
     found = flagged.shares(model.columns, rows)
     remarks = flagged.remarks(model.columns, found, n, model.record["metrics"])
     if flagged.unanswered(model.columns, rows):
-        remarks.insert(0, "not one row has an answer: is each column the right one?")
+        remarks.insert(0, "no row has a prediction: is each column the right one?")
     for remark in remarks:
         warnings.warn(remark, stacklevel=4)
     return {"flags": flagged.summary(model.columns, found), "remarks": remarks}

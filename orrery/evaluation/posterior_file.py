@@ -14,7 +14,7 @@ SAMPLED = {"posterior": ("chain", "draw"), "posterior_predictive": ("chain", "dr
 
 
 def check_draws(path: str | Path) -> None:
-    """Refuse a file that `write_draws` cannot write: to be asked before there are draws."""
+    """Raise for a file that `write_draws` could not write, before the draws are computed."""
     path = Path(path)
     if path.suffix != ".nc":
         raise ValueError(f"output={path}: posterior draws are written as NetCDF, <name>.nc")

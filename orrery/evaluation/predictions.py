@@ -24,10 +24,10 @@ EXAMPLES = 256  # rows, evenly spread, whose input and arrays (densities) are ke
 
 
 class Column:
-    """Numbers that are appended to, in memory that is allocated once.
+    """A growing array of numbers, in memory that is allocated once.
 
-    Thousands of small arrays, kept between the large ones of the batches, would leave the process
-    with memory in pieces, which grows with the catalogue.
+    Thousands of small arrays, kept between the large ones of the batches, would fragment the heap,
+    more so the larger the catalogue.
     """
 
     def __init__(self, size: int, dtype: np.dtype[Any]) -> None:
@@ -115,7 +115,7 @@ class Predictions(L.Callback):
     def on_predict_batch_start(
         self, trainer: L.Trainer, model: Any, batch: dict[str, Any], batch_idx: int, *_: Any
     ) -> None:
-        """Take ``carried`` out of the batch; try one row, so that nothing is predicted in vain."""
+        """Take ``carried`` out of the batch; try one row first, so that errors come at once."""
         self.carried = batch.pop("carried")
         nowhere = self.path is None and self.carried.group is None
         if batch_idx or not (nowhere or not self.holds_vectors or self.only_scalars):
@@ -207,7 +207,7 @@ class Predictions(L.Callback):
         self.summary = flagged.summary(model.columns, self.shares)
         if flagged.unanswered(model.columns, self.rows):
             raise ValueError(
-                f"{label}: not one row has an answer, and nothing is written; {self.summary}. Is "
+                f"{label}: no row has a prediction, and nothing is written; {self.summary}. Is "
                 f"each column the right one, in the right unit? data.columns.<role>=<column>"
             )
         self.remarks = flagged.remarks(

@@ -1,4 +1,4 @@
-"""The page a person opens after an evaluation: one self-contained HTML file."""
+"""The report of an evaluation: one self-contained HTML file."""
 
 import math
 from base64 import b64encode

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: metrics.json, figures and report.html."""
+"""Results of an evaluation in its folder: metrics.json, figures and report.html."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -68,7 +68,7 @@ def draw_figures(
 ) -> list[tuple[Path, str]]:
     """File and caption of each figure of ``figures.<component>``.
 
-    One that cannot be drawn is a warning: it does not cost the result of an evaluation.
+    A figure that fails gives a warning; the evaluation goes on without it.
     """
     drawn: list[tuple[Path, str]] = []
     if not find_spec(f"orrery.figures.{component}"):

@@ -16,7 +16,7 @@ def timings(
 ) -> dict[str, float]:
     """Process CPU time of each case on one thread, by the name of its metric: see `best_of_five`.
 
-    A case is a function and how many objects it serves.
+    A case is a function and the number of objects that it processes.
 
     ``*_per_second`` are counts per second, ``*_us`` microseconds and ``*_ms*`` milliseconds per
     count. ``matmul_1024_ms`` is

@@ -22,17 +22,3 @@ def log_mean_exp(x: Tensor, factor: Tensor) -> Tensor:
     safe = torch.where(near, torch.ones_like(x), x)
     ratio = torch.where(near, 1 + x / 2 + x * x / 6, torch.expm1(safe) / safe)
     return (factor * ratio).log()
-
-
-def power_law_fraction(age: Tensor, slope: Tensor, minimum: Tensor, maximum: Tensor) -> Tensor:
-    """Share of the events that have happened by ``age`` (Gyr): 0 before ``minimum``."""
-    age = torch.minimum(torch.maximum(age, minimum), maximum)
-    span, so_far = (maximum / minimum).log(), (age / minimum).log()
-
-    def grown(log_ratio: Tensor) -> Tensor:
-        x = (1 - slope) * log_ratio
-        near = x.abs() < 1e-3
-        safe = torch.where(near, torch.ones_like(x), x)
-        return log_ratio * torch.where(near, 1 + x / 2 + x * x / 6, torch.expm1(safe) / safe)
-
-    return grown(so_far) / grown(span)

@@ -47,15 +47,14 @@ def mock_catalogue(
 def _rows(
     ejections: Ejections, at: population.Ejected, potential: str, positions: bool
 ) -> dict[str, np.ndarray]:
-    kick = ejections.v_inf[..., None] * ejections.direction
     recoil = -ejections.v_inf_binary[..., None] * ejections.direction
-    cluster = torch.arange(kick.shape[1]).expand(kick.shape[:2])
+    cluster = torch.arange(recoil.shape[1]).expand(recoil.shape[:2])
     escapes = ejections.binary_escapes
 
     def both(star: Tensor, binary: Tensor) -> Tensor:
         return torch.cat([star.flatten(0, 1), binary[escapes]])
 
-    x, v = both(at.x, at.x), both(at.v + kick, at.v + recoil)
+    x, v = both(at.x, at.x), both(at.v + ejections.kick, at.v + recoil)
     stars = population.Ejected(x, v, both(at.time, at.time), both(at.flight, at.flight))
     J = population.action_vector(staeckel_actions(x, v, milky_way(potential).axisymmetric))
     columns = {

@@ -51,8 +51,7 @@ class Ejected(NamedTuple):
 
 def three_body_kicks(n: int, core: CoreStructure, generator: torch.Generator) -> Tensor:
     """Of encounters of three stars in the core, see `three_body`."""
-    ejections = draw_ejections(n, core.rho0, core.sigma0, core.v_esc, generator)
-    return ejections.v_inf[..., None] * ejections.direction
+    return draw_ejections(n, core.rho0, core.sigma0, core.v_esc, generator).kick
 
 
 def lognormal_kicks(median: float, sigma: float) -> Kick:

@@ -52,6 +52,11 @@ class Ejections(NamedTuple):
     probability: Tensor  # (clusters,), of encounters that eject a star
 
     @property
+    def kick(self) -> Tensor:
+        """Velocity of the star relative to the cluster, outside of it, (n, clusters, 3), km/s."""
+        return self.v_inf[..., None] * self.direction
+
+    @property
     def v_binary(self) -> Tensor:
         """Speed of the binary in the core, opposite to the star's, km/s."""
         return self.m_escaper * self.v / (self.m_1 + self.m_2)

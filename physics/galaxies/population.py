@@ -30,8 +30,8 @@ from orrery.physics.galaxies.photometry import (
 M_BRIGHT, M_FAINT = 18.0, 26.0
 COUNTS_SLOPE = 0.31  # d log10 N / dm of i-band counts: LSST Science Book (2009), eq. 3.7
 
-POPULATIONS = ("E/S0", "Sbc/Scd", "Irr")
-# Prior of Benitez (2000, ApJ 536, 571), eqs. 22-24 and Table 1, for I > 20; k_t as in his code BPZ.
+# Of the populations E/S0, Sbc/Scd and Irr: the prior of Benitez (2000, ApJ 536, 571), eqs. 22-24
+# and Table 1, for I > 20; k_t as in his code BPZ.
 ALPHA = (2.46, 1.81, 0.91)
 Z_0 = (0.431, 0.390, 0.063)
 K_M = (0.091, 0.0636, 0.123)
@@ -52,8 +52,8 @@ def simulate(
     """Draw n galaxies brighter than an *observed* i magnitude, observed after some years of LSST.
 
     Returns flux, flux_err (n, 6), uJy; detected (n, 6), bool; and the truth, each (n,): z, t, type
-    (index in POPULATIONS), mag_i. The error is the one a survey would quote: from the observed
-    flux, without the intrinsic scatter.
+    (0: E/S0, 1: Sbc/Scd, 2: Irr), mag_i. The error is the one a survey would quote: from the
+    observed flux, without the intrinsic scatter.
     """
     if n < 1:
         raise ValueError(f"simulate: n must be at least 1, got {n}")

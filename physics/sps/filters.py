@@ -74,11 +74,6 @@ def load_filter(text: str) -> Filter:
     )
 
 
-def filter_names() -> list[str]:
-    """Names of the filters of astro-sedpy; empty where it is not installed."""
-    return sorted(_collection())
-
-
 def filter_matrix(filters: Sequence[Filter], log_wavelength: Tensor) -> Tensor:
     """Weights (pixels, filters), float64, with which f_nu of pixels gives its means by filter.
 

@@ -48,16 +48,6 @@ def thermal_density(u: Tensor) -> Tensor:
     return torch.where((u > 0) & (u < U_MAX), p, torch.zeros_like(u))
 
 
-def thermal_sample(n: int, generator: torch.Generator) -> Tensor:
-    """Draws of |u| of a thermal distribution of eccentricities, (n,), float64.
-
-    u = sqrt(2 q t), q ~ Beta(1, 3) and t = sqrt(1 - U^2), U uniform.
-    """
-    first, second = torch.rand(2, n, generator=generator, dtype=torch.float64)
-    q = 1 - first ** (1 / 3)
-    return (2 * q * (1 - second.square()).sqrt()).sqrt()
-
-
 class Orbits(NamedTuple):
     """Where stars are on their orbits: each (n,)."""
 

@@ -129,9 +129,9 @@ def test_not_one_answer_is_an_error(model, stars, tmp_path, runs):
     words = [f"checkpoint={runs('gyro')}/best.ckpt", f"data.path={tmp_path}/stars.fits"]
     words += ["data.columns.bp_rp0=kelvin", f"output={tmp_path}/ages.fits"]
     done = command("evaluate.py", *words, f"hydra.run.dir={tmp_path}/run")
-    assert "not one row has an answer" in refusal(done) and "no_age 100%" in done.stderr
+    assert "no row has a prediction" in refusal(done) and "no_age 100%" in done.stderr
     assert not (tmp_path / "ages.fits").exists()
-    with pytest.warns(UserWarning, match="not one row has an answer"):
+    with pytest.warns(UserWarning, match="no row has a prediction"):
         model.predict(stars | {"kelvin": np.full(60, 5700.0)}, columns={"bp_rp0": "kelvin"})
 
 

@@ -26,7 +26,7 @@ from orrery.models.feniks.photometric_redshift import LEAST_ERROR_Z
 from orrery.models.feniks.redshift import flag
 from orrery.models.inference.threads import one_thread
 from orrery.models.sed_emulator import SedEmulator
-from orrery.models.sed_emulator.fitting import photometry
+from orrery.models.sed_emulator.posterior import photometry
 from orrery.physics.sps.cosmology import age_of_universe
 from orrery.physics.sps.star_formation import bin_edges
 from orrery.physics.sps.synthesis import RATIOS

@@ -31,6 +31,7 @@ from orrery.models.feniks.spectroscopic_redshift import (
 from orrery.models.feniks.spectrum_fit import DEFAULT, Fit, log_likelihood, prepared
 from orrery.models.feniks.templates import joint_library, prior_templates
 from orrery.models.sed_emulator import fitting
+from orrery.models.sed_emulator.posterior import Photometry, to_flux
 from orrery.physics.sps.emission import FWHM, H_BETA, O_III, instrument_sigma, line_shapes
 
 WAVELENGTH = torch.arange(19500, 23800, 16.0).double()
@@ -314,11 +315,11 @@ def test_broad_lines_beyond_the_spectrum_are_not_known(spectrum, library):
 
 
 @pytest.fixture(scope="module")
-def photometry(model, galaxy) -> fitting.Photometry:
+def photometry(model, galaxy) -> Photometry:
     with torch.no_grad():
-        flux = fitting.to_flux(model.emulate(galaxy))
+        flux = to_flux(model.emulate(galaxy))
     seen = torch.ones_like(flux, dtype=torch.bool)
-    return fitting.Photometry(flux, 0.05 * flux + 0.02, seen, ~seen, NOT_KNOWN, torch.zeros(1))
+    return Photometry(flux, 0.05 * flux + 0.02, seen, ~seen, NOT_KNOWN, torch.zeros(1))
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ from astropy.table import QTable, Table, vstack
 from conftest import ROOT, command
 from example_files import add, cluster_file
 
-from orrery import pretrained
-from orrery.checkpoint import read_checkpoint, restore
+from orrery import load
 from orrery.datamodules.gc_emulator.profile import GCProfile
 from orrery.models.gc_emulator.goodness_of_fit import description, goodness_of_fit
 from orrery.models.gc_emulator.profiles import ProfilesPosterior
@@ -32,7 +31,7 @@ TUC = ROOT.parent / "shared/data/gc/NGC0104.hdf"
 
 @pytest.fixture(scope="module")
 def model():
-    return restore(read_checkpoint(pretrained.find("gc_emulator"))).requires_grad_(False)
+    return load("gc_emulator").requires_grad_(False)
 
 
 def test_a_file_is_read_in_its_units_and_after_its_background(tmp_path):

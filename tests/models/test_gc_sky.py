@@ -10,8 +10,7 @@ import torch
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
-from orrery import pretrained
-from orrery.checkpoint import read_checkpoint, restore
+from orrery import load
 from orrery.datamodules.gc_emulator.stars import GCStars
 from orrery.models.gc_emulator.goodness_of_fit import star_fit
 from orrery.models.gc_emulator.inference import Draws, summary_metrics
@@ -30,14 +29,12 @@ PLACE = {"ra": 57.3, "dec": 28.6, "distance": 1.0, "pm_ra": 5.0, "pm_dec": -3.0,
 
 @pytest.fixture(scope="module")
 def model():
-    return restore(read_checkpoint(pretrained.find("gc_emulator"))).requires_grad_(False)
+    return load("gc_emulator").requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def anisotropic():
-    return restore(read_checkpoint(pretrained.find("gc_emulator_anisotropic"))).requires_grad_(
-        False
-    )
+    return load("gc_emulator_anisotropic").requires_grad_(False)
 
 
 def mock(**changes):

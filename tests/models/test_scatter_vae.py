@@ -183,7 +183,7 @@ def test_generated_stars_are_like_those_of_the_training_set(runs):
 
 
 def test_generated_stars_are_written_in_chunks_with_their_units(tmp_path, monkeypatch):
-    monkeypatch.setattr("orrery.models.scatter_vae.GENERATED_PER_CHUNK", 4)
+    monkeypatch.setattr("orrery.models.scatter_vae.generation.GENERATED_PER_CHUNK", 4)
     model = pretrained.load("scatter_vae")
     output = tmp_path / "mock.fits"
     generate(model, GenerationRequest(n=10), "", str(output), ["latent", "spectrum"])

@@ -19,11 +19,18 @@ from orrery.figures import sed_emulator as figures
 from orrery.figures import style
 from orrery.models.base import PredictedRows
 from orrery.models.inference.ensemble import worst_rhat
-from orrery.models.sed_emulator import SedEmulator, covariance, fitting
+from orrery.models.sed_emulator import SedEmulator, covariance
 from orrery.models.sed_emulator.covariance import ErrorNetwork, Errors, woodbury
-from orrery.models.sed_emulator.fitting import Photometry, maximise, photometry
+from orrery.models.sed_emulator.draws import ensemble_draws, laplace_draws
+from orrery.models.sed_emulator.fitting import maximise
 from orrery.models.sed_emulator.networks import POGSON, DirectNetwork, HistoryNetwork
 from orrery.models.sed_emulator.outputs import BIT, DERIVED_TEXT, QUANTILES
+from orrery.models.sed_emulator.posterior import (
+    Photometry,
+    log_posterior,
+    photometry,
+    to_parameters,
+)
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT
 from orrery.physics.sps.priors import Prior, Priors
 from orrery.physics.sps.star_formation import FIRST_EDGES
@@ -317,7 +324,7 @@ def test_draws_of_laplace_have_the_moments_of_the_posterior():
     toy = Toy()
     data = toy.observe(5, 0.3)
     mean, precision = toy.posterior(data)
-    draws = fitting.laplace_draws([maximise(toy, data, torch.zeros(5, 3))], 4000, 0).double()
+    draws = laplace_draws([maximise(toy, data, torch.zeros(5, 3))], 4000, 0).double()
     sigma = torch.linalg.inv(precision).diagonal(dim1=1, dim2=2).sqrt()
     assert float(((draws.mean(1) - mean) / sigma).abs().max()) < 0.1
     torch.testing.assert_close(draws.std(1), sigma, rtol=0.06, atol=0)
@@ -327,7 +334,7 @@ def test_modes_are_drawn_in_proportion_to_their_evidence():
     toy = Toy()
     mode = maximise(toy, toy.observe(3, 0.3), torch.zeros(3, 3))
     other = mode._replace(x=mode.x + 3, log_p=mode.log_p - math.log(3))
-    draws = fitting.laplace_draws([mode, other], 200, 0)
+    draws = laplace_draws([mode, other], 200, 0)
     near = (draws - mode.x[:, None]).norm(dim=2) < (draws - other.x[:, None]).norm(dim=2)
     np.testing.assert_allclose(near.float().mean(1), 0.75, atol=0.06)
 
@@ -336,7 +343,7 @@ def test_ensembles_agree_with_the_closed_form():
     toy = Toy()
     data = toy.observe(4, 0.3)
     mode = maximise(toy, data, torch.zeros(4, 3))
-    found = fitting.ensemble_draws(toy, data, [mode], 16, 800, 40, 0)
+    found = ensemble_draws(toy, data, [mode], 16, 800, 40, 0)
     mean, precision = toy.posterior(data)
     sigma = torch.linalg.inv(precision).diagonal(dim1=1, dim2=2).sqrt()
     assert found.shape == (4, 2, 16, 40, 3)
@@ -383,7 +390,7 @@ def test_a_limit_below_the_models_flux_takes_it_down_and_one_far_above_does_noth
     assert bool((pushed < flux - 0.1).all())
     # and it is a maximum: the gradient of the exact density is 0 there
     x = found.x.clone().requires_grad_()
-    fitting.log_posterior(toy, below, x).sum().backward()
+    log_posterior(toy, below, x).sum().backward()
     scale = found.precision.diagonal(dim1=1, dim2=2).sqrt()
     assert float((x.grad / scale).abs().max()) < 0.05
 
@@ -394,7 +401,7 @@ def test_a_known_redshift_is_kept_and_one_with_an_error_is_a_measurement():
     mean, precision = toy.posterior(data)
     value = toy.priors.from_normal(mean.float())[:, 2] + 0.5
     exact = maximise(toy, data._replace(zred=value), torch.zeros(8, 3))
-    at = fitting.to_parameters(toy.priors, exact.x, value)
+    at = to_parameters(toy.priors, exact.x, value)
     assert torch.equal(at[:, 2], value)
     assert torch.allclose(exact.x[:, 2], torch.zeros(8), atol=1e-4)  # the prior alone
     error = torch.full((8,), 0.1)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from orrery import load
-from orrery.models.sed_emulator import fitting
+from orrery.models.sed_emulator.fitting import MODE_DISTANCE, N_MODES, starts
+from orrery.models.sed_emulator.posterior import Photometry, pick, to_flux, to_parameters
 from orrery.models.sed_emulator.some_bands import SomeBands
 
 N = 96
@@ -31,33 +32,33 @@ def true(model) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def data(model, true) -> fitting.Photometry:
+def data(model, true) -> Photometry:
     """Photometry in all bands of the model."""
     with torch.no_grad():
-        flux = fitting.to_flux(model.emulate(true))
+        flux = to_flux(model.emulate(true))
     noise = torch.randn(flux.shape, generator=torch.Generator().manual_seed(4))
     seen = torch.ones_like(flux, dtype=torch.bool)
     free = torch.full((N,), torch.nan)
     error = torch.hypot(ERROR * flux, torch.tensor(SKY))
-    return fitting.Photometry(flux + error * noise, error, seen, ~seen, free, torch.zeros(N))
+    return Photometry(flux + error * noise, error, seen, ~seen, free, torch.zeros(N))
 
 
 def test_fits_begin_at_the_redshifts_of_the_library(model, emulator, data):
     few = emulator.of(data).rows(torch.arange(8))
-    begin = fitting.starts(emulator, few, emulator.library, fitting.N_MODES)
+    begin = starts(emulator, few, emulator.library, N_MODES)
     z = model.priors.from_normal(begin.flatten(0, 1))[:, model.names.index("zred")]
     gap = (torch.log1p(z)[:, None] - emulator.library.log_ratio).abs().amin(1)
     assert gap.max() < 1e-4
-    apart = torch.log1p(z).reshape(fitting.N_MODES, -1)
-    gaps = (apart[:, None] - apart)[~torch.eye(fitting.N_MODES, dtype=torch.bool)].abs()
-    assert gaps.min() > fitting.MODE_DISTANCE - 1e-4
+    apart = torch.log1p(z).reshape(N_MODES, -1)
+    gaps = (apart[:, None] - apart)[~torch.eye(N_MODES, dtype=torch.bool)].abs()
+    assert gaps.min() > MODE_DISTANCE - 1e-4
 
 
 def test_free_redshifts_of_well_observed_galaxies_are_found(model, emulator, data, true):
     with torch.no_grad():
         modes = emulator.modes(data)
     best = torch.stack([mode.log_evidence() for mode in modes], 1).argmax(1)
-    found = fitting.to_parameters(model.priors, fitting.pick(modes, best).x, data.zred)
+    found = to_parameters(model.priors, pick(modes, best).x, data.zred)
     i = model.names.index("zred")
     error = (found[:, i] - true[:, i]).abs() / (1 + true[:, i])
     assert (error > 0.15).float().mean() < 0.05

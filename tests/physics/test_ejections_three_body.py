@@ -9,7 +9,6 @@ from scipy import integrate, stats
 
 from orrery.physics.clusters.lowered_isothermal import G
 from orrery.physics.ejections import three_body
-from orrery.physics.ejections.spray import kicked
 from orrery.physics.ejections.three_body import (
     Encounters,
     draw_ejections,
@@ -164,17 +163,6 @@ def test_many_clusters_are_drawn_at_once_and_again_alike():
     assert float(first.probability[0]) > float(first.probability[1])
     alone = draw_ejections(3000, 1e4, 14.0, 60.0, generator(4))
     assert stats.ks_2samp(first.v[:, 1].numpy(), alone.v.numpy()).pvalue > 1e-3
-
-
-def test_a_kick_is_added_to_the_clusters_velocity():
-    e = draw_ejections(500, 1e4, torch.tensor([2.0, 14.0]), torch.tensor([5.0, 60.0]), generator())
-    x = torch.tensor([[8.0, 0.0, 1.0], [-3.0, 2.0, 0.0]], dtype=torch.float64)
-    v = torch.tensor([[0.0, 200.0, 0.0], [50.0, -100.0, 20.0]], dtype=torch.float64)
-    at, with_velocity = kicked(x, v, e)
-    assert torch.equal(at, x.expand(500, 2, 3))
-    torch.testing.assert_close((with_velocity - v).norm(dim=-1), e.v_inf)
-    alone = kicked(x[0], v[0], draw_ejections(500, *CORE, generator()))
-    assert alone[1].shape == (500, 3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""Ejected stars in the Galaxy: where they start, and with which velocity.
+"""Orbits of ejected stars from a cluster's centre, through its moving potential, to outside of it.
 
-`kicked`, the default, starts them outside the cluster with what is left of their speed. `from_core`
-starts them at its centre and follows them through its moving potential; the actions agree.
+The simulation starts them outside with what is left of their speed: a test compares both.
 """
 
 from collections.abc import Callable
@@ -30,18 +29,6 @@ class Departure(NamedTuple):
     away: Tensor  # bool; the others turned back, and are given where they did
 
 
-def kicked(x: Tensor, v: Tensor, ejections: Ejections) -> tuple[Tensor, Tensor]:
-    """Positions and velocities, (n, clusters, 3) each, of stars that have left their clusters.
-
-    ``x``, kpc, and ``v``, km/s, are the cluster's when it ejects the star: (clusters, 3) or
-    (n, clusters, 3), without the clusters' axis if the ejections are of one cluster. The star
-    starts at the cluster with the speed that is left outside it: right as long as the cluster's
-    radius is small on the scale of its orbit.
-    """
-    kick = ejections.v_inf[..., None] * ejections.direction
-    return x.expand_as(kick), v + kick
-
-
 def from_core(
     x: Tensor,
     v: Tensor,
@@ -52,9 +39,11 @@ def from_core(
 ) -> Departure:
     """Stars that start at the centre with their full speed, when ``radii`` r_t away from it.
 
-    ``x`` and ``v`` as in `kicked`. The star moves in the lowered isothermal model of ``core``
-    ((clusters,), or of one cluster), which moves in the ``galaxy``, by Runge-Kutta steps of order
-    4, each star with its own.
+    ``x``, kpc, and ``v``, km/s, are the cluster's when it ejects the star: (clusters, 3) or
+    (n, clusters, 3), without the clusters' axis if the ejections are of one cluster.
+
+    The star moves in the lowered isothermal model of ``core`` ((clusters,), or of one cluster),
+    which moves in the ``galaxy``, by Runge-Kutta steps of order 4, each star with its own.
     """
     shape = ejections.direction.shape
     clusters = torch.arange(core.W0.numel()).reshape(core.W0.shape).expand(shape[:-1]).flatten()

@@ -10,6 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from orrery.datamodules.band_names import (
+    in_other_letters,
+    near_columns,
+    of_other_instruments,
+    shortened,
+    suggested_settings,
+)
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.columns import CatalogueColumn, located
 from orrery.datamodules.photometry import (
@@ -19,17 +26,18 @@ from orrery.datamodules.photometry import (
     BandColumns,
     band_columns,
     column_of_band,
-    near_column,
 )
 from orrery.datamodules.sed_emulator import simulation
 from orrery.datamodules.sed_emulator.columns import DECLARED
 from orrery.datamodules.sed_emulator.defaults import BANDS, PARAMETERS, by_label
 from orrery.datamodules.sed_emulator.photometry import (
     Measured,
+    detected_flux,
     from_fluxes,
     from_magnitudes,
     lacks_error,
     looks_like_limits,
+    question_of_colours,
     question_of_unit,
 )
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT, deredden_flux
@@ -268,6 +276,7 @@ class SedEmulatorData(CatalogueData):
             return self._roles_of_seds(catalogue)
         self._refuse_shared_columns()
         self._warn_missing_bands(names)
+        self._warn_of_other_filters()
         roles: dict[str, CatalogueColumn] = {}
         for band in self.band_columns:
             roles |= self._roles_of_band(catalogue, band)
@@ -391,13 +400,15 @@ class SedEmulatorData(CatalogueData):
     # --- what is asked about columns ----------------------------------------------------------
 
     def _no_photometry_message(self, names: Sequence[str]) -> str:
+        likely = suggested_settings(names, list(self.bands)) or (
+            "data.columns.flux='{band}' data.columns.flux_err='{band}_err', for example"
+        )
         return (
             f"{self.label} has no photometry of the bands {', '.join(self.bands)} under the names "
             f"'{self.columns.get('flux', 'flux_{band}')}' or "
-            f"'{self.columns.get('mag', 'mag_{band}')}'. Its columns: {', '.join(names)}. Name "
-            f"yours, for example data.columns.flux='{{band}}' data.columns.flux_err='{{band}}_err',"
-            f" or band by band data.columns.flux_u=F1 data.columns.flux_err_u=E1; for magnitudes "
-            f"data.columns.mag and data.columns.mag_err"
+            f"'{self.columns.get('mag', 'mag_{band}')}'. Its columns: {shortened(names)}. Name "
+            f"yours: {likely}, or band by band data.columns.flux_u=F1 data.columns.flux_err_u=E1; "
+            f"for magnitudes data.columns.mag and data.columns.mag_err"
         )
 
     def _refuse_shared_columns(self) -> None:
@@ -424,13 +435,28 @@ class SedEmulatorData(CatalogueData):
             return
         taken = [name for c in self.band_columns.values() for name in (c.value, c.error, c.limit)]
         columns = [column_of_band(names, self.columns, kind, band) for band in missing]
-        near = {column: near_column(column, names, taken) for column in columns}
-        similar = [f"'{like}' to '{column}'" for column, like in near.items() if like]
+        near = near_columns(columns, names, taken)
+        similar = [f"'{like}' to '{column}'" for like, column in near.items()]
         hint = f"; of similar names are {', '.join(similar)}" if similar else ""
         self.warn_once(
             f"{self.label} lacks the bands {', '.join(missing)} (column '{columns[0]}'...), which "
             f"are taken as not observed{hint}; data.columns.{kind}_{missing[0]}={NO_BAND} says so "
             f"without this message"
+        )
+
+    def _warn_of_other_filters(self) -> None:
+        """Of columns that are, by their names, of another instrument or band than the filter."""
+        columns = {band: c.value for band, c in self.band_columns.items()}
+        other = of_other_instruments(columns, self.bands) | in_other_letters(columns, self.columns)
+        if not other:
+            return
+        text = ", ".join(f"'{name}' as {band} ({self.bands[band]})" for band, name in other.items())
+        band, name = next(iter(other.items()))
+        kind = self.band_columns[band].kind
+        self.warn_once(
+            f"{self.label}: columns that by their names may be of other filters than they are "
+            f"taken for: {text}. If so, name them by the right bands, such as data.columns.{kind}_"
+            f"vista_Y={name}, with their errors, and data.columns.{kind}_{band}={NO_BAND}"
         )
 
     def _ask_about_fluxes(self, catalogue: Catalogue, roles: Mapping[str, CatalogueColumn]) -> None:
@@ -451,6 +477,7 @@ class SedEmulatorData(CatalogueData):
                 f"data.error_floor"
             )
         unitless = []
+        fluxes: dict[str, np.ndarray] = {}
         for band, columns in self.band_columns.items():
             role = f"{columns.kind}_{band}"
             value, error = values[role], values[f"{columns.kind}_{columns.error_kind}_{band}"]
@@ -459,13 +486,27 @@ class SedEmulatorData(CatalogueData):
                 continue
             if question := question_of_unit(columns, value, error):
                 raise ValueError(f"{self.label}: {question}")
-            unitless += [columns.value] if columns.kind == "flux" else []
+            if columns.kind == "flux":
+                unitless.append(columns.value)
+                fluxes[band] = detected_flux(columns, value, error)
+        if question := question_of_colours(self._by_wavelength(fluxes)):
+            raise ValueError(f"{self.label}: {question}")
         if unitless:
             self.warn_once(
                 f"{self.label}: column {unitless[0]} and {len(unitless) - 1} more have no unit: "
                 f"taken as uJy. data.flux_zero_point=25 is for catalogues of EAZY, 23.9 says that "
                 f"they are uJy, and data.units.flux=mJy states another unit"
             )
+
+    def _by_wavelength(self, fluxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Column -> fluxes, of bands from blue to red; none where a filter's file is not here."""
+        try:
+            pivot = {band: pivot_wavelength(load_filter(self.bands[band])) for band in fluxes}
+        except (ValueError, OSError):
+            return {}
+        return {
+            self.band_columns[b].value: fluxes[b] for b in sorted(fluxes, key=pivot.__getitem__)
+        }
 
     def _say_assumed_units(self, roles: Mapping[str, CatalogueColumn]) -> None:
         """Without photometry, of which `_ask_about_fluxes` speaks."""

@@ -4,6 +4,8 @@ Fluxes are f_nu in uJy. Missing are NaN, -99 and its like (which are NaN here al
 without an error, and a flux of 0 with an error of 0. Negative fluxes are measurements.
 """
 
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ DETECTED = 3.0  # sigma
 TYPICAL_MAGNITUDES = (14.0, 30.5)
 MAX_LIMITS = 0.2  # share of a band's rows that equal their error, by chance
 LIKE_MAGNITUDES = 2.0  # ratio of the 99% and 1% quantiles: fluxes of galaxies differ by more
+LARGEST_COLOUR = 6.0  # mag: of neighbouring bands that both detect galaxies, their median
 SAME = 1e-6  # relative: a flux that is its error, also in single precision
 
 
@@ -149,6 +152,31 @@ def question_of_unit(columns: BandColumns, value: np.ndarray, error: np.ndarray)
         f"maggies), or the AB magnitude of a flux of 1, such as EAZY's data.flux_zero_point=25; "
         f"data.flux_zero_point=23.9 confirms uJy"
     )
+
+
+def detected_flux(columns: BandColumns, flux: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Fluxes (n,), NaN where they are not detected."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sigma = 1 / np.sqrt(error) if columns.error_kind == "ivar" else error
+        return np.where((sigma > 0) & (flux > DETECTED * sigma), flux, np.nan)
+
+
+def question_of_colours(fluxes: Mapping[str, np.ndarray]) -> str:
+    """Whether neighbouring bands are in different units; "" if their colours are those of galaxies.
+
+    ``fluxes``: column -> detected fluxes (n,), NaN where they are not, from blue to red.
+    """
+    for (blue, first), (red, second) in pairwise(fluxes.items()):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            colour = -2.5 * np.log10(first / second)
+        known = colour[np.isfinite(colour)]
+        if len(known) and abs(median := float(np.median(known))) > LARGEST_COLOUR:
+            return (
+                f"'{blue}' and '{red}' have no unit, and their median colour would be {median:.1f} "
+                f"mag, a factor of {10 ** (0.4 * abs(median)):,.0f} in flux: are they in different "
+                f"units? Each has its own by data.units.flux_<band>=nJy"
+            )
+    return ""
 
 
 def _question_of_magnitudes(columns: BandColumns, flux: np.ndarray) -> str:

@@ -24,7 +24,7 @@ from orrery.datamodules.batches import (
 )
 from orrery.datamodules.columns import CatalogueColumn, Column, columns_to_read, located
 from orrery.datamodules.dataset import Dataset
-from orrery.datamodules.values import BadValue, no_numbers
+from orrery.datamodules.values import BadValue, no_numbers, repeated_sentinels
 from orrery.tables import Catalogue, files_of, open_catalogue, read_table, sha256, where
 from orrery.tables.columns import is_unknown, known_unit, refuse_unknown, resolve, unused
 from orrery.tables.numbered import NumberedColumns, numbered_columns
@@ -334,8 +334,10 @@ class CatalogueData(Dataset):
         columns = {k: v for k, v in columns.items() if not k.startswith("keep:")}
         try:
             for role, column in roles.items():
-                columns[role] = column.values(columns[role], training)
+                cells = columns[role]
+                columns[role] = column.values(cells, training)
                 self._ask_about_unit(role, column, columns[role], training)
+                self._ask_about_stand_ins(column, cells)
             for role, declared in self.declared.items():
                 optional = declared.need(training) == "optional" and not declared.truth
                 if role not in columns and optional and declared.missing is not None:
@@ -358,6 +360,17 @@ class CatalogueData(Dataset):
         if training:
             raise ValueError(text)
         self.warn_once(f"{self.label}: {text}")
+
+    def _ask_about_stand_ins(self, column: CatalogueColumn, cells: np.ndarray) -> None:
+        """Where a possible value is repeated that surveys write for unknown, such as -999 km/s."""
+        if self.is_simulation or column.column.kind != "number" or column.column.special:
+            return
+        if found := repeated_sentinels(cells, column.sentinels):
+            self.warn_once(
+                f"{self.label}: column '{column.name}' holds {found} in several rows, and it is "
+                f"taken as measured. If it stands for unknown, set data.sentinels=[{found}]; this "
+                f"applies to every column"
+            )
 
     def _say_assumed_units(self, roles: Mapping[str, CatalogueColumn]) -> None:
         """Of columns that the user has named: those of the file have units in their names."""

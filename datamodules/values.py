@@ -9,7 +9,12 @@ LARGEST = 1e30  # from here on a number is a sentinel, or overflows in single pr
 
 
 # What surveys publish for "unknown", with either sign
-SENTINELS = (9.0, 99.0, 99.9, 99.99, 999.0, 999.9, 999.99, 9999.0, 99999.0)
+SENTINELS = (9.0, 99.0, 99.9, 99.99, 999.0, 999.9, 999.99, 9999.0, 9999.99, 99999.0)
+
+# Of these, and of -99 and its like, hardly any is measured in several objects
+UNLIKELY = (999.0, 999.9, 999.99, 9999.0, 9999.99, 99999.0)
+UNLIKELY_NEGATIVE = (-99.0, -99.9, -99.99)
+REPEATED = 3  # rows with one value, and this many times more than other values have
 
 
 class BadValue(ValueError):
@@ -97,3 +102,22 @@ def _likely_sentinels(values: np.ndarray) -> str:
     distinct, counts = np.unique(values[np.isfinite(values)], return_counts=True)
     likely = distinct[(counts >= 3) & equals_any(np.abs(distinct), SENTINELS)]
     return ",".join(f"{value:.6g}" for value in likely)
+
+
+def repeated_sentinels(cells: np.ndarray, known: Sequence[float] = ()) -> str:
+    """Numbers for "unknown" that several rows (rows,) hold, more than hold others; "" if none.
+
+    ``known``: those of which it is known already.
+    """
+    values = np.ma.filled(np.ma.asarray(cells), np.nan) if cells.dtype.kind == "f" else cells
+    if values.dtype.kind not in "if" or values.ndim != 1:
+        return ""
+    unlikely = np.array([*UNLIKELY, *(-x for x in UNLIKELY), *UNLIKELY_NEGATIVE])
+    mask = np.isin(values, [*unlikely, *unlikely.astype(np.float32)])
+    mask &= ~equals_any(values, known)
+    if mask.sum() < REPEATED:
+        return ""
+    usual = np.unique(values[np.isfinite(values) & ~mask], return_counts=True)[1]
+    least = REPEATED * max(1, float(np.median(usual)) if len(usual) else 1)
+    distinct, counts = np.unique(values[mask], return_counts=True)
+    return ",".join(f"{value:.6g}" for value in distinct[counts >= least])

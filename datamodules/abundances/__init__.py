@@ -46,6 +46,8 @@ class AbundanceData(CatalogueData):
             stated, abundances are taken as they are.
         solar_of_model: the scale that the model is in, found in training.
         limit_significance: sigma of the line, of limits of which the file does not say it.
+        quality_flags: whether abundances are left out whose flag (MG_FE_FLAG of APOGEE, flag_Mg_fe
+            of GALAH) is not 0.
         n_train: simulated stars to train on.
         n_test: simulated stars to test on.
         missing: share of simulated abundances that are not measured.
@@ -55,7 +57,7 @@ class AbundanceData(CatalogueData):
 
     declared: ClassVar = DECLARED
     decided_by_training: ClassVar = frozenset(("elements", "solar_of_model"))
-    of_one_file: ClassVar = frozenset(("solar", "limit_significance"))
+    of_one_file: ClassVar = frozenset(("solar", "limit_significance", "quality_flags"))
     may_be_zero: ClassVar = CatalogueData.may_be_zero | {"least_measured"}
 
     def __init__(
@@ -65,6 +67,7 @@ class AbundanceData(CatalogueData):
         solar: str | None = None,
         solar_of_model: str | None = None,
         limit_significance: float | None = None,
+        quality_flags: bool = True,
         n_train: int = 4000,
         n_test: int = 2000,
         missing: float = 0.4,
@@ -88,6 +91,7 @@ class AbundanceData(CatalogueData):
                 f"data.limit_significance is {limit_significance}; expected sigma, such as 3"
             )
         self.limit_significance = limit_significance
+        self.quality_flags = quality_flags
         self.n_train, self.n_test = n_train, n_test
         for name, share in (("missing", missing), ("limited", limited)):
             if not 0 <= share < 1:
@@ -97,7 +101,14 @@ class AbundanceData(CatalogueData):
     # --- reading ------------------------------------------------------------------------------
 
     def open_path(self, path: str) -> Catalogue:
-        catalogue, notes = open_abundances(path, self.group, self._given(), self.limit_significance)
+        catalogue, notes = open_abundances(
+            path,
+            self.group,
+            self._given(),
+            self.limit_significance,
+            self.sentinels,
+            self.quality_flags,
+        )
         self._say(notes)
         if not self.keep:  # who the stars are, where no other column is asked for
             roles = canonical_columns(catalogue.names, self._given())
@@ -105,7 +116,13 @@ class AbundanceData(CatalogueData):
         return catalogue
 
     def open_table(self, table: Any) -> Catalogue:
-        catalogue, notes = as_stars(read_table(table), self._given(), self.limit_significance)
+        catalogue, notes = as_stars(
+            read_table(table),
+            self._given(),
+            self.limit_significance,
+            self.sentinels,
+            self.quality_flags,
+        )
         self._say(notes)
         return catalogue
 

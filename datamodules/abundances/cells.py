@@ -127,8 +127,9 @@ def check_stars(
         known = np.isfinite(value)
         measured_any |= known
         where.refuse(
-            known & (np.abs(value) > (20 if role.endswith("logeps") else 9)), role, value,
-            "is no abundance in dex", "-9 to 9; if it stands for unknown, set data.sentinels",
+            known & (np.abs(value) >= (20 if role.endswith("logeps") else 9)), role, value,
+            "is no abundance in dex", "values between -9 and 9; if it stands for unknown, set "
+            "data.sentinels=[<value>]",
         )  # fmt: skip
         measurement, is_limit = known & (limit == MEASURED), known & (limit != MEASURED)
         error = columns.get(f"{role}_error")

@@ -1,5 +1,7 @@
 """Columns of stars with abundances, by role."""
 
+from typing import Literal
+
 import numpy as np
 
 from orrery.datamodules.columns import Column
@@ -10,8 +12,9 @@ ABOVE_ZERO = "above 0 where the abundance is measured; a limit's may be blank"
 
 
 def _dex(role: str, meaning: str, low: float = -np.inf, high: float = np.inf) -> Column:
+    ends: Literal["[]", "()"] = "()" if (low, high) == VALUE else "[]"  # 9 and -9 are sentinels
     return Column(
-        role, None, meaning, low, high, missing=np.nan, blank_only=True, training="chosen"
+        role, None, meaning, low, high, ends, missing=np.nan, blank_only=True, training="chosen"
     )
 
 

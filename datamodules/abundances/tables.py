@@ -29,7 +29,12 @@ from orrery.datamodules.abundances.structure_names import (
     structure_types,
     structures_of,
 )
-from orrery.physics.abundances.species import Label, read_label
+from orrery.datamodules.abundances.unreliable import (
+    WithoutUnreliable,
+    flags_of_quality,
+    note_on_flags,
+)
+from orrery.physics.abundances.species import Label, is_species, read_label, read_species
 from orrery.tables import Catalogue, files_of, open_catalogue, read_table
 from orrery.tables.columns import resolve
 from orrery.tables.derived import Derived
@@ -148,6 +153,8 @@ def open_abundances(
     group: str | None = None,
     given: Mapping[str, str] | None = None,
     limit_significance: float | None = None,
+    sentinels: Sequence[float] = (),
+    quality_flags: bool = True,
 ) -> tuple[Catalogue, list[str]]:
     """A catalogue with a row per star, and sentences for the user; see `as_stars`.
 
@@ -158,20 +165,59 @@ def open_abundances(
     if files and all(is_cluster_table(file) for file in files):
         made = read_cluster_tables(files)
         return MemoryCatalogue(made.columns, path), list(made.notes)
-    return as_stars(open_catalogue(path, group), given, limit_significance)
+    return as_stars(
+        open_catalogue(path, group), given, limit_significance, sentinels, quality_flags
+    )
 
 
 def as_stars(
     catalogue: Catalogue,
     given: Mapping[str, str] | None = None,
     limit_significance: float | None = None,
+    sentinels: Sequence[float] = (),
+    quality_flags: bool = True,
 ) -> tuple[Catalogue, list[str]]:
     """The catalogue with a row per star, and sentences for the user.
 
     It streams where `must_be_widened` says that it can. Else its canonical columns are held in
     memory, and of a table that had a row per star the others go on streaming. Where there is a
     structure and no type, `structure_types` are its column ``type``.
+
+    Abundances equal to one of ``sentinels``, and with ``quality_flags`` those whose flag is not 0
+    (`flags_of_quality`), are blank.
     """
+    flags = flags_of_quality(catalogue.names) if quality_flags else {}
+    of_flags = note_on_flags(catalogue, flags)
+    if flags or sentinels:
+        catalogue = WithoutUnreliable(catalogue, flags, sentinels)
+    unread = note_on_unread(catalogue.names, given)
+    catalogue, notes = _as_stars(catalogue, given, limit_significance)
+    return catalogue, of_flags + unread + notes
+
+
+def note_on_unread(names: Sequence[str], given: Mapping[str, str] | None = None) -> list[str]:
+    """That columns named by a species alone, MG1 and E_MG1 of Gaia-ESO, are not read, if any."""
+    lower = {name.lower() for name in names}
+    errors = ("e_{}", "{}_err", "{}_error")
+    unread = [
+        name for name in names
+        if len(name) > 1 and name not in (given or {}).values() and is_species(name)
+        and not lower.isdisjoint(form.format(name.lower()) for form in errors)
+    ]  # fmt: skip
+    if not unread:
+        return []
+    x = read_species(unread[0]).element.lower()
+    return [
+        f"{', '.join(unread[:12])}{' ...' * (len(unread) > 12)} are named by a species alone, and "
+        f"not read, for they may be log eps, [X/H] or [X/Fe]: say which, "
+        f"data.columns.{x}_logeps={unread[0]} data.columns.{x}_logeps_error=<its error>, or "
+        f"{x}_h, {x}_fe"
+    ]
+
+
+def _as_stars(
+    catalogue: Catalogue, given: Mapping[str, str] | None, limit_significance: float | None
+) -> tuple[Catalogue, list[str]]:
     if must_be_widened(catalogue, given):
         wide = widened(catalogue, given, limit_significance)
         if is_long(catalogue):

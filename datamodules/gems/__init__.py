@@ -39,9 +39,14 @@ PARALLAX_ZERO_POINT = -0.04  # mas, the mean of Gaia DR3 for faint stars: Lindeg
 GOOD_PARALLAX = 5.0  # errors: of stars to learn the field from
 FIELD = "field"
 TEST_SEED = 7919  # of the simulated test stars, to differ from those trained on
+MANY = 20  # stars, whose positions tell whether they are in degrees
 FEWEST_OF_FIELD = 100  # stars of a catalogue with a velocity, to learn the field from
 GALACTIC = (("l", "b"), ("glon", "glat"))  # names of places in Galactic coordinates
 
+# Names of radial velocities in surveys, and not of their errors
+VELOCITIES = re.compile(
+    r"(?i)^(?!.*(err|^e_|scatter|flag|nb_)).*(radial_vel|^rv|_rv$|rv_|vhelio|vrad|^hrv|v_?hel)"
+)
 
 NOT_THERE = {
     "radial_velocity": "there is no radial velocity, and all are thought possible: hosts are "
@@ -182,7 +187,8 @@ class GemsData(CatalogueData):
                  for role in self.declared}  # fmt: skip
         there = {r for r, column in found.items() if r in self.columns or column.name in names}
         lower = {name.lower() for name in names}
-        if not {"ra", "dec"} <= there and any(lower >= set(pair) for pair in GALACTIC):
+        lacks = not {"ra", "dec"} <= there and not lower >= {"ra", "dec"}
+        if lacks and any(lower >= set(pair) for pair in GALACTIC):
             raise ValueError(
                 f"{self.label}: there are Galactic coordinates, and no ra and dec; positions and "
                 f"proper motions are needed in ICRS: SkyCoord(l=..., b=..., pm_l_cosb=..., "
@@ -202,7 +208,11 @@ class GemsData(CatalogueData):
             of_what = role.removesuffix("_error")
             known = of_what == role or of_what in roles
             if role not in roles and known and not self.is_simulation:
-                self.warn_once(f"{self.label}: {text}; data.columns.{role}=<column>")
+                near = (
+                    [n for n in catalogue.names if VELOCITIES.search(n)] if of_what == role else []
+                )
+                likely = f" (near: {', '.join(near[:5])})" if near else ""
+                self.warn_once(f"{self.label}: {text}; data.columns.{role}=<column>{likely}")
         return roles
 
     def _distances(
@@ -229,6 +239,7 @@ class GemsData(CatalogueData):
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         n = len(columns["ra"])
         self._check_errors_of_velocity(columns)
+        self._ask_about_angles(columns["ra"], columns["dec"])
         batch = {}
         for role, column in self.declared.items():
             if column.kind == "text":
@@ -263,6 +274,24 @@ class GemsData(CatalogueData):
         bad = ~((error >= 0) & (error <= MOST_RV_ERROR)) & ~unknown
         name = str(self.columns.get("radial_velocity_error", "radial_velocity_error"))
         refuse(bad, name, error, "is not a valid error", f"km/s, {RV_ERRORS}", HINT)
+        exact_zero = (columns["radial_velocity"] == 0) & (error == 0)
+        refuse(exact_zero, name, error, "is the error of a radial velocity of exactly 0",
+               "a measurement, or a blank", "blank both where they are unknown")  # fmt: skip
+
+    def _ask_about_angles(self, ra: np.ndarray, dec: np.ndarray) -> None:
+        """Where stars all over the declinations are within the numbers of hours, or of radians."""
+        if self.is_simulation or len(ra) < MANY:
+            return
+        if np.abs(dec).max() <= np.pi / 2 and np.abs(ra).max() <= 2 * np.pi and np.ptp(ra) > np.pi:
+            unit = "radians: data.units.ra=rad data.units.dec=rad"
+        elif np.abs(ra).max() <= 24 and np.ptp(ra) > 12 and np.ptp(dec) > 60:
+            unit = "hours: data.units.ra=hourangle"
+        else:
+            return
+        self.warn_once(
+            f"{self.label}: all right ascensions are below {np.abs(ra).max():.3g}, and are taken "
+            f"as degrees; if they are {unit} says so"
+        )
 
     def _hosts(self, names: np.ndarray) -> np.ndarray:
         """Numbers of hosts: clusters', the field's, -1 where it is blank."""

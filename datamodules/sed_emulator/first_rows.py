@@ -1,6 +1,7 @@
 """Doubts about a catalogue's photometry that its first rows raise: which unit, and upper limits."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ from orrery.datamodules.columns import FEW, CatalogueColumn
 from orrery.datamodules.photometry import BandColumns
 from orrery.datamodules.sed_emulator.photometry import SAME, is_magnitude
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT
+from orrery.physics.sps.filters import load_filter, pivot_wavelength
 
 if TYPE_CHECKING:
     from orrery.datamodules.sed_emulator import SedEmulatorData
@@ -18,6 +20,7 @@ DETECTED = 3.0  # sigma
 TYPICAL_MAGNITUDES = (14.0, 30.5)
 MAX_LIMITS = 0.2  # share of a band's rows that equal their error, by chance
 LIKE_MAGNITUDES = 2.0  # ratio of the 99% and 1% quantiles: fluxes of galaxies differ by more
+LARGEST_COLOUR = 6.0  # mag: of neighbouring bands that both detect galaxies, their median
 
 
 def check_photometry(
@@ -36,6 +39,7 @@ def check_photometry(
             f"data.error_floor"
         )
     unitless = []
+    fluxes: dict[str, np.ndarray] = {}
     for band, columns in data.band_columns.items():
         role = f"{columns.kind}_{band}"
         value, error = values[role], values[f"{columns.kind}_{columns.error_kind}_{band}"]
@@ -44,13 +48,28 @@ def check_photometry(
             continue
         if question := _question_of_unit(columns, value, error):
             raise ValueError(f"{data.label}: {question}")
-        unitless += [columns.value] if columns.kind == "flux" else []
+        if columns.kind == "flux":
+            unitless.append(columns.value)
+            fluxes[band] = _detected_flux(columns, value, error)
+    if question := _question_of_colours(_by_wavelength(data, fluxes)):
+        raise ValueError(f"{data.label}: {question}")
     if unitless:
         data.warn_once(
             f"{data.label}: column {unitless[0]} and {len(unitless) - 1} more have no unit: "
             f"taken as uJy. data.flux_zero_point=25 is for catalogues of EAZY, 23.9 says that "
             f"they are uJy, and data.units.flux=mJy states another unit"
         )
+
+
+def _by_wavelength(
+    data: "SedEmulatorData", fluxes: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Column -> fluxes, of bands from blue to red; none where a filter's file is not here."""
+    try:
+        pivot = {band: pivot_wavelength(load_filter(data.bands[band])) for band in fluxes}
+    except (ValueError, OSError):
+        return {}
+    return {data.band_columns[b].value: fluxes[b] for b in sorted(fluxes, key=pivot.__getitem__)}
 
 
 def _warn_of_limits(
@@ -101,6 +120,31 @@ def _question_of_unit(columns: BandColumns, value: np.ndarray, error: np.ndarray
         f"maggies), or the AB magnitude of a flux of 1, such as EAZY's data.flux_zero_point=25; "
         f"data.flux_zero_point=23.9 confirms uJy"
     )
+
+
+def _detected_flux(columns: BandColumns, flux: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Fluxes (n,), NaN where they are not detected."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sigma = 1 / np.sqrt(error) if columns.error_kind == "ivar" else error
+        return np.where((sigma > 0) & (flux > DETECTED * sigma), flux, np.nan)
+
+
+def _question_of_colours(fluxes: Mapping[str, np.ndarray]) -> str:
+    """Whether neighbouring bands are in different units; "" if their colours are those of galaxies.
+
+    ``fluxes``: column -> detected fluxes (n,), NaN where they are not, from blue to red.
+    """
+    for (blue, first), (red, second) in pairwise(fluxes.items()):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            colour = -2.5 * np.log10(first / second)
+        known = colour[np.isfinite(colour)]
+        if len(known) and abs(median := float(np.median(known))) > LARGEST_COLOUR:
+            return (
+                f"'{blue}' and '{red}' have no unit, and their median colour would be {median:.1f} "
+                f"mag, a factor of {10 ** (0.4 * abs(median)):,.0f} in flux: are they in different "
+                f"units? Each has its own by data.units.flux_<band>=nJy"
+            )
+    return ""
 
 
 def _question_of_magnitudes(columns: BandColumns, flux: np.ndarray) -> str:

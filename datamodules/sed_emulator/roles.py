@@ -8,6 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from orrery.datamodules.band_names import (
+    in_other_letters,
+    near_columns,
+    of_other_instruments,
+    shortened,
+    suggested_settings,
+)
 from orrery.datamodules.columns import CatalogueColumn, located
 from orrery.datamodules.photometry import (
     FLUX_FIRST,
@@ -15,7 +22,6 @@ from orrery.datamodules.photometry import (
     BandColumns,
     band_columns,
     column_of_band,
-    near_column,
 )
 from orrery.physics.sps.filters import EAZY
 from orrery.tables import Catalogue
@@ -62,13 +68,15 @@ def _eazy_columns(data: "SedEmulatorData", names: Sequence[str]) -> dict[str, st
 
 
 def _no_photometry_message(data: "SedEmulatorData", names: Sequence[str]) -> str:
+    likely = suggested_settings(names, list(data.bands)) or (
+        "data.columns.flux='{band}' data.columns.flux_err='{band}_err', for example"
+    )
     return (
         f"{data.label} has no photometry of the bands {', '.join(data.bands)} under the names "
         f"'{data.columns.get('flux', 'flux_{band}')}' or "
-        f"'{data.columns.get('mag', 'mag_{band}')}'. Its columns: {', '.join(names)}. Name "
-        f"yours, for example data.columns.flux='{{band}}' data.columns.flux_err='{{band}}_err',"
-        f" or band by band data.columns.flux_u=F1 data.columns.flux_err_u=E1; for magnitudes "
-        f"data.columns.mag and data.columns.mag_err"
+        f"'{data.columns.get('mag', 'mag_{band}')}'. Its columns: {shortened(names)}. Name "
+        f"yours: {likely}, or band by band data.columns.flux_u=F1 data.columns.flux_err_u=E1; "
+        f"for magnitudes data.columns.mag and data.columns.mag_err"
     )
 
 
@@ -127,6 +135,7 @@ def roles_of_observed_galaxies(
     """Photometry, and a known redshift, reddening and true values where the catalogue has them."""
     _refuse_shared_columns(data, columns)
     _warn_of_missing_bands(data, columns, catalogue.names)
+    _warn_of_other_filters(data, columns)
     roles: dict[str, CatalogueColumn] = {}
     for band, of_band in columns.items():
         roles |= _roles_of_band(data, catalogue, band, of_band)
@@ -171,13 +180,29 @@ def _warn_of_missing_bands(
         return
     taken = [name for c in columns.values() for name in (c.value, c.error, c.limit)]
     expected = [column_of_band(names, data.columns, kind, band) for band in missing]
-    near = {column: near_column(column, names, taken) for column in expected}
-    similar = [f"'{like}' to '{column}'" for column, like in near.items() if like]
+    near = near_columns(expected, names, taken)
+    similar = [f"'{like}' to '{column}'" for like, column in near.items()]
     hint = f"; of similar names are {', '.join(similar)}" if similar else ""
     data.warn_once(
         f"{data.label} lacks the bands {', '.join(missing)} (column '{expected[0]}'...), which "
         f"are taken as not observed{hint}; data.columns.{kind}_{missing[0]}={NO_BAND} says so "
         f"without this message"
+    )
+
+
+def _warn_of_other_filters(data: "SedEmulatorData", columns: dict[str, BandColumns]) -> None:
+    """Of columns that are, by their names, of another instrument or band than the filter."""
+    names = {band: of_band.value for band, of_band in columns.items()}
+    other = of_other_instruments(names, data.bands) | in_other_letters(names, data.columns)
+    if not other:
+        return
+    text = ", ".join(f"'{name}' as {band} ({data.bands[band]})" for band, name in other.items())
+    band, name = next(iter(other.items()))
+    kind = columns[band].kind
+    data.warn_once(
+        f"{data.label}: columns that by their names may be of other filters than they are "
+        f"taken for: {text}. If so, name them by the right bands, such as data.columns.{kind}_"
+        f"vista_Y={name}, with their errors, and data.columns.{kind}_{band}={NO_BAND}"
     )
 
 

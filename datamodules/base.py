@@ -337,7 +337,7 @@ class CatalogueData(Dataset):
                 cells = columns[role]
                 columns[role] = column.values(cells, training)
                 self._ask_about_unit(role, column, columns[role], training)
-                self._ask_about_stand_ins(column, cells)
+                self._ask_about_stand_ins(column, cells, columns[role])
             for role, declared in self.declared.items():
                 optional = declared.need(training) == "optional" and not declared.truth
                 if role not in columns and optional and declared.missing is not None:
@@ -361,11 +361,13 @@ class CatalogueData(Dataset):
             raise ValueError(text)
         self.warn_once(f"{self.label}: {text}")
 
-    def _ask_about_stand_ins(self, column: CatalogueColumn, cells: np.ndarray) -> None:
+    def _ask_about_stand_ins(
+        self, column: CatalogueColumn, cells: np.ndarray, values: np.ndarray
+    ) -> None:
         """Where a possible value is repeated that surveys write for unknown, such as -999 km/s."""
         if self.is_simulation or column.column.kind != "number" or column.column.special:
             return
-        if found := repeated_sentinels(cells, column.sentinels):
+        if found := repeated_sentinels(cells[np.isfinite(values)], column.sentinels):
             self.warn_once(
                 f"{self.label}: column '{column.name}' holds {found} in several rows, and it is "
                 f"taken as measured. If it stands for unknown, set data.sentinels=[{found}]; this "

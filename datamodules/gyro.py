@@ -11,6 +11,7 @@ import torch
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.batches import PredictionBatch
 from orrery.datamodules.columns import CatalogueColumn, Column, located
+from orrery.datamodules.reddening import extinction_columns
 from orrery.datamodules.values import refuse
 from orrery.physics.rotation import colours, gyrochrones
 from orrery.physics.rotation.gyrochrones import (
@@ -173,6 +174,13 @@ class GyroData(CatalogueData):
         for role, column in self.declared.items():
             if column.training == "chosen" and role in self.columns:
                 roles[role] = located(self.declared, self.columns, catalogue, role)
+        is_corrected = not EBV_PER_MAG.keys().isdisjoint(self.columns)
+        found = extinction_columns(catalogue.names)
+        if colour and found and not is_corrected and not self.is_simulation:
+            self.warn_once(
+                f"{self.label}: {', '.join(found[:5])} not used, and '{colour}' is taken as "
+                f"dereddened. If it is not, name one: data.columns.ebv=<column> (or a_v, ebpminrp)"
+            )
         if both:
             roles.pop("bp_rp0", None)
         if not self.group_by:

@@ -1,6 +1,6 @@
 """Pairs of stars with their relative motion, to learn masses from; or single stars to weigh."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import torch
 
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.columns import FEW, CatalogueColumn, Column, located
+from orrery.datamodules.reddening import extinction_columns
 from orrery.datamodules.values import refuse
 from orrery.physics.wide_binaries import astrometry, motion, population
 from orrery.physics.wide_binaries.population import Population
@@ -231,7 +232,18 @@ class WideBinaryData(CatalogueData):
                 roles += positions  # which are then asked for
             else:
                 optional += positions if there(*positions) else []
+        self._ask_about_extinction(catalogue.names, bool(reddening))
         return {role: column(role) for role in (*roles, *(r for r in optional if there(r)))}
+
+    def _ask_about_extinction(self, names: Sequence[str], is_corrected: bool) -> None:
+        """Where the catalogue has an extinction that is not used."""
+        found = extinction_columns(names)
+        if found and not is_corrected and not self.is_simulation:
+            self.warn_once(
+                f"{self.label}: {', '.join(found[:5])} not used, and colours and magnitudes "
+                f"are taken as dereddened. If they are not, name a column of E(B - V), which is "
+                f"A_V / 3.1 or A_G / {EXTINCTION:g}: data.columns.ebv=<column>"
+            )
 
     def to_batch(self, columns: Mapping[str, np.ndarray], training: bool) -> Rows:
         if "bp_rp1" in columns:

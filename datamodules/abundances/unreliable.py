@@ -72,7 +72,7 @@ class WithoutUnreliable(Derived):
 def is_flagged(cells: np.ndarray, column: str, of: str) -> np.ndarray:
     """Mask (rows,) of the flags that are not 0; a blank is 0."""
     try:
-        given = np.ma.asarray(np.where(cells == "", "0", cells), float)
+        given: np.ma.MaskedArray = np.ma.asarray(np.where(cells == "", "0", cells), float)
         flags: np.ndarray = np.ma.filled(given, 0.0)
     except (TypeError, ValueError) as error:
         raise ValueError(

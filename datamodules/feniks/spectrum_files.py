@@ -18,6 +18,7 @@ from orrery.datamodules.feniks.spectrum_columns import (
     BRIGHT,
     EXAMPLE,
     FAINT,
+    LINE_SPREAD,
     SpectrumSettings,
     is_logarithm,
     length_unit,
@@ -29,12 +30,14 @@ from orrery.datamodules.feniks.spectrum_columns import (
 from orrery.datamodules.feniks.spectrum_covariance import covariance_of, with_good_pixels
 from orrery.datamodules.feniks.spectrum_formats import WCS, Columns, columns_of_file
 from orrery.datamodules.feniks.spectrum_resolution import resolution_of, with_pixels
-from orrery.datamodules.values import LARGEST, equals_any
+from orrery.datamodules.values import LARGEST, REPEATED, equals_any, repeated_sentinels
 from orrery.physics.galaxies.photometry import AB_ZERO_POINT
 from orrery.physics.sps.population import in_vacuum
 from orrery.tables.columns import without_maggies
 
+K_BAND = (19_000.0, 25_000.0)  # Angstrom
 FEWEST = 20  # good pixels of a spectrum
+LOWEST_SIGNAL, HIGHEST_SIGNAL = 0.02, 3000.0  # over noise, of the median pixel
 SCATTER_WINDOW = 101  # pixels, in which noise is taken as constant
 
 Say = Callable[[str], None]
@@ -105,6 +108,14 @@ def observed(columns: Columns, settings: SpectrumSettings, path: str, say: Say) 
         good = good & np.isfinite(error) & (error > 0)
     _refuse_few(good, flux, order[part], path)
     _refuse_unusual(flux[good], path)
+    _ask_about_noise(flux[good] / error[good], say)
+    first, last = middle[good][[0, -1]]
+    if settings.resolution == LINE_SPREAD and not (K_BAND[0] < first and last < K_BAND[1]):
+        say(
+            f"the spectrograph's resolution is taken as {LINE_SPREAD:g}, that of MOSFIRE in K; "
+            f"data.resolution=<wavelength over FWHM> states another, such as 1000 of NIRSpec's "
+            f"medium gratings"
+        )
     if covariance is not None:
         covariance = with_good_pixels(covariance[part, part], good, path)
     width = np.median(np.diff(edges, axis=1)[good, 0])
@@ -232,6 +243,7 @@ def _measured(
     flux_unit = _density(settings, columns, "flux", found["flux"])
     factor = to_microjansky(flux_unit, middle, found["flux"], "flux", path)
     unknown = equals_any(values["flux"], settings.sentinels)
+    _refuse_repeated(values["flux"], found["flux"], settings, path)
     flux = np.where(unknown, np.nan, values["flux"]) * factor
     covariance = covariance_of(columns, settings, order, factor, flux_unit, path)
     if covariance is not None:
@@ -247,6 +259,10 @@ def _measured(
         good &= values["mask"] == 0  # a mask that is blank is not 0
     if "good" in values:
         good &= np.nan_to_num(values["good"]) != 0
+    zero = good & (flux == 0)  # of which noise leaves hardly one
+    if zero.sum() >= REPEATED:
+        say(f"{int(zero.sum()):,} pixels whose '{found['flux']}' is exactly 0 are not used")
+        good &= ~zero
     return flux, error, good, covariance and covariance[1]
 
 
@@ -336,6 +352,25 @@ def _refuse_other_bands(
         f"wavelength_range={low:,.0f} to {high:,.0f} is expected: a spectrum of another band, or "
         f"wavelengths in another unit, which data.spectrum.units.wavelength states"
     )
+
+
+def _refuse_repeated(flux: np.ndarray, name: str, settings: SpectrumSettings, path: str) -> None:
+    """Raise where pixels have a number that stands for unknown."""
+    if found := repeated_sentinels(flux, settings.sentinels):
+        raise ValueError(
+            f"{path}: column '{name}' holds {found} in several pixels, which is no flux; if it "
+            f"stands for unknown, set data.sentinels=[{found}]"
+        )
+
+
+def _ask_about_noise(signal_to_noise: np.ndarray, say: Say) -> None:
+    """Where errors are so large, or so small, that their unit is probably another."""
+    median = float(np.median(np.abs(signal_to_noise)))
+    if not LOWEST_SIGNAL < median < HIGHEST_SIGNAL:
+        say(
+            f"the median signal to noise of a pixel is {median:.2g}: are the errors in the unit of "
+            f"the flux? data.spectrum.units.error=<unit> states theirs"
+        )
 
 
 def _refuse_few(good: np.ndarray, flux: np.ndarray, rows: np.ndarray, path: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orrery.datamodules.band_names import shortened, suggested_settings
 from orrery.datamodules.base import CatalogueData, Rows
 from orrery.datamodules.columns import CatalogueColumn, Column, located
 from orrery.datamodules.photometry import (
@@ -204,6 +205,8 @@ class ZephyrData(CatalogueData):
             if columns.error_kind == "ivar" and name == columns.error:
                 of_flux = units.get(columns.value)
                 unit = unit or (of_flux and of_flux**-2)
+            elif role == "flux_err":
+                unit = unit or units.get(columns.value)
             roles[f"{role}_{band}"] = CatalogueColumn(family, name, unit)
         return roles
 
@@ -239,12 +242,14 @@ class ZephyrData(CatalogueData):
 
     def _no_photometry_message(self, names: Sequence[str]) -> str:
         bands = f"of the bands {', '.join(self.bands)}" if self.bands else "in any band"
+        likely = suggested_settings(names, self.bands or list("ugrizy")) or (
+            "for example data.columns.mag='{band}_mag' data.columns.mag_err='{band}_magerr'"
+        )
         return (
             f"{self.label} has no photometry {bands} under the names "
             f"'{self.columns.get('mag', 'mag_{band}')}' and "
-            f"'{self.columns.get('mag_err', 'mag_err_{band}')}'. Its columns: {', '.join(names)}. "
-            f"Name yours, for example data.columns.mag='{{band}}_mag' "
-            f"data.columns.mag_err='{{band}}_magerr', or band by band data.columns.mag_u=UMAG "
+            f"'{self.columns.get('mag_err', 'mag_err_{band}')}'. Its columns: {shortened(names)}. "
+            f"Name yours, {likely}, or band by band data.columns.mag_u=UMAG "
             f"data.columns.mag_err_u=UERR; for fluxes data.columns.flux and data.columns.flux_err"
         )
 
@@ -276,8 +281,9 @@ class ZephyrData(CatalogueData):
     def _warn_unitless_fluxes(self, catalogue: Catalogue) -> None:
         """Magnitudes are AB by default; fluxes without a unit may be anything."""
         pairs = self.band_columns.values()
-        fluxes = [name for p in pairs if p.kind == "flux" for name in (p.value, p.error)]
-        unitless = [name for name in fluxes if name not in catalogue.units]
+        fluxes = [p for p in pairs if p.kind == "flux" and p.value not in catalogue.units]
+        names = [name for p in fluxes for name in (p.value, p.error)]
+        unitless = [name for name in names if name not in catalogue.units]
         if unitless and not self.is_simulation:
             more = f" and {len(unitless) - 1} more have" if len(unitless) > 1 else " has"
             self.warn_once(

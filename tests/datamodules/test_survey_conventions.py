@@ -10,8 +10,13 @@ from astropy.table import Table
 from orrery.datamodules.abundances import AbundanceData
 from orrery.datamodules.band_names import suggested_settings
 from orrery.datamodules.feniks import FeniksData
+from orrery.datamodules.feniks.spectrum_files import read_spectra
 from orrery.datamodules.gems import GemsData
+from orrery.datamodules.gyro import GyroData
+from orrery.datamodules.mass_net import WideBinaryData
+from orrery.datamodules.reddening import extinction_columns
 from orrery.datamodules.values import repeated_sentinels
+from orrery.datamodules.zephyr import ZephyrData
 
 N = 24
 IRON = np.linspace(-2.5, -1.5, N)
@@ -211,3 +216,81 @@ def test_repeated_sentinels_are_those_that_no_rounding_explains():
     assert repeated_sentinels(np.where(np.arange(200) < 9, 999.99, velocities).astype("f4"))
     assert repeated_sentinels(np.where(np.arange(200) < 9, -999.0, velocities), [-999.0]) == ""
     assert repeated_sentinels(np.round(RANDOM.uniform(990, 1010, 4000))) == ""
+
+
+# --- spectra ------------------------------------------------------------------------------------
+
+
+def spectrum(tmp_path, first=19_600.0, **changed):
+    """What is read of 80 pixels of 1 uJy, error 0.2, and what is said of them."""
+    columns = {"wave_vac": first + 10 * np.arange(80), "flux": np.ones(80), "err": np.full(80, 0.2)}
+    table = Table(columns | changed, units={"wave_vac": "AA", "flux": "uJy"})
+    table.write(tmp_path / "1.ecsv", overwrite=True)
+    said: list[str] = []
+    (read,) = read_spectra(tmp_path / "1.ecsv", None, said.append).values()
+    return read, " ".join(said)
+
+
+def test_a_usual_spectrum_raises_no_question(tmp_path):
+    read, said = spectrum(tmp_path)
+    assert read.good.all() and not said
+
+
+def test_the_mask_of_esos_spectra_is_read(tmp_path):
+    read, _ = spectrum(tmp_path, QUAL=np.where(np.arange(80) < 7, 16, 0))
+    assert read.good.sum() == 73
+
+
+def test_pixels_of_exactly_zero_are_gaps(tmp_path):
+    read, said = spectrum(tmp_path, flux=np.where(np.arange(80) < 9, 0.0, 1.0))
+    assert read.good.sum() == 71 and "9 pixels whose 'flux' is exactly 0" in said
+
+
+def test_a_flux_that_stands_for_unknown_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'flux' holds -99 .*sentinels=\[-99\]"):
+        spectrum(tmp_path, flux=np.where(np.arange(80) < 9, -99.0, RANDOM.normal(1, 0.2, 80)))
+
+
+def test_errors_in_another_unit_are_asked_about(tmp_path):
+    assert "data.spectrum.units.error" in spectrum(tmp_path, err=np.full(80, 200.0))[1]
+
+
+def test_a_resolution_that_is_not_stated_is_said_outside_k(tmp_path):
+    assert "3600, that of MOSFIRE in K" in spectrum(tmp_path, first=14_500.0)[1]
+
+
+# --- extinction, and units of errors ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ag_gspphot", "ebpminrp_gspphot", "E(B-V)", "EBV", "A_V", "av50"])
+def test_an_extinction_that_is_not_used_is_said(name):
+    data = WideBinaryData()
+    data.split = "all"
+    data.table = Table({"bp_rp": [1.0], "abs_g": [5.5], name: [0.3]})
+    with pytest.warns(UserWarning, match=r"not used, and colours .* dereddened"):
+        next(data.prediction_batches())
+
+
+def test_names_of_other_quantities_are_no_extinction():
+    names = ["ag_x", "a", "parallax", "g0", "age", "ra", "dec", "flag", "av_n", "bp_rp", "vbroad"]
+    assert extinction_columns(names) == []
+
+
+def test_a_colour_that_may_be_reddened_is_asked_about():
+    data = GyroData(columns={"bp_rp0": "bp_rp"})
+    data.split = "all"
+    data.table = Table({"prot_d": [10.0], "bp_rp": [1.0], "ag_gspphot": [0.3]})
+    with pytest.warns(UserWarning, match=r"ag_gspphot not used, and 'bp_rp' is taken as"):
+        next(data.prediction_batches())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_error_without_a_unit_has_that_of_its_flux():
+    flux = RANDOM.lognormal(8, 0.3, N)
+    table = {"flux_g": flux, "flux_err_g": flux / 20, "flux_r": flux, "flux_err_r": flux / 20}
+    rows = []
+    for units in ({"flux": "nJy"}, {"flux": "nJy", "flux_err": "nJy"}):
+        data = ZephyrData(bands=["g", "r"], units=units)
+        data.table, data.split = Table(table), "all"
+        rows.append(next(data.prediction_batches()))
+    torch.testing.assert_close(rows[0], rows[1])

@@ -18,7 +18,6 @@ from orrery.datamodules.feniks.spectrum_columns import (
     BRIGHT,
     EXAMPLE,
     FAINT,
-    LINE_SPREAD,
     SpectrumSettings,
     is_logarithm,
     length_unit,
@@ -35,7 +34,6 @@ from orrery.physics.galaxies.photometry import AB_ZERO_POINT
 from orrery.physics.sps.population import in_vacuum
 from orrery.tables.columns import without_maggies
 
-K_BAND = (19_000.0, 25_000.0)  # Angstrom
 FEWEST = 20  # good pixels of a spectrum
 LOWEST_SIGNAL, HIGHEST_SIGNAL = 0.02, 3000.0  # over noise, of the median pixel
 SCATTER_WINDOW = 101  # pixels, in which noise is taken as constant
@@ -109,13 +107,6 @@ def observed(columns: Columns, settings: SpectrumSettings, path: str, say: Say) 
     _refuse_few(good, flux, order[part], path)
     _refuse_unusual(flux[good], path)
     _ask_about_noise(flux[good] / error[good], say)
-    first, last = middle[good][[0, -1]]
-    if settings.resolution == LINE_SPREAD and not (K_BAND[0] < first and last < K_BAND[1]):
-        say(
-            f"the spectrograph's resolution is taken as {LINE_SPREAD:g}, that of MOSFIRE in K; "
-            f"data.resolution=<wavelength over FWHM> states another, such as 1000 of NIRSpec's "
-            f"medium gratings"
-        )
     if covariance is not None:
         covariance = with_good_pixels(covariance[part, part], good, path)
     width = np.median(np.diff(edges, axis=1)[good, 0])

@@ -276,11 +276,12 @@ def test_wavelengths_in_any_unit_of_the_file_or_by_size(tmp_path, unit, factor):
         return
     low, high = (15_000.0, 23_800.0) if unit != "nm" else (12_000.0, 23_800.0)
     wave = np.linspace(low, high, N)
-    spectrum = read(tmp_path, table(wavelength=wave * factor), say=say)
+    spectrum = read(tmp_path, table(wavelength=wave * factor), say=say, resolution=3000)
     np.testing.assert_allclose(spectrum.wavelength, wave, rtol=1e-7)
     assert say[0].startswith(f"wavelengths have no unit, and are taken as {unit}")
     say.clear()
-    read(tmp_path, table(wavelength=wave * factor), say=say, units={"wavelength": unit})
+    stated = {"units": {"wavelength": unit}, "resolution": 3000}
+    read(tmp_path, table(wavelength=wave * factor), say=say, **stated)
     assert not say
 
 

@@ -201,8 +201,8 @@ def _warn_of_other_filters(data: "SedEmulatorData", columns: dict[str, BandColum
     kind = columns[band].kind
     data.warn_once(
         f"{data.label}: columns that by their names may be of other filters than they are "
-        f"taken for: {text}. If so, name them by the right bands, such as data.columns.{kind}_"
-        f"vista_Y={name}, with their errors, and data.columns.{kind}_{band}={NO_BAND}"
+        f"taken for: {text}. If so, name them by the right bands, data.columns.{kind}_<band>="
+        f"{name}, with their errors, and data.columns.{kind}_{band}={NO_BAND}"
     )
 
 

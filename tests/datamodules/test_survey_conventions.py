@@ -10,6 +10,7 @@ from astropy.table import Table
 from orrery.datamodules.abundances import AbundanceData
 from orrery.datamodules.band_names import suggested_settings
 from orrery.datamodules.feniks import FeniksData
+from orrery.datamodules.feniks.spectrum_columns import read_settings
 from orrery.datamodules.feniks.spectrum_files import read_spectra
 from orrery.datamodules.gems import GemsData
 from orrery.datamodules.gyro import GyroData
@@ -226,8 +227,8 @@ def spectrum(tmp_path, first=19_600.0, **changed):
     columns = {"wave_vac": first + 10 * np.arange(80), "flux": np.ones(80), "err": np.full(80, 0.2)}
     table = Table(columns | changed, units={"wave_vac": "AA", "flux": "uJy"})
     table.write(tmp_path / "1.ecsv", overwrite=True)
-    said: list[str] = []
-    (read,) = read_spectra(tmp_path / "1.ecsv", None, said.append).values()
+    said, settings = [], read_settings({}, resolution=3600.0)
+    (read,) = read_spectra(tmp_path / "1.ecsv", settings, said.append).values()
     return read, " ".join(said)
 
 
@@ -253,10 +254,6 @@ def test_a_flux_that_stands_for_unknown_is_refused(tmp_path):
 
 def test_errors_in_another_unit_are_asked_about(tmp_path):
     assert "data.spectrum.units.error" in spectrum(tmp_path, err=np.full(80, 200.0))[1]
-
-
-def test_a_resolution_that_is_not_stated_is_said_outside_k(tmp_path):
-    assert "3600, that of MOSFIRE in K" in spectrum(tmp_path, first=14_500.0)[1]
 
 
 # --- extinction, and units of errors ------------------------------------------------------------

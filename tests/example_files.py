@@ -11,6 +11,7 @@ from astropy.table import MaskedColumn, Table
 
 from orrery.datamodules.abundances import AbundanceData
 from orrery.datamodules.dust import DustData
+from orrery.datamodules.feniks import FeniksData
 from orrery.datamodules.feniks.defaults import BANDS as DISTANT_BANDS
 from orrery.datamodules.feniks.spectra import FeniksSpectra
 from orrery.datamodules.gc_emulator.stars import GCStars
@@ -162,6 +163,10 @@ def feniks_files(folder: Path) -> None:
     known = {"ZSPEC": mocks["true_zred"], "EBV": np.full(4, 0.02)}
     files = {"file": np.array(["spec/K_11.fits", "", "", ""])}
     write(folder / "distant.fits", {"id": ids, **photometry, **known, **files})
+    nircam = {f"f{n}w": f"jwst_f{n}w" for n in ("090", "115", "150", "200", "277", "356", "444")}
+    in_space = FeniksData(bands=nircam, n_test=4, depth=28.0).simulate("test")
+    in_space = {name: v for name, v in in_space.items() if name.startswith("flux_")}
+    write(folder / "jwst.fits", {"id": ids} | in_space)
     for_eazy: dict = {"id": ids}
     for band, number in EAZY_NUMBERS.items():
         for_eazy[f"F{number}"] = photometry[f"flux_{band}"] / 0.3631

@@ -39,6 +39,7 @@ NARROW = (
     Group("Pa beta", (12821.6,), (1.0,)),
     Group("Pa alpha", (18756.1,), (1.0,)),
 )
+BEYOND = 9.0  # standard deviations, where a Gaussian is below 1e-17 of its peak
 H_BETA = Group("H beta", (4862.68,), (1.0,))
 O_III = Group("[O III]", (5008.24, 4960.30), (1.0, 1 / 2.98))
 
@@ -52,21 +53,26 @@ def line_shapes(
 ) -> Tensor:
     """f_nu (k, m, groups) of lines over that of the continuum, for an equivalent width of 1 A.
 
-    ``wavelength`` (m,): observed, Angstrom in vacuum; ``log_ratio`` (k,): ln(1 + z); ``sigma`` and
-    ``shift`` (k,) or numbers: width and redshift of the lines, km/s. The equivalent width is at
-    rest, of the first line of a group, over a continuum that is flat in f_nu.
+    ``wavelength`` (m,): observed, Angstrom in vacuum, rising; ``log_ratio`` (k,): ln(1 + z);
+    ``sigma`` and ``shift`` (k,) or numbers: width and redshift of the lines, km/s. The equivalent
+    width is at rest, of the first line of a group, over a continuum that is flat in f_nu.
     """
-    place = wavelength.double().log() - log_ratio.double()[:, None]  # ln of rest wavelengths
-    width = torch.as_tensor(sigma).to(place).expand(len(place))[:, None] / LIGHT_SPEED
-    moved = torch.as_tensor(shift).to(place).expand(len(place))[:, None] / LIGHT_SPEED
+    log_wavelength, ratio = wavelength.double().log(), log_ratio.double()[:, None]
+    width = torch.as_tensor(sigma).to(ratio).expand(len(ratio))[:, None] / LIGHT_SPEED
+    moved = ratio + torch.as_tensor(shift).to(ratio).expand(len(ratio))[:, None] / LIGHT_SPEED
+    reach = BEYOND * float(width.detach().max())
+    ends = moved.detach().aminmax()
     shapes = []
     for group in groups:
-        total = torch.zeros_like(place)
+        total = log_wavelength.new_zeros(len(ratio), len(log_wavelength))
         first = group.wavelength[0]
         for line, strength in zip(group.wavelength, group.strength, strict=True):
-            t = (place - math.log(line) - moved) / width
+            at = math.log(line)  # and beyond the ends there is nothing
+            near = torch.stack([ends.min + at - reach, ends.max + at + reach])
+            pixels = slice(*torch.searchsorted(log_wavelength, near).tolist())
+            t = (log_wavelength[pixels] - at - moved) / width
             # L_nu at the peak is L lambda / c sigma sqrt(2 pi)
-            total = total + strength * line / first * torch.exp(-0.5 * t * t)
+            total[:, pixels] += strength * line / first * torch.exp(-0.5 * t * t)
         shapes.append(total / (first * math.sqrt(2 * math.pi) * width))
     return torch.stack(shapes, -1)
 

@@ -188,8 +188,9 @@ def line_profiles(
     height = luminosity[:, near] * (line[near] / LIGHT).to(luminosity)  # by frequency
     height = height / (math.sqrt(2 * math.pi) * sigma[:, None])
     flux = luminosity.new_zeros(log_rest.shape)
+    first, last = at.detach().aminmax(dim=0)
     for i in range(len(place)):  # each where it is not negligible
-        touched = ((at.detach() - place[i]).abs() < reach).any(0).nonzero()[:, 0]
+        touched = ((last > place[i] - reach) & (first < place[i] + reach)).nonzero()[:, 0]
         if len(touched):
             part = slice(int(touched[0]), int(touched[-1]) + 1)
             shape = torch.exp(-0.5 * ((at[:, part] - place[i]) / sigma[:, None]).square())

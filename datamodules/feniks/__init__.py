@@ -216,9 +216,9 @@ class FeniksData(SedEmulatorData):
         )
 
     def _batch_of_mocks(self, mocks: Mocks) -> Rows:
-        """Their photometry as it is predicted, with true values."""
+        """As they are predicted, with true values."""
         other = copy.copy(self)
-        other.table, other.split = Table(FeniksData._catalogue_of(self, mocks)), "all"
+        other.table, other.split = Table(self._catalogue_of(mocks)), "all"
         batches = list(other.prediction_batches())
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 

@@ -24,6 +24,7 @@ SERVER.set_forkserver_preload(
         "orrery.train",
         "orrery.evaluate",
         "orrery.models.sed_emulator.covariance",
+        "orrery.models.abundances.history",
         "orrery.models.feniks.joint_posterior",
         "orrery.models.feniks.spectroscopic_redshift",
         "zuko",
@@ -63,6 +64,8 @@ def run_together(
 def save_time(report: bool, change: Callable[[str, object], object]) -> None:
     """``change`` what makes runs slow; figures and speeds of an evaluation are of a ``report``."""
     change("orrery.models.sed_emulator.covariance.STEPS", 300)
+    change("orrery.models.abundances.history.WARMUP", 40)
+    change("orrery.models.abundances.history.DRAWS", 40)
     change("orrery.models.feniks.joint_posterior.BETWEEN", 1)
     change("orrery.models.feniks.joint_posterior.STEPS", 12)
     change("orrery.models.feniks.joint_posterior.ATTEMPTS", 0)

@@ -56,7 +56,7 @@ def load_filter(text: str) -> Filter:
         return _eazy(text)
     known = _collection()
     if text in known:
-        return _read(text, known[text])
+        return _of_collection(text)
     if Path(text).is_file():
         return _read(text, Path(text))
     if not known:
@@ -219,6 +219,11 @@ def _eazy_curves() -> list[tuple[int, list[str]]]:
             curves.append((place + 1, lines[place : place + n_rows]))
             place += n_rows
     return curves
+
+
+@functools.cache
+def _of_collection(name: str) -> Filter:
+    return _read(name, _collection()[name])
 
 
 def _read(name: str, path: Path) -> Filter:

@@ -273,7 +273,7 @@ def _name_near_settings() -> None:
     for word in sys.argv[1:]:
         key, is_setting, _ = word.partition("=")
         near = get_close_matches(key, known)
-        is_ours = is_setting and not key.startswith("hydra.")
+        is_ours = is_setting and not key.startswith(("hydra.", "+"))  # + is for what Hydra lacks
         if is_ours and near and key not in known and word not in chosen:
             print(f"\nerror: no setting '{key}'; near: {', '.join(near)}", file=sys.stderr)
 

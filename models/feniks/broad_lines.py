@@ -13,6 +13,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from orrery.models.feniks.spectrum_fit import Data, Fit, broad_lines
@@ -122,4 +123,4 @@ def _log_gain(fit: Fit, products: Tensor, pull: Tensor, gram: Tensor, jitter: fl
 def probability(log_bayes_factor: float, prior: float = PRIOR) -> float:
     """Of a broad component."""
     odds = log_bayes_factor + math.log(prior / (1 - prior))
-    return 1 / (1 + math.exp(-odds))
+    return float(expit(odds))

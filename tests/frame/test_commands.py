@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from orrery import tracking
+from orrery.command_line import _name_near_settings
 from orrery.runs import claim_run_folder
 
 QUICK = ["model=zephyr", "experiment=zephyr_quick"]
@@ -89,6 +90,16 @@ def test_a_mistyped_setting_is_named(runs):
     assert "no setting 'pth'; near: path" in message
     message = refused("train.py", "model.lerning_rate=1", "hydra.run.dir=nowhere")
     assert "lerning_rate" in message and "no setting 'hydra.run.dir'" not in message
+
+
+def test_no_setting_is_doubted_where_a_run_of_known_ones_ended_in_an_error(monkeypatch, capsys):
+    words = ["train.py", "model=gyro", "++data.batch_size=10"]
+    monkeypatch.setattr(sys, "argv", words)
+    _name_near_settings()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "argv", [*words, "data.batch_sizes=10"])
+    _name_near_settings()
+    assert "no setting 'data.batch_sizes'; near: data.batch_size" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_held_out_rows_asks_for_a_catalogue(tmp_path):

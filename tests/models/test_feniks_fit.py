@@ -293,6 +293,7 @@ def test_a_broad_line_is_found_where_it_is_and_none_is_not(model, galaxy, spectr
         log_bayes.append(found.broad.log_bayes_factor)
     assert log_bayes[0] < 1 and log_bayes[1] > 10
     assert probability(log_bayes[0]) < 0.2 and probability(log_bayes[1]) > 0.99
+    assert (probability(-1e4), probability(1e4)) == (0, 1)  # of spectra with little noise
     assert found.broad.shift == pytest.approx(500, abs=400)
     assert found.broad.fwhm == pytest.approx(3000, rel=0.4)
     chi2 = []

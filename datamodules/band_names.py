@@ -1,4 +1,4 @@
-"""What the names of columns of photometry say of bands: patterns, and instruments."""
+"""Names of columns of photometry: the patterns they follow, and the instruments they name."""
 
 import re
 from collections import Counter

@@ -7,7 +7,7 @@ from astropy.io import fits
 
 from orrery.physics.sps.observed import FWHM
 
-# Nominal, of NIRSpec's gratings (Jakobsen et al. 2022, A&A 661, A80, table 1)
+# Nominal, of NIRSpec's gratings (Jakobsen et al. 2022, A&A 661, A80)
 GRATINGS = {
     f"G{band}{kind}": resolution
     for kind, resolution in (("M", 1000.0), ("H", 2700.0))
@@ -18,7 +18,7 @@ LINE_SPREAD = 3600.0  # of MOSFIRE in K
 
 
 def grating(headers: Sequence[fits.Header]) -> str | None:
-    """What the keyword GRATING of a file says, "G235M", or None."""
+    """The grating by the keyword GRATING of a file's headers, such as G235M; None without it."""
     for header in headers:
         if text := str(header.get("GRATING", "")).strip().upper():
             return text

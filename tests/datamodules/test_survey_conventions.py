@@ -223,7 +223,7 @@ def test_repeated_sentinels_are_those_that_no_rounding_explains():
 
 
 def spectrum(tmp_path, first=19_600.0, **changed):
-    """What is read of 80 pixels of 1 uJy, error 0.2, and what is said of them."""
+    """The spectrum read from a file of 80 pixels of 1 uJy +- 0.2, and the messages, joined."""
     columns = {"wave_vac": first + 10 * np.arange(80), "flux": np.ones(80), "err": np.full(80, 0.2)}
     table = Table(columns | changed, units={"wave_vac": "AA", "flux": "uJy"})
     table.write(tmp_path / "1.ecsv", overwrite=True)
